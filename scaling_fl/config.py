@@ -1,0 +1,220 @@
+"""The configuration of a run: plain values, validated once, with messages that name key, value and remedy."""
+
+import ast
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaling_fl import tasks
+from scaling_fl.errors import UserError
+
+# Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (site.py).
+OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
+
+
+def _key(
+    default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, free: bool = False
+) -> Any:
+    """A configuration key: `valid` values are `expected`; a `free` one may change when a job is resumed."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "expected": expected, "valid": valid, "free": free}
+    )
+
+
+def _at_least(minimum: int) -> dict[str, Any]:
+    return {"expected": f"a whole number, {minimum} or more", "valid": lambda value: value >= minimum}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run is told. `from_mapping` is the only way in for values that a user typed."""
+
+    site_ids: tuple[int, ...] = _key(
+        (0, 0),
+        "one site, and one process, per entry: the index of its GPU; -1 is the CPU",
+        "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
+        lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
+        free=True,  # but not their number: see `check_resumable`
+    )
+    num_rounds: int = _key(10, "rounds of local training and aggregation", **_at_least(1), free=True)
+    num_local_epochs: int = _key(1, "passes over its own shard that a site makes in a round", **_at_least(1))
+    iid_split: bool = _key(True, "True: examples are dealt at random; False: sorted by label, then cut (non-IID)")
+    task_name: str = _key(
+        "agnews",
+        "what is classified",
+        f"one of {', '.join(tasks.names())}",
+        lambda name: name in tasks.names(),
+    )
+    train_path: str | None = _key(None, "training file: a local path, s3://… or gs://…", free=True)
+    test_path: str | None = _key(None, "test file: a local path, s3://… or gs://…", free=True)
+    text_column: str | None = _key(
+        None, "column that holds the text; agnews: Description (default), Title or Title+Description"
+    )
+    label_column: str | None = _key(None, "column that holds the label (task csv)")
+    max_train_examples: int | None = _key(
+        None, "train on so many rows only, drawn with `data_seed` in the proportions of the labels", **_at_least(1)
+    )
+    max_test_examples: int | None = _key(None, "test on so many rows only, drawn likewise", **_at_least(1))
+    model: str = _key("distilbert", "distilbert, bert, albert, tiny, a hub id, or a local folder")
+    max_seq_len: int = _key(128, "tokens kept of each text, special tokens included", **_at_least(4))
+    optimiser: str = _key(
+        "adamw",
+        "local optimiser, started afresh in each round",
+        f"one of {', '.join(OPTIMISERS)}",
+        OPTIMISERS.__contains__,
+    )
+    learning_rate: float = _key(
+        5e-5, "of the local optimiser", "a number above 0", lambda rate: 0 < rate < float("inf")
+    )
+    weight_decay: float = _key(
+        0.0,
+        "of the local optimiser; biases and norms are spared",
+        "a number, 0 or more",
+        lambda d: 0 <= d < float("inf"),
+    )
+    batch_size: int = _key(32, "examples per local step", **_at_least(1))
+    val_batch_size: int = _key(512, "examples per evaluation batch", **_at_least(1), free=True)
+    group_by_length: bool = _key(
+        True, "True: batches of similar lengths, formed inside shuffled windows of 50 batches; False: plain shuffle"
+    )
+    eval_every: int = _key(1, "rounds between evaluations; rounds 0 and last always", **_at_least(1), free=True)
+    seed: int = _key(20210201, "drives new head, order of the examples, dropout", **_at_least(0))
+    data_seed: int = _key(58923, "drives shards (and which rows `max_…_examples` keep)", **_at_least(0))
+    threads_per_site: int | None = _key(
+        None, "CPU threads of a site; default: cores ÷ sites", **_at_least(1), free=True
+    )
+    job_name: str | None = _key(
+        None,
+        "name of the job; the same name resumes from `checkpoints_dir`; default: a new one each time",
+        "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+        lambda name: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name) is not None,
+    )
+    checkpoints_dir: str | None = _key(None, "folder for checkpoints and final model: local, s3:// or gs://", free=True)
+    checkpoint_every: int = _key(1, "rounds between checkpoints; the last round always", **_at_least(1), free=True)
+    author: str | None = _key(None, "who runs this; recorded", free=True)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Config":
+        """Validate what the user typed.
+
+        Raises `UserError` at the first key that is unknown, of the wrong type, or out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(fields)}"
+                raise UserError(f"{name}={values[name]!r}: there is no such key; {hint}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values (lists, not tuples), as Sacred and JSON want them."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    def check_resumable(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on with a job whose meaning would change.
+
+        `before` is the configuration in its checkpoint. Raises `UserError` naming each key with both values.
+        """
+        now = self.to_mapping()
+        changed = [
+            f"{field.name} was {before[field.name]!r}, is {now[field.name]!r}"
+            for field in dataclasses.fields(self)
+            if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
+        ]
+        if len(before["site_ids"]) != len(self.site_ids):
+            changed.append(f"the number of sites was {len(before['site_ids'])}, is {len(self.site_ids)}")
+        if changed:
+            raise UserError(
+                f"job_name={self.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "
+                "Use the earlier values, or a new job_name and checkpoints_dir"
+            )
+
+
+def _checked(field: Any, hint: Any, value: Any) -> Any:
+    """The value in the type of its field, or a `UserError`."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind, expected = kinds[0], field.metadata["expected"]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected True or False, with a capital letter and no quotes")
+    elif kind is str:
+        if not isinstance(value, str):
+            raise UserError(f"{field.name}={value!r}: expected text; in a config file, put it in quotes")
+        if not value.strip():
+            raise UserError(
+                f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
+            )
+    elif kind is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected {expected}")
+    elif kind is float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(
+                f"{field.name}={value!r}: expected {expected}, such as {field.name}={field.default or 0.01}"
+            )
+        value = float(value)
+    else:  # tuple[int, ...]
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
+        if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
+            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[0,0], without spaces")
+        value = tuple(value)
+    valid = field.metadata["valid"]
+    if valid is not None and not valid(value):
+        raise UserError(f"{field.name}={value!r}: expected {expected}")
+    return value
+
+
+def keep_text(argv: Sequence[str]) -> list[str]:
+    """The command line, with the values of text keys quoted as Python strings.
+
+    Sacred reads every value as a Python literal where it can, so that the job name 20261122_230300 would
+    become the number 20261122230300. `None` and what is already quoted stay as they are.
+    """
+    text_keys = {name for name, hint in typing.get_type_hints(Config).items() if hint in (str, str | None)}
+
+    def quoted(word: str) -> str:
+        key, equals, value = word.partition("=")
+        if not equals or key.strip() not in text_keys or value.strip() == "None":
+            return word
+        try:
+            literal = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            literal = None
+        return word if isinstance(literal, str) else f"{key}={value!r}"
+
+    start = argv.index("with") + 1 if "with" in argv else len(argv)
+    return [*argv[:start], *map(quoted, argv[start:])]
+
+
+NAMED_CONFIGS: dict[str, dict[str, Any]] = {
+    # Four sites learn from the standard library's docstrings: no download, about a minute on two cores.
+    "demo": {
+        "site_ids": [0, 0, 0, 0],
+        "task_name": "demo",
+        "model": "tiny",
+        "num_rounds": 6,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "max_seq_len": 48,
+    },
+    # The settings of the 2021 study (arXiv 2102.00875).
+    "paper": {
+        "optimiser": "sgd",
+        "learning_rate": 2e-5,
+        "weight_decay": 0.0,
+        "batch_size": 32,
+        "max_seq_len": 128,
+        "num_local_epochs": 2,
+        "group_by_length": False,
+    },
+}

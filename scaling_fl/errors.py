@@ -1,0 +1,13 @@
+"""The three ways in which a run ends early."""
+
+
+class UserError(Exception):
+    """Something that the user can mend. The message names the thing and the remedy; no traceback is shown."""
+
+
+class JobFailed(Exception):
+    """A process of the job failed. The message tells which one, where it ran, and why."""
+
+
+class PeerLost(Exception):
+    """A collective broke off because another process is gone: a consequence, never the cause."""

@@ -1,0 +1,86 @@
+"""Metrics as sums and counts that are divided once, at the end; label entropy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class SiteMetrics:
+    """What one site measured while it trained in one round: running, in training mode, over all local epochs."""
+
+    site: int
+    loss_sum: float  # summed over `count` examples
+    num_correct: int
+    count: int  # examples seen: shard size × local epochs
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.count
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.count
+
+
+@dataclass(frozen=True)
+class BatchMetrics:
+    """What one evaluation batch yields."""
+
+    batch: int  # its number in the fixed order of the whole test set
+    loss_sum: float
+    confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions
+
+
+def training(sites: Sequence[SiteMetrics]) -> dict[str, float]:
+    """`train.*` over all sites, the worst and best site, and `site.N.train.*` for each."""
+    count = sum(site.count for site in sites)
+    result = {
+        "train.loss": sum(site.loss_sum for site in sites) / count,
+        "train.accuracy": sum(site.num_correct for site in sites) / count,
+        "train.worst_site.loss": max(site.loss for site in sites),
+        "train.best_site.loss": min(site.loss for site in sites),
+        "train.worst_site.accuracy": min(site.accuracy for site in sites),
+        "train.best_site.accuracy": max(site.accuracy for site in sites),
+    }
+    for site in sorted(sites, key=lambda s: s.site):
+        result[f"site.{site.site}.train.loss"] = site.loss
+        result[f"site.{site.site}.train.accuracy"] = site.accuracy
+    return result
+
+
+def validation(batches: Iterable[BatchMetrics]) -> dict[str, float]:
+    """`validation.*` of the global model. Float sums run in batch order, whoever computed the batches."""
+    ordered = sorted(batches, key=lambda b: b.batch)
+    confusion = np.sum([b.confusion for b in ordered], axis=0)
+    count = int(confusion.sum())
+    return {
+        "validation.loss": sum(b.loss_sum for b in ordered) / count,
+        "validation.accuracy": int(np.trace(confusion)) / count,
+        "validation.macro_f1": macro_f1(confusion),
+        "validation.examples": count,
+    }
+
+
+def macro_f1(confusion: npt.NDArray[np.int64]) -> float:
+    """Unweighted mean over the classes of F1 = 2 TP / (2 TP + FP + FN); 0 for a class never seen nor predicted.
+
+    `confusion` is (C, C): rows are true labels, columns predictions.
+    """
+    hits = np.diag(confusion)
+    total = confusion.sum(axis=0) + confusion.sum(axis=1)  # 2 TP + FP + FN
+    return float(np.mean(np.divide(2 * hits, total, out=np.zeros(len(hits)), where=total > 0)))
+
+
+def label_entropy(labels: npt.NDArray[np.integer]) -> float:
+    """Shannon entropy of the label distribution in bits: log2(C) when C classes are balanced, 0 for one class."""
+    _, counts = np.unique(labels, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def finite_or_text(values: Mapping[str, float]) -> dict[str, float | str]:
+    """The same numbers as strict JSON can hold them: NaN and infinities become text."""
+    return {key: value if np.isfinite(value) else str(value) for key, value in values.items()}

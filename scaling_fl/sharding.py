@@ -1,0 +1,49 @@
+"""Who holds which training examples: pure functions of labels, number of sites, scheme and seed."""
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl import seeds
+from scaling_fl.errors import UserError
+
+Indices = npt.NDArray[np.int64]
+
+
+def shard(labels: npt.NDArray[np.integer], num_sites: int, iid: bool, seed: int) -> list[Indices]:
+    """Deal the examples 0…N-1 to the sites.
+
+    Shards are disjoint, their union is the whole set, and their sizes differ by at most one. `iid` deals a
+    seeded shuffle; otherwise the examples are sorted by label and cut into contiguous runs, the non-IID
+    setting of Hilmkil et al. 2021.
+
+    Raises `UserError` when a site would get no example.
+    """
+    if len(labels) < num_sites:
+        raise UserError(
+            f"{len(labels)} training examples are too few for {num_sites} sites: each needs one; "
+            "use fewer site_ids, or more data"
+        )
+    if iid:
+        order = seeds.generator(seed, "shards").permutation(len(labels))
+    else:
+        order = np.argsort(labels, kind="stable")
+    return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_sites)]
+
+
+def stratified(labels: npt.NDArray[np.integer], keep: int, seed: int) -> Indices:
+    """`keep` of the examples, in their order, each label in its proportion (largest remainders; seeded).
+
+    `keep` of N or more keeps all N.
+    """
+    if keep >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    values, counts = np.unique(labels, return_counts=True)
+    quotas = counts * keep / len(labels)
+    kept = np.floor(quotas).astype(np.int64)
+    largest_remainders = np.argsort(kept - quotas, kind="stable")[: keep - kept.sum()]
+    kept[largest_remainders] += 1
+    rng = seeds.generator(seed, "stratified")
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == value))[:number] for value, number in zip(values, kept, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

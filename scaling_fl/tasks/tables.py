@@ -1,0 +1,74 @@
+"""Reading CSV files strictly: what is wrong is named by file, row and column, and no row is dropped."""
+
+import csv
+from dataclasses import dataclass
+
+import fsspec
+
+from scaling_fl.errors import UserError
+
+csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
+
+
+@dataclass(frozen=True)
+class Table:
+    """All records of a file. Row numbers in messages count from 1 and include a header."""
+
+    path: str
+    header: list[str]
+    records: list[list[str]]
+    first_row: int  # row number of the first record: 2 under a header, else 1
+
+    def column(self, name: str, key: str) -> list[str]:
+        """One column by its header name; `key` is the configuration key that asked for it."""
+        if name not in self.header:
+            raise UserError(f"{key}={name!r}: {self.path} has no such column; it has {', '.join(self.header)}")
+        position = self.header.index(name)
+        return [record[position] for record in self.records]
+
+    def row(self, index: int) -> int:
+        """The row number of `records[index]`."""
+        return index + self.first_row
+
+
+def read(path: str | None, key: str, headerless: list[str] | None = None) -> Table:
+    """Read a comma-separated UTF-8 file (RFC 4180 quoting; a byte-order mark is skipped).
+
+    `path`: any fsspec path; `key`: the configuration key that holds it. `headerless`: column names of a file
+    that may come without a header; its first row is a header only if it consists of these names.
+    """
+    if path is None:
+        raise UserError(f"{key}: this task needs it; write {key}=/path/to/file.csv (s3:// and gs:// work too)")
+    records: list[list[str]] = []
+    try:
+        # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
+        with fsspec.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                records = [record for record in reader if record]  # blank lines are no records
+            except csv.Error as error:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {error}; quotes inside a quoted field are doubled"
+                ) from error
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{key}={path!r}: there is no such file") from error
+    except Exception as error:  # each file system has its own
+        raise UserError(f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}") from error
+
+    if not records:
+        raise UserError(f"{key}={path!r}: the file is empty")
+    if headerless is not None and records[0] != headerless:
+        header, first_row = headerless, 1
+    else:
+        header, first_row = records.pop(0), 2
+    for number, record in enumerate(records, first_row):
+        if len(record) != len(header):
+            raise UserError(
+                f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
+            )
+        for name, field in zip(header, record, strict=True):
+            if not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field):
+                raise UserError(f"{path}, row {number}, column {name}: it is not UTF-8; save the file as UTF-8")
+    return Table(path, header, records, first_row)
