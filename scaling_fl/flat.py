@@ -1,0 +1,98 @@
+"""A model whose float state lives in one flat buffer, so that a round moves one tensor and a step is one kernel.
+
+Order in the buffer: trained matrices (weight decay applies) | trained vectors (biases and norms: no decay) |
+frozen parameters and float buffers (averaged, never optimised). Each entry starts on a 64-byte line. Tied
+parameters have one entry. Integer buffers stay outside: they are never averaged, and every round starts from
+the server's.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_ALIGNMENT = 16  # float32 values in 64 bytes: a cache line, and what vector loads want
+
+
+class Entry(NamedTuple):
+    name: str
+    start: int
+    shape: torch.Size
+
+
+class Layout:
+    """Where each tensor of `module` stands in the flat buffer. All sizes are in float32 values."""
+
+    def __init__(self, module: torch.nn.Module):
+        persistent = module.state_dict(keep_vars=True).keys()
+        buffers = {name: b for name, b in module.named_buffers() if name in persistent}
+        self.integer_names = [name for name, b in buffers.items() if not b.is_floating_point()]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        frozen: dict[str, torch.Tensor] = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        frozen |= {name: b for name, b in buffers.items() if b.is_floating_point()}
+
+        self.entries: list[Entry] = []
+        self.size = 0
+        self._append({name: p for name, p in trained.items() if p.ndim >= 2})
+        self.decayed = self.size  # [0, decayed): weight decay applies
+        self._append({name: p for name, p in trained.items() if p.ndim < 2})
+        self.trained = self.size  # [0, trained): what optimisers touch
+        self._append(frozen)
+
+    def _append(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name} is {tensor.dtype}; the flat buffer is float32")
+            self.entries.append(Entry(name, self.size, tensor.shape))
+            self.size += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors that lie within `flat`, by name, as views into it: all for a buffer of `size` values."""
+        stops = {e.name: e.start + e.shape.numel() for e in self.entries}
+        return {e.name: flat[e.start : stops[e.name]].view(e.shape) for e in self.entries if stops[e.name] <= len(flat)}
+
+
+class FlatModel:
+    """`module` with its parameters, gradients and float buffers re-homed in flat buffers.
+
+    `flat`: (layout.size,) float32, zeroed, on the module's device; it takes the module's values.
+    """
+
+    def __init__(self, module: Any, flat: torch.Tensor):
+        self.module, self.flat, self.layout = module, flat, Layout(module)
+        self.gradient = torch.zeros(self.layout.trained, device=flat.device)
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        self._integers = {name: (tensors[name], tensors[name].clone()) for name in self.layout.integer_names}
+        for name, view in self.layout.views(flat).items():
+            view.copy_(tensors[name].data)
+            tensors[name].data = view
+        for name, view in self.layout.views(self.gradient).items():
+            tensors[name].grad = view
+
+    def load(self, values: torch.Tensor) -> None:
+        """Take the state `values` (layout.size,), and the integer buffers that the server holds."""
+        self.flat.copy_(values)
+        for buffer, initial in self._integers.values():
+            buffer.copy_(initial)
+
+    def fill(self, values: torch.Tensor, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Write a state, as `arrays` gives it, into the flat buffer `values` and the integer buffers."""
+        views = self.layout.views(values)
+        expected = {name: tuple(view.shape) for name, view in views.items()}
+        expected |= {name: tuple(buffer.shape) for name, (buffer, _) in self._integers.items()}
+        found = {name: array.shape for name, array in tensors.items()}
+        if expected != found:
+            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            raise ValueError(f"the state is of another model; it differs in {', '.join(differing[:5])}")
+        for name, view in views.items():
+            view.copy_(torch.from_numpy(tensors[name]))
+        for name, (buffer, initial) in self._integers.items():
+            initial.copy_(torch.from_numpy(tensors[name]))
+            buffer.copy_(initial)
+
+    def arrays(self, values: torch.Tensor) -> dict[str, npt.NDArray[np.generic]]:
+        """The state `values` (layout.size,) on the CPU, with the server's integer buffers, by tensor name."""
+        arrays = {name: view.numpy() for name, view in self.layout.views(values).items()}
+        return arrays | {name: initial.cpu().numpy() for name, (_, initial) in self._integers.items()}

@@ -1,0 +1,176 @@
+"""Models: nicknames, loading with a new classification head, the tiny model of the demo, rebuilding, export."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import models as tokenizer_models
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from scaling_fl import seeds
+from scaling_fl.errors import UserError
+
+NICKNAMES = {
+    "albert": "albert-base-v1",
+    "bert": "bert-base-cased",
+    "distilbert": "distilbert-base-cased",
+}
+TINY_VOCABULARY = 4000
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Loaded(NamedTuple):
+    module: Any  # a transformers.PreTrainedModel
+    tokenizer: Any
+    new_parameters: list[str]  # names of those that the pre-trained weights don't hold: the head
+
+
+def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> Loaded:
+    """The model that every site starts from, and its tokenizer.
+
+    What the pre-trained weights lack (the classification head) is drawn with `seed`. `texts` serve only
+    `model="tiny"`, whose vocabulary comes from them. Raises `UserError` where there is no such model.
+    """
+    torch.manual_seed(seeds.torch_seed(seed, "head"))
+    labels = {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+    }
+    if model == "tiny":
+        tokenizer = _tiny_tokenizer(texts)
+        module = AutoModelForSequenceClassification.from_config(_tiny_config(len(tokenizer), labels))
+        new_parameters = ["all"]
+    else:
+        with _naming_the_model(model):
+            source, local_only = _locate(model)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+            module, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
+                local_files_only=local_only,
+                **labels,
+            )
+        new_parameters = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+        if len(new_parameters) > len(list(module.parameters())) // 2:
+            raise UserError(
+                f"model={model}: its weights fit less than half of {type(module).__name__}; "
+                "the folder's config.json and weights don't belong together"
+            )
+    if tokenizer.pad_token is None:  # decoders: they find a text's last token by the padding's id
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"model={model}: its tokenizer has neither a padding nor an end token; use another model")
+    module.config.pad_token_id = tokenizer.pad_token_id
+    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", max_seq_len))
+    if max_seq_len > limit:
+        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes {limit} tokens at most")
+    return Loaded(module, tokenizer, new_parameters)
+
+
+def rebuild(folder: Path) -> torch.nn.Module:
+    """The architecture that `folder/config.json` describes. Its parameters are arbitrary: the caller fills them."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def quiet() -> None:
+    """Silence the library's progress bars and its report on new heads, which `Loaded` carries."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _locate(model: str) -> tuple[str, bool]:
+    """Where to load `model` from, and whether without the network: what is on this disk is used as it is."""
+    source = NICKNAMES.get(model, model)
+    if os.path.isdir(os.path.expanduser(source)):
+        return os.path.expanduser(source), True
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(
+            f"model={model}: there is no such folder; give {', '.join(NICKNAMES)}, tiny, a hub id or a folder"
+        )
+    with contextlib.suppress(OSError):
+        AutoConfig.from_pretrained(source, local_files_only=True)
+        AutoTokenizer.from_pretrained(source, local_files_only=True)
+        return source, True
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(source, timeout=10)  # from_pretrained would try for half a minute
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model={model}: the hub has no model {source} that is open to you; "
+            "check the name, or set HF_TOKEN for a private one"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"model={model}: it is not on this machine, and the model hub can't be reached ({type(error).__name__}); "
+            "give the path of a local model folder, or model=tiny"
+        ) from error
+    return source, False
+
+
+@contextlib.contextmanager
+def _naming_the_model(model: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever config, tokenizer and weights can hold
+        raise UserError(f"model={model}: it can't be loaded: {type(error).__name__}: {error}") from error
+
+
+def _tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
+    """1 M parameters: two layers of width 128."""
+    return transformers.BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        **labels,
+    )
+
+
+def _tiny_tokenizer(texts: list[str]) -> Any:
+    """A WordPiece tokenizer whose pieces are all characters and the most frequent words of `texts`.
+
+    Counted here because the tokenizers library's trainer yields another vocabulary each time.
+    """
+    splitter = Tokenizer(tokenizer_models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"))
+    splitter.normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        normalised = splitter.normalizer.normalize_str(text)
+        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normalised))
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    pieces = dict.fromkeys([*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *frequent])
+    vocabulary = {piece: number for number, piece in enumerate(list(pieces)[:TINY_VOCABULARY])}
+
+    tokenizer = Tokenizer(tokenizer_models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = splitter.normalizer, splitter.pre_tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=512,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

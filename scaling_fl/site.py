@@ -1,0 +1,132 @@
+"""One site: local training on its shard, and the delta that it yields. A site knows of no other site."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl import seeds, tokens
+from scaling_fl.config import Config
+from scaling_fl.flat import FlatModel
+from scaling_fl.metrics import BatchMetrics, SiteMetrics
+
+# Every one works elementwise, so that it is the same over one flat tensor as over many.
+_OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"fused": True}),
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "sgd": (torch.optim.SGD, {"fused": True}),
+    "adagrad": (torch.optim.Adagrad, {"foreach": True}),
+    "rmsprop": (torch.optim.RMSprop, {"foreach": True}),
+}
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What a worker holds once, for all of its sites: the model, its device, and the token stores."""
+
+    config: Config
+    model: FlatModel
+    train: tokens.TokenStore
+    test: tokens.TokenStore
+    device: torch.device
+    on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
+
+    def logits(self, batch: tokens.Batch) -> torch.Tensor:
+        """Forward pass: (B, C) float32."""
+        output = self.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        logits: torch.Tensor = output.logits
+        return logits.float()
+
+    def to_device(self, batch: tokens.Batch) -> tokens.Batch:
+        return tokens.Batch(*(tensor.to(self.device) for tensor in batch))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A participant: its number in the federation, and the training examples that it holds."""
+
+    number: int
+    shard: npt.NDArray[np.int64]
+    resident: Resident
+
+    @property
+    def num_examples(self) -> int:
+        """n_k of McMahan et al. 2017: the weight of this site's delta."""
+        return len(self.shard)
+
+    def train(self, params: torch.Tensor, round_: int) -> tuple[torch.Tensor, SiteMetrics]:
+        """Local training from the server's `params` (size,), which stay as they are.
+
+        Returns delta = params − parameters after training (size,), in the model's own buffer: it is valid
+        until the model is loaded again. The optimiser starts afresh; order and dropout are functions of
+        (seed, round, site).
+        """
+        resident, config, model = self.resident, self.resident.config, self.resident.model
+        model.load(params)
+        model.module.train()
+        optimiser = local_optimiser(config, model)
+        torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
+        # Sums stay on the device until the end: reading one in the loop would make the CPU wait for the GPU.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
+        for epoch in range(config.num_local_epochs):
+            for indices in tokens.training_batches(
+                resident.train, self.shard, config.batch_size, config.group_by_length,
+                config.seed, round_, self.number, epoch,
+            ):  # fmt: skip
+                batch = resident.to_device(resident.train.batch(indices))
+                logits = resident.logits(batch)
+                loss = cross_entropy(logits, batch.labels)
+                model.gradient.zero_()
+                loss.backward()
+                optimiser.step()
+                loss_sum += loss.detach() * len(indices)
+                num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
+                resident.on_step()
+        delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
+        count = self.num_examples * config.num_local_epochs
+        return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
+
+    def num_steps(self) -> int:
+        """Local steps in a round."""
+        return -(-self.num_examples // self.resident.config.batch_size) * self.resident.config.num_local_epochs
+
+
+def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
+    """A fresh optimiser over two flat tensors: what weight decay applies to, and what it spares."""
+    bounds = (0, model.layout.decayed, model.layout.trained)
+    groups = []
+    for start, stop, decay in zip(bounds, bounds[1:], (config.weight_decay, 0.0), strict=False):
+        if start < stop:
+            segment = torch.nn.Parameter(model.flat[start:stop])
+            segment.grad = model.gradient[start:stop]
+            groups.append({"params": [segment], "weight_decay": decay})
+    kind, options = _OPTIMISERS[config.optimiser]
+    return kind(groups, lr=config.learning_rate, **options)
+
+
+@torch.inference_mode()
+def evaluate(resident: Resident, params: torch.Tensor, worker: int, num_workers: int) -> list[BatchMetrics]:
+    """Evaluate the server's `params` (size,) on this worker's part of the test set.
+
+    The whole set is cut into batches that don't depend on the number of workers; worker w takes batches
+    w, w + num_workers, …, so that all workers together cover each example once.
+    """
+    resident.model.load(params)
+    resident.model.module.eval()
+    num_labels = resident.model.module.config.num_labels
+    pending = []
+    batches = tokens.evaluation_batches(resident.test, resident.config.val_batch_size)
+    for number in range(worker, len(batches), num_workers):
+        batch = resident.to_device(resident.test.batch(batches[number]))
+        logits = resident.logits(batch)
+        loss_sum = cross_entropy(logits, batch.labels, reduction="none").double().sum()
+        cells = batch.labels * num_labels + logits.argmax(-1)
+        confusion = torch.bincount(cells, minlength=num_labels**2).view(num_labels, num_labels)
+        pending.append((number, loss_sum, confusion))
+        resident.on_step()
+    return [BatchMetrics(number, loss.item(), confusion.cpu().numpy()) for number, loss, confusion in pending]
