@@ -1,0 +1,180 @@
+"""Checkpoints: the server state after a round, on disk or in an object store; published whole or not at all.
+
+A state file is safetensors: every tensor by name, and one metadata entry with a JSON header that ends in a
+SHA-256 over tensors and header. Nothing is ever unpickled. This module needs no torch.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+from fsspec.implementations.local import LocalFileSystem
+
+from scaling_fl.errors import UserError
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"round-(\d{6,})\.safetensors")
+_TEMPORARY = ".partial-"  # never listed as a checkpoint
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Damaged(Exception):
+    """A state file that is truncated, altered, or of a version that this program doesn't know."""
+
+
+def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
+    """Write a state file and force it to the disk."""
+    header = dict(header) | {"format_version": FORMAT_VERSION}
+    header["sha256"] = _digest(tensors, header)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        path,
+        metadata={"scaling_fl": json.dumps(header)},
+    )
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Tensors and header of a state file. Raises `Damaged` where it isn't exactly what was written."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["scaling_fl"])
+            version, sha256 = header["format_version"], header.pop("sha256")
+            if version != FORMAT_VERSION:
+                raise Damaged(f"it has format version {version}; this program reads version {FORMAT_VERSION}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+    if _digest(tensors, header) != sha256:
+        raise Damaged("its checksum doesn't match its content")
+    return tensors, header
+
+
+def _digest(tensors: Arrays, header: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The folder `checkpoints_dir`: a local path, or any URL that fsspec writes to."""
+
+    def __init__(self, url: str):
+        try:
+            self.fs, self.root = fsspec.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"checkpoints_dir={url!r}: {error}") from error
+        self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
+
+    def name(self, file: str) -> str:
+        """The full name of a file in the folder, as the user would type it."""
+        return f"{self.url}/{file}"
+
+    def rounds(self) -> list[int]:
+        """Rounds with a checkpoint, newest first. Other files in the folder don't count."""
+        self.fs.invalidate_cache()
+        try:
+            names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
+        except FileNotFoundError:
+            return []
+        return sorted((int(match[1]) for match in map(_NAME.fullmatch, names) if match), reverse=True)
+
+    def probe(self) -> None:
+        """Write and remove a small file; clear away what a killed run left half-written. Raises `UserError`."""
+        probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.fs.makedirs(self.root, exist_ok=True)
+            if self.local:
+                for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            self.fs.pipe_file(probe, b"scaling_fl")
+            self.fs.rm_file(probe)
+        except Exception as error:  # each file system has its own
+            raise UserError(
+                f"checkpoints_dir={self.url}: it can't be written to ({type(error).__name__}: {error}); "
+                "check the place, its permissions and the credentials"
+            ) from error
+
+    def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any]) -> str:
+        """Publish the state after `round_` and return its full name. Readers see all of it or nothing."""
+        name = f"round-{round_:06d}.safetensors"
+        with self._workspace() as folder:
+            path = Path(folder) / name
+            write_state(path, tensors, dict(header) | {"round": round_})
+            self._publish(path, name)
+        return self.name(name)
+
+    def put_file(self, path: Path, name: str) -> None:
+        """Publish a copy of a local file under `name`."""
+        with self._workspace() as folder:
+            self._publish(Path(shutil.copy(path, folder)), name)
+
+    def _workspace(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for unfinished files; beside their place where that is local, so that they can be renamed."""
+        return tempfile.TemporaryDirectory(dir=self.root if self.local else None, prefix=_TEMPORARY)
+
+    def _publish(self, path: Path, name: str) -> None:
+        """Give a finished file its name: by one rename, or by one upload."""
+        if self.local:
+            os.replace(path, Path(self.root) / name)
+            _sync_folder(Path(self.root))
+        else:
+            self.fs.put_file(str(path), f"{self.root}/{name}")
+
+    def put_folder(self, folder: Path, name: str, last: str) -> str:
+        """Publish the files of a finished local folder. The file `last` comes last: with it, all are there."""
+        target = f"{self.root}/{name}"
+        if self.fs.exists(f"{target}/{last}"):
+            self.fs.rm_file(f"{target}/{last}")
+        self.fs.makedirs(target, exist_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
+            self.fs.put_file(str(path), f"{target}/{path.name}")
+        return self.name(name)
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file in the folder; `None` where there is no such file."""
+        self.fs.invalidate_cache()
+        try:
+            return json.loads(self.fs.cat_file(f"{self.root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def newest(self, warn: Callable[[str], None]) -> tuple[Arrays, dict[str, Any]] | None:
+        """The newest sound checkpoint. A damaged one is renamed to `….damaged`, with a warning."""
+        for round_ in self.rounds():
+            name = f"round-{round_:06d}.safetensors"
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / name
+                self.fs.get_file(f"{self.root}/{name}", str(path))
+                try:
+                    return read_state(path)
+                except Damaged as error:
+                    self.fs.mv(f"{self.root}/{name}", f"{self.root}/{name}.damaged")
+                    warn(f"{self.name(name)} is damaged ({error}); it is set aside as {name}.damaged")
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

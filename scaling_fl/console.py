@@ -1,0 +1,128 @@
+"""What the user sees: the plan, a progress bar, a table row per round, and where everything was written."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaling_fl.plan import Event, Plan
+
+# Heading, metric, format. What a round has not measured stays blank.
+_COLUMNS = (
+    ("train loss", "train.loss", "{:.4f}"),
+    ("acc", "train.accuracy", "{:.3f}"),
+    ("worst site", "train.worst_site.accuracy", "{:.3f}"),
+    ("best site", "train.best_site.accuracy", "{:.3f}"),
+    ("test loss", "validation.loss", "{:.4f}"),
+    ("acc", "validation.accuracy", "{:.3f}"),
+    ("macro F1", "validation.macro_f1", "{:.3f}"),
+    ("examples/s", "examples_per_second", "{:.1f}"),
+    ("train s", "seconds.train", "{:.1f}"),
+    ("aggr s", "seconds.aggregate", "{:.2f}"),
+    ("eval s", "seconds.evaluate", "{:.1f}"),
+)
+_MAX_SITES_SHOWN = 16
+
+
+class Console:
+    """Prints through `sys.stdout`, which Sacred captures; the bar goes to the real stderr, which it doesn't."""
+
+    def __init__(self) -> None:
+        self._terminal = RichConsole(file=sys.__stderr__)
+        self._bar: Progress | None = None
+        self._done: dict[Any, int] = {}
+
+    def line(self, text: str = "") -> None:
+        """Print a line, above the bar if there is one."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+        print(text, flush=True)
+        if bar is not None:
+            bar.start()
+            self._bar = bar
+
+    def plan(self, plan: Plan) -> None:
+        """Say what is about to happen."""
+        config = plan.config
+        devices = ", ".join(sorted(set(plan.devices)))
+        self.line(
+            f"{len(plan.devices)} sites on {devices}, {plan.threads} thread{'s' * (plan.threads > 1)} each; "
+            "they aggregate through shared memory, controlled over gloo"
+        )
+        head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
+        self.line(
+            f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
+            + (head if plan.new_parameters else "")
+        )
+        self.line(
+            f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
+            f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
+        )
+        sizes, entropies = plan.shard_sizes, plan.shard_entropies
+        self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}  device")
+        for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
+            steps = -(-sizes[site] // config.batch_size) * config.num_local_epochs
+            self.line(f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11,}  {plan.devices[site]}")
+        if len(sizes) > _MAX_SITES_SHOWN:
+            self.line(f"   … and {len(sizes) - _MAX_SITES_SHOWN} more")
+        if plan.round:
+            self.line(f"job {config.job_name} resumes after round {plan.round}")
+        self.line()
+        self.line("round  " + "  ".join(f"{heading:>10}" for heading, _, _ in _COLUMNS))
+
+    def event(self, event: Event, plan: Plan | None = None) -> None:
+        """Show an event of the preparation, or of a worker."""
+        match event["event"]:
+            case "preparing":
+                self.line(event["what"])
+            case "output":
+                self.line(f"{event['source']} | {event['text']}")
+            case "round":
+                self._clear()
+                self.line(table_row(event["round"], event["metrics"]))
+            case "progress" if plan is not None:
+                self._progress(event, plan)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._clear()
+
+    def _progress(self, event: Event, plan: Plan) -> None:
+        if not self._terminal.is_terminal:
+            return
+        if self._bar is None:
+            total = plan.steps_per_round * (event["round"] > 0)
+            total += plan.evaluation_steps * plan.evaluates(event["round"])
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeElapsedColumn(),
+                console=self._terminal,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar.add_task(f"round {event['round']}/{plan.config.num_rounds}", total=total)
+            self._bar.start()
+        self._done[event["worker"]] = event["done"]
+        self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._done = None, {}
+
+
+def table_row(round_: int, results: Mapping[str, Any]) -> str:
+    """One round as a line of the table."""
+    cells = []
+    for _, name, form in _COLUMNS:
+        value = results.get(name)
+        text = "" if value is None else value if isinstance(value, str) else form.format(value)
+        cells.append(f"{text:>10}")
+    return f"{round_:>5}  " + "  ".join(cells)

@@ -1,0 +1,54 @@
+"""Memory that the launcher hands to its workers. It has no name, so that no crash can leave it behind."""
+
+import mmap
+import multiprocessing.reduction
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl.errors import UserError
+
+
+class SharedMemory:
+    """An anonymous file in memory. Pickling it to a child process hands the file over; the last holder frees it."""
+
+    def __init__(self, descriptor: int | None = None):
+        if descriptor is None:
+            if hasattr(os, "memfd_create"):  # not limited by the size of /dev/shm, unlike a file in it
+                descriptor = os.memfd_create("scaling_fl")
+            else:
+                with tempfile.TemporaryFile() as file:
+                    descriptor = os.dup(file.fileno())
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _attach, (multiprocessing.reduction.DupFd(self.descriptor),)
+
+    def floats(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """The memory as (rows, columns) float32, zero at first. Every process asks for the same shape.
+
+        Raises `UserError` where the machine hasn't so much memory.
+        """
+        size = rows * columns * 4
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.descriptor, 0, size)  # fails here, not by a bus error later
+            else:
+                os.ftruncate(self.descriptor, size)
+        except OSError as error:
+            raise UserError(
+                f"{size / 2**30:.2f} GiB of shared memory are needed and can't be had ({error.strerror}); "
+                "use fewer site_ids, a smaller model, or a machine with more memory"
+            ) from error
+        return np.frombuffer(mmap.mmap(self.descriptor, size), np.float32).reshape(rows, columns)
+
+    def close(self) -> None:
+        """Let go of it in this process."""
+        os.close(self.descriptor)
+
+
+def _attach(descriptor: Any) -> SharedMemory:
+    return SharedMemory(descriptor.detach())

@@ -1,0 +1,50 @@
+"""What the preparation hands to launcher and workers. The launcher unpickles it, so this module needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scaling_fl.config import Config
+
+Event = dict[str, Any]  # {"event": kind, …}; the kinds stand where they are sent
+Send = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the preparation found out: enough for launcher and workers to do their part."""
+
+    config: Config
+    folder: str  # the work folder
+    round: int  # the last complete round; 0 for a new job
+    finished: bool  # nothing is left to do: all rounds are done and the final model is written
+    threads: int  # per site
+    devices: tuple[str, ...]  # per site
+    architecture: str
+    num_parameters: int
+    new_parameters: tuple[str, ...]  # of the model, drawn anew (the head)
+    label_names: tuple[str, ...]
+    shard_sizes: tuple[int, ...]
+    shard_entropies: tuple[float, ...]  # bits
+    num_train: int
+    num_test: int
+    num_cut: int  # training texts that fill max_seq_len
+    data_digest: str
+    pad_token_id: int
+    versions: dict[str, str]
+    notes: tuple[str, ...]  # what the user should know
+
+    @property
+    def steps_per_round(self) -> int:
+        """Local steps in a round, over all sites."""
+        config = self.config
+        return sum(-(-size // config.batch_size) * config.num_local_epochs for size in self.shard_sizes)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Evaluation batches, over all sites."""
+        return -(-self.num_test // self.config.val_batch_size)
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether the global model is evaluated after `round_`."""
+        return round_ % self.config.eval_every == 0 or round_ == self.config.num_rounds

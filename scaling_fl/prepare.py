@@ -1,0 +1,186 @@
+"""The preparation child: all that is known before a worker starts is checked and built here, once.
+
+It reads the data, loads the model, finds the checkpoint to go on from, and leaves in a work folder what the
+workers open: token stores, shards, the model's architecture and tokenizer, and the server state.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scaling_fl import checkpoint, models, sharding, tasks, tokens
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+from scaling_fl.flat import Layout
+from scaling_fl.metrics import label_entropy
+from scaling_fl.plan import Plan, Send
+
+COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
+
+
+def prepare(send: Send, config: Config, folder: str) -> None:
+    """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
+    models.quiet()
+    work, notes = Path(folder), list[str]()
+    devices = _devices(config, notes)
+    send({"event": "preparing", "what": "reading the data"})
+    task = tasks.load(config)
+    digest = task.digest()
+    shards = sharding.shard(task.train.labels, len(config.site_ids), config.iid_split, config.data_seed)
+    for name, split in (("training", task.train), ("test", task.test)):
+        empty = sum(not text.strip() for text in split.texts)
+        if empty:
+            notes.append(f"{empty} of {len(split)} {name} texts are empty; they are kept")
+
+    send({"event": "preparing", "what": f"loading model={config.model}"})
+    loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+    loaded.module.config.save_pretrained(work / "model")
+    loaded.tokenizer.save_pretrained(work / "model")
+
+    threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
+    round_, finished = 0, False
+    tensors: checkpoint.Arrays = _initial_state(loaded.module)
+    if config.checkpoints_dir is not None:
+        checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
+        previous = checkpoints.newest(notes.append)
+        if previous is not None:
+            tensors, header = previous
+            _check_same_job(config, header, digest, checkpoints)
+            round_ = header["round"]
+            threads = _agree_on_threads(config, threads, header, notes)
+            _note_versions(header, notes)
+            finished = round_ >= config.num_rounds and checkpoints.read_json(f"model/{COMPLETE}") == {"round": round_}
+        if not finished:
+            checkpoints.probe()
+
+    layout = Layout(loaded.module)
+    if not finished:
+        checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_})
+        np.savez(work / "shards.npz", *shards)
+        for name, split in (("train", task.train), ("test", task.test)):
+            what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
+            send({"event": "preparing", "what": what})
+            tokens.write(work / name, loaded.tokenizer, split.texts, split.labels, config.max_seq_len)
+    send(
+        {
+            "event": "prepared",
+            "plan": Plan(
+                config=config,
+                folder=folder,
+                round=round_,
+                finished=finished,
+                threads=threads,
+                devices=devices,
+                architecture=type(loaded.module).__name__,
+                num_parameters=sum(entry.shape.numel() for entry in layout.entries),
+                new_parameters=tuple(loaded.new_parameters),
+                label_names=task.label_names,
+                shard_sizes=tuple(map(len, shards)),
+                shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
+                num_train=len(task.train),
+                num_test=len(task.test),
+                num_cut=0 if finished else _num_cut(work, config, loaded.tokenizer.pad_token_id),
+                data_digest=digest,
+                pad_token_id=loaded.tokenizer.pad_token_id,
+                versions=versions(),
+                notes=tuple(notes),
+            ),
+        }
+    )
+
+
+def checkpoint_header(plan: Plan, results: dict[str, float | str]) -> dict[str, Any]:
+    """What a checkpoint says of itself, beside its round."""
+    return {
+        "job_name": plan.config.job_name,
+        "config": plan.config.to_mapping(),
+        "threads": plan.threads,
+        "data_digest": plan.data_digest,
+        "label_names": list(plan.label_names),
+        "metrics": results,
+        "versions": plan.versions,
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions on which bitwise equality depends."""
+    import transformers
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {
+        "python": python,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _initial_state(module: torch.nn.Module) -> checkpoint.Arrays:
+    layout = Layout(module)
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    names = [entry.name for entry in layout.entries] + layout.integer_names
+    return {name: tensors[name].detach().cpu().numpy() for name in names}
+
+
+def _devices(config: Config, notes: list[str]) -> tuple[str, ...]:
+    if -1 in config.site_ids:
+        return ("cpu",) * len(config.site_ids)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus == 0:
+        notes.append("this machine has no GPU that torch can use: the sites run on the CPU")
+        return ("cpu",) * len(config.site_ids)
+    if max(config.site_ids) >= num_gpus:
+        raise UserError(
+            f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "
+            f"this machine has GPUs 0 to {num_gpus - 1}"
+        )
+    return tuple(f"cuda:{index}" for index in config.site_ids)
+
+
+def _cores() -> int:
+    with contextlib.suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _num_cut(work: Path, config: Config, pad_token_id: int) -> int:
+    """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
+    return int((tokens.TokenStore(work / "train", pad_token_id).lengths >= config.max_seq_len).sum())
+
+
+def _check_same_job(config: Config, header: dict[str, Any], digest: str, checkpoints: checkpoint.Checkpoints) -> None:
+    if header["job_name"] != config.job_name:
+        raise UserError(
+            f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
+            f"write job_name={header['job_name']} to resume it, or choose another folder"
+        )
+    config.check_resumable(header["config"])
+    if header["data_digest"] != digest:
+        raise UserError(
+            f"job_name={config.job_name}: the data differ from those it began with "
+            f"(digest {header['data_digest'][:12]}…, now {digest[:12]}…); restore them, or start a new job"
+        )
+
+
+def _agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:
+    if config.threads_per_site is None:
+        return int(header["threads"])
+    if threads != header["threads"]:
+        notes.append(
+            f"threads_per_site was {header['threads']}, is {threads}: results will agree closely, but not bitwise"
+        )
+    return threads
+
+
+def _note_versions(header: dict[str, Any], notes: list[str]) -> None:
+    now = versions()
+    changed = [f"{name} {was} → {now.get(name)}" for name, was in header["versions"].items() if now.get(name) != was]
+    if changed:
+        notes.append(f"resuming with other versions ({', '.join(changed)}): results may not agree bitwise")

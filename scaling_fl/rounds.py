@@ -1,0 +1,66 @@
+"""The rounds of federated training: this loop, and nothing else."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from scaling_fl import metrics
+from scaling_fl.config import Config
+from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.server import SGD, ServerState
+from scaling_fl.site import Resident, Site, evaluate
+
+# Called on every worker after each round, and after the evaluation that precedes round 1.
+OnRoundEnd = Callable[[ServerState, dict[str, float]], None]
+
+
+def run(
+    config: Config,
+    sites: list[Site],
+    resident: Resident,
+    federation: Federation,
+    state: ServerState,
+    server: SGD,
+    on_round_end: OnRoundEnd,
+) -> None:
+    """Federated averaging from `state` to round `config.num_rounds`, on every worker at once.
+
+    `sites` are those that this worker hosts. Every worker enters every line of this loop.
+    """
+    if state.round == 0:
+        on_round_end(state, _evaluate(resident, federation, state))
+    for round_ in range(state.round + 1, config.num_rounds + 1):
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "train"):
+            total, site_metrics = WeightedSum(single=len(sites) == 1), []
+            for site in sites:
+                delta, trained = site.train(state.params, round_)
+                total.add(site.number, delta, site.num_examples)
+                site_metrics.append(trained)
+            everyone = [m for of_worker in federation.gather(site_metrics) for m in of_worker]
+        with _timed(seconds, "aggregate"):
+            delta = federation.mean(total)
+            server.step(state, delta, federation.part)
+            federation.wait()  # now every part of the state is in place
+        state.round = round_
+
+        results = metrics.training(everyone)
+        if round_ % config.eval_every == 0 or round_ == config.num_rounds:
+            with _timed(seconds, "evaluate"):
+                results |= _evaluate(resident, federation, state)
+        results["examples_per_second"] = sum(m.count for m in everyone) / seconds["train"]
+        results |= {f"seconds.{phase}": value for phase, value in seconds.items()}
+        on_round_end(state, results)
+
+
+def _evaluate(resident: Resident, federation: Federation, state: ServerState) -> dict[str, float]:
+    """Metrics of the global model on the whole test set, the same on every worker."""
+    mine = evaluate(resident, state.params, federation.rank, federation.num_workers)
+    return metrics.validation(batch for part in federation.gather(mine) for batch in part)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,175 @@
+"""What is recorded of a run: the event file, Sacred's file record, and MongoDB. Only this module knows of MongoDB."""
+
+import fcntl
+import json
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sacred.observers import FileStorageObserver, MongoObserver, RunObserver
+from sacred.run import Run
+
+from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.errors import UserError
+from scaling_fl.plan import Event, Plan
+
+MONGO_VARIABLES = ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST")
+_MONGO_TIMEOUT_MS = 5000  # to find the server; pymongo's own is 30 s
+
+
+class EventLog:
+    """The append-only file of what happened to a job: one JSON object per line, the truth behind all records.
+
+    It is locked while the job runs. Raises `UserError` where another live run holds it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a")  # noqa: SIM115 (open for the job's life)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(
+                f"job_name={path.stem}: a run of this job is alive on this machine; wait for its end, or take another name"
+            ) from error
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Add one event; `fields` are plain values. It is on its way to the disk when this returns."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event} | fields, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Tracker:
+    """Records a run's events: in the event file, and as Sacred's metrics, info and captured output."""
+
+    def __init__(self, run: Run, log: EventLog | None, plan: Plan):
+        self._run, self._log, self._plan = run, log, plan
+        self._written: dict[str, str] = {}
+        table = [
+            {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6), "device": plan.devices[site]}
+            for site, (size, entropy) in enumerate(zip(plan.shard_sizes, plan.shard_entropies, strict=True))
+        ]
+        run.info |= {
+            "job_name": plan.config.job_name,
+            "resumed_after_round": plan.round,
+            "shards": table,
+            "label_names": list(plan.label_names),
+            "threads_per_site": plan.threads,
+            "num_parameters": plan.num_parameters,
+            "data_digest": plan.data_digest,
+            "versions": dict(plan.versions),
+            "files": self._written,
+        }
+        self._append(
+            "started",
+            run_id=None if run._id is None else str(run._id),
+            host=socket.gethostname(),
+            after_round=plan.round,
+            config=plan.config.to_mapping(),
+            threads=plan.threads,
+            data_digest=plan.data_digest,
+            versions=dict(plan.versions),
+        )
+        self._append("shards", shards=table)
+
+    def event(self, event: Event) -> None:
+        """Record what a worker reports."""
+        match event["event"]:
+            case "round":
+                self._append("round", round=event["round"], metrics=event["metrics"])
+                for name, value in event["metrics"].items():
+                    self._run.log_scalar(name, float(value), event["round"])  # non-finite values come as text
+            case "checkpoint":
+                self._append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
+                self._run.log_scalar("seconds.checkpoint", event["seconds"], event["round"])
+                self._written["checkpoint"] = event["path"]
+                self._mirror()
+            case "model":
+                self._append("model", path=event["path"])
+                self._written["model"] = event["path"]
+            case "output":
+                self._append("output", source=event["source"], text=event["text"])
+
+    def end(self, how: str, reason: str = "") -> None:
+        """Record the end: "completed", "failed" or "interrupted"."""
+        self._append(how, reason=reason)
+        self._mirror()
+        self._run._emit_heartbeat()  # else Sacred drops what was captured since the last beat when a run fails
+
+    def written(self) -> list[tuple[str, str]]:
+        """What was written where, for the user."""
+        places = list(self._written.items())
+        if self._log is not None:
+            places.append(("events", str(self._log.path)))
+        for observer in self._run.observers:
+            if isinstance(observer, FileStorageObserver):
+                places.append(("run record", str(observer.dir)))
+            elif isinstance(observer, MongoObserver):
+                places.append(("MongoDB", f"run {self._run._id} in database {observer.runs.database.name}"))
+        return places
+
+    def _append(self, event: str, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.append(event, **fields)
+
+    def _mirror(self) -> None:
+        """Copy the event file beside the checkpoints: a preempted container loses its disk."""
+        if self._log is not None and self._plan.config.checkpoints_dir is not None:
+            Checkpoints(self._plan.config.checkpoints_dir).put_file(self._log.path, "events.jsonl")
+
+
+class FileRecord(FileStorageObserver):  # type: ignore[misc]
+    """Sacred's file record with its own numbering: MongoDB's number may be taken in this folder."""
+
+    def started_event(self, *args: Any, _id: Any, **kwargs: Any) -> Any:
+        own = super().started_event(*args, _id=None, **kwargs)
+        return own if _id is None else _id
+
+
+def observers(folder: Path, environ: Mapping[str, str], warn: Callable[[str], None]) -> list[RunObserver]:
+    """Sacred's observers: a file record in `folder`, and MongoDB where the environment names one that answers."""
+    found: list[RunObserver] = [FileRecord(folder)]
+    address = mongo_address(environ)
+    if address is not None:
+        url, database = address
+        mongo = MongoObserver(url, db_name=database, serverSelectionTimeoutMS=_MONGO_TIMEOUT_MS)
+        try:
+            mongo.runs.database.client.admin.command("ping")
+            found.append(mongo)
+        except Exception as error:  # pymongo has many; none may stop the run, none may show the password
+            warn(
+                f"MongoDB at {environ['SACRED_HOST']} can't be used ({type(error).__name__}): this run is recorded "
+                f"in {folder} only; check SACRED_HOST and the credentials"
+            )
+    return found
+
+
+def mongo_address(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """(URL, database) from the `SACRED_…` variables; `None` where none is set.
+
+    A bare host name is a cluster's DNS name (mongodb+srv); `host:port`, or several of them with commas between,
+    are servers. User and password may both be missing. Raises `UserError` where something else is.
+    """
+    user, password, database, host = (environ.get(name, "").strip() for name in MONGO_VARIABLES)
+    if not any((user, password, database, host)):
+        return None
+    for name, value, needed in (
+        ("SACRED_HOST", host, True),
+        ("SACRED_DATABASE", database, True),
+        ("SACRED_USER", user, bool(password)),
+        ("SACRED_PASSWORD", password, bool(user)),
+    ):
+        if needed and not value:
+            raise UserError(f"{name} is not set, but other SACRED_ variables are; set it in .env, or remove the others")
+    scheme = "mongodb" if ":" in host or "," in host else "mongodb+srv"
+    account = f"{urllib.parse.quote_plus(user)}:{urllib.parse.quote_plus(password)}@" if user else ""
+    return f"{scheme}://{account}{host}/?retryWrites=true&w=majority", database

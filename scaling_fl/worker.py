@@ -1,0 +1,105 @@
+"""A worker process: it opens what the preparation left, and takes its sites through the rounds."""
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scaling_fl import checkpoint, models, rounds, tokens
+from scaling_fl.federation import Federation
+from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.memory import SharedMemory
+from scaling_fl.metrics import finite_or_text
+from scaling_fl.plan import Plan, Send
+from scaling_fl.prepare import COMPLETE, checkpoint_header
+from scaling_fl.server import SGD, ServerState
+from scaling_fl.site import Resident, Site
+
+_PROGRESS_INTERVAL = 0.25  # seconds
+
+
+def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
+    """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
+    models.quiet()
+    torch.set_num_threads(plan.threads)
+    folder, device = Path(plan.folder), torch.device(plan.devices[rank])
+    module = models.rebuild(folder / "model").to(device)
+    federation = Federation(rank, len(plan.devices), Layout(module).size, memory, folder / "rendezvous")
+    on_cpu = device.type == "cpu"
+    model = FlatModel(module, federation.row if on_cpu else torch.zeros_like(federation.row, device=device))
+
+    tensors, header = checkpoint.read_state(folder / "state.safetensors")
+    if rank == 0:
+        model.fill(federation.state, tensors)
+    else:  # the integer buffers are each worker's own
+        model.fill(torch.empty_like(federation.state), tensors)
+    del tensors
+    state = ServerState(federation.state, model.layout.trained, header["round"])
+
+    progress = _Progress(send, rank)
+    resident = Resident(
+        config=plan.config,
+        model=model,
+        train=tokens.TokenStore(folder / "train", plan.pad_token_id),
+        test=tokens.TokenStore(folder / "test", plan.pad_token_id),
+        device=device,
+        on_step=progress.step,
+    )
+    with np.load(folder / "shards.npz") as shards:
+        sites = [Site(rank, shards[f"arr_{rank}"], resident)]
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        progress.restart(state.round + 1)
+        if rank == 0:
+            _report(send, plan, model, state, results)
+
+    progress.restart(state.round and state.round + 1)
+    rounds.run(plan.config, sites, resident, federation, state, SGD(), on_round_end)
+    if rank == 0 and plan.config.checkpoints_dir is not None:
+        _export(send, plan, model, state)
+    federation.leave()
+
+
+def _report(send: Send, plan: Plan, model: FlatModel, state: ServerState, results: dict[str, float]) -> None:
+    """Log the round, then write its checkpoint where one is due."""
+    config, strict_results = plan.config, finite_or_text(results)
+    send({"event": "round", "round": state.round, "metrics": strict_results})
+    due = state.round % config.checkpoint_every == 0 or state.round == config.num_rounds
+    if config.checkpoints_dir is not None and state.round > 0 and due:
+        start = time.perf_counter()
+        header = checkpoint_header(plan, strict_results)
+        name = checkpoint.Checkpoints(config.checkpoints_dir).save(state.round, model.arrays(state.params), header)
+        send({"event": "checkpoint", "round": state.round, "path": name, "seconds": time.perf_counter() - start})
+
+
+def _export(send: Send, plan: Plan, model: FlatModel, state: ServerState) -> None:
+    """Write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
+    assert plan.config.checkpoints_dir is not None
+    model.load(state.params)
+    with tempfile.TemporaryDirectory() as staging:
+        shutil.copytree(Path(plan.folder) / "model", staging, dirs_exist_ok=True)
+        model.module.save_pretrained(staging)
+        (Path(staging) / COMPLETE).write_text(json.dumps({"round": state.round}))
+        name = checkpoint.Checkpoints(plan.config.checkpoints_dir).put_folder(Path(staging), "model", last=COMPLETE)
+    send({"event": "model", "path": name})
+
+
+class _Progress:
+    """Counts the steps of a round and tells the launcher, a few times a second at most."""
+
+    def __init__(self, send: Send, rank: int):
+        self.send, self.rank = send, rank
+        self.restart(0)
+
+    def restart(self, round_: int) -> None:
+        self.round, self.done, self.sent_at = round_, 0, 0.0
+
+    def step(self) -> None:
+        self.done += 1
+        if time.monotonic() - self.sent_at > _PROGRESS_INTERVAL:
+            self.sent_at = time.monotonic()
+            self.send({"event": "progress", "worker": self.rank, "round": self.round, "done": self.done})
