@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Fine-tune a language model federatedly: N sites, one model, no shared data.
+
+    ./run-local.sh scripts/train_federated.py with demo
+    ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
+        task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
+
+README.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
+"""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dotenv
+from sacred import SETTINGS, Experiment
+from sacred.run import Run
+from sacred.utils import SacredError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
+
+from scaling_fl import launch, tracking  # noqa: E402
+from scaling_fl.config import NAMED_CONFIGS, Config, keep_text  # noqa: E402
+from scaling_fl.console import Console  # noqa: E402
+from scaling_fl.errors import JobFailed, UserError  # noqa: E402
+from scaling_fl.plan import Event, Plan  # noqa: E402
+
+RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
+
+
+def _has_git_commit() -> bool:
+    """Whether Sacred can record the commit. It would crash without git, in a copy, or before the first commit."""
+    try:
+        import git
+
+        return bool(git.Repo(ROOT).head.commit.hexsha)
+    except Exception:  # git missing, no repository, no commit, a repository of another user: each its own
+        return False
+
+
+SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
+experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git_commit())
+experiment.add_config(Config().to_mapping())
+for _name, _values in NAMED_CONFIGS.items():
+    experiment.add_named_config(_name, _values)
+
+
+class Session:
+    """What one invocation holds between Sacred's hooks and the command itself."""
+
+    def __init__(self, resources: contextlib.ExitStack):
+        self.resources = resources
+        self.console = Console()
+        self.unobserved = False
+        self.plan: Plan | None = None
+        self.log: tracking.EventLog | None = None
+
+
+session: Session  # set by `main`
+
+
+class Refused(SacredError):
+    """What the user can mend, or what failed in a process of the job: the message says it all."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error), print_traceback=False)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Sacred prints a `SacredError` without a traceback, unless --debug asks for one."""
+    try:
+        yield
+    except (UserError, JobFailed) as error:
+        raise Refused(error) from error
+
+
+@experiment.option_hook
+def remember_options(options: dict[str, Any]) -> None:
+    session.unobserved = bool(options["--unobserved"] or options["--queue"])
+
+
+@experiment.config_hook
+def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+    """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
+    with _clear_errors():
+        checked = Config.from_mapping(config)
+        if command_name != train.__name__:
+            return {}
+        if checked.job_name is None:
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            checked = dataclasses.replace(checked, job_name=name)
+        folder = session.resources.enter_context(launch.work_folder())
+        plan = session.plan = launch.prepare(checked, folder, session.console.event)
+        if plan.finished:
+            session.console.line(
+                f"job {checked.job_name} is finished: {plan.round} rounds are done, and the model is in "
+                f"{checked.checkpoints_dir}/model; for more rounds, raise num_rounds"
+            )
+            sys.exit(0)
+        if not session.unobserved:
+            session.log = tracking.EventLog(RUNS / "_events" / f"{checked.job_name}.jsonl")
+            session.resources.callback(session.log.close)
+            experiment.observers += tracking.observers(RUNS, os.environ, session.console.line)
+    return {}
+
+
+@experiment.main
+def train(_run: Run) -> None:
+    """Train: rounds of local training, federated averaging and evaluation."""
+    plan, console = session.plan, session.console
+    assert plan is not None
+    for note in plan.notes:
+        console.line(f"note: {note}")
+    console.plan(plan)
+    tracker = tracking.Tracker(_run, session.log, plan)
+
+    def on_event(event: Event) -> None:
+        tracker.event(event)
+        console.event(event, plan)
+
+    try:
+        with _clear_errors():
+            launch.train(plan, on_event)
+    except BaseException as error:
+        tracker.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+        raise
+    else:
+        tracker.end("completed")
+    finally:
+        console.close()
+    for what, where in tracker.written():
+        console.line(f"{what:<12} {where}")
+
+
+def main(argv: list[str]) -> None:
+    global session
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, Sacred says INTERRUPTED
+    dotenv.load_dotenv(ROOT / ".env")
+    with contextlib.ExitStack() as resources:
+        session = Session(resources)
+        try:
+            experiment.run_commandline(keep_text(argv))
+        except KeyboardInterrupt:
+            print("interrupted; with job_name and checkpoints_dir, the same command resumes", file=sys.stderr)
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
