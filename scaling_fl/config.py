@@ -139,6 +139,7 @@ class Config:
 
 def _checked(field: Any, hint: Any, value: Any) -> Any:
     """The value in the type of its field, or a `UserError`."""
+    typed = value
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -170,7 +171,7 @@ def _checked(field: Any, hint: Any, value: Any) -> Any:
         value = tuple(value)
     valid = field.metadata["valid"]
     if valid is not None and not valid(value):
-        raise UserError(f"{field.name}={value!r}: expected {expected}")
+        raise UserError(f"{field.name}={typed!r}: expected {expected}")
     return value
 
 

@@ -58,7 +58,7 @@ def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:
         else:
             on_event(event)
 
-    _run("scaling_fl.prepare:prepare", [(config, folder)], ["the preparation"], folder, keep_plan)
+    run("scaling_fl.prepare:prepare", [(config, folder)], ["the preparation"], folder, keep_plan)
     return plans[0]
 
 
@@ -68,13 +68,17 @@ def train(plan: Plan, on_event: OnEvent) -> None:
     try:
         jobs = [(plan, rank, memory) for rank in range(len(plan.devices))]
         names = [f"site {rank} ({device})" for rank, device in enumerate(plan.devices)]
-        _run("scaling_fl.worker:work", jobs, names, plan.folder, on_event)
+        run("scaling_fl.worker:work", jobs, names, plan.folder, on_event)
     finally:
         memory.close()
 
 
-def _run(target: str, jobs: Sequence[tuple[Any, ...]], names: list[str], folder: str, on_event: OnEvent) -> None:
-    """Run `module:function(send, *job)` in one child per job; return when all have ended well."""
+def run(target: str, jobs: Sequence[tuple[Any, ...]], names: list[str], folder: str, on_event: OnEvent) -> None:
+    """Run `module:function(send, *job)` in one child per job; return when all have ended well.
+
+    `names` stand in messages; `folder` is removed by a child that finds the launcher dead. Raises the failure of
+    the child that failed first, after all others were stopped.
+    """
     # Threads that spin while they wait take the core from a neighbour's thread that has work, and made a step
     # ten times slower; passive waiting costs a few per cent of a lone site's step. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

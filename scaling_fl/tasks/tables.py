@@ -63,6 +63,8 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
         header, first_row = headerless, 1
     else:
         header, first_row = records.pop(0), 2
+    if not records:
+        raise UserError(f"{key}={path!r}: it has a header, but not a single example")
     for number, record in enumerate(records, first_row):
         if len(record) != len(header):
             raise UserError(

@@ -1,0 +1,151 @@
+"""Small models, data sets and workers for the tests."""
+
+import csv
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from scaling_fl import launch, models, tokens
+from scaling_fl.config import Config
+from scaling_fl.federation import Federation
+from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.memory import SharedMemory
+from scaling_fl.server import ServerState
+from scaling_fl.site import Resident, Site
+
+WORDS = {
+    0: ["river", "stone", "forest", "mountain", "meadow"],
+    1: ["engine", "wheel", "piston", "gearbox", "brake"],
+    2: ["violin", "cello", "flute", "trumpet", "drum"],
+}
+TINY_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def texts_and_labels(count: int, seed: int = 0, num_labels: int = 3) -> tuple[list[str], np.ndarray]:
+    """Texts of unequal lengths (2 to 12 words), most of them words of their label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_labels, count)
+    everything = [word for words in WORDS.values() for word in words]
+    texts = []
+    for label in labels:
+        length = rng.integers(2, 13)
+        own = rng.random(length) < 0.7
+        texts.append(" ".join(rng.choice(WORDS[int(label)] if mine else everything) for mine in own))
+    return texts, labels.astype(np.int64)
+
+
+def write_csv(path: Path, count: int, seed: int = 0) -> Path:
+    """A file for the task csv, with the columns body and topic."""
+    texts, labels = texts_and_labels(count, seed)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["topic", "body"])
+        writer.writerows(zip((f"class {label}" for label in labels), texts, strict=True))
+    return path
+
+
+def tokenizer() -> Any:
+    return models._tiny_tokenizer([" ".join(words) for words in WORDS.values()])
+
+
+def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
+    """A BERT with a few thousand parameters; its head is large enough to matter."""
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer()),
+        max_position_embeddings=64,
+        num_labels=num_labels,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,
+        **TINY_SIZES,
+    )
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+def pretrained(folder: Path, kind: str = "bert") -> Path:
+    """A local model folder with random weights but without a classification head, as a hub model is."""
+    torch.manual_seed(3)
+    vocabulary = {"vocab_size": len(tokenizer()), "max_position_embeddings": 64}
+    config = {
+        "bert": lambda: transformers.BertConfig(**vocabulary, **TINY_SIZES),
+        "distilbert": lambda: transformers.DistilBertConfig(**vocabulary, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+        "albert": lambda: transformers.AlbertConfig(
+            **vocabulary, **TINY_SIZES | {"num_hidden_layers": 3}, embedding_size=8
+        ),
+    }[kind]()
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def resident(folder: Path, config: Config, module: Any, flat: torch.Tensor | None = None, count: int = 40) -> Resident:
+    """A worker's model and stores: `count` training and 23 test examples."""
+    for name, number, seed in (("train", count, 5), ("test", 23, 6)):
+        if not (folder / name).exists():
+            tokens.write(folder / name, tokenizer(), *texts_and_labels(number, seed), config.max_seq_len)
+    if flat is None:
+        flat = torch.zeros(Layout(module).size)
+    return Resident(
+        config=config,
+        model=FlatModel(module, flat),
+        train=tokens.TokenStore(folder / "train", pad_token_id=0),
+        test=tokens.TokenStore(folder / "test", pad_token_id=0),
+        device=torch.device("cpu"),
+    )
+
+
+def worker(
+    folder: Path,
+    config: Config,
+    module: Any,
+    shards: Sequence[np.ndarray],
+    hosted: Sequence[int],
+    rank: int = 0,
+    num_workers: int = 1,
+    memory: SharedMemory | None = None,
+) -> tuple[list[Site], Resident, Federation, ServerState]:
+    """A worker that hosts the sites `hosted`; `module` gives the initial server state."""
+    size = Layout(module).size
+    federation = Federation(rank, num_workers, size, memory or SharedMemory(), folder / "rendezvous")
+    home = resident(folder, config, module, federation.row)
+    if rank == 0:
+        federation.state.copy_(home.model.flat)
+    federation.wait()
+    sites = [Site(number, shards[number], home) for number in hosted]
+    return sites, home, federation, ServerState(federation.state, home.model.layout.trained, round=0)
+
+
+def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:
+    """`function(rank, num_workers, memory, folder, *args)` in real processes; its results, by rank."""
+    memory = SharedMemory()
+    results: dict[int, Any] = {}
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] == "result":
+            results[event["rank"]] = event["value"]
+        else:
+            print(event)
+
+    target = f"{function.__module__}:{function.__name__}"
+    jobs = [(target, rank, num_workers, memory, folder, *args) for rank in range(num_workers)]
+    names = [f"worker {rank}" for rank in range(num_workers)]
+    try:
+        launch.run("tests.builders:_call", jobs, names, str(folder / "none"), keep)
+    finally:
+        memory.close()
+    assert multiprocessing.active_children() == []
+    return [results[rank] for rank in range(num_workers)]
+
+
+def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args: Any) -> None:
+    import importlib
+
+    torch.set_num_threads(1)
+    module, _, name = target.partition(":")
+    send({"event": "result", "rank": rank, "value": getattr(importlib.import_module(module), name)(rank, *args)})

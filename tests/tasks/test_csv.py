@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from scaling_fl import tasks
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+
+
+def load(folder: Path, train: str, test: str, **keys: object) -> tasks.Task:
+    (folder / "train.csv").write_text(train)
+    (folder / "test.csv").write_text(test)
+    columns = {"text_column": "body", "label_column": "kind"} | keys
+    paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
+    return tasks.load(Config(task_name="csv", **paths, **columns))  # type: ignore[arg-type]
+
+
+def test_any_columns_in_any_order_with_other_columns_beside(tmp_path: Path) -> None:
+    task = load(tmp_path, "id,body,kind\n1,one,spam\n2,two,ham\n", "kind,body\nham,three\n")
+    assert task.label_names == ("ham", "spam")
+    assert (task.train.texts, task.train.labels.tolist()) == (["one", "two"], [1, 0])
+    assert (task.test.texts, task.test.labels.tolist()) == (["three"], [0])
+
+
+def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
+    task = load(tmp_path, "body,kind\na,10\nb,9\nc,-1\n", "body,kind\nd,10\n")
+    assert task.label_names == ("-1", "9", "10")
+    assert task.test.labels.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("body,kind\na,x\nb,y\n", "body,kind\nc,z\n", r"test\.csv, row 2, column kind: the label 'z' doesn't occur"),
+        ("body,kind\na,x\nb,\n", "body,kind\nc,x\n", r"train\.csv, row 3, column kind: the label is empty"),
+        ("body,kind\na,x\nb,x\n", "body,kind\nc,x\n", r"train\.csv: every row has the label 'x'"),
+        ("body,kind\n", "body,kind\nc,x\n", r"train\.csv': it has a header, but not a single"),
+        ("body,kind\na,x\nb,y\n", "body,kind\n", r"test\.csv': it has a header, but not a single"),
+        ("text,kind\na,x\n", "body,kind\nc,x\n", r"text_column='body': .*train\.csv has no such column"),
+        ("body,label\na,x\n", "body,kind\nc,x\n", r"label_column='kind': .*train\.csv has no such column"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, train: str, test: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, train, test)
+
+
+@pytest.mark.parametrize("key", ["text_column", "label_column"])
+def test_the_columns_must_be_named(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: task_name=csv needs it"):
+        load(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", **{key: None})

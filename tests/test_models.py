@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from scaling_fl import models
+from scaling_fl.errors import UserError
+from tests import builders
+
+NAMES = ("World", "Sports", "Sci/Tech")
+
+
+def load(model: str, seed: int = 1, max_seq_len: int = 16) -> models.Loaded:
+    return models.load(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "albert"])
+def test_a_model_folder_gets_a_new_head_drawn_with_the_seed(tmp_path: Path, kind: str) -> None:
+    folder = str(builders.pretrained(tmp_path, kind))
+    first, again, other = load(folder), load(folder), load(folder, seed=2)
+    body = transformers.AutoModel.from_pretrained(folder).state_dict()
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name]), name
+        if name in first.new_parameters and tensor.ndim > 1:
+            assert not torch.equal(tensor, other.module.state_dict()[name]), "the seed draws the head"
+        elif name.partition(".")[2] in body:
+            assert torch.equal(tensor, body[name.partition(".")[2]]), f"{name} is pre-trained"
+    assert "classifier.weight" in first.new_parameters
+    assert first.module.config.id2label == {0: "World", 1: "Sports", 2: "Sci/Tech"}
+    assert first.module.config.label2id == {"World": 0, "Sports": 1, "Sci/Tech": 2}
+    assert first.module.classifier.out_features == 3
+    assert next(first.module.parameters()).dtype == torch.float32
+
+
+def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
+    builders.bert().half().save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    assert {p.dtype for p in load(str(tmp_path)).module.parameters()} == {torch.float32}
+
+
+def test_the_head_of_an_earlier_fine_tuning_is_replaced_where_its_labels_differ(tmp_path: Path) -> None:
+    builders.bert(num_labels=5).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert loaded.new_parameters == ["classifier.bias", "classifier.weight"]
+    assert loaded.module.classifier.out_features == 3
+
+
+def test_what_can_not_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model=/no/such/model: there is no such folder"):
+        load("/no/such/model")
+    with pytest.raises(UserError, match=r"model=\./typo: there is no such folder"):
+        load("./typo")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+        load(str(tmp_path))
+    builders.pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+        load(str(tmp_path))
+
+
+def test_a_hub_that_can_not_be_reached_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(self: object, name: str, timeout: float) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(UserError, match="model=no-such-model-anywhere: it is not on this machine, and the model hub"):
+        load("no-such-model-anywhere")
+
+
+def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path: Path) -> None:
+    builders.pretrained(tmp_path, "distilbert")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    builders.pretrained(tmp_path, "bert")
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="its weights fit less than half of BertForSequenceClassification"):
+        load(str(tmp_path))
+
+
+def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes 64 tokens at most"):
+        load(str(builders.pretrained(tmp_path)), max_seq_len=65)
+
+
+def test_the_tiny_model_takes_its_vocabulary_from_the_texts() -> None:
+    texts = ["The Éclair, the queue.", "the spam and the EGG"]
+    first = models.load("tiny", NAMES, texts, 16, seed=1)
+    again = models.load("tiny", NAMES, texts, 16, seed=1)
+    assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    assert first.tokenizer.tokenize("The eclair, EGG eggs?") == ["the", "eclair", ",", "egg", "egg", "##s", "[UNK]"]
+    assert first.tokenizer("the egg")["input_ids"][0] == first.tokenizer.cls_token_id
+    assert first.module.config.pad_token_id == first.tokenizer.pad_token_id == 0
+    assert torch.equal(first.module.classifier.weight, again.module.classifier.weight)
+
+
+def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> None:
+    loaded = load(str(builders.pretrained(tmp_path, "albert")))
+    loaded.module.config.save_pretrained(tmp_path / "plan")
+    again = models.rebuild(tmp_path / "plan")
+    assert type(again) is type(loaded.module)
+    shapes = {name: tensor.shape for name, tensor in loaded.module.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes

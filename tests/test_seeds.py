@@ -1,0 +1,20 @@
+import numpy as np
+
+from scaling_fl import seeds
+
+
+def test_a_stream_is_a_function_of_seed_purpose_and_path() -> None:
+    def first(*arguments: object) -> float:
+        return float(seeds.generator(*arguments).random())  # type: ignore[arg-type]
+
+    assert first(1, "order", 2, 3) == first(1, "order", 2, 3)
+    others = [first(0, "order", 2, 3), first(1, "dropout", 2, 3), first(1, "order", 3, 2), first(1, "order", 2)]
+    assert len({first(1, "order", 2, 3), *others}) == 5
+
+
+def test_torch_seeds_are_63_bits_wide() -> None:
+    drawn = [seeds.torch_seed(1, "dropout", number) for number in range(200)]
+    assert len(set(drawn)) == 200
+    assert min(drawn) >= 0
+    assert 2**62 < max(drawn) < 2**63
+    assert isinstance(seeds.generator(1, "x"), np.random.Generator)
