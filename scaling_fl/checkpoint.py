@@ -40,7 +40,7 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
     header = dict(header) | {"format_version": FORMAT_VERSION}
     header["sha256"] = _digest(tensors, header)
     safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
         path,
         metadata={"scaling_fl": json.dumps(header)},
     )
@@ -67,7 +67,7 @@ def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 def _digest(tensors: Arrays, header: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = np.asarray(tensors[name], order="C")
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -162,10 +162,10 @@ class _Child:
 def _watch(children: list[_Child], on_event: OnEvent) -> Exception | None:
     """Pass events on until all children have ended, or one has failed. Returns the first failure's cause.
 
-    When a worker dies, the others' connections to it break, and may be reported before its death is seen:
-    therefore others are heard for a moment, and a broken connection gives way to any other cause.
+    When a worker dies, the others' connections to it break, and may be reported before its death is seen: after
+    a broken connection the others are heard for a moment, and it gives way to any other cause.
     """
-    failed: list[_Child] = []
+    lost: Exception | None = None
     deadline: float | None = None
     while running := [child for child in children if not child.ended]:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -173,12 +173,12 @@ def _watch(children: list[_Child], on_event: OnEvent) -> Exception | None:
             break
         for child in running:
             child.receive(on_event)
-            if child.failure is not None and child not in failed:
-                failed.append(child)
-        if failed and deadline is None:
-            deadline = time.monotonic() + _GRACE
-    causes = [child.failure for child in failed if not isinstance(child.failure, PeerLost)]
-    return next(iter(causes or [child.failure for child in failed]), None)
+            if isinstance(child.failure, PeerLost):
+                lost = lost or child.failure
+                deadline = deadline or time.monotonic() + _GRACE
+            elif child.failure is not None:
+                return child.failure
+    return lost
 
 
 def _cause(exit_code: int) -> str:

@@ -33,21 +33,28 @@ class SharedMemory:
         Raises `UserError` where the machine hasn't so much memory.
         """
         size = rows * columns * 4
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.descriptor, 0, size)  # fails here, not by a bus error later
-            else:
-                os.ftruncate(self.descriptor, size)
-        except OSError as error:
+        available = _available()
+        if size > available:  # said here, rather than by the system's out-of-memory killer
             raise UserError(
-                f"{size / 2**30:.2f} GiB of shared memory are needed and can't be had ({error.strerror}); "
+                f"{size / 2**30:.2f} GiB of shared memory are needed, {available / 2**30:.2f} GiB of memory are free; "
                 "use fewer site_ids, a smaller model, or a machine with more memory"
-            ) from error
+            )
+        os.ftruncate(self.descriptor, size)
         return np.frombuffer(mmap.mmap(self.descriptor, size), np.float32).reshape(rows, columns)
 
     def close(self) -> None:
         """Let go of it in this process."""
         os.close(self.descriptor)
+
+
+def _available() -> float:
+    """Bytes of memory that can be had, where the system tells."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux
+        return float("inf")
 
 
 def _attach(descriptor: Any) -> SharedMemory:
