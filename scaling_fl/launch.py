@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import importlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -79,21 +81,48 @@ def run(target: str, jobs: Sequence[tuple[Any, ...]], names: list[str], folder: 
     `names` stand in messages; `folder` is removed by a child that finds the launcher dead. Raises the failure of
     the child that failed first, after all others were stopped.
     """
-    # Threads that spin while they wait take the core from a neighbour's thread that has work, and made a step
-    # ten times slower; passive waiting costs a few per cent of a lone site's step. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "scaling_fl.prepare", "scaling_fl.worker"])
+    context = _fork_server()
     children: list[_Child] = []
     try:
-        for job, name in zip(jobs, names, strict=True):
-            children.append(_Child(context, target, job, name, folder))
+        with _hidden_main():
+            for job, name in zip(jobs, names, strict=True):
+                children.append(_Child(context, target, job, name, folder))
         failure = _watch(children, on_event)
     finally:
         for child in children:
             child.end()
     if failure is not None:
         raise failure
+
+
+def _fork_server() -> Any:
+    """The fork server, started at the first call; it imports torch and transformers once for all children."""
+    # Threads that spin while they wait take the core from a neighbour's thread that has work, and made a step
+    # ten times slower; passive waiting costs a few per cent of a lone site's step. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scaling_fl.prepare", "scaling_fl.worker"])
+    before = os.environ.get("PYTHONPATH")
+    # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Children import the main module again, with Sacred and all; these need nothing of it."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class _Child:

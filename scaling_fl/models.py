@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+
+# The nicknames' modules, which transformers would import late: in the fork server once, not in every child.
+import transformers.models.albert.modeling_albert
+import transformers.models.bert.modeling_bert
+import transformers.models.distilbert.modeling_distilbert
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer

@@ -38,6 +38,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     else:  # the integer buffers are each worker's own
         model.fill(torch.empty_like(federation.state), tensors)
     del tensors
+    federation.wait()  # nobody trains before the state is in place
     state = ServerState(federation.state, model.layout.trained, header["round"])
 
     progress = _Progress(send, rank)

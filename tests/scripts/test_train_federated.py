@@ -1,0 +1,304 @@
+"""The command as a user types it: real processes, real files, a MongoDB-wire server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymongo
+import pytest
+import transformers
+
+from scaling_fl import checkpoint
+from tests import builders
+from tests.conftest import SCRIPT, clean_environment
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A run of three sites with 34, 33 and 33 examples."""
+    (tmp_path / "a folder").mkdir()
+    train, test = (
+        builders.write_csv(tmp_path / "a folder" / "train.csv", 100),
+        builders.write_csv(tmp_path / "t.csv", 23, 1),
+    )
+    return [
+        "with", "site_ids=[-1,-1,-1]", "num_rounds=3", "num_local_epochs=2", "task_name=csv", f"train_path={train}",
+        f"test_path={test}", "text_column=body", "label_column=topic", f"model={builders.pretrained(tmp_path / 'model')}",
+        "batch_size=8", "val_batch_size=5", "max_seq_len=16", "learning_rate=0.01", "threads_per_site=1",
+    ]  # fmt: skip
+
+
+def state_of(folder: Path, round_: int) -> dict[str, np.ndarray]:
+    return checkpoint.read_state(folder / f"round-{round_:06d}.safetensors")[0]
+
+
+def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
+    a, b = state_of(first, round_), state_of(second, round_)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+    model = "model/model.safetensors"
+    assert (first / model).read_bytes() == (second / model).read_bytes()
+
+
+def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """The command, running; its standard output can be read line by line. In its own process group."""
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=tmp_path, env=clean_environment() | {"PYTHONUNBUFFERED": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for_row(process: "subprocess.Popen[str]", round_: int) -> str:
+    """Read until the table's row of a round has come; all that was read."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line.split()[:1] == [str(round_)] and text.count("train loss"):
+            return text
+    pytest.fail(f"no row of round {round_} in:\n{text}")
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    """All processes of the job but the launcher, by their session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == process.pid and int(folder.name) != process.pid:
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [int(folder.name)] * (state != "Z")
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+    return found
+
+
+def assert_all_gone(process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 15
+    while workers_of(process):
+        assert time.monotonic() < deadline, "processes are left"
+        os.sched_yield()
+
+
+def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_path: Path) -> None:
+    shown = command("print_config", "with", "demo", "job_name=20261122_230300", "num_rounds=2")
+    assert shown.returncode == 0, shown.stderr
+    for line in ("job_name = '20261122_230300'", "site_ids = [0, 0, 0, 0]", "num_rounds = 2", "model = 'tiny'"):
+        assert line in shown.stdout
+    named = command("print_named_configs")
+    assert named.returncode == 0
+    assert "demo" in named.stdout
+    assert "paper" in named.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("num_round=3", "num_round=3: there is no such key; did you mean num_rounds?"),
+        ("site_ids=3", "site_ids=3: expected a list of GPU indices"),
+        ("iid_split=false", "iid_split='false': expected True or False"),
+        ("train_path=/no/such.csv", "train_path='/no/such.csv': there is no such file"),
+        ("model=/no/such/model", "model=/no/such/model: there is no such folder"),
+        ("max_train_examples=2", "2 training examples are too few for 3 sites"),
+        ("checkpoints_dir=/proc/here", "checkpoints_dir=/proc/here: it can't be written to"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_nothing(
+    command: Command, words: list[str], tmp_path: Path, change: str, message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    began = time.monotonic()
+    done = command(*words, change)
+    assert time.monotonic() - began < 20
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.strip().count("\n") == 0, "one line"
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
+    command: Command, words: list[str], tmp_path: Path, mongo: str
+) -> None:
+    (tmp_path / "runs" / "1").mkdir(parents=True)  # MongoDB's first run will have the number 1
+    done = command(
+        *words, "job_name=20261122_230300", "checkpoints_dir=out", "author=1e5", "-c", "a comment", "-n", "news",
+        SACRED_HOST=mongo, SACRED_DATABASE="lab",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    record = tmp_path / "runs" / "2"
+    config = json.loads((record / "config.json").read_text())
+    assert (config["job_name"], config["author"], config["site_ids"]) == ("20261122_230300", "1e5", [-1, -1, -1])
+    run = json.loads((record / "run.json").read_text())
+    assert (run["status"], run["meta"]["comment"], run["experiment"]["name"]) == ("COMPLETED", "a comment", "news")
+
+    metrics = json.loads((record / "metrics.json").read_text())
+    assert metrics["validation.accuracy"]["steps"] == [0, 1, 2, 3]
+    assert metrics["train.loss"]["steps"] == [1, 2, 3]
+    for name in (
+        "train.accuracy", "train.worst_site.accuracy", "train.best_site.loss", "site.2.train.loss",
+        "examples_per_second", "seconds.train", "seconds.aggregate", "seconds.evaluate", "seconds.checkpoint",
+    ):  # fmt: skip
+        assert metrics[name]["steps"] == [1, 2, 3], name
+        assert all(type(value) is float for value in metrics[name]["values"])
+    assert metrics["validation.macro_f1"]["values"][-1] > metrics["validation.macro_f1"]["values"][0]
+    info = json.loads((record / "info.json").read_text())
+    assert [row["examples"] for row in info["shards"]] == [34, 33, 33]
+    assert info["files"]["model"] == "out/model"
+    captured = (record / "cout.txt").read_text()
+    assert "validation" not in captured
+    assert "macro F1" in captured
+    assert "\x1b" not in captured
+    assert "\r" not in captured
+
+    database = pymongo.MongoClient(f"mongodb://{mongo}", serverSelectionTimeoutMS=5000)["lab"]
+    entry = database.runs.find_one({"config.job_name": "20261122_230300"})
+    assert entry is not None
+    assert (entry["_id"], entry["status"]) == (1, "COMPLETED")
+    assert "macro F1" in entry["captured_out"]
+    stored = database.metrics.find_one({"run_id": 1, "name": "validation.accuracy"})
+    assert stored is not None
+    assert stored["values"] == metrics["validation.accuracy"]["values"]
+
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds == ["started", "shards", "round", *["round", "checkpoint"] * 3, "model", "completed"]
+    assert (tmp_path / "runs" / "_events" / "20261122_230300.jsonl").read_text().splitlines()[-1] == json.dumps(
+        events[-1]
+    )
+
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["events.jsonl", "model", *(f"round-00000{n}.safetensors" for n in (1, 2, 3))]
+    header = checkpoint.read_state(tmp_path / "out" / "round-000003.safetensors")[1]
+    assert (header["round"], header["job_name"], header["threads"]) == (3, "20261122_230300", 1)
+    assert header["config"] == config
+    assert header["metrics"]["validation.accuracy"] == stored["values"][-1]
+
+    classify = transformers.pipeline("text-classification", str(tmp_path / "out" / "model"), device="cpu")
+    texts, labels = builders.texts_and_labels(23, seed=1)
+    right = sum(answer["label"] == f"class {label}" for answer, label in zip(classify(texts), labels, strict=True))
+    assert right / 23 == pytest.approx(stored["values"][-1]), "the exported model is the one that was evaluated"
+
+
+def test_all_sites_start_from_the_same_parameters_new_head_included(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    # A step so small that it changes nothing: what moves the mean can only be a site that began elsewhere.
+    done = command(*words, "optimiser=sgd", "learning_rate=1e-30", "num_rounds=1", "checkpoints_dir=out", "-u")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "runs").exists(), "-u: unobserved"
+    from scaling_fl import models
+    from scaling_fl.config import Config
+
+    names = ("class 0", "class 1", "class 2")
+    expected = models.load(str(tmp_path / "model"), names, [], 16, Config().seed).module.state_dict()
+    for name, array in state_of(tmp_path / "out", 1).items():
+        np.testing.assert_allclose(array, expected[name].numpy(), rtol=0, atol=1e-25, err_msg=name)
+
+
+def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    # Rounds of about a second, so that the kill falls into the middle of one.
+    builders.write_csv(tmp_path / "a folder" / "train.csv", 2000)
+    words += ["num_rounds=4", "batch_size=4", "job_name=lost"]
+    undisturbed = command(*words, "checkpoints_dir=whole", "-F", "elsewhere")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert (tmp_path / "elsewhere" / "1" / "run.json").exists()
+
+    process = start(tmp_path, *words, "checkpoints_dir=broken")
+    wait_for_row(process, 2)
+    assert len(workers_of(process)) >= 3
+    process.kill()
+    process.communicate()
+    assert_all_gone(process)
+    assert not (tmp_path / "broken" / "model").exists()
+    left = checkpoint.Checkpoints(str(tmp_path / "broken")).rounds()
+    assert 1 <= left[0] < 4
+
+    resumed = command(*words, "checkpoints_dir=broken")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"job lost resumes after round {left[0]}" in resumed.stdout
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "broken", 4)
+    assert [p.name for p in (tmp_path / "broken").iterdir() if p.name.startswith(".")] == []
+
+    again = command(*words, "checkpoints_dir=broken")
+    assert again.returncode == 0
+    assert "job lost is finished: 4 rounds are done" in again.stdout
+    changed = command(*words, "checkpoints_dir=broken", "learning_rate=0.02", "num_local_epochs=1")
+    assert changed.returncode == 1
+    assert "num_local_epochs was 2, is 1; learning_rate was 0.01, is 0.02" in changed.stderr
+    stranger = command(*words, "checkpoints_dir=broken", "job_name=other")
+    assert stranger.returncode == 1
+    assert "it holds the checkpoints of job lost; write job_name=lost to resume it" in stranger.stderr
+    builders.write_csv(tmp_path / "t.csv", 22, seed=1)
+    other_data = command(*words, "checkpoints_dir=broken", "num_rounds=5")
+    assert other_data.returncode == 1
+    assert "job_name=lost: the data differ from those it began with" in other_data.stderr
+
+
+def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_path: Path) -> None:
+    process = start(tmp_path, *words, "num_rounds=9999")
+    text = wait_for_row(process, 1)
+    assert "3 sites on cpu" in text
+    # The fork server and the resource tracker don't map the token store; workers do.
+    workers = [pid for pid in workers_of(process) if "tokens.npy" in Path(f"/proc/{pid}/maps").read_text()]
+    assert len(workers) == 3
+    began = time.monotonic()
+    os.kill(workers[1], signal.SIGKILL)
+    rest = process.communicate(timeout=30)[0]
+    assert time.monotonic() - began < 15
+    assert process.returncode == 1
+    last = rest.strip().splitlines()[-1]
+    assert "(cpu) ended: killed by SIGKILL" in last
+    assert "out of memory" in last
+    assert_all_gone(process)
+    run = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())
+    assert run["status"] == "FAILED"
+    assert "killed by SIGKILL" in "".join(run["fail_trace"])
+    assert "macro F1" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), "the failed part's output is kept"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_path: Path, how: signal.Signals) -> None:
+    process = start(tmp_path, *words, "num_rounds=9999")
+    wait_for_row(process, 1)
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
+    else:
+        os.kill(process.pid, how)
+    rest = process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
+    assert "Traceback" not in rest
+    assert_all_gone(process)
+    assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
+
+
+def test_parameters_that_are_no_longer_finite_end_the_job(command: Command, words: list[str], tmp_path: Path) -> None:
+    done = command(*words, "optimiser=sgd", "learning_rate=1e30", "checkpoints_dir=out")
+    assert done.returncode == 1
+    assert (
+        "are no longer finite numbers after local training; lower learning_rate" in done.stderr.strip().splitlines()[-1]
+    )
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["events.jsonl"], "no broken checkpoint"
+
+
+def test_the_demo_learns_without_any_download(command: Command, tmp_path: Path) -> None:
+    done = command("with", "demo", "num_rounds=4", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    metrics: dict[str, Any] = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
+    accuracy = metrics["validation.accuracy"]["values"]
+    assert accuracy[0] < 0.4
+    assert accuracy[-1] > 0.5, "far above chance, 0.3 at best"
+    assert accuracy[-1] > accuracy[1]

@@ -1,0 +1,53 @@
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console as RichConsole
+
+from scaling_fl.console import Console, table_row
+from tests.test_tracking import plan
+
+
+def test_the_plan_says_what_is_about_to_happen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Console().plan(plan(tmp_path))
+    text = capsys.readouterr().out
+    for said in (
+        "2 sites on cpu, 1 thread each", "Bert, 0.0 M parameters, new: head", "9 training and 3 test examples, 2 classes",
+        "job j resumes after round 2", "   0         5     1.000 bits            1  cpu",
+        "   1         4     0.500 bits            1  cpu",
+    ):  # fmt: skip
+        assert said in text
+
+
+def test_a_row_leaves_blank_what_was_not_measured() -> None:
+    row = table_row(7, {"train.loss": 0.123456, "validation.loss": "nan", "seconds.train": 2.0})
+    assert row.split() == ["7", "0.1235", "nan", "2.0"]
+    assert len(row) == len(table_row(7, {}))
+
+
+def test_the_bar_goes_to_the_real_stderr_and_lines_to_captured_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console, screen = Console(), io.StringIO()
+    console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
+    the_plan = plan(tmp_path)
+    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, the_plan)
+    console.event({"event": "output", "source": "site 1 (cpu)", "text": "a warning"}, the_plan)
+    console.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5}}, the_plan)
+    console.close()
+    assert "round 3/10" in screen.getvalue()
+    assert "1/3" in screen.getvalue(), "two local steps and one evaluation batch"
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "site 1 (cpu) | a warning"
+    assert "round 3/10" not in out
+    assert "\x1b" not in out
+
+
+def test_without_a_terminal_there_is_no_bar(tmp_path: Path, monkeypatch: Any) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    console = Console()
+    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, plan(tmp_path))
+    assert stream.getvalue() == ""

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling_fl import rounds
+from scaling_fl.config import Config
+from scaling_fl.server import SGD, ServerState
+from tests import builders
+
+SHARDS = [np.arange(7), np.arange(7, 40)]
+
+
+@pytest.mark.parametrize(
+    ("first", "eval_every", "rounds_seen", "evaluated"),
+    [(0, 1, [0, 1, 2, 3], [0, 1, 2, 3]), (0, 2, [0, 1, 2, 3], [0, 2, 3]), (2, 5, [3], [3]), (3, 1, [], [])],
+)
+def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
+    tmp_path: Path, first: int, eval_every: int, rounds_seen: list[int], evaluated: list[int]
+) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
+    sites, resident, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS, [0, 1])
+    state.round = first
+    seen: dict[int, dict[str, float]] = {}
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        assert state.round not in seen
+        seen[state.round] = results
+
+    rounds.run(config, sites, resident, federation, state, SGD(), on_round_end)
+    federation.leave()
+    assert list(seen) == rounds_seen
+    assert [round_ for round_, results in seen.items() if "validation.accuracy" in results] == evaluated
+    for round_, results in seen.items():
+        names = {"seconds.train", "seconds.aggregate", "examples_per_second", "site.0.train.loss", "site.1.train.loss"}
+        assert (names <= results.keys()) == (round_ > 0)
+        if round_ > 0:
+            expected = (7 * results["site.0.train.loss"] + 33 * results["site.1.train.loss"]) / 40
+            assert results["train.loss"] == pytest.approx(expected)
+            assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
+
+
+def test_federated_training_learns(tmp_path: Path) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=8, num_local_epochs=3, batch_size=5, learning_rate=5e-3)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS, [0, 1])
+    seen: list[float] = []
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["validation.accuracy"]))
+    worker[2].leave()
+    assert seen[0] < 0.6
+    assert seen[-1] > 0.75

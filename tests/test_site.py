@@ -1,0 +1,96 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl import site as site_module
+from scaling_fl.config import OPTIMISERS, Config
+from scaling_fl.site import Resident, Site
+from tests import builders
+
+SHARD = np.array([1, 4, 9, 16, 25, 36, 2])
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Resident:
+    return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
+
+
+def test_training_leaves_the_servers_parameters_and_yields_before_minus_after(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+    kept = params.clone()
+    delta, _ = Site(0, SHARD, resident).train(params, 1)
+    assert torch.equal(params, kept)
+    # The model now holds the delta; train again and look at the parameters before they are subtracted.
+    after = params - delta
+    assert not torch.allclose(after, params, atol=1e-3)
+    delta_again, _ = Site(0, SHARD, resident).train(params, 1)
+    torch.testing.assert_close(params - delta_again, after, rtol=0, atol=0)
+
+
+def test_training_depends_on_site_round_and_seed_alone(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+
+    def delta(number: int, round_: int, seed: int = 1) -> torch.Tensor:
+        own = dataclasses.replace(resident, config=dataclasses.replace(resident.config, seed=seed))
+        return Site(number, SHARD, own).train(params, round_)[0].clone()
+
+    first = delta(2, 5)
+    for other in (delta(3, 5), delta(2, 6), delta(2, 5, seed=2)):
+        assert not torch.equal(other, first)
+    torch.rand(7)  # what else drew from the generator doesn't matter
+    assert torch.equal(delta(2, 5), first)
+
+
+def test_metrics_are_those_of_the_training_steps(tmp_path: Path) -> None:
+    config = Config(batch_size=3, learning_rate=1e-30, optimiser="sgd", num_local_epochs=2)  # the model stays as it is
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    steps: list[int] = []
+    resident = dataclasses.replace(resident, on_step=lambda: steps.append(1))
+    params = resident.model.flat.clone()
+    site = Site(4, SHARD, resident)
+    _, metrics = site.train(params, 1)
+
+    resident.model.load(params)
+    batch = resident.train.batch(SHARD)
+    logits = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels).item()
+    assert (metrics.site, metrics.count) == (4, 14)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+    assert metrics.accuracy == pytest.approx((logits.argmax(-1) == batch.labels).float().mean().item())
+    assert len(steps) == site.num_steps() == 6, "7 examples in batches of 3, twice"
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
+    rate = {"sgd": 0.1, "adagrad": 0.05}.get(optimiser, 0.01)
+    config = Config(batch_size=5, learning_rate=rate, optimiser=optimiser, num_local_epochs=15)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    params = resident.model.flat.clone()
+    site = Site(0, np.arange(40), resident)
+    delta, first = site.train(params, 1)
+    _, second = site.train(params - delta, 2)
+    assert second.loss < 0.8 * first.loss
+
+
+def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
+    config = dataclasses.replace(resident.config, weight_decay=0.5, optimiser="sgd", learning_rate=0.1)
+    optimiser = site_module.local_optimiser(config, resident.model)
+    before = {name: p.clone() for name, p in resident.model.module.named_parameters()}
+    resident.model.gradient.zero_()
+    optimiser.step()
+    for name, parameter in resident.model.module.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.ndim > 1 else 1.0
+        torch.testing.assert_close(parameter.data, before[name].data * factor, msg=name)
+
+
+def test_evaluation_uses_no_dropout_and_leaves_the_parameters(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+    kept = params.clone()
+    resident.model.module.train()
+    first = site_module.evaluate(resident, params, 0, 1)
+    second = site_module.evaluate(resident, params, 0, 1)
+    assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
+    assert torch.equal(params, kept)

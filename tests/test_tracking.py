@@ -1,0 +1,152 @@
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pymongo
+import pytest
+
+from scaling_fl import tracking
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+from scaling_fl.plan import Plan
+from scaling_fl.tracking import EventLog, Tracker, mongo_address
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [
+        ("cluster0.example", "mongodb+srv://"),
+        ("db:27017", "mongodb://"),
+        ("a:1,b:2", "mongodb://"),
+        ("a,b", "mongodb://"),
+    ],
+)
+def test_the_host_decides_how_mongodb_is_reached(host: str, scheme: str) -> None:
+    found = mongo_address({"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""})
+    assert found is not None
+    assert found[0].startswith(f"{scheme}{host}/")
+    assert found[1] == "lab"
+
+
+def test_credentials_are_escaped_so_that_any_password_works() -> None:
+    variables = {
+        "SACRED_HOST": "h:1",
+        "SACRED_DATABASE": "d",
+        "SACRED_USER": "me@lab",
+        "SACRED_PASSWORD": "p:/?#[]@ %$ü",
+    }
+    found = mongo_address(variables)
+    assert found is not None
+    parsed = pymongo.uri_parser.parse_uri(found[0])
+    assert (parsed["username"], parsed["password"]) == ("me@lab", "p:/?#[]@ %$ü")
+    assert parsed["nodelist"] == [("h", 1)]
+
+
+def test_no_variable_is_no_mongodb_and_some_are_too_few() -> None:
+    assert mongo_address({}) is None
+    assert mongo_address(dict.fromkeys(tracking.MONGO_VARIABLES, "")) is None
+    with pytest.raises(UserError, match="SACRED_HOST is not set"):
+        mongo_address({"SACRED_DATABASE": "d"})
+    with pytest.raises(UserError, match="SACRED_DATABASE is not set"):
+        mongo_address({"SACRED_HOST": "h"})
+    with pytest.raises(UserError, match="SACRED_PASSWORD is not set"):
+        mongo_address({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_USER": "u"})
+
+
+def test_a_server_that_does_not_answer_costs_seconds_and_the_password_is_not_shown(tmp_path: Path) -> None:
+    variables = {
+        "SACRED_HOST": "127.0.0.1:1", "SACRED_DATABASE": "d", "SACRED_USER": "u", "SACRED_PASSWORD": "hunter2",
+    }  # fmt: skip
+    warnings: list[str] = []
+    began = time.monotonic()
+    observers = tracking.observers(tmp_path, variables, warnings.append)
+    assert time.monotonic() - began < 15
+    assert [type(observer).__name__ for observer in observers] == ["FileRecord"]
+    assert len(warnings) == 1
+    assert "MongoDB at 127.0.0.1:1 can't be used (ServerSelectionTimeoutError)" in warnings[0]
+    assert "hunter2" not in warnings[0]
+
+
+def test_mongodb_joins_the_file_record_where_it_answers(tmp_path: Path, mongo: str) -> None:
+    variables = {"SACRED_HOST": mongo, "SACRED_DATABASE": "lab"}
+    observers = tracking.observers(tmp_path, variables, pytest.fail)
+    assert [type(observer).__name__ for observer in observers] == ["FileRecord", "MongoObserver"]
+
+
+def test_one_live_run_per_job(tmp_path: Path) -> None:
+    path = tmp_path / "_events" / "news.jsonl"
+    log = EventLog(path)
+    with pytest.raises(UserError, match="job_name=news: a run of this job is alive"):
+        EventLog(path)
+    log.append("started", run_id="1")
+    log.close()
+    again = EventLog(path)
+    again.append("completed")
+    again.close()
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["started", "completed"]
+
+
+class FakeRun:
+    """What a Tracker uses of Sacred's run."""
+
+    def __init__(self) -> None:
+        self.info: dict[str, Any] = {}
+        self._id = "7"
+        self.scalars: list[tuple[str, float, int]] = []
+        self.observers: list[Any] = [SimpleNamespace()]
+        self.beats = 0
+
+    def log_scalar(self, name: str, value: float, step: int) -> None:
+        assert type(value) is float
+        self.scalars.append((name, value, step))
+
+    def _emit_heartbeat(self) -> None:
+        self.beats += 1
+
+
+def plan(tmp_path: Path) -> Plan:
+    return Plan(
+        config=Config(site_ids=(0, 0), job_name="j", checkpoints_dir=str(tmp_path / "c")),
+        folder="/none", round=2, finished=False, threads=1, devices=("cpu", "cpu"), architecture="Bert", num_parameters=9,
+        new_parameters=("head",), label_names=("a", "b"), shard_sizes=(5, 4), shard_entropies=(1.0, 0.5), num_train=9,
+        num_test=3, num_cut=0, data_digest="d" * 64, pad_token_id=0, versions={"torch": "2"}, notes=(),
+    )  # fmt: skip
+
+
+def test_every_event_goes_to_the_file_to_sacred_and_beside_the_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    log, run = EventLog(tmp_path / "j.jsonl"), FakeRun()
+    tracker = Tracker(run, log, plan(tmp_path))  # type: ignore[arg-type]
+    tracker.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5, "validation.loss": "nan"}})
+    tracker.event({"event": "output", "source": "site 1 (cpu)", "text": "hello"})
+    tracker.event({"event": "progress", "worker": 0, "round": 3, "done": 1})
+    tracker.event({"event": "checkpoint", "round": 3, "path": "c/round-000003.safetensors", "seconds": 0.25})
+    tracker.event({"event": "model", "path": "c/model"})
+    tracker.end("completed")
+    log.close()
+
+    lines = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    kinds = ["started", "shards", "round", "output", "checkpoint", "model", "completed"]
+    assert [line["event"] for line in lines] == kinds, "progress is not kept"
+    assert (lines[0]["run_id"], lines[0]["after_round"], lines[0]["config"]["job_name"]) == ("7", 2, "j")
+    assert [(row["examples"], row["label_entropy_bits"]) for row in lines[1]["shards"]] == [(5, 1.0), (4, 0.5)]
+    assert (tmp_path / "c" / "events.jsonl").read_text() == (tmp_path / "j.jsonl").read_text()
+    assert [s[:1] + s[2:] for s in run.scalars] == [
+        ("train.loss", 3),
+        ("validation.loss", 3),
+        ("seconds.checkpoint", 3),
+    ]
+    assert run.scalars[1][1] != run.scalars[1][1], "text becomes NaN again"
+    assert run.info["files"] == {"checkpoint": "c/round-000003.safetensors", "model": "c/model"}
+    assert run.info["shards"] == lines[1]["shards"]
+    assert run.beats == 1
+    assert ("model", "c/model") in tracker.written()
+
+
+def test_an_unobserved_run_writes_no_events(tmp_path: Path) -> None:
+    tracker = Tracker(FakeRun(), None, plan(tmp_path))  # type: ignore[arg-type]
+    tracker.event({"event": "checkpoint", "round": 3, "path": "p", "seconds": 0.25})
+    tracker.end("completed")
+    assert list(tmp_path.iterdir()) == []
