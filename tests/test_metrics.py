@@ -36,6 +36,12 @@ def test_validation_metrics_pool_unequal_batches_in_any_order() -> None:
         "validation.examples": 5,
     }
     assert metrics.validation(batches) == pytest.approx(expected)
+
+
+def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
+    one = np.array([[1, 0], [0, 1]])
+    batches = [BatchMetrics(number, loss, one) for number, loss in enumerate((0.1, 0.2, 0.3))]
+    assert (0.1 + 0.2) + 0.3 != (0.3 + 0.2) + 0.1
     assert metrics.validation(reversed(batches)) == metrics.validation(batches)
 
 
