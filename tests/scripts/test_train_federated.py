@@ -17,7 +17,7 @@ import transformers
 
 from scaling_fl import checkpoint
 from tests import builders
-from tests.conftest import SCRIPT, clean_environment
+from tests.conftest import SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -245,6 +245,32 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     other_data = command(*words, "checkpoints_dir=broken", "num_rounds=5")
     assert other_data.returncode == 1
     assert "job_name=lost: the data differ from those it began with" in other_data.stderr
+
+
+def test_a_job_lives_in_an_object_store(
+    command: Command, words: list[str], tmp_path: Path, object_store: ObjectStore
+) -> None:
+    bucket, environ, fs = object_store
+    fs.put_file(str(tmp_path / "a folder" / "train.csv"), f"{bucket}/data/train.csv")
+    words += [f"train_path={bucket}/data/train.csv", "job_name=remote"]
+    in_store = [*words, f"checkpoints_dir={bucket}/jobs/remote"]
+    first = command(*in_store, "num_rounds=1", **environ)
+    assert first.returncode == 0, first.stderr
+    resumed = command(*in_store, "num_rounds=2", **environ)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "job remote resumes after round 1" in resumed.stdout
+    assert f"{bucket}/jobs/remote/model" in resumed.stdout
+    finished = command(*in_store, "num_rounds=2", **environ)
+    assert "job remote is finished: 2 rounds are done" in finished.stdout
+
+    names = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(f"{bucket}/jobs/remote", detail=False))
+    assert names == ["events.jsonl", "model", "round-000001.safetensors", "round-000002.safetensors"]
+    on_disk = command(*words, "checkpoints_dir=local", "num_rounds=2", **environ)
+    assert on_disk.returncode == 0, on_disk.stderr
+    (tmp_path / "fetched" / "model").mkdir(parents=True)
+    for name in ("round-000002.safetensors", "model/model.safetensors"):
+        fs.get_file(f"{bucket}/jobs/remote/{name}", str(tmp_path / "fetched" / name))
+    assert_bitwise_equal(tmp_path / "local", tmp_path / "fetched", 2)
 
 
 def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_path: Path) -> None:
