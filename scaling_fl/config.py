@@ -46,7 +46,7 @@ class Config:
     iid_split: bool = _key(True, "True: examples are dealt at random; False: sorted by label, then cut (non-IID)")
     task_name: str = _key(
         "agnews",
-        "what is classified",
+        "the task: agnews, csv or demo; see Tasks",
         f"one of {', '.join(tasks.names())}",
         lambda name: name in tasks.names(),
     )
@@ -64,7 +64,7 @@ class Config:
     max_seq_len: int = _key(128, "tokens kept of each text, special tokens included", **_at_least(4))
     optimiser: str = _key(
         "adamw",
-        "local optimiser, started afresh in each round",
+        "local optimiser, started afresh in each round: adamw, adam, sgd, adagrad or rmsprop",
         f"one of {', '.join(OPTIMISERS)}",
         OPTIMISERS.__contains__,
     )

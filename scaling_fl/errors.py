@@ -9,5 +9,5 @@ class JobFailed(Exception):
     """A process of the job failed. The message tells which one, where it ran, and why."""
 
 
-class PeerLost(Exception):
+class PeerLost(JobFailed):
     """A collective broke off because another process is gone: a consequence, never the cause."""

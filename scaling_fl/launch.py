@@ -232,10 +232,10 @@ def _enter(
     try:
         getattr(importlib.import_module(module), function)(connection.send, *job)
     except BaseException as error:
-        if isinstance(error, UserError | JobFailed):
-            failure: Exception = type(error)(str(error))
-        elif isinstance(error, PeerLost):
-            failure = PeerLost(f"{name}: {error}")
+        if isinstance(error, PeerLost):
+            failure: Exception = PeerLost(f"{name}: {error}")
+        elif isinstance(error, UserError | JobFailed):
+            failure = type(error)(str(error))
         else:
             failure = JobFailed(f"{name} failed:\n{traceback.format_exc().rstrip()}")
         connection.send({"event": "failed", "failure": failure})

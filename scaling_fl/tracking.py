@@ -51,8 +51,8 @@ class EventLog:
 class Tracker:
     """Records a run's events: in the event file, and as Sacred's metrics, info and captured output."""
 
-    def __init__(self, run: Run, log: EventLog | None, plan: Plan):
-        self._run, self._log, self._plan = run, log, plan
+    def __init__(self, run: Run, log: EventLog | None, plan: Plan, warn: Callable[[str], None]):
+        self._run, self._log, self._plan, self._warn = run, log, plan, warn
         self._written: dict[str, str] = {}
         table = [
             {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6), "device": plan.devices[site]}
@@ -103,7 +103,8 @@ class Tracker:
         """Record the end: "completed", "failed" or "interrupted"."""
         self._append(how, reason=reason)
         self._mirror()
-        self._run._emit_heartbeat()  # else Sacred drops what was captured since the last beat when a run fails
+        if how != "completed":
+            self._run._emit_heartbeat()  # else Sacred drops what was captured since the last beat
 
     def written(self) -> list[tuple[str, str]]:
         """What was written where, for the user."""
@@ -123,8 +124,12 @@ class Tracker:
 
     def _mirror(self) -> None:
         """Copy the event file beside the checkpoints: a preempted container loses its disk."""
-        if self._log is not None and self._plan.config.checkpoints_dir is not None:
+        if self._log is None or self._plan.config.checkpoints_dir is None:
+            return
+        try:
             Checkpoints(self._plan.config.checkpoints_dir).put_file(self._log.path, "events.jsonl")
+        except Exception as error:  # no reason to end a job: the next copy holds all of it
+            self._warn(f"note: the events could not be copied beside the checkpoints: {type(error).__name__}: {error}")
 
 
 class FileRecord(FileStorageObserver):  # type: ignore[misc]

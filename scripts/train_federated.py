@@ -68,19 +68,25 @@ session: Session  # set by `main`
 
 
 class Refused(SacredError):
-    """What the user can mend, or what failed in a process of the job: the message says it all."""
+    """Something that the user can mend."""
 
     def __init__(self, error: Exception):
+        # Sacred prints the message alone, unless --debug asks for a traceback.
         super().__init__(str(error), print_traceback=False)
+
+
+class Failed(Refused):
+    """A process of the job failed; the message holds its traceback, or its likely cause."""
 
 
 @contextlib.contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Sacred prints a `SacredError` without a traceback, unless --debug asks for one."""
     try:
         yield
-    except (UserError, JobFailed) as error:
+    except UserError as error:
         raise Refused(error) from error
+    except JobFailed as error:
+        raise Failed(error) from error
 
 
 @experiment.option_hook
@@ -95,6 +101,7 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         checked = Config.from_mapping(config)
         if command_name != train.__name__:
             return {}
+        tracking.mongo_address(os.environ)
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
@@ -121,7 +128,7 @@ def train(_run: Run) -> None:
     for note in plan.notes:
         console.line(f"note: {note}")
     console.plan(plan)
-    tracker = tracking.Tracker(_run, session.log, plan)
+    tracker = tracking.Tracker(_run, session.log, plan, console.line)
 
     def on_event(event: Event) -> None:
         tracker.event(event)

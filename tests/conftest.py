@@ -16,6 +16,7 @@ import torch
 from fsspec import AbstractFileSystem
 
 from scaling_fl import launch
+from scaling_fl.config import Config
 from tests import builders
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,17 @@ SCRIPT = ROOT / "scripts" / "train_federated.py"
 def _one_thread() -> None:
     """Results depend on the number of threads; and two cores are few."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Config:
+    """Two sites that train a local BERT of a few thousand parameters for one round."""
+    return Config(
+        site_ids=(-1, -1), num_rounds=1, task_name="csv", train_path=str(builders.write_csv(tmp_path / "train.csv", 41)),
+        test_path=str(builders.write_csv(tmp_path / "test.csv", 9, 1)), text_column="body", label_column="topic",
+        model=str(builders.pretrained(tmp_path / "model")), max_seq_len=16, batch_size=8, job_name="j",
+        checkpoints_dir=str(tmp_path / "out"), threads_per_site=1,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def plan(tmp_path: Path) -> Plan:
 def test_every_event_goes_to_the_file_to_sacred_and_beside_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     log, run = EventLog(tmp_path / "j.jsonl"), FakeRun()
-    tracker = Tracker(run, log, plan(tmp_path))  # type: ignore[arg-type]
+    tracker = Tracker(run, log, plan(tmp_path), pytest.fail)  # type: ignore[arg-type]
     tracker.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5, "validation.loss": "nan"}})
     tracker.event({"event": "output", "source": "site 1 (cpu)", "text": "hello"})
     tracker.event({"event": "progress", "worker": 0, "round": 3, "done": 1})
@@ -141,12 +141,22 @@ def test_every_event_goes_to_the_file_to_sacred_and_beside_the_checkpoints(tmp_p
     assert run.scalars[1][1] != run.scalars[1][1], "text becomes NaN again"
     assert run.info["files"] == {"checkpoint": "c/round-000003.safetensors", "model": "c/model"}
     assert run.info["shards"] == lines[1]["shards"]
-    assert run.beats == 1
+    assert run.beats == 0, "Sacred beats by itself when a run completes"
     assert ("model", "c/model") in tracker.written()
 
 
+def test_a_place_that_takes_no_events_is_no_reason_to_end_a_job(tmp_path: Path) -> None:
+    log, run, warnings = EventLog(tmp_path / "j.jsonl"), FakeRun(), list[str]()
+    tracker = Tracker(run, log, plan(tmp_path), warnings.append)  # type: ignore[arg-type]
+    tracker.end("failed", "why")
+    log.close()
+    assert len(warnings) == 1
+    assert "the events could not be copied beside the checkpoints: FileNotFoundError" in warnings[0]
+    assert run.beats == 1, "what was captured since the last beat is kept"
+
+
 def test_an_unobserved_run_writes_no_events(tmp_path: Path) -> None:
-    tracker = Tracker(FakeRun(), None, plan(tmp_path))  # type: ignore[arg-type]
+    tracker = Tracker(FakeRun(), None, plan(tmp_path), pytest.fail)  # type: ignore[arg-type]
     tracker.event({"event": "checkpoint", "round": 3, "path": "p", "seconds": 0.25})
     tracker.end("completed")
     assert list(tmp_path.iterdir()) == []

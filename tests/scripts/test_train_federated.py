@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,8 +124,28 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(
     assert time.monotonic() - began < 20
     assert done.returncode == 1
     assert message in done.stderr
+    assert done.stderr.startswith("Refused: ") or "Refused: " in done.stderr.splitlines()[0]
     assert done.stderr.strip().count("\n") == 0, "one line"
     assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+def test_env_is_honoured_and_what_is_set_already_wins(words: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for folder in ("scripts", "scaling_fl"):
+        shutil.copytree(SCRIPT.parent.parent / folder, copy / folder)
+    (copy / ".env").write_text("SACRED_DATABASE='a # lab'\n# SACRED_HOST=h\n")
+    environ = {name: value for name, value in clean_environment().items() if not name.startswith("SACRED_")}
+
+    def run(**more: str) -> str:
+        argv = [sys.executable, str(copy / "scripts" / "train_federated.py"), *words]
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=environ | more, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "Refused: SACRED_HOST is not set, but other SACRED_ variables are; set it in .env" in run()
+    assert "Refused: SACRED_DATABASE is not set" in run(SACRED_DATABASE="", SACRED_HOST="h")
 
 
 def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(

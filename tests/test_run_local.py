@@ -1,0 +1,120 @@
+"""run-local.sh, on a copy of it with requirements that need no download."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SHOW = "import json, os, sys; print(json.dumps([sys.prefix, sys.argv[1:], os.getcwd()])); sys.exit(int(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name holds a space, with a script of its own."""
+    folder = tmp_path_factory.mktemp("a copy")
+    shutil.copy(ROOT / "run-local.sh", folder)
+    (folder / "requirements.txt").write_text("# nothing\n")
+    (folder / "requirements-dev.txt").write_text("-r requirements.txt\n")
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "show.py").write_text(SHOW)
+    return folder
+
+
+@pytest.fixture
+def run(copy: Path) -> Run:
+    def run(*arguments: str, cwd: Path = copy, **environ: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(copy / "run-local.sh"), *arguments],
+            cwd=cwd,
+            env=os.environ | {"PYTHON": sys.executable} | environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_arguments_and_exit_status_pass_through_unchanged(run: Run, copy: Path) -> None:
+    words = ["7", "with", "site_ids=[0,0,1,1]", "train_path=/a b/c*.csv", "author='me' \"too\"", "", "x=$HOME", "é"]
+    done = run("--no-docker", "scripts/show.py", *words)
+    assert done.returncode == 7, done.stderr
+    prefix, arguments, folder = eval(done.stdout)
+    assert arguments == words
+    assert prefix == str(copy / ".venv")
+    assert folder == str(copy)
+
+
+def test_the_environment_is_made_once_and_renewed_when_the_requirements_change(run: Run, copy: Path) -> None:
+    shutil.rmtree(copy / ".venv", ignore_errors=True)
+    first = run("--no-docker", "scripts/show.py", "0")
+    assert "making .venv" in first.stderr
+    assert "installing requirements.txt" in first.stderr
+    second = run("--no-docker", "scripts/show.py", "0")
+    assert (second.returncode, second.stderr) == (0, ""), "nothing to do, nothing to say"
+    (copy / "requirements.txt").write_text("# nothing new\n")
+    third = run("--no-docker", "scripts/show.py", "0")
+    assert "installing requirements.txt" in third.stderr
+    assert "making .venv" not in third.stderr
+
+
+def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> None:
+    run("--no-docker", "scripts/show.py", "0")
+    done = run("--no-docker", "-m", "pytest", "--version")
+    assert "installing requirements-dev.txt" in done.stderr
+    assert "No module named pytest" in done.stderr, "this copy's requirements are empty"
+    assert done.returncode == 1
+
+
+def test_a_broken_installation_is_no_success_and_is_tried_again(run: Run, copy: Path) -> None:
+    (copy / "requirements.txt").write_text("./no-such-package\n")
+    for _ in range(2):
+        done = run("--no-docker", "scripts/show.py", "0")
+        assert done.returncode != 0
+        assert "installing requirements.txt" in done.stderr
+        assert done.stdout == ""
+    (copy / "requirements.txt").write_text("# nothing\n")
+
+
+def test_scripts_are_found_from_any_folder(run: Run, tmp_path: Path) -> None:
+    done = run("--no-docker", "scripts/show.py", "0", cwd=tmp_path)
+    assert eval(done.stdout)[2] == str(tmp_path)
+
+
+def test_a_docker_engine_that_answers_is_mentioned(run: Run, tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nexit 0\n")
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run("scripts/show.py", "0", PATH=path)
+    assert done.returncode == 0
+    assert "a Docker engine answers, but there is no image of this version yet: going on in .venv" in done.stderr
+    assert run("--no-docker", "scripts/show.py", "0", PATH=path).stderr == ""
+
+
+def test_without_arguments_it_explains_itself(run: Run) -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "./run-local.sh [--no-docker] scripts/train_federated.py with demo" in done.stderr
+    assert "set -euo" not in done.stderr
+
+
+def test_a_machine_without_a_fitting_python_is_told_so(run: Run, copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / ".venv", ignore_errors=True)
+    for name in ("bash", "dirname", "cat", "cksum", "sed", "flock", "env"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = run("scripts/show.py", "0", PATH=str(tmp_path), PYTHON="")
+    assert done.returncode == 1
+    assert "no Python 3.11 or later with the module venv was found; install one" in done.stderr
