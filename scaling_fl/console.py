@@ -47,10 +47,9 @@ class Console:
     def plan(self, plan: Plan) -> None:
         """Say what is about to happen."""
         config = plan.config
-        devices = ", ".join(sorted(set(plan.devices)))
         self.line(
-            f"{len(plan.devices)} sites on {devices}, {plan.threads} thread{'s' * (plan.threads > 1)} each; "
-            "they aggregate through shared memory, controlled over gloo"
+            f"{_number(len(plan.devices), 'site')} on {', '.join(sorted(set(plan.devices)))}, "
+            f"{_number(plan.threads, 'thread')} each; aggregation through shared memory, control over gloo"
         )
         head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
         self.line(
@@ -116,6 +115,10 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._done = None, {}
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def table_row(round_: int, results: Mapping[str, Any]) -> str:
