@@ -18,12 +18,12 @@ say() { printf 'run-local.sh: %s\n' "$*" >&2; }
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    say 'no Python 3.11 or later with the module venv was found; install one (Debian: apt-get install python3-venv)' \
+    say 'no Python 3.11, 3.12 or 3.13 with the module venv was found; install one (Debian: apt-get install python3-venv)' \
         'or name it: PYTHON=/path/to/python ./run-local.sh …'
     exit 1
 }

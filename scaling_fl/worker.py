@@ -27,6 +27,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     models.quiet()
     torch.set_num_threads(plan.threads)
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     module = models.rebuild(folder / "model").to(device)
     federation = Federation(rank, len(plan.devices), Layout(module).size, memory, folder / "rendezvous")
     on_cpu = device.type == "cpu"

@@ -1,5 +1,6 @@
 """run-local.sh, on a copy of it with requirements that need no download."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,7 +49,7 @@ def test_arguments_and_exit_status_pass_through_unchanged(run: Run, copy: Path) 
     words = ["7", "with", "site_ids=[0,0,1,1]", "train_path=/a b/c*.csv", "author='me' \"too\"", "", "x=$HOME", "é"]
     done = run("--no-docker", "scripts/show.py", *words)
     assert done.returncode == 7, done.stderr
-    prefix, arguments, folder = eval(done.stdout)
+    prefix, arguments, folder = json.loads(done.stdout)
     assert arguments == words
     assert prefix == str(copy / ".venv")
     assert folder == str(copy)
@@ -87,7 +88,7 @@ def test_a_broken_installation_is_no_success_and_is_tried_again(run: Run, copy: 
 
 def test_scripts_are_found_from_any_folder(run: Run, tmp_path: Path) -> None:
     done = run("--no-docker", "scripts/show.py", "0", cwd=tmp_path)
-    assert eval(done.stdout)[2] == str(tmp_path)
+    assert json.loads(done.stdout)[2] == str(tmp_path)
 
 
 def test_a_docker_engine_that_answers_is_mentioned(run: Run, tmp_path: Path) -> None:
@@ -117,4 +118,4 @@ def test_a_machine_without_a_fitting_python_is_told_so(run: Run, copy: Path, tmp
     old.chmod(0o755)
     done = run("scripts/show.py", "0", PATH=str(tmp_path), PYTHON="")
     assert done.returncode == 1
-    assert "no Python 3.11 or later with the module venv was found; install one" in done.stderr
+    assert "no Python 3.11, 3.12 or 3.13 with the module venv was found; install one" in done.stderr
