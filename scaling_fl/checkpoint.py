@@ -4,6 +4,7 @@ A state file is safetensors: every tensor by name, and one metadata entry with a
 SHA-256 over tensors and header. Nothing is ever unpickled. This module needs no torch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
         path,
         metadata={"scaling_fl": json.dumps(header)},
     )
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -99,22 +99,17 @@ class Checkpoints:
     def probe(self) -> None:
         """Write and remove a small file; clear away what a killed run left half-written. Raises `UserError`."""
         probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
-        try:
+        with self._reachable("it can't be written to"):
             self.fs.makedirs(self.root, exist_ok=True)
             if self.local:
                 for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
                     shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             self.fs.pipe_file(probe, b"scaling_fl")
             self.fs.rm_file(probe)
-        except Exception as error:  # each file system has its own
-            raise UserError(
-                f"checkpoints_dir={self.url}: it can't be written to ({type(error).__name__}: {error}); "
-                "check the place, its permissions and the credentials"
-            ) from error
 
     def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any]) -> str:
         """Publish the state after `round_` and return its full name. Readers see all of it or nothing."""
-        name = f"round-{round_:06d}.safetensors"
+        name = _file_name(round_)
         with self._workspace() as folder:
             path = Path(folder) / name
             write_state(path, tensors, dict(header) | {"round": round_})
@@ -134,7 +129,7 @@ class Checkpoints:
         """Give a finished file its name: by one rename, or by one upload."""
         if self.local:
             os.replace(path, Path(self.root) / name)
-            _sync_folder(Path(self.root))
+            _sync(Path(self.root))
         else:
             self.fs.put_file(str(path), f"{self.root}/{name}")
 
@@ -146,6 +141,8 @@ class Checkpoints:
         self.fs.makedirs(target, exist_ok=True)
         for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
             self.fs.put_file(str(path), f"{target}/{path.name}")
+            if self.local:
+                _sync(Path(target) / path.name)
         return self.name(name)
 
     def read_json(self, name: str) -> Any:
@@ -156,24 +153,54 @@ class Checkpoints:
         except FileNotFoundError:
             return None
 
-    def newest(self, warn: Callable[[str], None]) -> tuple[Arrays, dict[str, Any]] | None:
-        """The newest sound checkpoint. A damaged one is renamed to `….damaged`, with a warning."""
-        for round_ in self.rounds():
-            name = f"round-{round_:06d}.safetensors"
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / name
-                self.fs.get_file(f"{self.root}/{name}", str(path))
-                try:
-                    return read_state(path)
-                except Damaged as error:
-                    self.fs.mv(f"{self.root}/{name}", f"{self.root}/{name}.damaged")
-                    warn(f"{self.name(name)} is damaged ({error}); it is set aside as {name}.damaged")
+    def newest(self) -> tuple[Arrays, dict[str, Any], list[str]] | None:
+        """The newest sound checkpoint, and what is wrong with newer ones, which `set_aside` takes away.
+
+        Raises `UserError` where there are checkpoints, but none is sound: to start anew would bury them.
+        """
+        damaged: list[str] = []
+        with self._reachable("it can't be read"):
+            for round_ in self.rounds():
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / _file_name(round_)
+                    self.fs.get_file(f"{self.root}/{path.name}", str(path))
+                    try:
+                        return *read_state(path), damaged
+                    except Damaged as error:
+                        damaged.append(f"{path.name} is damaged ({error})")
+        if damaged:
+            raise UserError(
+                f"checkpoints_dir={self.url}: no checkpoint in it is sound: {'; '.join(damaged)}. "
+                "Restore one, or choose another folder to start anew"
+            )
         return None
 
+    def set_aside(self, before: int) -> None:
+        """Rename the checkpoints of rounds after `before`, so that they don't count any more."""
+        for round_ in self.rounds():
+            if round_ > before:
+                self.fs.mv(f"{self.root}/{_file_name(round_)}", f"{self.root}/{_file_name(round_)}.damaged")
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    @contextlib.contextmanager
+    def _reachable(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # each file system has its own
+            raise UserError(
+                f"checkpoints_dir={self.url}: {what} ({type(error).__name__}: {error}); "
+                "check the place, its permissions and the credentials"
+            ) from error
+
+
+def _file_name(round_: int) -> str:
+    return f"round-{round_:06d}.safetensors"
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's renames, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

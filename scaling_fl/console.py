@@ -32,6 +32,7 @@ class Console:
     def __init__(self) -> None:
         self._terminal = RichConsole(file=sys.__stderr__)
         self._bar: Progress | None = None
+        self._round = -1  # of the bar, or of the last row
         self._done: dict[Any, int] = {}
 
     def line(self, text: str = "") -> None:
@@ -54,7 +55,7 @@ class Console:
         head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
         self.line(
             f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
-            + (head if plan.new_parameters else "")
+            + (head if plan.new_parameters else ", its classification head kept")
         )
         self.line(
             f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
@@ -63,8 +64,10 @@ class Console:
         sizes, entropies = plan.shard_sizes, plan.shard_entropies
         self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}  device")
         for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
-            steps = -(-sizes[site] // config.batch_size) * config.num_local_epochs
-            self.line(f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11,}  {plan.devices[site]}")
+            self.line(
+                f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}  "
+                f"{plan.devices[site]}"
+            )
         if len(sizes) > _MAX_SITES_SHOWN:
             self.line(f"   … and {len(sizes) - _MAX_SITES_SHOWN} more")
         if plan.round:
@@ -81,6 +84,7 @@ class Console:
                 self.line(f"{event['source']} | {event['text']}")
             case "round":
                 self._clear()
+                self._round = event["round"]
                 self.line(table_row(event["round"], event["metrics"]))
             case "progress" if plan is not None:
                 self._progress(event, plan)
@@ -90,10 +94,15 @@ class Console:
         self._clear()
 
     def _progress(self, event: Event, plan: Plan) -> None:
-        if not self._terminal.is_terminal:
+        if not self._terminal.is_terminal or event["round"] < self._round:
+            return
+        if event["round"] > self._round:
+            self._clear()
+            self._round = event["round"]
+        elif self._bar is None:  # a worker's last word of a round that has its row
             return
         if self._bar is None:
-            total = plan.steps_per_round * (event["round"] > 0)
+            total = sum(map(plan.local_steps, range(len(plan.devices)))) * (event["round"] > 0)
             total += plan.evaluation_steps * plan.evaluates(event["round"])
             self._bar = Progress(
                 TextColumn("{task.description}"),

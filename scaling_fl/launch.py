@@ -7,6 +7,7 @@ output and error, so that Sacred can capture what it prints.
 
 import codecs
 import contextlib
+import fcntl
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -21,6 +22,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from scaling_fl.config import Config
@@ -30,24 +32,50 @@ from scaling_fl.plan import Event, Plan
 
 OnEvent = Callable[[Event], None]
 
+_WORK = "scaling_fl-"
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
 _CAUSES = {
     signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
     "a smaller batch_size or max_seq_len need less)",
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
     signal.SIGSEGV: "native code crashed: a bug in a library, or versions that don't go together",
-    signal.SIGTERM: "somebody asked it to stop",
 }
 
 
 @contextlib.contextmanager
 def work_folder() -> Iterator[str]:
-    """A folder for what the preparation builds. It goes with the job, however that ends."""
-    folder = tempfile.mkdtemp(prefix="scaling_fl-")
+    """A folder for what the preparation builds. It goes with the job; what a killed one left goes now."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_WORK}*/lock"):
+        with contextlib.suppress(OSError), open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_WORK)
     try:
-        yield folder
+        with open(f"{folder}/unlocked", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.rename(f"{folder}/unlocked", f"{folder}/lock")  # nobody sees it before it is locked
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_run_of(job_name: str) -> Iterator[None]:
+    """Raises `UserError` while another run of the job, of the same user, is alive on this machine."""
+    path = Path(tempfile.gettempdir()) / f"{_WORK}{os.getuid()}-{job_name}.lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise BlockingIOError  # removed by its owner meanwhile
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise UserError(
+                f"job_name={job_name}: a run of this job is alive on this machine; wait for its end, or take another name"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:
@@ -221,7 +249,8 @@ def _enter(
     name: str, target: str, job: tuple[Any, ...], connection: Connection, output: Connection, folder: str
 ) -> None:
     """The child's side."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher acts on it
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they reach the whole group; the launcher acts
+        signal.signal(stop, signal.SIG_IGN)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ import transformers
 import transformers.models.albert.modeling_albert
 import transformers.models.bert.modeling_bert
 import transformers.models.distilbert.modeling_distilbert
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -33,7 +34,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 class Loaded(NamedTuple):
     module: Any  # a transformers.PreTrainedModel
     tokenizer: Any
-    new_parameters: list[str]  # names of those that the pre-trained weights don't hold: the head
+    new_parameters: list[str]  # names of those that the pre-trained weights don't hold: the head, as a rule
 
 
 def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> Loaded:
@@ -42,7 +43,6 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     What the pre-trained weights lack (the classification head) is drawn with `seed`. `texts` serve only
     `model="tiny"`, whose vocabulary comes from them. Raises `UserError` where there is no such model.
     """
-    torch.manual_seed(seeds.torch_seed(seed, "head"))
     labels = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -50,20 +50,11 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     }
     if model == "tiny":
         tokenizer = _tiny_tokenizer(texts)
+        torch.manual_seed(seeds.torch_seed(seed, "head"))
         module = AutoModelForSequenceClassification.from_config(_tiny_config(len(tokenizer), labels))
         new_parameters = ["all"]
     else:
-        with _naming_the_model(model):
-            source, local_only = _locate(model)
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
-            module, report = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
-                local_files_only=local_only,
-                **labels,
-            )
+        tokenizer, module, report = _pretrained(model, labels, seed)
         new_parameters = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
         if len(new_parameters) > len(list(module.parameters())) // 2:
             raise UserError(
@@ -75,9 +66,7 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     if tokenizer.pad_token is None:
         raise UserError(f"model={model}: its tokenizer has neither a padding nor an end token; use another model")
     module.config.pad_token_id = tokenizer.pad_token_id
-    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", max_seq_len))
-    if max_seq_len > limit:
-        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes {limit} tokens at most")
+    _check_limits(model, module, tokenizer, max_seq_len)
     return Loaded(module, tokenizer, new_parameters)
 
 
@@ -93,24 +82,45 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _locate(model: str) -> tuple[str, bool]:
-    """Where to load `model` from, and whether without the network: what is on this disk is used as it is."""
+def _pretrained(model: str, labels: dict[str, Any], seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    """Tokenizer, model, and the library's report on its weights. What is on this disk is used as it is."""
     source = NICKNAMES.get(model, model)
-    if os.path.isdir(os.path.expanduser(source)):
-        return os.path.expanduser(source), True
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(
-            f"model={model}: there is no such folder; give {', '.join(NICKNAMES)}, tiny, a hub id or a folder"
+    folder = os.path.expanduser(source)
+
+    def load(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        torch.manual_seed(seeds.torch_seed(seed, "head"))
+        module, report = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
+            local_files_only=local_files_only,
+            **labels,
         )
-    with contextlib.suppress(OSError):
-        AutoConfig.from_pretrained(source, local_files_only=True)
-        AutoTokenizer.from_pretrained(source, local_files_only=True)
-        return source, True
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+        return tokenizer, module, report
 
     try:
-        HfApi().model_info(source, timeout=10)  # from_pretrained would try for half a minute
+        if os.path.isdir(folder):
+            return load(folder, True)
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise UserError(
+                f"model={model}: there is no such folder; give {', '.join(NICKNAMES)}, tiny, a hub id or a folder"
+            )
+        with contextlib.suppress(OSError):  # not on this disk, or not all of it
+            return load(source, True)
+        _find_on_hub(model, source)
+        return load(source, False)
+    except UserError:
+        raise
+    except Exception as error:  # whatever configuration, tokenizer and weights can hold
+        raise UserError(f"model={model}: it can't be loaded: {type(error).__name__}: {error}") from error
+
+
+def _find_on_hub(model: str, source: str) -> None:
+    """Ask the hub, in seconds: loading would try for half a minute before it says that there is none."""
+    try:
+        HfApi().model_info(source, timeout=10)
     except RepositoryNotFoundError as error:
         raise UserError(
             f"model={model}: the hub has no model {source} that is open to you; "
@@ -121,17 +131,23 @@ def _locate(model: str) -> tuple[str, bool]:
             f"model={model}: it is not on this machine, and the model hub can't be reached ({type(error).__name__}); "
             "give the path of a local model folder, or model=tiny"
         ) from error
-    return source, False
 
 
-@contextlib.contextmanager
-def _naming_the_model(model: str) -> Iterator[None]:
+def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
+    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", max_seq_len))
+    if max_seq_len > limit:
+        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes {limit} tokens at most")
+    # Configurations don't tell it all: some models spend position numbers on padding, some vocabularies outgrow
+    # their embeddings. A text of full length with the last token of the vocabulary shows it here, not in a site.
+    ids = torch.full((1, max_seq_len), len(tokenizer) - 1)
     try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever config, tokenizer and weights can hold
-        raise UserError(f"model={model}: it can't be loaded: {type(error).__name__}: {error}") from error
+        with torch.inference_mode():
+            module.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (IndexError, RuntimeError) as error:
+        raise UserError(
+            f"model={model}: it can't take {max_seq_len} tokens of its tokenizer's vocabulary ({error}); "
+            "lower max_seq_len, or check that model and tokenizer belong together"
+        ) from error
 
 
 def _tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:

@@ -31,14 +31,12 @@ class Plan:
     num_cut: int  # training texts that fill max_seq_len
     data_digest: str
     pad_token_id: int
-    versions: dict[str, str]
+    environment: dict[str, str]  # what bitwise equality depends on: versions, processor
     notes: tuple[str, ...]  # what the user should know
 
-    @property
-    def steps_per_round(self) -> int:
-        """Local steps in a round, over all sites."""
-        config = self.config
-        return sum(-(-size // config.batch_size) * config.num_local_epochs for size in self.shard_sizes)
+    def local_steps(self, site: int) -> int:
+        """Local steps of a site in a round."""
+        return -(-self.shard_sizes[site] // self.config.batch_size) * self.config.num_local_epochs
 
     @property
     def evaluation_steps(self) -> int:

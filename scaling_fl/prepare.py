@@ -6,13 +6,15 @@ workers open: token stores, shards, the model's architecture and tokenizer, and 
 
 import contextlib
 import os
-import sys
+import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from scaling_fl import checkpoint, models, sharding, tasks, tokens
 from scaling_fl.config import Config
@@ -48,13 +50,16 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     tensors: checkpoint.Arrays = _initial_state(loaded.module)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
-        previous = checkpoints.newest(notes.append)
+        previous = checkpoints.newest()
         if previous is not None:
-            tensors, header = previous
-            _check_same_job(config, header, digest, checkpoints)
+            tensors, header, damaged = previous
+            _check_same_job(config, header, digest)
             round_ = header["round"]
             threads = _agree_on_threads(config, threads, header, notes)
-            _note_versions(header, notes)
+            _compare_environments(header["environment"], environment(devices), notes)
+            if damaged:
+                checkpoints.set_aside(before=round_)
+                notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
             finished = round_ >= config.num_rounds and checkpoints.read_json(f"model/{COMPLETE}") == {"round": round_}
         if not finished:
             checkpoints.probe()
@@ -88,7 +93,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 num_cut=0 if finished else _num_cut(work, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
-                versions=versions(),
+                environment=environment(devices),
                 notes=tuple(notes),
             ),
         }
@@ -104,21 +109,23 @@ def checkpoint_header(plan: Plan, results: dict[str, float | str]) -> dict[str, 
         "data_digest": plan.data_digest,
         "label_names": list(plan.label_names),
         "metrics": results,
-        "versions": plan.versions,
+        "environment": plan.environment,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def versions() -> dict[str, str]:
-    """The versions on which bitwise equality depends."""
-    import transformers
-
-    python = ".".join(map(str, sys.version_info[:3]))
+def environment(devices: Sequence[str]) -> dict[str, str]:
+    """What bitwise equality depends on, beside the number of threads."""
+    if devices[0].startswith("cuda"):
+        processor = torch.cuda.get_device_name(devices[0])
+    else:
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "python": python,
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numpy": np.__version__,
+        "processor": processor,
     }
 
 
@@ -155,7 +162,7 @@ def _num_cut(work: Path, config: Config, pad_token_id: int) -> int:
     return int((tokens.TokenStore(work / "train", pad_token_id).lengths >= config.max_seq_len).sum())
 
 
-def _check_same_job(config: Config, header: dict[str, Any], digest: str, checkpoints: checkpoint.Checkpoints) -> None:
+def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
     if header["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
@@ -179,8 +186,7 @@ def _agree_on_threads(config: Config, threads: int, header: dict[str, Any], note
     return threads
 
 
-def _note_versions(header: dict[str, Any], notes: list[str]) -> None:
-    now = versions()
-    changed = [f"{name} {was} → {now.get(name)}" for name, was in header["versions"].items() if now.get(name) != was]
+def _compare_environments(before: dict[str, str], now: dict[str, str], notes: list[str]) -> None:
+    changed = [f"{name} {was} → {now.get(name)}" for name, was in before.items() if now.get(name) != was]
     if changed:
-        notes.append(f"resuming with other versions ({', '.join(changed)}): results may not agree bitwise")
+        notes.append(f"the job resumes in another environment ({', '.join(changed)}): results may not agree bitwise")

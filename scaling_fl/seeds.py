@@ -10,7 +10,7 @@ import numpy as np
 
 def sequence(seed: int, purpose: str, *path: int) -> np.random.SeedSequence:
     """The seed of one stream. `purpose` is a word such as "order"; `path` the numbers that identify the stream."""
-    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *path])
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), len(path), *path])
 
 
 def generator(seed: int, purpose: str, *path: int) -> np.random.Generator:

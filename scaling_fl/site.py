@@ -91,10 +91,6 @@ class Site:
         count = self.num_examples * config.num_local_epochs
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
-    def num_steps(self) -> int:
-        """Local steps in a round."""
-        return -(-self.num_examples // self.resident.config.batch_size) * self.resident.config.num_local_epochs
-
 
 def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
     """A fresh optimiser over two flat tensors: what weight decay applies to, and what it spares."""

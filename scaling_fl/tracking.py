@@ -1,15 +1,15 @@
 """What is recorded of a run: the event file, Sacred's file record, and MongoDB. Only this module knows of MongoDB."""
 
-import fcntl
 import json
 import socket
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sacred.observers import FileStorageObserver, MongoObserver, RunObserver
+from sacred.observers.mongo import parse_mongo_db_arg
 from sacred.run import Run
 
 from scaling_fl.checkpoint import Checkpoints
@@ -20,23 +20,18 @@ MONGO_VARIABLES = ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_
 _MONGO_TIMEOUT_MS = 5000  # to find the server; pymongo's own is 30 s
 
 
-class EventLog:
-    """The append-only file of what happened to a job: one JSON object per line, the truth behind all records.
+class MongoAddress(NamedTuple):
+    options: dict[str, Any]  # of Sacred's observer; the URL may hold a password: never shown
+    shown: str
 
-    It is locked while the job runs. Raises `UserError` where another live run holds it.
-    """
+
+class EventLog:
+    """The append-only file of what happened to a job: one JSON object per line, the truth behind all records."""
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a")  # noqa: SIM115 (open for the job's life)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(
-                f"job_name={path.stem}: a run of this job is alive on this machine; wait for its end, or take another name"
-            ) from error
 
     def append(self, event: str, **fields: Any) -> None:
         """Add one event; `fields` are plain values. It is on its way to the disk when this returns."""
@@ -66,7 +61,7 @@ class Tracker:
             "threads_per_site": plan.threads,
             "num_parameters": plan.num_parameters,
             "data_digest": plan.data_digest,
-            "versions": dict(plan.versions),
+            "environment": dict(plan.environment),
             "files": self._written,
         }
         self._append(
@@ -77,7 +72,7 @@ class Tracker:
             config=plan.config.to_mapping(),
             threads=plan.threads,
             data_digest=plan.data_digest,
-            versions=dict(plan.versions),
+            environment=dict(plan.environment),
         )
         self._append("shards", shards=table)
 
@@ -140,26 +135,38 @@ class FileRecord(FileStorageObserver):  # type: ignore[misc]
         return own if _id is None else _id
 
 
-def observers(folder: Path, environ: Mapping[str, str], warn: Callable[[str], None]) -> list[RunObserver]:
-    """Sacred's observers: a file record in `folder`, and MongoDB where the environment names one that answers."""
-    found: list[RunObserver] = [FileRecord(folder)]
-    address = mongo_address(environ)
-    if address is not None:
-        url, database = address
-        mongo = MongoObserver(url, db_name=database, serverSelectionTimeoutMS=_MONGO_TIMEOUT_MS)
+def observers(
+    folders: Sequence[Path | str], mongo_addresses: Sequence[MongoAddress], warn: Callable[[str], None]
+) -> list[RunObserver]:
+    """Sacred's observers: a file record in each folder, and each MongoDB that answers."""
+    found: list[RunObserver] = [FileRecord(folder) for folder in folders]
+    for address in mongo_addresses:
         try:
+            mongo = MongoObserver(
+                **address.options,
+                serverSelectionTimeoutMS=_MONGO_TIMEOUT_MS,
+                connectTimeoutMS=_MONGO_TIMEOUT_MS,
+            )
             mongo.runs.database.client.admin.command("ping")
             found.append(mongo)
         except Exception as error:  # pymongo has many; none may stop the run, none may show the password
             warn(
-                f"MongoDB at {environ['SACRED_HOST']} can't be used ({type(error).__name__}): this run is recorded "
-                f"in {folder} only; check SACRED_HOST and the credentials"
+                f"MongoDB at {address.shown} can't be used ({type(error).__name__}): this run is recorded in "
+                f"{', '.join(map(str, folders))} only; check the address and the credentials"
             )
     return found
 
 
-def mongo_address(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """(URL, database) from the `SACRED_…` variables; `None` where none is set.
+def typed_address(argument: str) -> MongoAddress:
+    """The address in Sacred's flag `-m [HOST:PORT:]DATABASE[.COLLECTION]`."""
+    try:
+        return MongoAddress(parse_mongo_db_arg(argument), shown=argument)
+    except (ValueError, AttributeError) as error:  # the second: nothing matched its pattern
+        raise UserError(f"-m {argument}: expected HOST:PORT:DATABASE or DATABASE") from error
+
+
+def mongo_address(environ: Mapping[str, str]) -> MongoAddress | None:
+    """The address in the `SACRED_…` variables; `None` where none is set.
 
     A bare host name is a cluster's DNS name (mongodb+srv); `host:port`, or several of them with commas between,
     are servers. User and password may both be missing. Raises `UserError` where something else is.
@@ -177,4 +184,5 @@ def mongo_address(environ: Mapping[str, str]) -> tuple[str, str] | None:
             raise UserError(f"{name} is not set, but other SACRED_ variables are; set it in .env, or remove the others")
     scheme = "mongodb" if ":" in host or "," in host else "mongodb+srv"
     account = f"{urllib.parse.quote_plus(user)}:{urllib.parse.quote_plus(password)}@" if user else ""
-    return f"{scheme}://{account}{host}/?retryWrites=true&w=majority", database
+    url = f"{scheme}://{account}{host}/?retryWrites=true&w=majority"
+    return MongoAddress({"url": url, "db_name": database}, shown=host)

@@ -59,7 +59,9 @@ class Session:
     def __init__(self, resources: contextlib.ExitStack):
         self.resources = resources
         self.console = Console()
-        self.unobserved = False
+        self.unobserved = self.queued = False
+        self.folders: list[Path | str] = [RUNS]
+        self.mongo_addresses: list[tracking.MongoAddress] = []
         self.plan: Plan | None = None
         self.log: tracking.EventLog | None = None
 
@@ -67,15 +69,18 @@ class Session:
 session: Session  # set by `main`
 
 
-class Refused(SacredError):
-    """Something that the user can mend."""
+class _SaidInFull(SacredError):
+    """Sacred prints the message alone, unless --debug asks for a traceback."""
 
     def __init__(self, error: Exception):
-        # Sacred prints the message alone, unless --debug asks for a traceback.
         super().__init__(str(error), print_traceback=False)
 
 
-class Failed(Refused):
+class Refused(_SaidInFull):
+    """Something that the user can mend."""
+
+
+class Failed(_SaidInFull):
     """A process of the job failed; the message holds its traceback, or its likely cause."""
 
 
@@ -91,7 +96,14 @@ def _clear_errors() -> Iterator[None]:
 
 @experiment.option_hook
 def remember_options(options: dict[str, Any]) -> None:
-    session.unobserved = bool(options["--unobserved"] or options["--queue"])
+    session.unobserved, session.queued = bool(options["--unobserved"]), bool(options["--queue"])
+    # Sacred's own observers of these would share run numbers with ours, and wait a minute for a server.
+    if folder := options["--file_storage"]:
+        session.folders.append(folder)
+    if address := options["--mongo_db"]:
+        with _clear_errors():
+            session.mongo_addresses.append(tracking.typed_address(address))
+    options["--file_storage"] = options["--mongo_db"] = None
 
 
 @experiment.config_hook
@@ -101,10 +113,12 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         checked = Config.from_mapping(config)
         if command_name != train.__name__:
             return {}
-        tracking.mongo_address(os.environ)
+        if address := tracking.mongo_address(os.environ):
+            session.mongo_addresses.insert(0, address)
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
+        session.resources.enter_context(launch.only_run_of(str(checked.job_name)))
         folder = session.resources.enter_context(launch.work_folder())
         plan = session.plan = launch.prepare(checked, folder, session.console.event)
         if plan.finished:
@@ -114,9 +128,10 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
             )
             sys.exit(0)
         if not session.unobserved:
-            session.log = tracking.EventLog(RUNS / "_events" / f"{checked.job_name}.jsonl")
-            session.resources.callback(session.log.close)
-            experiment.observers += tracking.observers(RUNS, os.environ, session.console.line)
+            if not session.queued:
+                session.log = tracking.EventLog(RUNS / "_events" / f"{checked.job_name}.jsonl")
+                session.resources.callback(session.log.close)
+            experiment.observers += tracking.observers(session.folders, session.mongo_addresses, session.console.line)
     return {}
 
 
@@ -150,7 +165,9 @@ def train(_run: Run) -> None:
 
 def main(argv: list[str]) -> None:
     global session
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, Sacred says INTERRUPTED
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers end, Sacred says INTERRUPTED
+        if signal.getsignal(stop) is not signal.SIG_IGN:  # nohup
+            signal.signal(stop, signal.default_int_handler)
     dotenv.load_dotenv(ROOT / ".env")
     with contextlib.ExitStack() as resources:
         session = Session(resources)

@@ -2,6 +2,9 @@
 
 import csv
 import multiprocessing
+import os
+import select
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +144,19 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
         memory.close()
     assert multiprocessing.active_children() == []
     return [results[rank] for rank in range(num_workers)]
+
+
+def wait_for_end(pids: Sequence[int], seconds: float = 15) -> None:
+    """Until these processes, whoever their parents are, have ended; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]
+        os.close(descriptor)
+        assert ended, f"process {pid} is left"
 
 
 def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args: Any) -> None:

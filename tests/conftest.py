@@ -15,7 +15,6 @@ import pytest
 import torch
 from fsspec import AbstractFileSystem
 
-from scaling_fl import launch
 from scaling_fl.config import Config
 from tests import builders
 
@@ -86,6 +85,7 @@ def serve(port: int, *argv: str) -> Iterator[None]:
             except OSError:
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < deadline, "the server doesn't answer"
+                time.sleep(0.02)
         yield
     finally:
         server.kill()
@@ -147,6 +147,3 @@ def _no_process_is_left() -> Iterator[None]:
     import multiprocessing
 
     assert multiprocessing.active_children() == []
-
-
-assert launch  # imported here so that its fork server starts from this process

@@ -82,9 +82,8 @@ def checkpoints(request: Any, tmp_path: Path) -> Checkpoints:
 
 
 def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
-    warnings: list[str] = []
     assert checkpoints.rounds() == []
-    assert checkpoints.newest(warnings.append) is None
+    assert checkpoints.newest() is None
     checkpoints.probe()
     for round_ in (1, 2, 12):
         name = checkpoints.save(round_, {"w": np.array([round_])}, HEADER)
@@ -95,14 +94,25 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
     assert checkpoints.rounds() == [12, 2, 1]
 
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000012.safetensors", b"cut")
-    found = checkpoints.newest(warnings.append)
+    found = checkpoints.newest()
     assert found is not None
-    tensors, header = found
+    tensors, header, damaged = found
     assert (tensors["w"].tolist(), header["round"]) == ([2], 2)
-    assert len(warnings) == 1
-    assert "round-000012.safetensors is damaged" in warnings[0]
+    assert len(damaged) == 1
+    assert damaged[0].startswith("round-000012.safetensors is damaged (SafetensorError: ")
+    assert checkpoints.rounds() == [12, 2, 1], "nothing is renamed before the job is known to be this one"
+    checkpoints.set_aside(before=2)
     assert checkpoints.rounds() == [2, 1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000012.safetensors.damaged") == b"cut"
+
+
+def test_checkpoints_of_which_none_is_sound_are_not_started_over(checkpoints: Checkpoints) -> None:
+    checkpoints.probe()
+    checkpoints.save(3, TENSORS, HEADER)
+    checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
+    with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
+        checkpoints.newest()
+    assert checkpoints.rounds() == [3]
 
 
 def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -152,3 +162,12 @@ def test_a_place_that_can_not_be_written_is_said_at_once(tmp_path: Path) -> None
         Checkpoints(str(tmp_path / "file" / "c")).probe()
     with pytest.raises(UserError, match="checkpoints_dir='nope://x'"):
         Checkpoints("nope://x")
+
+
+def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: it can't be read \(NoCredentialsError"):
+        Checkpoints("s3://lab/x").newest()

@@ -10,6 +10,7 @@ import pytest
 
 from scaling_fl import launch
 from scaling_fl.errors import JobFailed, PeerLost, UserError
+from tests import builders
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -108,10 +109,34 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
         launch.run(f"{__name__}:orphan", [(str(work),)], ["launcher"], "/none", events.append)
     pids = [event["pid"] for event in events if event["event"] == "pid"]
     assert len(pids) == 2
-    deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) or work.exists():
-        assert time.monotonic() < deadline, "orphans are left"
-        os.sched_yield()
+    builders.wait_for_end(pids)
+    assert not work.exists()
+
+
+def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with launch.only_run_of("news"):
+        with launch.only_run_of("other"):
+            pass
+        with pytest.raises(UserError, match="job_name=news: a run of this job is alive"), launch.only_run_of("news"):
+            pass
+    with launch.only_run_of("news"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_launcher_left_is_removed_and_what_lives_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, foreign = tmp_path / "scaling_fl-left", tmp_path / "scaling_fl-1-job.lock"
+    left.mkdir()
+    (left / "lock").write_text("")
+    foreign.write_text("")
+    with launch.work_folder() as first, launch.work_folder() as second:
+        assert not left.exists()
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second, str(foreign)])
+    assert list(tmp_path.iterdir()) == [foreign]
 
 
 def test_the_work_folder_goes_with_the_job() -> None:

@@ -81,6 +81,50 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path: P
         load(str(tmp_path))
 
 
+def test_a_head_of_the_right_size_is_kept(tmp_path: Path) -> None:
+    builders.bert(num_labels=3).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert loaded.new_parameters == []
+    assert torch.equal(loaded.module.classifier.weight, builders.bert(num_labels=3).classifier.weight)
+
+
+def test_a_model_that_was_fetched_in_part_is_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.pretrained(tmp_path)
+    asked = []
+    original = transformers.AutoModelForSequenceClassification.from_pretrained
+
+    def without_weights(source: str, local_files_only: bool, **options: object) -> object:
+        if local_files_only:
+            raise OSError("no weights are cached")
+        return original(str(tmp_path), **options)
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", without_weights)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: builders.tokenizer())
+    monkeypatch.setattr(models.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
+    assert load("lab/model").module.classifier.out_features == 3
+    assert asked == ["lab/model"]
+
+
+def test_positions_and_vocabularies_that_do_not_fit_are_found_here(tmp_path: Path) -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=len(builders.tokenizer()), max_position_embeddings=20, pad_token_id=1, **builders.TINY_SIZES
+    )
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"it can't take 20 tokens of its tokenizer's vocabulary"):
+        load(str(tmp_path), max_seq_len=20)
+    assert load(str(tmp_path), max_seq_len=18)
+
+    builders.pretrained(tmp_path)
+    small = transformers.AutoConfig.from_pretrained(tmp_path, vocab_size=10)
+    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="check that model and tokenizer belong together"):
+        load(str(tmp_path))
+
+
 def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes 64 tokens at most"):
         load(str(builders.pretrained(tmp_path)), max_seq_len=65)

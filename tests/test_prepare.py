@@ -2,9 +2,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from scaling_fl import checkpoint, launch
 from scaling_fl.config import Config
+from scaling_fl.errors import UserError
 from scaling_fl.plan import Plan
 
 
@@ -19,10 +21,25 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert (plan.shard_sizes, plan.num_train, plan.num_test) == ((21, 20), 41, 9)
     assert plan.label_names == ("class 0", "class 1", "class 2")
     assert plan.new_parameters == ("classifier.bias", "classifier.weight")
-    assert plan.steps_per_round == 3 + 3
+    assert [plan.local_steps(site) for site in (0, 1)] == [3, 3]
     assert plan.evaluation_steps == 1
     with np.load(tmp_path / "work" / "shards.npz") as shards:
         assert sorted(np.concatenate([shards["arr_0"], shards["arr_1"]]).tolist()) == list(range(41))
+
+
+def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, num_rounds=2)
+    launch.train(prepare(config, tmp_path / "first"), lambda event: None)
+    newest = tmp_path / "out" / "round-000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"seed was 20210201, is 5"):
+        prepare(dataclasses.replace(config, seed=5), tmp_path / "second")
+    assert newest.exists()
+    plan = prepare(config, tmp_path / "third")
+    assert (plan.round, plan.finished) == (1, False)
+    assert any(note.startswith("round-000002.safetensors is damaged (") for note in plan.notes)
+    assert not newest.exists()
+    assert (tmp_path / "out" / "round-000002.safetensors.damaged").exists()
 
 
 def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: Config, tmp_path: Path) -> None:
@@ -30,7 +47,7 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     launch.train(plan, lambda event: None)
     folder = checkpoint.Checkpoints(str(tmp_path / "out"))
     tensors, header = checkpoint.read_state(tmp_path / "out" / "round-000001.safetensors")
-    header["versions"]["torch"] = "1.0"
+    header["environment"]["torch"] = "1.0"
     header["threads"] = 7
     folder.save(1, tensors, header)
 
@@ -38,6 +55,6 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     plan = prepare(again, tmp_path / "second")
     assert (plan.round, plan.threads) == (1, 1)
     assert any("threads_per_site was 7, is 1" in note for note in plan.notes)
-    assert any("resuming with other versions (torch 1.0 → " in note for note in plan.notes)
+    assert any("another environment (torch 1.0 → " in note for note in plan.notes)
     plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
     assert plan.threads == 7, "without a setting of its own, a resume takes the checkpoint's"

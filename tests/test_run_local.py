@@ -68,6 +68,16 @@ def test_the_environment_is_made_once_and_renewed_when_the_requirements_change(r
     assert "making .venv" not in third.stderr
 
 
+@pytest.mark.parametrize("damage", ["bin/python", "lib/python3.*/site-packages/pip"])
+def test_a_broken_environment_is_made_anew(run: Run, copy: Path, damage: str) -> None:
+    run("--no-docker", "scripts/show.py", "0")
+    for path in (copy / ".venv").glob(damage):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    done = run("--no-docker", "scripts/show.py", "3")
+    assert done.returncode == 3, done.stderr
+    assert "making .venv" in done.stderr
+
+
 def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> None:
     run("--no-docker", "scripts/show.py", "0")
     done = run("--no-docker", "-m", "pytest", "--version")

@@ -8,8 +8,14 @@ def test_a_stream_is_a_function_of_seed_purpose_and_path() -> None:
         return float(seeds.generator(*arguments).random())  # type: ignore[arg-type]
 
     assert first(1, "order", 2, 3) == first(1, "order", 2, 3)
-    others = [first(0, "order", 2, 3), first(1, "dropout", 2, 3), first(1, "order", 3, 2), first(1, "order", 2)]
-    assert len({first(1, "order", 2, 3), *others}) == 5
+    others = [
+        first(0, "order", 2, 3),
+        first(1, "dropout", 2, 3),
+        first(1, "order", 3, 2),
+        first(1, "order", 2),
+        first(1, "order", 2, 3, 0),
+    ]
+    assert len({first(1, "order", 2, 3), *others}) == 6
 
 
 def test_torch_seeds_are_63_bits_wide() -> None:

@@ -26,8 +26,8 @@ from scaling_fl.tracking import EventLog, Tracker, mongo_address
 def test_the_host_decides_how_mongodb_is_reached(host: str, scheme: str) -> None:
     found = mongo_address({"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""})
     assert found is not None
-    assert found[0].startswith(f"{scheme}{host}/")
-    assert found[1] == "lab"
+    assert found.options["url"].startswith(f"{scheme}{host}/")
+    assert (found.options["db_name"], found.shown) == ("lab", host)
 
 
 def test_credentials_are_escaped_so_that_any_password_works() -> None:
@@ -39,7 +39,7 @@ def test_credentials_are_escaped_so_that_any_password_works() -> None:
     }
     found = mongo_address(variables)
     assert found is not None
-    parsed = pymongo.uri_parser.parse_uri(found[0])
+    parsed = pymongo.uri_parser.parse_uri(found.options["url"])
     assert (parsed["username"], parsed["password"]) == ("me@lab", "p:/?#[]@ %$ü")
     assert parsed["nodelist"] == [("h", 1)]
 
@@ -61,7 +61,9 @@ def test_a_server_that_does_not_answer_costs_seconds_and_the_password_is_not_sho
     }  # fmt: skip
     warnings: list[str] = []
     began = time.monotonic()
-    observers = tracking.observers(tmp_path, variables, warnings.append)
+    address = mongo_address(variables)
+    assert address is not None
+    observers = tracking.observers([tmp_path], [address], warnings.append)
     assert time.monotonic() - began < 15
     assert [type(observer).__name__ for observer in observers] == ["FileRecord"]
     assert len(warnings) == 1
@@ -69,22 +71,35 @@ def test_a_server_that_does_not_answer_costs_seconds_and_the_password_is_not_sho
     assert "hunter2" not in warnings[0]
 
 
+@pytest.mark.parametrize("host", ["no-such-cluster.invalid", "h:port", "h:1:2"])
+def test_an_address_that_leads_nowhere_costs_a_warning(tmp_path: Path, host: str) -> None:
+    address = mongo_address({"SACRED_HOST": host, "SACRED_DATABASE": "d"})
+    assert address is not None
+    warnings: list[str] = []
+    assert len(tracking.observers([tmp_path], [address], warnings.append)) == 1
+    assert warnings[0].startswith(f"MongoDB at {host} can't be used (")
+
+
+def test_a_flag_that_is_no_address_is_refused() -> None:
+    with pytest.raises(UserError, match=r"-m a:b:c: expected HOST:PORT:DATABASE"):
+        tracking.typed_address("a:b:c")
+
+
 def test_mongodb_joins_the_file_record_where_it_answers(tmp_path: Path, mongo: str) -> None:
     variables = {"SACRED_HOST": mongo, "SACRED_DATABASE": "lab"}
-    observers = tracking.observers(tmp_path, variables, pytest.fail)
-    assert [type(observer).__name__ for observer in observers] == ["FileRecord", "MongoObserver"]
+    from_environment, typed = mongo_address(variables), tracking.typed_address(f"{mongo}:other")
+    assert from_environment is not None
+    observers = tracking.observers([tmp_path], [from_environment, typed], pytest.fail)
+    assert [type(observer).__name__ for observer in observers] == ["FileRecord", "MongoObserver", "MongoObserver"]
+    assert [observer.runs.database.name for observer in observers[1:]] == ["lab", "other"]
 
 
-def test_one_live_run_per_job(tmp_path: Path) -> None:
+def test_the_event_file_is_only_ever_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "_events" / "news.jsonl"
-    log = EventLog(path)
-    with pytest.raises(UserError, match="job_name=news: a run of this job is alive"):
-        EventLog(path)
-    log.append("started", run_id="1")
-    log.close()
-    again = EventLog(path)
-    again.append("completed")
-    again.close()
+    for event in ("started", "completed"):
+        log = EventLog(path)
+        log.append(event, run_id="1")
+        log.close()
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["started", "completed"]
 
 
@@ -111,7 +126,7 @@ def plan(tmp_path: Path) -> Plan:
         config=Config(site_ids=(0, 0), job_name="j", checkpoints_dir=str(tmp_path / "c")),
         folder="/none", round=2, finished=False, threads=1, devices=("cpu", "cpu"), architecture="Bert", num_parameters=9,
         new_parameters=("head",), label_names=("a", "b"), shard_sizes=(5, 4), shard_entropies=(1.0, 0.5), num_train=9,
-        num_test=3, num_cut=0, data_digest="d" * 64, pad_token_id=0, versions={"torch": "2"}, notes=(),
+        num_test=3, num_cut=0, data_digest="d" * 64, pad_token_id=0, environment={"torch": "2"}, notes=(),
     )  # fmt: skip
 
 

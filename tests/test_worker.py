@@ -9,11 +9,31 @@ from scaling_fl.config import Config
 from scaling_fl.flat import FlatModel
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Plan
+from scaling_fl.prepare import COMPLETE
 
 
 def prepare(config: Config, folder: Path) -> Plan:
     folder.mkdir()
     return launch.prepare(config, str(folder), lambda event: None)
+
+
+def test_checkpoints_come_when_they_are_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, num_rounds=5, checkpoint_every=2)
+    launch.train(prepare(config, tmp_path / "work"), lambda event: None)
+    assert checkpoint.Checkpoints(str(tmp_path / "out")).rounds() == [5, 4, 2]
+
+
+def test_a_model_that_was_not_written_to_its_end_is_written_again(small_config: Config, tmp_path: Path) -> None:
+    launch.train(prepare(small_config, tmp_path / "first"), lambda event: None)
+    assert prepare(small_config, tmp_path / "second").finished
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "model" / COMPLETE).unlink()
+    (tmp_path / "out" / "model" / "model.safetensors").write_bytes(b"half")
+    plan = prepare(small_config, tmp_path / "third")
+    assert (plan.round, plan.finished) == (1, False)
+    launch.train(plan, lambda event: None)
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+    assert prepare(small_config, tmp_path / "fourth").finished
 
 
 def test_no_site_trains_before_the_state_is_in_place(small_config: Config, tmp_path: Path) -> None:

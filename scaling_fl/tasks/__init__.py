@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl.errors import UserError
+from scaling_fl.sharding import stratified
+
 if TYPE_CHECKING:
     from scaling_fl.config import Config
 
@@ -62,9 +65,6 @@ def load(config: "Config") -> Task:
 
     Raises `UserError` where a file or a value in it is not what the task expects.
     """
-    from scaling_fl.errors import UserError
-    from scaling_fl.sharding import stratified
-
     task: Task = importlib.import_module(f"{__name__}.{config.task_name}").load(config)
     if len(task.label_names) < 2:
         raise UserError(

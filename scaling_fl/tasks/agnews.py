@@ -24,7 +24,7 @@ def _split(config: Config, key: str) -> Split:
     for index, label in enumerate(labels):
         if label not in ("1", "2", "3", "4"):
             raise UserError(
-                f"{table.path}, row {table.row(index)}, column Class Index: expected 1 to 4, found {label!r}"
+                f"{table.path}, row {table.rows[index]}, column Class Index: expected 1 to 4, found {label!r}"
             )
     columns = [table.column(name, "text_column") for name in TEXTS[text_column]]
     return Split([" ".join(parts) for parts in zip(*columns, strict=True)], np.array(labels, np.int64) - 1)

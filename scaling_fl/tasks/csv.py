@@ -23,7 +23,7 @@ def _labels(table: tables.Table, config: Config) -> list[str]:
 def _in_order(labels: set[str]) -> list[str]:
     """Labels in numerical order if all are whole numbers, else alphabetically: the same in every run."""
     if all(label.removeprefix("-").isdecimal() for label in labels):
-        return sorted(labels, key=int)
+        return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
 
 
@@ -32,10 +32,10 @@ def _split(table: tables.Table, config: Config, label_names: list[str]) -> Split
     labels = _labels(table, config)
     for index, label in enumerate(labels):
         if not label.strip():
-            raise UserError(f"{table.path}, row {table.row(index)}, column {config.label_column}: the label is empty")
+            raise UserError(f"{table.path}, row {table.rows[index]}, column {config.label_column}: the label is empty")
         if label not in numbers:
             raise UserError(
-                f"{table.path}, row {table.row(index)}, column {config.label_column}: the label {label!r} "
+                f"{table.path}, row {table.rows[index]}, column {config.label_column}: the label {label!r} "
                 f"doesn't occur in {config.train_path}, so that no site can learn it"
             )
     texts = table.column(config.text_column or "", "text_column")

@@ -52,7 +52,7 @@ def _docstrings(library: Path, module: str) -> list[str]:
     files = [library / f"{module}.py", *sorted((library / module).rglob("*.py"))]
     found = []
     for file in files:
-        if not file.is_file() or {"test", "tests"} & set(file.parts):
+        if not file.is_file() or {"test", "tests"} & set(file.relative_to(library).parts):
             continue
         for node in ast.walk(ast.parse(file.read_bytes())):
             docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None

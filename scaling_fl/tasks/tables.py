@@ -12,12 +12,12 @@ csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 cha
 
 @dataclass(frozen=True)
 class Table:
-    """All records of a file. Row numbers in messages count from 1 and include a header."""
+    """All records of a file. Row numbers in messages count from 1 and include a header and blank rows."""
 
     path: str
     header: list[str]
     records: list[list[str]]
-    first_row: int  # row number of the first record: 2 under a header, else 1
+    rows: list[int]  # the row number of each record
 
     def column(self, name: str, key: str) -> list[str]:
         """One column by its header name; `key` is the configuration key that asked for it."""
@@ -25,10 +25,6 @@ class Table:
             raise UserError(f"{key}={name!r}: {self.path} has no such column; it has {', '.join(self.header)}")
         position = self.header.index(name)
         return [record[position] for record in self.records]
-
-    def row(self, index: int) -> int:
-        """The row number of `records[index]`."""
-        return index + self.first_row
 
 
 def read(path: str | None, key: str, headerless: list[str] | None = None) -> Table:
@@ -40,12 +36,16 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
     if path is None:
         raise UserError(f"{key}: this task needs it; write {key}=/path/to/file.csv (s3:// and gs:// work too)")
     records: list[list[str]] = []
+    rows: list[int] = []
     try:
         # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
         with fsspec.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             try:
-                records = [record for record in reader if record]  # blank lines are no records
+                for number, record in enumerate(reader, 1):
+                    if record:  # blank rows are no records
+                        records.append(record)
+                        rows.append(number)
             except csv.Error as error:
                 raise UserError(
                     f"{path}, line {reader.line_num}: {error}; quotes inside a quoted field are doubled"
@@ -60,12 +60,13 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
     if not records:
         raise UserError(f"{key}={path!r}: the file is empty")
     if headerless is not None and records[0] != headerless:
-        header, first_row = headerless, 1
+        header = headerless
     else:
-        header, first_row = records.pop(0), 2
+        header = records.pop(0)
+        del rows[0]
     if not records:
         raise UserError(f"{key}={path!r}: it has a header, but not a single example")
-    for number, record in enumerate(records, first_row):
+    for number, record in zip(rows, records, strict=True):
         if len(record) != len(header):
             raise UserError(
                 f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
@@ -73,4 +74,4 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
         for name, field in zip(header, record, strict=True):
             if not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field):
                 raise UserError(f"{path}, row {number}, column {name}: it is not UTF-8; save the file as UTF-8")
-    return Table(path, header, records, first_row)
+    return Table(path, header, records, rows)

@@ -84,13 +84,6 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     return found
 
 
-def assert_all_gone(process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 15
-    while workers_of(process):
-        assert time.monotonic() < deadline, "processes are left"
-        os.sched_yield()
-
-
 def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_path: Path) -> None:
     shown = command("print_config", "with", "demo", "job_name=20261122_230300", "num_rounds=2")
     assert shown.returncode == 0, shown.stderr
@@ -239,10 +232,11 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
 
     process = start(tmp_path, *words, "checkpoints_dir=broken")
     wait_for_row(process, 2)
-    assert len(workers_of(process)) >= 3
+    children = workers_of(process)
+    assert len(children) >= 3
     process.kill()
     process.communicate()
-    assert_all_gone(process)
+    builders.wait_for_end(children)
     assert not (tmp_path / "broken" / "model").exists()
     left = checkpoint.Checkpoints(str(tmp_path / "broken")).rounds()
     assert 1 <= left[0] < 4
@@ -301,7 +295,7 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     # The fork server and the resource tracker don't map the token store; workers do.
     workers = [pid for pid in workers_of(process) if "tokens.npy" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3
-    began = time.monotonic()
+    children, began = workers_of(process), time.monotonic()
     os.kill(workers[1], signal.SIGKILL)
     rest = process.communicate(timeout=30)[0]
     assert time.monotonic() - began < 15
@@ -309,26 +303,27 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     last = rest.strip().splitlines()[-1]
     assert "(cpu) ended: killed by SIGKILL" in last
     assert "out of memory" in last
-    assert_all_gone(process)
+    builders.wait_for_end(children)
     run = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())
     assert run["status"] == "FAILED"
     assert "killed by SIGKILL" in "".join(run["fail_trace"])
     assert "macro F1" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), "the failed part's output is kept"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_path: Path, how: signal.Signals) -> None:
     process = start(tmp_path, *words, "num_rounds=9999")
     wait_for_row(process, 1)
-    if how is signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
-    else:
+    children = workers_of(process)
+    if how is signal.SIGTERM:
         os.kill(process.pid, how)
+    else:
+        os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
     rest = process.communicate(timeout=30)[0]
     assert process.returncode == 130
     assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
     assert "Traceback" not in rest
-    assert_all_gone(process)
+    builders.wait_for_end(children)
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
 
 

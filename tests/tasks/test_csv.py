@@ -23,9 +23,9 @@ def test_any_columns_in_any_order_with_other_columns_beside(tmp_path: Path) -> N
 
 
 def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
-    task = load(tmp_path, "body,kind\na,10\nb,9\nc,-1\n", "body,kind\nd,10\n")
-    assert task.label_names == ("-1", "9", "10")
-    assert task.test.labels.tolist() == [2]
+    task = load(tmp_path, "body,kind\na,10\nb,9\nc,-1\nd,09\n", "body,kind\nd,10\n")
+    assert task.label_names == ("-1", "09", "9", "10"), "equal numbers in alphabetical order"
+    assert task.test.labels.tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ def test_quotes_newlines_and_a_byte_order_mark_are_read_as_rfc_4180_says(tmp_pat
     table = tables.read(path, "train_path")
     assert table.header == ["label", "text"]
     assert table.column("text", "text_column") == ['say "hi", then\r\nleave', " ä\u2028b "]
-    assert [table.row(0), table.row(1)] == [2, 3]
+    assert table.rows == [2, 3]
 
 
 def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
     with_header = tables.read(write(tmp_path / "a.csv", b"n,t\n1,x\n"), "train_path", headerless=["n", "t"])
     without = tables.read(write(tmp_path / "b.csv", b'"1","x"\n'), "train_path", headerless=["n", "t"])
     assert with_header.records == without.records == [["1", "x"]]
-    assert (with_header.row(0), without.row(0)) == (2, 1)
+    assert (with_header.rows, without.rows) == ([2], [1])
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
     [
         (b"", "train_path='{path}': the file is empty"),
         (b"a,b\n1,2\n3\n", "{path}, row 3: expected 2 fields (a, b), found 1"),
+        (b"\na,b\n\n1,2\n\n3\n", "{path}, row 6: expected 2 fields (a, b), found 1"),
         (b"a,b\n1,2,3\n", "{path}, row 2: expected 2 fields (a, b), found 3"),
         (b'a,b\n1,"open\n2,3\n', "{path}, line 3: unexpected end of data"),
         (b'a,b\n1,"x" y\n', "{path}, line 2: ',' expected after '\"'"),
