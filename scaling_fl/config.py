@@ -46,7 +46,7 @@ class Config:
     iid_split: bool = _key(True, "True: examples are dealt at random; False: sorted by label, then cut (non-IID)")
     task_name: str = _key(
         "agnews",
-        "the task: agnews, csv or demo; see Tasks",
+        "the task: agnews, csv, demo, spooky_author or yelp; see Tasks",
         f"one of {', '.join(tasks.names())}",
         lambda name: name in tasks.names(),
     )

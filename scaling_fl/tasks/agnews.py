@@ -20,11 +20,6 @@ def _split(config: Config, key: str) -> Split:
     if text_column not in TEXTS:
         raise UserError(f"text_column={text_column!r}: task_name=agnews has {', '.join(TEXTS)}")
     table = tables.read(getattr(config, key), key, headerless=COLUMNS)
-    labels = table.column("Class Index", key)
-    for index, label in enumerate(labels):
-        if label not in ("1", "2", "3", "4"):
-            raise UserError(
-                f"{table.path}, row {table.rows[index]}, column Class Index: expected 1 to 4, found {label!r}"
-            )
+    labels = table.labels("Class Index", {"1", "2", "3", "4"})
     columns = [table.column(name, "text_column") for name in TEXTS[text_column]]
     return Split([" ".join(parts) for parts in zip(*columns, strict=True)], np.array(labels, np.int64) - 1)

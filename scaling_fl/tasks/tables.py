@@ -26,6 +26,16 @@ class Table:
         position = self.header.index(name)
         return [record[position] for record in self.records]
 
+    def labels(self, name: str, expected: set[str]) -> list[str]:
+        """The column `name`, each value of which must be one of `expected`."""
+        labels = self.column(name, "label_column")
+        for row, label in zip(self.rows, labels, strict=True):
+            if label not in expected:
+                raise UserError(
+                    f"{self.path}, row {row}, column {name}: expected {' or '.join(sorted(expected))}, found {label!r}"
+                )
+        return labels
+
 
 def read(path: str | None, key: str, headerless: list[str] | None = None) -> Table:
     """Read a comma-separated UTF-8 file (RFC 4180 quoting; a byte-order mark is skipped).

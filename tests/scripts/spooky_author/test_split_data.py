@@ -1,0 +1,88 @@
+import csv
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from scaling_fl import tasks
+from scaling_fl.config import Config
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "spooky_author" / "split_data.py"
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """40 rows of EAP, 28 of HPL, 13 of MWS, mixed; texts with commas, quotes and line breaks."""
+    authors = ["EAP"] * 40 + ["HPL"] * 28 + ["MWS"] * 13
+    with open(tmp_path / "full.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "author"])
+        for number in range(81):
+            author = authors[number * 7 % 81]
+            writer.writerow([f"id{number}", f'Text, "{number}"\nof {author}', author])
+    return tmp_path / "full.csv"
+
+
+def run(full: Path, *more: str, train: str = "train.csv", test: str = "test.csv") -> "subprocess.CompletedProcess[str]":
+    argv = ["--full-path", str(full), "--train-path", train, "--test-path", test, *more]
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *argv], cwd=full.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_every_row_goes_to_one_part_and_each_author_in_proportion(full: Path) -> None:
+    done = run(full)
+    assert done.returncode == 0, done.stderr
+    # 81 × 0.75 = 60.75, rounded to 61; of these 30.1, 21.1 and 9.8: largest remainders make 30, 21 and 10.
+    assert done.stdout == ("train.csv: 61 rows (EAP 30, HPL 21, MWS 10)\ntest.csv: 20 rows (EAP 10, HPL 7, MWS 3)\n")
+    folder = full.parent
+    paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
+    task = tasks.load(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
+    everything = tasks.tables.read(str(full), "x").column("text", "x")  # type: ignore[attr-defined]
+    assert Counter(task.train.texts + task.test.texts) == Counter(everything)
+
+
+def test_the_seed_decides_and_files_are_replaced_only_by_force(full: Path) -> None:
+    assert run(full).returncode == 0
+    first = (full.parent / "train.csv").read_text()
+    again = run(full, "--seed", "2")
+    assert again.returncode == 1
+    assert again.stderr == "train.csv: it is there already; choose another path, or write --force to replace it\n"
+    assert run(full, "--force").returncode == 0
+    assert (full.parent / "train.csv").read_text() == first
+    assert run(full, "--force", "--seed", "2").returncode == 0
+    assert (full.parent / "train.csv").read_text() != first
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train-size", "1.5"], "--train-size=1.5: expected a share between 0 and 1"),
+        (["--train-size", "0.001"], "--train-size=0.001: it leaves no row for train.csv"),
+        (["--test-path", "train.csv"], "must be three different files"),
+        (["--full-path", "no.csv"], "--full-path='no.csv': there is no such file"),
+    ],
+)
+def test_nothing_is_written_on_bad_input(full: Path, more: list[str], message: str) -> None:
+    done = run(full, *more)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(full.parent.iterdir()) == [full]
+
+
+def test_any_file_system_of_fsspec_is_written(full: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("split_data", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.split(str(full), "memory://spooky/train.csv", "memory://spooky/new/test.csv", 0.5, 1, force=False)
+    with fsspec.open("memory://spooky/new/test.csv", "rt") as file:
+        assert file.readline() == '"id","text","author"\n'
