@@ -59,8 +59,10 @@ if [[ $docker == yes ]] && command -v docker timeout >/dev/null && timeout 5 doc
     say 'a Docker engine answers, but there is no image of this version yet: going on in .venv (--no-docker is silent)'
 fi
 
-exec 9>"$root/.venv.lock" # two calls at once: the second waits
-if command -v flock >/dev/null; then flock 9; fi
+if [[ -w $root ]] && command -v flock >/dev/null; then # two calls at once: the second waits
+    exec 9>"$root/.venv.lock"
+    flock 9
+fi
 case "${1} ${2:-}" in
 "-m pytest" | "-m ruff" | "-m mypy") renew requirements-dev.txt ;;
 *) renew requirements.txt ;;

@@ -45,6 +45,9 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
         path,
         metadata={"scaling_fl": json.dumps(header)},
     )
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)  # safetensors makes it the owner's alone
     _sync(path)
 
 
@@ -110,7 +113,7 @@ class Checkpoints:
     def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any]) -> str:
         """Publish the state after `round_` and return its full name. Readers see all of it or nothing."""
         name = _file_name(round_)
-        with self._workspace() as folder:
+        with self._reachable(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
             write_state(path, tensors, dict(header) | {"round": round_})
             self._publish(path, name)
@@ -136,14 +139,33 @@ class Checkpoints:
     def put_folder(self, folder: Path, name: str, last: str) -> str:
         """Publish the files of a finished local folder. The file `last` comes last: with it, all are there."""
         target = f"{self.root}/{name}"
-        if self.fs.exists(f"{target}/{last}"):
-            self.fs.rm_file(f"{target}/{last}")
-        self.fs.makedirs(target, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
-            self.fs.put_file(str(path), f"{target}/{path.name}")
-            if self.local:
-                _sync(Path(target) / path.name)
+        with self._reachable(f"{name} can't be written"):
+            if self.fs.exists(f"{target}/{last}"):
+                self.fs.rm_file(f"{target}/{last}")
+            self.fs.makedirs(target, exist_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
+                self.fs.put_file(str(path), f"{target}/{path.name}")
+                if self.local:
+                    _sync(Path(target) / path.name)
         return self.name(name)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """The files of a subfolder, with their sizes in bytes; none where there is no such folder."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(f"{self.root}/{name}", detail=True)
+        except FileNotFoundError:
+            return {}
+        return {file["name"].rsplit("/", 1)[-1]: file["size"] for file in found}
+
+    def fetch_if_longer(self, name: str, path: Path) -> None:
+        """Replace the local file `path` by the folder's file, where that is longer: this disk has missed something."""
+        with self._reachable("it can't be read"):
+            self.fs.invalidate_cache()
+            file = f"{self.root}/{name}"
+            if self.fs.exists(file) and self.fs.size(file) > (path.stat().st_size if path.exists() else 0):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.fs.get_file(file, str(path))
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file in the folder; `None` where there is no such file."""

@@ -30,6 +30,12 @@ def _at_least(minimum: int) -> dict[str, Any]:
     return {"expected": f"a whole number, {minimum} or more", "valid": lambda value: value >= minimum}
 
 
+_SEED: dict[str, Any] = {
+    "expected": "a whole number from 0 to 4294967295",
+    "valid": lambda value: 0 <= value < 2**32,
+}  # numpy's limit
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that a run is told. `from_mapping` is the only way in for values that a user typed."""
@@ -83,8 +89,8 @@ class Config:
         True, "True: batches of similar lengths, formed inside shuffled windows of 50 batches; False: plain shuffle"
     )
     eval_every: int = _key(1, "rounds between evaluations; rounds 0 and last always", **_at_least(1), free=True)
-    seed: int = _key(20210201, "drives new head, order of the examples, dropout", **_at_least(0))
-    data_seed: int = _key(58923, "drives shards (and which rows `max_…_examples` keep)", **_at_least(0))
+    seed: int = _key(20210201, "drives new head, order of the examples, dropout", **_SEED)
+    data_seed: int = _key(58923, "drives shards (and which rows `max_…_examples` keep)", **_SEED)
     threads_per_site: int | None = _key(
         None, "CPU threads of a site; default: cores ÷ sites", **_at_least(1), free=True
     )

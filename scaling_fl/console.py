@@ -9,20 +9,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scaling_fl.plan import Event, Plan
 
-# Heading, metric, format. What a round has not measured stays blank.
+# Width, heading, metric, format: 80 characters with the round. What a round has not measured stays blank.
 _COLUMNS = (
-    ("train loss", "train.loss", "{:.4f}"),
-    ("acc", "train.accuracy", "{:.3f}"),
-    ("worst site", "train.worst_site.accuracy", "{:.3f}"),
-    ("best site", "train.best_site.accuracy", "{:.3f}"),
-    ("test loss", "validation.loss", "{:.4f}"),
-    ("acc", "validation.accuracy", "{:.3f}"),
-    ("macro F1", "validation.macro_f1", "{:.3f}"),
-    ("examples/s", "examples_per_second", "{:.1f}"),
-    ("train s", "seconds.train", "{:.1f}"),
-    ("aggr s", "seconds.aggregate", "{:.2f}"),
-    ("eval s", "seconds.evaluate", "{:.1f}"),
+    (8, "loss", "train.loss", "{:.4f}"),
+    (6, "acc", "train.accuracy", "{:.3f}"),
+    (6, "worst", "train.worst_site.accuracy", "{:.3f}"),
+    (6, "best", "train.best_site.accuracy", "{:.3f}"),
+    (9, "loss", "validation.loss", "{:.4f}"),
+    (6, "acc", "validation.accuracy", "{:.3f}"),
+    (6, "F1", "validation.macro_f1", "{:.3f}"),
+    (9, "per s", "examples_per_second", "{:.1f}"),
+    (7, "train", "seconds.train", "{:.1f}"),
+    (6, "aggr", "seconds.aggregate", "{:.2f}"),
+    (6, "eval", "seconds.evaluate", "{:.1f}"),
 )
+_GROUPS = f"{'train: sites':>31}{'test: global':>21}{'examples':>9}{'seconds':>19}"
 _MAX_SITES_SHOWN = 16
 
 
@@ -73,7 +74,8 @@ class Console:
         if plan.round:
             self.line(f"job {config.job_name} resumes after round {plan.round}")
         self.line()
-        self.line("round  " + "  ".join(f"{heading:>10}" for heading, _, _ in _COLUMNS))
+        self.line(_GROUPS)
+        self.line("round" + "".join(f"{heading:>{width}}" for width, heading, _, _ in _COLUMNS))
 
     def event(self, event: Event, plan: Plan | None = None) -> None:
         """Show an event of the preparation, or of a worker."""
@@ -133,8 +135,8 @@ def _number(count: int, noun: str) -> str:
 def table_row(round_: int, results: Mapping[str, Any]) -> str:
     """One round as a line of the table."""
     cells = []
-    for _, name, form in _COLUMNS:
+    for width, _, name, form in _COLUMNS:
         value = results.get(name)
         text = "" if value is None else value if isinstance(value, str) else form.format(value)
-        cells.append(f"{text:>10}")
-    return f"{round_:>5}  " + "  ".join(cells)
+        cells.append(f"{text:>{width}}")
+    return f"{round_:>5}" + "".join(cells)

@@ -8,6 +8,7 @@ output and error, so that Sacred can capture what it prints.
 import codecs
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -60,18 +61,29 @@ def work_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def only_run_of(job_name: str) -> Iterator[None]:
-    """Raises `UserError` while another run of the job, of the same user, is alive on this machine."""
-    path = Path(tempfile.gettempdir()) / f"{_WORK}{os.getuid()}-{job_name}.lock"
+def only_run_of(job_name: str, checkpoints_dir: str | None) -> Iterator[None]:
+    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder."""
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_lock(job_name, f"job_name={job_name}: a run of this job is alive on this machine"))
+        if checkpoints_dir is not None:
+            place = (
+                checkpoints_dir if "://" in checkpoints_dir else os.path.realpath(os.path.expanduser(checkpoints_dir))
+            )
+            name = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:16]
+            locks.enter_context(_lock(name, f"checkpoints_dir={checkpoints_dir}: a run that is alive writes there"))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(name: str, taken: str) -> Iterator[None]:
+    path = Path(tempfile.gettempdir()) / f"{_WORK}{os.getuid()}-{name}.lock"
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 raise BlockingIOError  # removed by its owner meanwhile
         except (BlockingIOError, FileNotFoundError) as error:
-            raise UserError(
-                f"job_name={job_name}: a run of this job is alive on this machine; wait for its end, or take another name"
-            ) from error
+            raise UserError(f"{taken}; wait for its end, or take another one") from error
         try:
             yield
         finally:
@@ -114,7 +126,10 @@ def run(target: str, jobs: Sequence[tuple[Any, ...]], names: list[str], folder: 
     try:
         with _hidden_main():
             for job, name in zip(jobs, names, strict=True):
-                children.append(_Child(context, target, job, name, folder))
+                try:
+                    children.append(_Child(context, target, job, name, folder))
+                except (EOFError, ConnectionError) as error:
+                    raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
         failure = _watch(children, on_event)
     finally:
         for child in children:
@@ -133,9 +148,11 @@ def _fork_server() -> Any:
     before = os.environ.get("PYTHONPATH")
     # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the launcher's business alone
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:

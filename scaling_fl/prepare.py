@@ -60,7 +60,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
             if damaged:
                 checkpoints.set_aside(before=round_)
                 notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
-            finished = round_ >= config.num_rounds and checkpoints.read_json(f"model/{COMPLETE}") == {"round": round_}
+            finished = round_ >= config.num_rounds and _is_exported(checkpoints, round_)
         if not finished:
             checkpoints.probe()
 
@@ -160,6 +160,12 @@ def _cores() -> int:
 def _num_cut(work: Path, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
     return int((tokens.TokenStore(work / "train", pad_token_id).lengths >= config.max_seq_len).sum())
+
+
+def _is_exported(checkpoints: checkpoint.Checkpoints, round_: int) -> bool:
+    """Whether the final model is all there, and that of this round."""
+    complete = checkpoints.read_json(f"model/{COMPLETE}") or {}
+    return complete.get("round") == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
 
 
 def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:

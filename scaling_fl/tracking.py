@@ -13,6 +13,7 @@ from sacred.observers.mongo import parse_mongo_db_arg
 from sacred.run import Run
 
 from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.plan import Event, Plan
 
@@ -41,6 +42,22 @@ class EventLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def event_log(runs: Path, config: Config) -> EventLog:
+    """The job's event file in `runs`, which goes on from the copy beside the checkpoints on a disk that is new to it.
+
+    Raises `UserError` where it can't be written.
+    """
+    path = runs / "_events" / f"{config.job_name}.jsonl"
+    if config.checkpoints_dir is not None:
+        Checkpoints(config.checkpoints_dir).fetch_if_longer("events.jsonl", path)
+    try:
+        return EventLog(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: it can't be written ({error.strerror}); type the command in a folder of yours, or give -u for no record"
+        ) from error
 
 
 class Tracker:
@@ -144,6 +161,7 @@ def observers(
         try:
             mongo = MongoObserver(
                 **address.options,
+                failure_dir=str(folders[0]),  # where Sacred leaves what it could not send at the end
                 serverSelectionTimeoutMS=_MONGO_TIMEOUT_MS,
                 connectTimeoutMS=_MONGO_TIMEOUT_MS,
             )

@@ -86,7 +86,8 @@ def _export(send: Send, plan: Plan, model: FlatModel, state: ServerState) -> Non
     with tempfile.TemporaryDirectory() as staging:
         shutil.copytree(Path(plan.folder) / "model", staging, dirs_exist_ok=True)
         model.module.save_pretrained(staging)
-        (Path(staging) / COMPLETE).write_text(json.dumps({"round": state.round}))
+        files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
+        (Path(staging) / COMPLETE).write_text(json.dumps({"round": state.round, "files": files}))
         name = checkpoint.Checkpoints(plan.config.checkpoints_dir).put_folder(Path(staging), "model", last=COMPLETE)
     send({"event": "model", "path": name})
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import dotenv
 from sacred import SETTINGS, Experiment
+from sacred.config import load_config_file
 from sacred.run import Run
 from sacred.utils import SacredError
 
@@ -94,8 +95,26 @@ def _clear_errors() -> Iterator[None]:
         raise Failed(error) from error
 
 
+def _check_config_file(word: str) -> None:
+    """Sacred takes a word without = for a named configuration or a file, and fails obscurely where it is neither."""
+    if not os.path.exists(word):
+        raise UserError(
+            f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
+        )
+    try:
+        values = load_config_file(word)
+    except Exception as error:  # each file format has its own
+        raise UserError(f"{word}: it can't be read as a configuration: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")
+
+
 @experiment.option_hook
 def remember_options(options: dict[str, Any]) -> None:
+    for word in options["UPDATE"] or []:
+        if "=" not in word and word not in NAMED_CONFIGS:
+            with _clear_errors():
+                _check_config_file(word)
     session.unobserved, session.queued = bool(options["--unobserved"]), bool(options["--queue"])
     # Sacred's own observers of these would share run numbers with ours, and wait a minute for a server.
     if folder := options["--file_storage"]:
@@ -118,18 +137,18 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
-        session.resources.enter_context(launch.only_run_of(str(checked.job_name)))
+        session.resources.enter_context(launch.only_run_of(str(checked.job_name), checked.checkpoints_dir))
         folder = session.resources.enter_context(launch.work_folder())
         plan = session.plan = launch.prepare(checked, folder, session.console.event)
         if plan.finished:
             session.console.line(
                 f"job {checked.job_name} is finished: {plan.round} rounds are done, and the model is in "
-                f"{checked.checkpoints_dir}/model; for more rounds, raise num_rounds"
+                f"{str(checked.checkpoints_dir).rstrip('/')}/model; for more rounds, raise num_rounds"
             )
             sys.exit(0)
         if not session.unobserved:
             if not session.queued:
-                session.log = tracking.EventLog(RUNS / "_events" / f"{checked.job_name}.jsonl")
+                session.log = tracking.event_log(RUNS, checked)
                 session.resources.callback(session.log.close)
             experiment.observers += tracking.observers(session.folders, session.mongo_addresses, session.console.line)
     return {}

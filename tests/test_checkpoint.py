@@ -32,6 +32,12 @@ def test_a_state_comes_back_bitwise_with_its_header(tmp_path: Path) -> None:
         assert np.array_equal(tensors[name], tensor)
 
 
+def test_a_state_file_is_readable_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", TENSORS, HEADER)
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
     write_state(tmp_path / "state", TENSORS, HEADER)
     assert np.array_equal(safetensors.numpy.load_file(tmp_path / "state")["w"], TENSORS["w"])
@@ -131,6 +137,19 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     assert (staging / "a.bin").exists()
 
 
+def test_a_local_file_is_replaced_only_by_a_longer_one(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    checkpoints.probe()
+    mine = tmp_path / "new" / "events.jsonl"
+    checkpoints.fetch_if_longer("events.jsonl", mine)
+    assert not mine.exists()
+    checkpoints.fs.pipe_file(f"{checkpoints.root}/events.jsonl", b"12")
+    checkpoints.fetch_if_longer("events.jsonl", mine)
+    assert mine.read_bytes() == b"12"
+    mine.write_bytes(b"abc")
+    checkpoints.fetch_if_longer("events.jsonl", mine)
+    assert mine.read_bytes() == b"abc"
+
+
 def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> None:
     checkpoints = Checkpoints(str(tmp_path / "c"))
     checkpoints.probe()
@@ -140,7 +159,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(OSError: .*No space left"):
         checkpoints.save(2, TENSORS, HEADER)
     monkeypatch.undo()
     assert names(tmp_path / "c") == ["round-000001.safetensors"]

@@ -58,7 +58,8 @@ def test_named_configurations_are_valid(name: str) -> None:
         ("job_name", "a/b", "letters, digits"),
         ("job_name", "../x", "letters, digits"),
         ("checkpoints_dir", " ", "an unset shell variable?"),
-        ("seed", -1, "a whole number, 0 or more"),
+        ("seed", -1, "a whole number from 0 to 4294967295"),
+        ("data_seed", 2**32, "a whole number from 0 to 4294967295"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_value_and_remedy(key: str, value: Any, remedy: str) -> None:

@@ -115,12 +115,18 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
 
 def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with launch.only_run_of("news"):
-        with launch.only_run_of("other"):
+    with launch.only_run_of("news", "out"):
+        with launch.only_run_of("other", None):
             pass
-        with pytest.raises(UserError, match="job_name=news: a run of this job is alive"), launch.only_run_of("news"):
+        with (
+            pytest.raises(UserError, match="job_name=news: a run of this job is alive"),
+            launch.only_run_of("news", "x"),
+        ):
             pass
-    with launch.only_run_of("news"):
+        place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
+        with pytest.raises(UserError, match=place), launch.only_run_of("other", f"{os.getcwd()}/out/"):
+            pass
+    with launch.only_run_of("news", "out"):
         pass
     assert list(tmp_path.iterdir()) == []
 

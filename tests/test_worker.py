@@ -27,8 +27,10 @@ def test_a_model_that_was_not_written_to_its_end_is_written_again(small_config: 
     launch.train(prepare(small_config, tmp_path / "first"), lambda event: None)
     assert prepare(small_config, tmp_path / "second").finished
     weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    for damage in (b"", b"half"):
+        (tmp_path / "out" / "model" / "model.safetensors").write_bytes(damage)
+        assert not prepare(small_config, tmp_path / f"other {damage!r}").finished
     (tmp_path / "out" / "model" / COMPLETE).unlink()
-    (tmp_path / "out" / "model" / "model.safetensors").write_bytes(b"half")
     plan = prepare(small_config, tmp_path / "third")
     assert (plan.round, plan.finished) == (1, False)
     launch.train(plan, lambda event: None)

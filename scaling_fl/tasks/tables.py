@@ -23,6 +23,10 @@ class Table:
         """One column by its header name; `key` is the configuration key that asked for it."""
         if name not in self.header:
             raise UserError(f"{key}={name!r}: {self.path} has no such column; it has {', '.join(self.header)}")
+        if self.header.count(name) > 1:
+            raise UserError(
+                f"{key}={name!r}: {self.path} has {self.header.count(name)} columns of this name; rename one"
+            )
         position = self.header.index(name)
         return [record[position] for record in self.records]
 
@@ -38,7 +42,7 @@ class Table:
 
 
 def read(path: str | None, key: str, headerless: list[str] | None = None) -> Table:
-    """Read a comma-separated UTF-8 file (RFC 4180 quoting; a byte-order mark is skipped).
+    """Read a comma-separated UTF-8 file (RFC 4180 quoting; a byte-order mark is skipped; .gz, .xz, … are unpacked).
 
     `path`: any fsspec path; `key`: the configuration key that holds it. `headerless`: column names of a file
     that may come without a header; its first row is a header only if it consists of these names.
@@ -49,7 +53,9 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
     rows: list[int] = []
     try:
         # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
-        with fsspec.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with fsspec.open(
+            path, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file:
             reader = csv.reader(file, strict=True)
             try:
                 for number, record in enumerate(reader, 1):
@@ -69,6 +75,12 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
 
     if not records:
         raise UserError(f"{key}={path!r}: the file is empty")
+    for number, record in zip(rows, records, strict=True):
+        for position, field in enumerate(record, 1):
+            if "\0" in field or (not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field)):
+                raise UserError(
+                    f"{path}, row {number}, field {position}: it is not UTF-8 text; save the file as CSV in UTF-8"
+                )
     if headerless is not None and records[0] != headerless:
         header = headerless
     else:
@@ -81,7 +93,4 @@ def read(path: str | None, key: str, headerless: list[str] | None = None) -> Tab
             raise UserError(
                 f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
             )
-        for name, field in zip(header, record, strict=True):
-            if not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field):
-                raise UserError(f"{path}, row {number}, column {name}: it is not UTF-8; save the file as UTF-8")
     return Table(path, header, records, rows)

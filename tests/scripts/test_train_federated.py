@@ -66,7 +66,7 @@ def wait_for_row(process: "subprocess.Popen[str]", round_: int) -> str:
     text = ""
     for line in process.stdout:
         text += line
-        if line.split()[:1] == [str(round_)] and text.count("train loss"):
+        if line.split()[:1] == [str(round_)] and text.count("round    loss"):
             return text
     pytest.fail(f"no row of round {round_} in:\n{text}")
 
@@ -105,6 +105,7 @@ def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_
         ("train_path=/no/such.csv", "train_path='/no/such.csv': there is no such file"),
         ("model=/no/such/model", "model=/no/such/model: there is no such folder"),
         ("max_train_examples=2", "2 training examples are too few for 3 sites"),
+        ("nosuch.json", "nosuch.json: it is neither key=value, nor a named configuration (demo, paper), nor a file"),
         ("checkpoints_dir=/proc/here", "checkpoints_dir=/proc/here: it can't be written to"),
     ],
 )
@@ -171,7 +172,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     assert info["files"]["model"] == "out/model"
     captured = (record / "cout.txt").read_text()
     assert "validation" not in captured
-    assert "macro F1" in captured
+    assert "round    loss" in captured
     assert "\x1b" not in captured
     assert "\r" not in captured
 
@@ -179,7 +180,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     entry = database.runs.find_one({"config.job_name": "20261122_230300"})
     assert entry is not None
     assert (entry["_id"], entry["status"]) == (1, "COMPLETED")
-    assert "macro F1" in entry["captured_out"]
+    assert "round    loss" in entry["captured_out"]
     stored = database.metrics.find_one({"run_id": 1, "name": "validation.accuracy"})
     assert stored is not None
     assert stored["values"] == metrics["validation.accuracy"]["values"]
@@ -271,6 +272,7 @@ def test_a_job_lives_in_an_object_store(
     in_store = [*words, f"checkpoints_dir={bucket}/jobs/remote"]
     first = command(*in_store, "num_rounds=1", **environ)
     assert first.returncode == 0, first.stderr
+    shutil.rmtree(tmp_path / "runs")  # another machine goes on
     resumed = command(*in_store, "num_rounds=2", **environ)
     assert resumed.returncode == 0, resumed.stderr
     assert "job remote resumes after round 1" in resumed.stdout
@@ -280,6 +282,9 @@ def test_a_job_lives_in_an_object_store(
 
     names = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(f"{bucket}/jobs/remote", detail=False))
     assert names == ["events.jsonl", "model", "round-000001.safetensors", "round-000002.safetensors"]
+    events = [json.loads(line)["event"] for line in fs.cat_file(f"{bucket}/jobs/remote/events.jsonl").splitlines()]
+    assert events.count("started") == events.count("completed") == 2, "the first machine's events are kept"
+    assert events.count("round") == 1 + 1 + 1
     on_disk = command(*words, "checkpoints_dir=local", "num_rounds=2", **environ)
     assert on_disk.returncode == 0, on_disk.stderr
     (tmp_path / "fetched" / "model").mkdir(parents=True)
@@ -307,7 +312,7 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     run = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())
     assert run["status"] == "FAILED"
     assert "killed by SIGKILL" in "".join(run["fail_trace"])
-    assert "macro F1" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), "the failed part's output is kept"
+    assert "round    loss" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), "the failed part's output is kept"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

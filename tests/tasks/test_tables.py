@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
         (b"a,b\n1,2,3\n", "{path}, row 2: expected 2 fields (a, b), found 3"),
         (b'a,b\n1,"open\n2,3\n', "{path}, line 3: unexpected end of data"),
         (b'a,b\n1,"x" y\n', "{path}, line 2: ',' expected after '\"'"),
-        (b"a,b\n1,2\n3,caf\xe9\n", "{path}, row 3, column b: it is not UTF-8"),
+        (b"a,b\n1,2\n3,caf\xe9\n", "{path}, row 3, field 2: it is not UTF-8 text"),
+        (b"\xff\xfea\x00,\x00b\x00", "{path}, row 1, field 1: it is not UTF-8 text"),
+        (b"a,b\n1,x\x00y\n", "{path}, row 2, field 2: it is not UTF-8 text"),
     ],
 )
 def test_a_broken_file_is_refused_by_file_row_and_column(tmp_path: Path, content: bytes, message: str) -> None:
@@ -58,13 +61,24 @@ def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None
         tables.read(None, "test_path")
 
 
+def test_a_compressed_file_is_unpacked(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv.gz", gzip.compress(b"a,b\n1,x\n"))
+    assert tables.read(path, "train_path").records == [["1", "x"]]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = tables.read(write(tmp_path / "t.csv", b"a,b,a\n1,2,3\n"), "train_path")
+    with pytest.raises(UserError, match=r"text_column='a': .* has 2 columns of this name"):
+        table.column("a", "text_column")
+
+
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     table = tables.read(write(tmp_path / "t.csv", b"a,b\n1,2\n"), "train_path")
     with pytest.raises(UserError, match=r"text_column='c': .* has no such column; it has a, b"):
         table.column("c", "text_column")
 
 
-field = st.text(alphabet=st.characters(codec="utf-8"), max_size=20)
+field = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
