@@ -7,8 +7,6 @@ output and error, so that Sacred can capture what it prints.
 
 import codecs
 import contextlib
-import fcntl
-import hashlib
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -16,14 +14,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from scaling_fl.config import Config
@@ -33,7 +29,6 @@ from scaling_fl.plan import Event, Plan
 
 OnEvent = Callable[[Event], None]
 
-_WORK = "scaling_fl-"
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
 _CAUSES = {
     signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
@@ -41,53 +36,6 @@ _CAUSES = {
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
     signal.SIGSEGV: "native code crashed: a bug in a library, or versions that don't go together",
 }
-
-
-@contextlib.contextmanager
-def work_folder() -> Iterator[str]:
-    """A folder for what the preparation builds. It goes with the job; what a killed one left goes now."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_WORK}*/lock"):
-        with contextlib.suppress(OSError), open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_WORK)
-    try:
-        with open(f"{folder}/unlocked", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            os.rename(f"{folder}/unlocked", f"{folder}/lock")  # nobody sees it before it is locked
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def only_run_of(job_name: str, checkpoints_dir: str | None) -> Iterator[None]:
-    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder."""
-    with contextlib.ExitStack() as locks:
-        locks.enter_context(_lock(job_name, f"job_name={job_name}: a run of this job is alive on this machine"))
-        if checkpoints_dir is not None:
-            place = (
-                checkpoints_dir if "://" in checkpoints_dir else os.path.realpath(os.path.expanduser(checkpoints_dir))
-            )
-            name = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:16]
-            locks.enter_context(_lock(name, f"checkpoints_dir={checkpoints_dir}: a run that is alive writes there"))
-        yield
-
-
-@contextlib.contextmanager
-def _lock(name: str, taken: str) -> Iterator[None]:
-    path = Path(tempfile.gettempdir()) / f"{_WORK}{os.getuid()}-{name}.lock"
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                raise BlockingIOError  # removed by its owner meanwhile
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise UserError(f"{taken}; wait for its end, or take another one") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:

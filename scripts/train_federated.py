@@ -28,7 +28,7 @@ from sacred.utils import SacredError
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
-from scaling_fl import launch, tracking  # noqa: E402
+from scaling_fl import launch, machine, tracking  # noqa: E402
 from scaling_fl.config import NAMED_CONFIGS, Config, keep_text  # noqa: E402
 from scaling_fl.console import Console  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
@@ -137,8 +137,8 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
-        session.resources.enter_context(launch.only_run_of(str(checked.job_name), checked.checkpoints_dir))
-        folder = session.resources.enter_context(launch.work_folder())
+        session.resources.enter_context(machine.only_run_of(str(checked.job_name), checked.checkpoints_dir))
+        folder = session.resources.enter_context(machine.work_folder())
         plan = session.plan = launch.prepare(checked, folder, session.console.event)
         if plan.finished:
             session.console.line(

@@ -113,51 +113,6 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
     assert not work.exists()
 
 
-def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with launch.only_run_of("news", "out"):
-        with launch.only_run_of("other", None):
-            pass
-        with (
-            pytest.raises(UserError, match="job_name=news: a run of this job is alive"),
-            launch.only_run_of("news", "x"),
-        ):
-            pass
-        place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
-        with pytest.raises(UserError, match=place), launch.only_run_of("other", f"{os.getcwd()}/out/"):
-            pass
-    with launch.only_run_of("news", "out"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_launcher_left_is_removed_and_what_lives_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left, foreign = tmp_path / "scaling_fl-left", tmp_path / "scaling_fl-1-job.lock"
-    left.mkdir()
-    (left / "lock").write_text("")
-    foreign.write_text("")
-    with launch.work_folder() as first, launch.work_folder() as second:
-        assert not left.exists()
-        assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second, str(foreign)])
-    assert list(tmp_path.iterdir()) == [foreign]
-
-
-def test_the_work_folder_goes_with_the_job() -> None:
-    def interrupted() -> None:
-        with launch.work_folder() as folder:
-            folders.append(Path(folder))
-            (folders[0] / "x").write_text("y")
-            raise KeyboardInterrupt
-
-    folders: list[Path] = []
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not folders[0].exists()
-
-
 def test_the_launcher_imports_no_torch() -> None:
     import subprocess
 

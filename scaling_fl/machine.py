@@ -1,0 +1,61 @@
+"""What a job holds on this machine: a work folder, and locks that keep another run out."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from scaling_fl.errors import UserError
+
+_PREFIX = "scaling_fl-"
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[str]:
+    """A folder for what the preparation builds. It goes with the job; what a killed one left goes now."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/lock"):
+        with contextlib.suppress(OSError), open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    try:
+        with open(f"{folder}/unlocked", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.rename(f"{folder}/unlocked", f"{folder}/lock")  # nobody sees it before it is locked
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_run_of(job_name: str, checkpoints_dir: str | None) -> Iterator[None]:
+    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder."""
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_lock(job_name, f"job_name={job_name}: a run of this job is alive on this machine"))
+        if checkpoints_dir is not None:
+            place = (
+                checkpoints_dir if "://" in checkpoints_dir else os.path.realpath(os.path.expanduser(checkpoints_dir))
+            )
+            name = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:16]
+            locks.enter_context(_lock(name, f"checkpoints_dir={checkpoints_dir}: a run that is alive writes there"))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(name: str, taken: str) -> Iterator[None]:
+    path = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise BlockingIOError  # removed by its owner meanwhile
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise UserError(f"{taken}; wait for its end, or take another one") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
