@@ -123,6 +123,10 @@ class Config:
         """Plain values (lists, not tuples), as Sacred and JSON want them."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
+    def evaluates(self, round_: int) -> bool:
+        """Whether the global model is evaluated after `round_`."""
+        return round_ % self.eval_every == 0 or round_ == self.num_rounds
+
     def check_resumable(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with a job whose meaning would change.
 

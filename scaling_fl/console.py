@@ -105,7 +105,7 @@ class Console:
             return
         if self._bar is None:
             total = sum(map(plan.local_steps, range(len(plan.devices)))) * (event["round"] > 0)
-            total += plan.evaluation_steps * plan.evaluates(event["round"])
+            total += plan.evaluation_steps * plan.config.evaluates(event["round"])
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

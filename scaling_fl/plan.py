@@ -42,7 +42,3 @@ class Plan:
     def evaluation_steps(self) -> int:
         """Evaluation batches, over all sites."""
         return -(-self.num_test // self.config.val_batch_size)
-
-    def evaluates(self, round_: int) -> bool:
-        """Whether the global model is evaluated after `round_`."""
-        return round_ % self.config.eval_every == 0 or round_ == self.config.num_rounds

@@ -45,7 +45,7 @@ def run(
         state.round = round_
 
         results = metrics.training(everyone)
-        if round_ % config.eval_every == 0 or round_ == config.num_rounds:
+        if config.evaluates(round_):
             with _timed(seconds, "evaluate"):
                 results |= _evaluate(resident, federation, state)
         results["examples_per_second"] = sum(m.count for m in everyone) / seconds["train"]
