@@ -1,6 +1,6 @@
 """The token store: all token ids of a split in one flat, memory-mapped array; padded batches out of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,6 @@ def write(
     texts: Sequence[str],
     labels: npt.NDArray[np.int64],
     max_seq_len: int,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Tokenise `texts`, cut to `max_seq_len` tokens, into a new store at `folder`."""
     dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
@@ -73,7 +72,6 @@ def write(
         )["input_ids"]
         chunks.append(np.concatenate([np.array(ids, dtype) for ids in encoded]))
         lengths.extend(map(len, encoded))
-        on_progress(min(start + _CHUNK, len(texts)))
     folder.mkdir(parents=True)
     np.save(folder / "tokens.npy", np.concatenate(chunks))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
