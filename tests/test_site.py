@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scaling_fl import site as site_module
+from scaling_fl import tokens
 from scaling_fl.config import OPTIMISERS, Config
 from scaling_fl.site import Resident, Site
 from tests import builders
@@ -65,14 +66,14 @@ def test_metrics_are_those_of_the_training_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
-    rate = {"sgd": 0.1, "adagrad": 0.05}.get(optimiser, 0.01)
+    rate = {"sgd": 0.1, "adagrad": 0.02}.get(optimiser, 0.001)  # ratios of 0.02 to 0.22 over five seeds
     config = Config(batch_size=5, learning_rate=rate, optimiser=optimiser, num_local_epochs=15)
     resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
     params = resident.model.flat.clone()
     site = Site(0, np.arange(40), resident)
     delta, first = site.train(params, 1)
     _, second = site.train(params - delta, 2)
-    assert second.loss < 0.8 * first.loss
+    assert second.loss < 0.5 * first.loss
 
 
 def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
@@ -94,3 +95,25 @@ def test_evaluation_uses_no_dropout_and_leaves_the_parameters(resident: Resident
     second = site_module.evaluate(resident, params, 0, 1)
     assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
     assert torch.equal(params, kept)
+
+
+def test_the_model_is_told_which_text_of_a_pair_a_token_is_of(tmp_path: Path) -> None:
+    texts, labels = builders.texts_and_labels(40, 5)
+    pairs = texts[::-1]
+    for name in ("train", "test"):
+        tokens.write(tmp_path / name, builders.tokenizer(), texts, labels, 30, pairs, token_types=True)
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    resident.model.module.eval()
+    encoded = builders.tokenizer()(
+        [texts[i] for i in SHARD],
+        [pairs[i] for i in SHARD],
+        padding=True,
+        return_token_type_ids=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        logits = resident.logits(resident.to_device(resident.train.batch(SHARD)))
+        expected = resident.model.module(**encoded).logits
+        untyped = resident.model.module(**{k: v for k, v in encoded.items() if k != "token_type_ids"}).logits
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(untyped, expected, atol=1e-3), "this model would show missing token types"
