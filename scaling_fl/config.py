@@ -52,16 +52,26 @@ class Config:
     iid_split: bool = _key(True, "True: examples are dealt at random; False: sorted by label, then cut (non-IID)")
     task_name: str = _key(
         "agnews",
-        "the task: agnews, csv, demo, spooky_author or yelp; see Tasks",
+        "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see Tasks",
         f"one of {', '.join(tasks.names())}",
         lambda name: name in tasks.names(),
     )
-    train_path: str | None = _key(None, "training file: a local path, s3://… or gs://…", free=True)
-    test_path: str | None = _key(None, "test file: a local path, s3://… or gs://…", free=True)
+    train_path: str | None = _key(None, "training file or files; see Tasks", free=True)
+    test_path: str | None = _key(None, "test file or files", free=True)
     text_column: str | None = _key(
         None, "column that holds the text; agnews: Description (default), Title or Title+Description"
     )
-    label_column: str | None = _key(None, "column that holds the label (task csv)")
+    text_pair_column: str | None = _key(
+        None, "column that holds the second of two texts, for tasks on pairs (csv, hub)"
+    )
+    label_column: str | None = _key(None, "column that holds the label: words or whole numbers (csv, hub)")
+    dataset: str | None = _key(
+        None, "hub id of a data set, or a folder that the package `datasets` saved (hub)", free=True
+    )
+    dataset_config: str | None = _key(None, "which of the data set's configurations, if it has several (hub)")
+    train_split: str = _key("train", "the training data: a split, or a part of one such as `train[:80%]` (hub)")
+    test_split: str = _key("test", "the test data, likewise (hub)")
+    keep_br_tags: bool = _key(False, "imdb: True keeps the reviews' `<br />`; False puts a space in its place")
     max_train_examples: int | None = _key(
         None, "train on so many rows only, drawn with `data_seed` in the proportions of the labels", **_at_least(1)
     )

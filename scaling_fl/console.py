@@ -1,6 +1,7 @@
 """What the user sees: the plan, a progress bar, a table row per round, and where everything was written."""
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ _COLUMNS = (
 )
 _GROUPS = f"{'train: sites':>31}{'test: global':>21}{'examples':>9}{'seconds':>19}"
 _MAX_SITES_SHOWN = 16
+_SECONDS_BETWEEN_LINES = 10
 
 
 class Console:
@@ -35,6 +37,7 @@ class Console:
         self._bar: Progress | None = None
         self._round = -1  # of the bar, or of the last row
         self._done: dict[Any, int] = {}
+        self._doing, self._said = "", 0.0  # what the preparation is doing, and when a line last told of it
 
     def line(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
@@ -80,8 +83,11 @@ class Console:
     def event(self, event: Event, plan: Plan | None = None) -> None:
         """Show an event of the preparation, or of a worker."""
         match event["event"]:
-            case "preparing":
-                self.line(event["what"])
+            case "said":
+                self._clear()
+                self.line(event["text"])
+            case "working":
+                self._working(event["what"], event["done"], event["total"], event["unit"])
             case "output":
                 self.line(f"{event['source']} | {event['text']}")
             case "round":
@@ -106,21 +112,40 @@ class Console:
         if self._bar is None:
             total = sum(map(plan.local_steps, range(len(plan.devices)))) * (event["round"] > 0)
             total += plan.evaluation_steps * plan.config.evaluates(event["round"])
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
-                TimeElapsedColumn(),
-                console=self._terminal,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._bar.add_task(f"round {event['round']}/{plan.config.num_rounds}", total=total)
-            self._bar.start()
+            self._bar = self._new_bar(f"round {event['round']}/{plan.config.num_rounds}", total, "steps")
         self._done[event["worker"]] = event["done"]
         self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
+
+    def _working(self, what: str, done: float, total: float, unit: str) -> None:
+        """Progress of the preparation: a bar, or now and then a line where there is no terminal."""
+        if what != self._doing:
+            self._clear()
+            self._doing, self._said = what, time.monotonic()
+        if not self._terminal.is_terminal:
+            if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+                self._said = time.monotonic()
+                self.line(f"{what}: {done:,.0f} of {total:,.0f} {unit}")
+        elif done < total:
+            self._bar = self._bar or self._new_bar(what, total, unit)
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        else:
+            self._clear()
+
+    def _new_bar(self, what: str, total: float, unit: str) -> Progress:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            console=self._terminal,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        bar.add_task(what, total=total)
+        bar.start()
+        return bar
 
     def _clear(self) -> None:
         if self._bar is not None:

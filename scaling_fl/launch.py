@@ -235,6 +235,8 @@ def _enter(
         connection.send({"event": "failed", "failure": failure})
         sys.stdout.flush()
         sys.stderr.flush()
+        if isinstance(error, UserError):  # nothing is broken: libraries may tidy up
+            sys.exit(1)
         os._exit(1)
 
 

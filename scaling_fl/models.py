@@ -1,8 +1,10 @@
 """Models: nicknames, loading with a new classification head, the tiny model of the demo, rebuilding, export."""
 
 import contextlib
+import inspect
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +15,11 @@ import transformers
 import transformers.models.albert.modeling_albert
 import transformers.models.bert.modeling_bert
 import transformers.models.distilbert.modeling_distilbert
-from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from scaling_fl import seeds
+from scaling_fl import hub, seeds
 from scaling_fl.errors import UserError
 
 NICKNAMES = {
@@ -54,20 +54,41 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
         module = AutoModelForSequenceClassification.from_config(_tiny_config(len(tokenizer), labels))
         new_parameters = ["all"]
     else:
-        tokenizer, module, report = _pretrained(model, labels, seed)
+
+        def load_both(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+            torch.manual_seed(seeds.torch_seed(seed, "head"))
+            module, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
+                local_files_only=local_files_only,
+                **labels,
+            )
+            return tokenizer, module, report
+
+        tokenizer, module, report = _obtain(model, load_both)
         new_parameters = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
         if len(new_parameters) > len(list(module.parameters())) // 2:
             raise UserError(
                 f"model={model}: its weights fit less than half of {type(module).__name__}; "
                 "the folder's config.json and weights don't belong together"
             )
-    if tokenizer.pad_token is None:  # decoders: they find a text's last token by the padding's id
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise UserError(f"model={model}: its tokenizer has neither a padding nor an end token; use another model")
-    module.config.pad_token_id = tokenizer.pad_token_id
+    module.config.pad_token_id = _with_padding(model, tokenizer).pad_token_id
     _check_limits(model, module, tokenizer, max_seq_len)
     return Loaded(module, tokenizer, new_parameters)
+
+
+def tokenizer(model: str, texts: list[str]) -> Any:
+    """The model's tokenizer alone; see `load`."""
+    if model == "tiny":
+        return _tiny_tokenizer(texts)
+
+    def load_it(source: str, local_files_only: bool) -> Any:
+        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+
+    return _with_padding(model, _obtain(model, load_it))
 
 
 def rebuild(folder: Path) -> torch.nn.Module:
@@ -76,30 +97,22 @@ def rebuild(folder: Path) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
+def takes_token_types(module: torch.nn.Module) -> bool:
+    """Whether the model knows a pair's second text by its token types: BERT and ALBERT, but not DistilBERT, RoBERTa."""
+    types: int = getattr(module.config, "type_vocab_size", 0)
+    return types > 1 and "token_type_ids" in inspect.signature(module.forward).parameters
+
+
 def quiet() -> None:
     """Silence the library's progress bars and its report on new heads, which `Loaded` carries."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
 
-def _pretrained(model: str, labels: dict[str, Any], seed: int) -> tuple[Any, Any, dict[str, Any]]:
-    """Tokenizer, model, and the library's report on its weights. What is on this disk is used as it is."""
+def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
+    """`load(source, local_files_only)` for a nickname, a hub id or a folder. What is on this disk is used as it is."""
     source = NICKNAMES.get(model, model)
     folder = os.path.expanduser(source)
-
-    def load(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
-        torch.manual_seed(seeds.torch_seed(seed, "head"))
-        module, report = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
-            local_files_only=local_files_only,
-            **labels,
-        )
-        return tokenizer, module, report
-
     try:
         if os.path.isdir(folder):
             return load(folder, True)
@@ -109,7 +122,7 @@ def _pretrained(model: str, labels: dict[str, Any], seed: int) -> tuple[Any, Any
             )
         with contextlib.suppress(OSError):  # not on this disk, or not all of it
             return load(source, True)
-        _find_on_hub(model, source)
+        hub.find("model", source, f"model={model}", "give the path of a local model folder, or model=tiny")
         return load(source, False)
     except UserError:
         raise
@@ -117,20 +130,12 @@ def _pretrained(model: str, labels: dict[str, Any], seed: int) -> tuple[Any, Any
         raise UserError(f"model={model}: it can't be loaded: {type(error).__name__}: {error}") from error
 
 
-def _find_on_hub(model: str, source: str) -> None:
-    """Ask the hub, in seconds: loading would try for half a minute before it says that there is none."""
-    try:
-        HfApi().model_info(source, timeout=10)
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"model={model}: the hub has no model {source} that is open to you; "
-            "check the name, or set HF_TOKEN for a private one"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"model={model}: it is not on this machine, and the model hub can't be reached ({type(error).__name__}); "
-            "give the path of a local model folder, or model=tiny"
-        ) from error
+def _with_padding(model: str, tokenizer: Any) -> Any:
+    if tokenizer.pad_token is None:  # decoders: they find a text's last token by the padding's id
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"model={model}: its tokenizer has neither a padding nor an end token; use another model")
+    return tokenizer
 
 
 def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
@@ -183,7 +188,7 @@ def _tiny_tokenizer(texts: list[str]) -> Any:
     tokenizer.normalizer, tokenizer.pre_tokenizer = splitter.normalizer, splitter.pre_tokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     return transformers.PreTrainedTokenizerFast(

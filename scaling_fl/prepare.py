@@ -5,6 +5,7 @@ workers open: token stores, shards, the model's architecture and tokenizer, and 
 """
 
 import contextlib
+import functools
 import os
 import platform
 import time
@@ -31,16 +32,17 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     models.quiet()
     work, notes = Path(folder), list[str]()
     devices = _devices(config, notes)
-    send({"event": "preparing", "what": "reading the data"})
-    task = tasks.load(config)
+
+    def report(what: str, done: float, total: float, unit: str) -> None:
+        send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
+
+    send({"event": "said", "text": "reading the data"})
+    task = tasks.load(config, report)
+    notes += task.notes
     digest = task.digest()
     shards = sharding.shard(task.train.labels, len(config.site_ids), config.iid_split, config.data_seed)
-    for name, split in (("training", task.train), ("test", task.test)):
-        empty = sum(not text.strip() for text in split.texts)
-        if empty:
-            notes.append(f"{empty} of {len(split)} {name} texts are empty; they are kept")
 
-    send({"event": "preparing", "what": f"loading model={config.model}"})
+    send({"event": "said", "text": f"loading model={config.model}"})
     loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     loaded.module.config.save_pretrained(work / "model")
     loaded.tokenizer.save_pretrained(work / "model")
@@ -68,10 +70,14 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     if not finished:
         checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_})
         np.savez(work / "shards.npz", *shards)
+        token_types = models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):
             what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
-            send({"event": "preparing", "what": what})
-            tokens.write(work / name, loaded.tokenizer, split.texts, split.labels, config.max_seq_len)
+            send({"event": "said", "text": what})
+            tokens.write(
+                work / name, loaded.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs,
+                token_types=split.pairs is not None and token_types, report=functools.partial(report, what),
+            )  # fmt: skip
     send(
         {
             "event": "prepared",

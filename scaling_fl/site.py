@@ -37,12 +37,16 @@ class Resident:
 
     def logits(self, batch: tokens.Batch) -> torch.Tensor:
         """Forward pass: (B, C) float32."""
-        output = self.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids
+        output = self.model.module(**inputs)
         logits: torch.Tensor = output.logits
         return logits.float()
 
     def to_device(self, batch: tokens.Batch) -> tokens.Batch:
-        return tokens.Batch(*(tensor.to(self.device) for tensor in batch))
+        moved = {name: tensor.to(self.device) for name, tensor in batch._asdict().items() if tensor is not None}
+        return tokens.Batch(**moved)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The token store: all token ids of a split in one flat, memory-mapped array; padded batches out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64, padded on the right to the batch's longest text
     attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
     labels: torch.Tensor  # (B,) int64
+    token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on a pair's second text; None where all are 0
 
 
 class TokenStore:
@@ -27,6 +28,8 @@ class TokenStore:
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
         self.labels = np.load(folder / "labels.npy")  # (N,) int64
+        types = folder / "types.npy"
+        self.types = np.load(types, mmap_mode="r") if types.exists() else None
         self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
@@ -42,13 +45,43 @@ class TokenStore:
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         positions = np.arange(lengths.max())
         mask = positions < lengths[:, None]  # (B, T)
-        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
-        input_ids[mask] = self.tokens[(starts[:, None] + positions)[mask]]
+        sources = (starts[:, None] + positions)[mask]
+
+        def padded(values: npt.NDArray[np.unsignedinteger], padding: int) -> torch.Tensor:
+            rows = np.full(mask.shape, padding, dtype=np.int64)
+            rows[mask] = values[sources]
+            return torch.from_numpy(rows)
+
         return Batch(
-            torch.from_numpy(input_ids),
+            padded(self.tokens, self.pad_token_id),
             torch.from_numpy(mask.astype(np.int64)),
             torch.from_numpy(self.labels[indices]),
+            None if self.types is None else padded(self.types, 0),
         )
+
+
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_seq_len: int | None,
+    token_types: bool = False,
+    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> Iterator[Any]:
+    """Tokenise in chunks, each of which has lists of token ids as "input_ids", and as "token_type_ids" if asked for.
+
+    A text (with its pair, if there are pairs) is cut to `max_seq_len` tokens, the longer of a pair first; None: whole.
+    """
+    for start in range(0, len(texts), _CHUNK):
+        yield tokenizer(
+            list(texts[start : start + _CHUNK]),
+            None if pairs is None else list(pairs[start : start + _CHUNK]),
+            truncation=max_seq_len is not None,
+            max_length=max_seq_len,
+            return_attention_mask=False,
+            return_token_type_ids=token_types,
+        )
+        report(min(start + _CHUNK, len(texts)), len(texts), "texts")
 
 
 def write(
@@ -57,23 +90,24 @@ def write(
     texts: Sequence[str],
     labels: npt.NDArray[np.int64],
     max_seq_len: int,
+    pairs: Sequence[str] | None = None,
+    token_types: bool = False,
+    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
-    """Tokenise `texts`, cut to `max_seq_len` tokens, into a new store at `folder`."""
+    """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`."""
     dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
     chunks: list[npt.NDArray[np.unsignedinteger]] = []
+    types: list[npt.NDArray[np.uint8]] = []
     lengths: list[int] = []
-    for start in range(0, len(texts), _CHUNK):
-        encoded = tokenizer(
-            list(texts[start : start + _CHUNK]),
-            truncation=True,
-            max_length=max_seq_len,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        chunks.append(np.concatenate([np.array(ids, dtype) for ids in encoded]))
-        lengths.extend(map(len, encoded))
+    for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
+        chunks.append(np.concatenate([np.array(ids, dtype) for ids in encoded["input_ids"]]))
+        if token_types:
+            types.append(np.concatenate([np.array(ids, np.uint8) for ids in encoded["token_type_ids"]]))
+        lengths.extend(map(len, encoded["input_ids"]))
     folder.mkdir(parents=True)
     np.save(folder / "tokens.npy", np.concatenate(chunks))
+    if token_types:
+        np.save(folder / "types.npy", np.concatenate(types))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
 

@@ -2,6 +2,7 @@
 """Fine-tune a language model federatedly: N sites, one model, no shared data.
 
     ./run-local.sh scripts/train_federated.py with demo
+    ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
     ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
         task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
 
@@ -180,6 +181,17 @@ def train(_run: Run) -> None:
         console.close()
     for what, where in tracker.written():
         console.line(f"{what:<12} {where}")
+
+
+@experiment.command(unobserved=True)
+def show_task(_config: dict[str, Any]) -> None:
+    """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
+    with _clear_errors(), machine.work_folder() as folder:
+        jobs = [(Config.from_mapping(_config),)]
+        try:
+            launch.run("scaling_fl.preview:show", jobs, ["the preview"], folder, session.console.event)
+        finally:
+            session.console.close()
 
 
 def main(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -62,13 +63,11 @@ def test_what_can_not_be_loaded_is_named(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_can_not_be_reached_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     def unreachable(self: object, name: str, timeout: float) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    with pytest.raises(UserError, match="model=no-such-model-anywhere: it is not on this machine, and the model hub"):
+    with pytest.raises(UserError, match="model=no-such-model-anywhere: it is not on this machine, and the hub"):
         load("no-such-model-anywhere")
 
 
@@ -103,7 +102,7 @@ def test_a_model_that_was_fetched_in_part_is_looked_up_on_the_hub(
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", without_weights)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: builders.tokenizer())
-    monkeypatch.setattr(models.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
     assert load("lab/model").module.classifier.out_features == 3
     assert asked == ["lab/model"]
 
@@ -148,3 +147,17 @@ def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> No
     assert type(again) is type(loaded.module)
     shapes = {name: tensor.shape for name, tensor in loaded.module.state_dict().items()}
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False)])
+def test_which_models_tell_the_texts_of_a_pair_apart_by_token_types(tmp_path: Path, kind: str, takes: bool) -> None:
+    assert models.takes_token_types(load(str(builders.pretrained(tmp_path, kind))).module) is takes
+
+
+def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
+    folder = builders.pretrained(tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert models.tokenizer(str(folder), []).get_vocab() == builders.tokenizer().get_vocab()
+    assert "stone" in models.tokenizer("tiny", ["river stone"]).get_vocab()
+    with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
+        models.tokenizer("/no/such/model", [])

@@ -8,6 +8,8 @@ from scaling_fl import checkpoint, launch
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.plan import Plan
+from scaling_fl.tokens import TokenStore
+from tests import builders
 
 
 def prepare(config: Config, folder: Path) -> Plan:
@@ -58,3 +60,19 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     assert any("another environment (torch 1.0 → " in note for note in plan.notes)
     plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
     assert plan.threads == 7, "without a setting of its own, a resume takes the checkpoint's"
+
+
+@pytest.mark.parametrize(("kind", "typed"), [("bert", True), ("distilbert", False)])
+def test_pairs_have_token_types_for_models_that_know_them(
+    small_config: Config, tmp_path: Path, kind: str, typed: bool
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("one,two,kind\nriver stone,engine,a\nforest,,b\n")
+    config = dataclasses.replace(
+        small_config, train_path=str(path), test_path=str(path), text_column="one", text_pair_column="two",
+        label_column="kind", model=str(builders.pretrained(tmp_path / kind, kind)),
+    )  # fmt: skip
+    prepare(config, tmp_path / "work")
+    store = TokenStore(tmp_path / "work" / "train", 0)
+    assert store.lengths.tolist() == [6, 4], "[CLS] river stone [SEP] engine [SEP]; [CLS] forest [SEP] [SEP]"
+    assert (store.types is not None) is typed

@@ -89,3 +89,30 @@ def test_cutting_loses_nothing(count: int, size: int) -> None:
     assert np.concatenate(parts).tolist() == list(range(count))
     assert all(len(part) == size for part in parts[:-1])
     assert 1 <= len(parts[-1]) <= size
+
+
+PAIRS = (["river stone", "forest", ""], ["meadow", "river river river river stone stone forest", "stone"])
+
+
+def test_pairs_are_joined_and_cut_as_the_tokenizer_says_and_typed_for_models_that_want_it(tmp_path: Path) -> None:
+    tokenizer, labels = builders.tokenizer(), np.array([0, 1, 0])
+    tokens.write(tmp_path / "typed", tokenizer, PAIRS[0], labels, 8, PAIRS[1], token_types=True)
+    tokens.write(tmp_path / "plain", tokenizer, PAIRS[0], labels, 8, PAIRS[1])
+    typed, plain = (TokenStore(tmp_path / name, pad_token_id=0) for name in ("typed", "plain"))
+    expected = tokenizer(*PAIRS, truncation=True, max_length=8, padding=True, return_token_type_ids=True)
+    batch = typed.batch(np.arange(3))
+    assert batch.input_ids.tolist() == expected["input_ids"]
+    assert batch.attention_mask.tolist() == expected["attention_mask"]
+    assert batch.token_type_ids is not None
+    assert batch.token_type_ids.tolist() == expected["token_type_ids"]
+    assert batch.token_type_ids[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0], "[CLS] river stone [SEP] meadow [SEP], padding"
+    assert typed.lengths.tolist() == [6, 8, 4]
+    assert plain.batch(np.arange(3)).token_type_ids is None
+    assert plain.tokens.tolist() == typed.tokens.tolist()
+
+
+def test_whole_texts_are_encoded_for_those_who_want_their_lengths() -> None:
+    seen: list[tuple[float, float, str]] = []
+    chunks = tokens.encode(builders.tokenizer(), ["river " * 20] * 1500, None, None, report=lambda *a: seen.append(a))
+    assert [len(ids) for chunk in chunks for ids in chunk["input_ids"]] == [22] * 1500
+    assert seen == [(1000, 1500, "texts"), (1500, 1500, "texts")]

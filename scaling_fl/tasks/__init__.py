@@ -1,13 +1,16 @@
 """Text classification tasks. A task is a module of this package, found by its name.
 
-It has one function, `load(config) -> Task`, which reads the files that the configuration names. A new task is
-a new file here; nothing else has to be told. Checks that concern every task are made once, in `load` below.
+It has a function `load(config, report) -> Task`, which reads what the configuration names (`report` shows progress),
+and says which of the keys in `KEYS` it `NEEDS` and which it `TAKES`. A new task is a new file here; nothing else has
+to be told. Checks that concern every task are made once, in `load` below.
 """
 
 import hashlib
 import importlib
+import itertools
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +22,27 @@ from scaling_fl.sharding import stratified
 if TYPE_CHECKING:
     from scaling_fl.config import Config
 
-_HELPERS = {"tables"}
+_HELPERS = {"downloads", "formats", "tables"}
+
+# The keys of which each task has a use for some. What the others are set to would be ignored: it is refused.
+KEYS = (
+    "train_path",
+    "test_path",
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "keep_br_tags",
+    "dataset",
+    "dataset_config",
+    "train_split",
+    "test_split",
+)
+
+Report = Callable[[str, float, float, str], None]  # what is being done, how much of how much of it, and its unit
+
+
+def unreported(what: str, done: float, total: float, unit: str) -> None:
+    """The `Report` of those who show no progress."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +51,15 @@ class Split:
 
     texts: list[str]
     labels: npt.NDArray[np.int64]  # (N,), 0…C-1
+    pairs: list[str] | None = None  # N second texts, for tasks on pairs
+    notes: tuple[str, ...] = ()  # what the user should know of how they were read
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Split":
-        return Split([self.texts[i] for i in indices], self.labels[indices])
+        pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
+        return Split([self.texts[i] for i in indices], self.labels[indices], pairs)
 
 
 @dataclass(frozen=True)
@@ -43,13 +69,14 @@ class Task:
     train: Split
     test: Split
     label_names: tuple[str, ...]  # C names
+    notes: tuple[str, ...] = ()  # what the user should know; set by `load`
 
     def digest(self) -> str:
         """SHA-256 over all texts, labels and names: the same content has the same digest, wherever it was read."""
         digest = hashlib.sha256("\0".join(self.label_names).encode())
         for split in (self.train, self.test):
             digest.update(split.labels.astype("<i8").tobytes())
-            for text in split.texts:
+            for text in itertools.chain(split.texts, split.pairs or ()):
                 encoded = text.encode()
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.hexdigest()
@@ -60,19 +87,41 @@ def names() -> list[str]:
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _HELPERS)
 
 
-def load(config: "Config") -> Task:
+def load(config: "Config", report: Report = unreported) -> Task:
     """Read the configured task and keep the configured number of rows.
 
-    Raises `UserError` where a file or a value in it is not what the task expects.
+    Raises `UserError` where a key, a file or a value in it is not what the task expects.
     """
-    task: Task = importlib.import_module(f"{__name__}.{config.task_name}").load(config)
-    if len(task.label_names) < 2:
-        raise UserError(
-            f"{config.train_path}: every row has the label {task.label_names[0]!r}; there is nothing to classify"
-        )
+    module = importlib.import_module(f"{__name__}.{config.task_name}")
+    defaults = {field.name: field.default for field in fields(config)}
+    for key in KEYS:
+        value = getattr(config, key)
+        if key in module.NEEDS and value is None:
+            raise UserError(f"{key}: task_name={config.task_name} needs it; write {key}=…")
+        if key not in (*module.NEEDS, *module.TAKES) and value != defaults[key]:
+            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "none of its kind"
+            raise UserError(f"{key}={value!r}: task_name={config.task_name} has no use for it; it takes {uses}")
+    task: Task = module.load(config, report)
     train, test = task.train, task.test
+    counts = np.bincount(train.labels, minlength=len(task.label_names))
+    if (counts > 0).sum() < 2:
+        raise UserError(
+            f"{config.train_path or config.dataset}: every row has the label {task.label_names[counts.argmax()]!r}; "
+            "there is nothing to classify"
+        )
     if config.max_train_examples is not None:
         train = train.take(stratified(train.labels, config.max_train_examples, config.data_seed))
     if config.max_test_examples is not None:
         test = test.take(stratified(test.labels, config.max_test_examples, config.data_seed))
-    return Task(train, test, task.label_names)
+    notes = [*task.train.notes, *task.test.notes]
+    notes += [
+        f"no training example has the label {task.label_names[label]!r}, but {number:,} test examples have"
+        for label, number in enumerate(np.bincount(test.labels, minlength=len(counts)))
+        if number and not counts[label]
+    ]
+    notes += [
+        f"{empty} of {len(split):,} {name} texts {'is' if empty == 1 else 'are'} empty; kept"
+        for name, split in (("training", train), ("test", test))
+        if (empty := sum(not text.strip() for text in split.texts))
+    ]
+    return replace(task, train=train, test=test, notes=tuple(notes))

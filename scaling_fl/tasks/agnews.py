@@ -1,25 +1,26 @@
 """AG News (Zhang et al. 2015): four classes of news, with Kaggle's header or headerless as in the Crepe distribution."""
 
-import numpy as np
-
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Split, Task, tables
+from scaling_fl.tasks import Report, Split, Task, tables
 
-COLUMNS = ["Class Index", "Title", "Description"]
+NEEDS = ("train_path", "test_path")
+TAKES = ("text_column",)
+COLUMNS = ("Class Index", "Title", "Description")
 LABEL_NAMES = ("World", "Sports", "Business", "Sci/Tech")
+CLASSES = {"1": 0, "2": 1, "3": 2, "4": 3}
 TEXTS = {"Title": ("Title",), "Description": ("Description",), "Title+Description": ("Title", "Description")}
 
 
-def load(config: Config) -> Task:
-    return Task(_split(config, "train_path"), _split(config, "test_path"), LABEL_NAMES)
-
-
-def _split(config: Config, key: str) -> Split:
+def load(config: Config, report: Report) -> Task:
     text_column = config.text_column or "Description"
     if text_column not in TEXTS:
         raise UserError(f"text_column={text_column!r}: task_name=agnews has {', '.join(TEXTS)}")
-    table = tables.read(getattr(config, key), key, headerless=COLUMNS)
-    labels = table.labels("Class Index", {"1", "2", "3", "4"})
-    columns = [table.column(name, "text_column") for name in TEXTS[text_column]]
-    return Split([" ".join(parts) for parts in zip(*columns, strict=True)], np.array(labels, np.int64) - 1)
+    wanted = dict.fromkeys(("Class Index", *TEXTS[text_column]))
+
+    def split(key: str) -> Split:
+        table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
+        texts = [" ".join(parts) for parts in zip(*map(table.texts, TEXTS[text_column]), strict=True)]
+        return Split(texts, table.classes("Class Index", CLASSES), notes=table.notes)
+
+    return Task(split("train_path"), split("test_path"), LABEL_NAMES)

@@ -1,42 +1,43 @@
-"""Any CSV file with a header: `text_column` and `label_column` name its columns; labels are what is found there."""
+"""Any files of rows (CSV, TSV, JSON lines, Parquet) whose columns have names; labels are what the training file holds."""
 
-import numpy as np
+from collections.abc import Sequence
 
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Split, Task, tables
+from scaling_fl.tasks import Report, Split, Task, tables
+
+NEEDS = ("train_path", "test_path", "text_column", "label_column")
+TAKES = ("text_pair_column",)
 
 
-def load(config: Config) -> Task:
-    for key in ("text_column", "label_column"):
-        if getattr(config, key) is None:
-            raise UserError(f"{key}: task_name=csv needs it; write {key}=<a column's name>")
-    train, test = (tables.read(getattr(config, key), key) for key in ("train_path", "test_path"))
-    label_names = _in_order(set(_labels(train, config)))
-    return Task(_split(train, config, label_names), _split(test, config, label_names), tuple(label_names))
+def load(config: Config, report: Report) -> Task:
+    wanted = columns(config)
+    train, test = (tables.read(getattr(config, key), key, wanted) for key in ("train_path", "test_path"))
+    return classification(config, train, test, str(config.train_path))
 
 
-def _labels(table: tables.Table, config: Config) -> list[str]:
-    return table.column(config.label_column or "", "label_column")
+def columns(config: Config) -> dict[str, str | None]:
+    """The columns that the configuration names, with the key that does."""
+    keys = ("text_column", "text_pair_column", "label_column")
+    named: dict[str, str | None] = {}
+    for key in keys:
+        name = getattr(config, key)
+        if name in named:
+            raise UserError(f"{key}={name!r}: {named[name]} names the same column; they must be different ones")
+        if name is not None:
+            named[name] = key
+    return named
 
 
-def _in_order(labels: set[str]) -> list[str]:
-    """Labels in numerical order if all are whole numbers, else alphabetically: the same in every run."""
-    if all(label.removeprefix("-").isdecimal() for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
+def classification(
+    config: Config, train: tables.Table, test: tables.Table, source: str, names: Sequence[str] | None = None
+) -> Task:
+    """A task from two tables. `source`, for messages, holds all labels; `names` are they in order, if that is known."""
+    text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
+    classes = tables.in_order(set(train.labels(label))) if names is None else {n: i for i, n in enumerate(names)}
 
+    def split(table: tables.Table) -> Split:
+        pairs = None if config.text_pair_column is None else table.texts(pair)
+        return Split(table.texts(text), table.classes(label, classes, known_from=source), pairs, table.notes)
 
-def _split(table: tables.Table, config: Config, label_names: list[str]) -> Split:
-    numbers = {name: number for number, name in enumerate(label_names)}
-    labels = _labels(table, config)
-    for index, label in enumerate(labels):
-        if not label.strip():
-            raise UserError(f"{table.path}, row {table.rows[index]}, column {config.label_column}: the label is empty")
-        if label not in numbers:
-            raise UserError(
-                f"{table.path}, row {table.rows[index]}, column {config.label_column}: the label {label!r} "
-                f"doesn't occur in {config.train_path}, so that no site can learn it"
-            )
-    texts = table.column(config.text_column or "", "text_column")
-    return Split(texts, np.array([numbers[label] for label in labels], np.int64))
+    return Task(split(train), split(test), tuple(classes))

@@ -3,20 +3,19 @@
 Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` cuts a test set from its training file.
 """
 
-import numpy as np
-
 from scaling_fl.config import Config
-from scaling_fl.tasks import Split, Task, tables
+from scaling_fl.tasks import Report, Split, Task, tables
 
+NEEDS = ("train_path", "test_path")
+TAKES = ()
 AUTHORS = {"EAP": "Edgar Allan Poe", "HPL": "H. P. Lovecraft", "MWS": "Mary Wollstonecraft Shelley"}
+CLASSES = {author: number for number, author in enumerate(AUTHORS)}
 
 
-def load(config: Config) -> Task:
+def load(config: Config, report: Report) -> Task:
     return Task(_split(config, "train_path"), _split(config, "test_path"), tuple(AUTHORS.values()))
 
 
 def _split(config: Config, key: str) -> Split:
-    table = tables.read(getattr(config, key), key)
-    numbers = {author: number for number, author in enumerate(AUTHORS)}
-    labels = [numbers[author] for author in table.labels("author", set(AUTHORS))]
-    return Split(table.column("text", key), np.array(labels, np.int64))
+    table = tables.read(getattr(config, key), key, dict.fromkeys(("text", "author")))
+    return Split(table.texts("text"), table.classes("author", CLASSES), notes=table.notes)

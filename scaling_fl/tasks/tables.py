@@ -1,96 +1,133 @@
-"""Reading CSV files strictly: what is wrong is named by file, row and column, and no row is dropped."""
+"""Rows of one or several files as columns of texts and labels. What is wrong is named by file, row and column."""
 
-import csv
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
-import fsspec
+import numpy as np
+import numpy.typing as npt
 
 from scaling_fl.errors import UserError
-
-csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
+from scaling_fl.tasks import formats
 
 
 @dataclass(frozen=True)
 class Table:
-    """All records of a file. Row numbers in messages count from 1 and include a header and blank rows."""
+    """The wanted columns of all files, N values each: text, but in JSON lines and Parquet whatever stands there."""
 
-    path: str
-    header: list[str]
-    records: list[list[str]]
-    rows: list[int]  # the row number of each record
+    columns: dict[str, list[Any]]
+    files: list[tuple[str, Sequence[int]]]  # each file's path, and the numbers of its rows
+    notes: tuple[str, ...] = ()
 
-    def column(self, name: str, key: str) -> list[str]:
-        """One column by its header name; `key` is the configuration key that asked for it."""
-        if name not in self.header:
-            raise UserError(f"{key}={name!r}: {self.path} has no such column; it has {', '.join(self.header)}")
-        if self.header.count(name) > 1:
-            raise UserError(
-                f"{key}={name!r}: {self.path} has {self.header.count(name)} columns of this name; rename one"
-            )
-        position = self.header.index(name)
-        return [record[position] for record in self.records]
+    def place(self, index: int, column: str) -> str:
+        """Where a value stands, for messages: file, row, column."""
+        for path, numbers in self.files:
+            if index < len(numbers):
+                return f"{path}, row {numbers[index]}, column {column}"
+            index -= len(numbers)
+        raise IndexError(index)
 
-    def labels(self, name: str, expected: set[str]) -> list[str]:
-        """The column `name`, each value of which must be one of `expected`."""
-        labels = self.column(name, "label_column")
-        for row, label in zip(self.rows, labels, strict=True):
-            if label not in expected:
+    def texts(self, column: str) -> list[str]:
+        """The column as texts; an empty text is one."""
+        texts = self.columns[column]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                what = "nothing" if text is None else type(text).__name__
+                raise UserError(f"{self.place(index, column)}: expected text, found {what}")
+            self._check_encoding(index, column, text)
+        return texts
+
+    def labels(self, column: str) -> list[str]:
+        """The column as labels, which may be words or whole numbers.
+
+        Raises `UserError` at the first that is missing, or neither; and where numbers have decimals: regression.
+        """
+        labels = []
+        for index, value in enumerate(self.columns[column]):
+            if value is None or (isinstance(value, str) and not value.strip()) or value != value:  # not a number
+                raise UserError(f"{self.place(index, column)}: the label is empty")
+            if not isinstance(value, str | int | float):
                 raise UserError(
-                    f"{self.path}, row {row}, column {name}: expected {' or '.join(sorted(expected))}, found {label!r}"
+                    f"{self.place(index, column)}: expected a word or a whole number, found {type(value).__name__}"
                 )
+            labels.append(str(value))
+            self._check_encoding(index, column, labels[-1])
+        numbers = {label: _number(label) for label in set(labels)}
+        if None not in numbers.values():
+            for index, label in enumerate(labels):
+                number = numbers[label]
+                if number is not None and number != number.to_integral_value():
+                    raise UserError(
+                        f"{self.place(index, column)}: the label is the number {label}; to predict numbers with decimals "
+                        "is regression, and this program classifies: make classes of them, such as low and high"
+                    )
         return labels
 
+    def _check_encoding(self, index: int, column: str, value: str) -> None:
+        if not formats.is_text(value):
+            raise UserError(f"{self.place(index, column)}: it is not UTF-8 text; save the file in UTF-8")
 
-def read(path: str | None, key: str, headerless: list[str] | None = None) -> Table:
-    """Read a comma-separated UTF-8 file (RFC 4180 quoting; a byte-order mark is skipped; .gz, .xz, … are unpacked).
-
-    `path`: any fsspec path; `key`: the configuration key that holds it. `headerless`: column names of a file
-    that may come without a header; its first row is a header only if it consists of these names.
-    """
-    if path is None:
-        raise UserError(f"{key}: this task needs it; write {key}=/path/to/file.csv (s3:// and gs:// work too)")
-    records: list[list[str]] = []
-    rows: list[int] = []
-    try:
-        # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
-        with fsspec.open(
-            path, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
-        ) as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                for number, record in enumerate(reader, 1):
-                    if record:  # blank rows are no records
-                        records.append(record)
-                        rows.append(number)
-            except csv.Error as error:
+    def classes(self, column: str, names: Mapping[str, int], known_from: str | None = None) -> npt.NDArray[np.int64]:
+        """The column's labels as class numbers (N,). Those that `names`, the labels in `known_from`, lacks are refused."""
+        labels = self.labels(column)
+        for index, label in enumerate(labels):
+            if label not in names:
                 raise UserError(
-                    f"{path}, line {reader.line_num}: {error}; quotes inside a quoted field are doubled"
-                ) from error
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{key}={path!r}: there is no such file") from error
-    except Exception as error:  # each file system has its own
-        raise UserError(f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}") from error
-
-    if not records:
-        raise UserError(f"{key}={path!r}: the file is empty")
-    for number, record in zip(rows, records, strict=True):
-        for position, field in enumerate(record, 1):
-            if "\0" in field or (not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field)):
-                raise UserError(
-                    f"{path}, row {number}, field {position}: it is not UTF-8 text; save the file as CSV in UTF-8"
+                    f"{self.place(index, column)}: "
+                    + (
+                        f"expected {' or '.join(names)}, found {label!r}"
+                        if known_from is None
+                        else f"the label {label!r} doesn't occur in {known_from}, so that no site can learn it"
+                    )
                 )
-    if headerless is not None and records[0] != headerless:
-        header = headerless
-    else:
-        header = records.pop(0)
-        del rows[0]
-    if not records:
-        raise UserError(f"{key}={path!r}: it has a header, but not a single example")
-    for number, record in zip(rows, records, strict=True):
-        if len(record) != len(header):
-            raise UserError(
-                f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
-            )
-    return Table(path, header, records, rows)
+        return np.array([names[label] for label in labels], np.int64)
+
+
+def read(paths: str, key: str, wanted: formats.Wanted | None = None, headerless: Sequence[str] | None = None) -> Table:
+    """Read the wanted columns (default: all) of the files that the configuration key `key` names.
+
+    Raises `UserError` for what can't be read as rows of text; see `formats.rows` for `headerless`.
+    """
+    kept: dict[str, list[Any]] = {}
+    files, notes = list[tuple[str, Sequence[int]]](), list[str]()
+    for path in formats.expand(paths, key):
+        numbers, num_blank = array("q"), 0
+        columns: list[tuple[str, list[Any]]] = []
+        for number, values in formats.rows(path, key, wanted, headerless):
+            if values is None:
+                num_blank += 1
+            elif not columns:
+                if kept and set(kept) != set(values):
+                    raise UserError(
+                        f"{path}: its columns are {', '.join(values)}, those of the others {', '.join(kept)}"
+                    )
+                columns = [(name, kept.setdefault(name, [])) for name in values]
+            else:
+                for (_, column), value in zip(columns, values, strict=True):
+                    column.append(value)
+                numbers.append(number)
+        if not columns:
+            raise UserError(f"{key}={path!r}: the file is empty")
+        if not numbers:
+            raise UserError(f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but not a single row")
+        if num_blank:
+            notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
+        files.append((path, numbers))
+    return Table(kept, files, tuple(notes))
+
+
+def in_order(labels: set[str]) -> dict[str, int]:
+    """Class numbers: labels in numerical order if all are numbers, else alphabetically; the same in every run."""
+    if all(_number(label) is not None for label in labels):
+        return {label: n for n, label in enumerate(sorted(labels, key=lambda label: (Decimal(label), label)))}
+    return {label: n for n, label in enumerate(sorted(labels))}
+
+
+def _number(label: str) -> Decimal | None:
+    try:
+        number = Decimal(label)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None

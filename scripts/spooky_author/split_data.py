@@ -12,6 +12,7 @@ import csv
 import io
 import sys
 from collections import Counter
+from itertools import compress
 from pathlib import Path
 
 import fsspec
@@ -31,14 +32,16 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
     if len({full_path, train_path, test_path}) < 3:
         raise UserError("--full-path, --train-path and --test-path must be three different files")
     table = tables.read(full_path, "--full-path")
-    authors = table.labels("author", set(spooky_author.AUTHORS))
+    authors = table.labels("author")
+    for column in table.columns:
+        table.texts(column)
+    labels = table.classes("author", spooky_author.CLASSES)
     for path in (train_path, test_path):
         fs, place = fsspec.url_to_fs(path)
         if fs.exists(place) and not force:
             raise UserError(f"{path}: it is there already; choose another path, or write --force to replace it")
 
     in_train = np.zeros(len(authors), bool)
-    labels = np.unique(authors, return_inverse=True)[1]
     in_train[stratified(labels, round(train_size * len(authors)), seed)] = True
     report = []
     for path, chosen in ((train_path, in_train), (test_path, ~in_train)):
@@ -46,9 +49,9 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
             raise UserError(f"--train-size={train_size}: it leaves no row for {path}")
         buffer = io.StringIO()
         writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(table.header)
-        writer.writerows(table.records[i] for i in np.flatnonzero(chosen))
-        report.append((path, buffer.getvalue(), Counter(authors[i] for i in np.flatnonzero(chosen))))
+        writer.writerow(table.columns)
+        writer.writerows(compress(zip(*table.columns.values(), strict=True), chosen))
+        report.append((path, buffer.getvalue(), Counter(compress(authors, chosen))))
     for path, content, _ in report:
         fs, place = fsspec.url_to_fs(path)
         fs.makedirs(fs._parent(place), exist_ok=True)

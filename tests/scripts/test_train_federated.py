@@ -96,6 +96,21 @@ def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: list[str], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    shown = command("show_task", *words, "max_seq_len=7")
+    assert shown.returncode == 0, shown.stderr
+    assert "task csv: 100 training and 23 test rows" in shown.stdout
+    assert "over max_seq_len=7" in shown.stdout
+    assert "examples for training" in shown.stdout
+    assert "site" not in shown.stdout
+    refused = command("show_task", *words, "label_column=kind")
+    assert refused.returncode == 1
+    assert "label_column='kind': " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -45,14 +45,24 @@ def test_title_description_or_both_are_the_text(files: tuple[str, str], text_col
 def test_what_is_not_ag_news_is_refused(files: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=r"text_column='title': task_name=agnews has Title, Description"):
         load(files, text_column="title")
-    with pytest.raises(UserError, match="train_path: this task needs it"):
+    with pytest.raises(UserError, match="train_path: task_name=agnews needs it"):
         tasks.load(Config(task_name="agnews"))
     Path(files[0]).write_text(KAGGLE.replace("1,W", "5,W"))
     with pytest.raises(UserError, match=r"train\.csv, row 4, column Class Index: expected 1 or 2 or 3 or 4, found '5'"):
         load(files)
+    with pytest.raises(
+        UserError, match=r"label_column='kind': task_name=agnews has no use for it; it takes train_path"
+    ):
+        load(files, label_column="kind")
     Path(files[0]).write_text("label,text\n1,a\n")
     with pytest.raises(UserError, match=r"train\.csv, row 1: expected 3 fields \(Class Index, Title, Description\)"):
         load(files)
+
+
+def test_a_label_without_training_examples_is_said(files: tuple[str, str]) -> None:
+    Path(files[0]).write_text(KAGGLE.replace("1,W", "3,W"))
+    note = "no training example has the label 'World', but 1 test examples have"
+    assert note in load(files).notes
 
 
 def test_a_number_of_rows_keeps_the_proportions_of_the_labels(files: tuple[str, str]) -> None:

@@ -33,11 +33,16 @@ def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
     [
         ("body,kind\na,x\nb,y\n", "body,kind\nc,z\n", r"test\.csv, row 2, column kind: the label 'z' doesn't occur"),
         ("body,kind\na,x\nb,\n", "body,kind\nc,x\n", r"train\.csv, row 3, column kind: the label is empty"),
+        (
+            "body,kind\na,0.5\nb,1\n",
+            "body,kind\nc,1\n",
+            r"train\.csv, row 2, column kind: the label is the number 0\.5",
+        ),
         ("body,kind\na,x\nb,x\n", "body,kind\nc,x\n", r"train\.csv: every row has the label 'x'"),
-        ("body,kind\n", "body,kind\nc,x\n", r"train\.csv': it has a header, but not a single"),
-        ("body,kind\na,x\nb,y\n", "body,kind\n", r"test\.csv': it has a header, but not a single"),
-        ("text,kind\na,x\n", "body,kind\nc,x\n", r"text_column='body': .*train\.csv has no such column"),
-        ("body,label\na,x\n", "body,kind\nc,x\n", r"label_column='kind': .*train\.csv has no such column"),
+        ("body,kind\n", "body,kind\nc,x\n", r"train\.csv': it has columns \(body, kind\), but not a single row"),
+        ("body,kind\na,x\nb,y\n", "body,kind\n", r"test\.csv': it has columns \(body, kind\), but not a single row"),
+        ("text,kind\na,x\n", "body,kind\nc,x\n", r"text_column='body': .*train\.csv has no column body"),
+        ("body,label\na,x\n", "body,kind\nc,x\n", r"label_column='kind': .*train\.csv has no column kind"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, train: str, test: str, message: str) -> None:
@@ -49,3 +54,41 @@ def test_bad_files_are_refused(tmp_path: Path, train: str, test: str, message: s
 def test_the_columns_must_be_named(tmp_path: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"{key}: task_name=csv needs it"):
         load(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", **{key: None})
+
+
+def test_pairs_of_texts_have_a_second_column(tmp_path: Path) -> None:
+    content = "premise,hypothesis,kind\nit rains,it is wet,yes\nit rains,,no\n"
+    task = load(tmp_path, content, content, text_column="premise", text_pair_column="hypothesis")
+    assert (task.train.texts, task.train.pairs) == (["it rains", "it rains"], ["it is wet", ""])
+    alone = load(tmp_path, content, content, text_column="premise")
+    assert alone.train.pairs is None
+    assert alone.digest() != task.digest()
+    one = load(tmp_path, content, content, text_column="premise", text_pair_column="hypothesis", max_train_examples=1)
+    assert one.train.pairs is not None
+    assert len(one.train.pairs) == 1
+
+
+def test_columns_that_are_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="label_column='body': text_column names the same column"):
+        load(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", label_column="body")
+
+
+def test_what_is_skipped_or_empty_is_said(tmp_path: Path) -> None:
+    task = load(tmp_path, "body,kind\na,x\n\n,y\n\nb,y\n", "body,kind\n  ,x\n")
+    assert task.train.texts == ["a", "", "b"]
+    assert task.notes == (
+        f"{tmp_path}/train.csv: 2 blank lines skipped",
+        "1 of 3 training texts is empty; kept",
+        "1 of 1 test texts is empty; kept",
+    )
+
+
+def test_training_and_test_files_may_have_different_formats(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one", "kind": 1}\n{"body": "two", "kind": 0}\n')
+    (tmp_path / "b.csv").write_text("kind,body\n1,three\n")
+    config = Config(
+        task_name="csv", train_path=str(tmp_path / "a.jsonl"), test_path=str(tmp_path / "b.csv"), text_column="body",
+        label_column="kind",
+    )  # fmt: skip
+    task = tasks.load(config)
+    assert (task.label_names, task.train.labels.tolist(), task.test.labels.tolist()) == (("0", "1"), [1, 0], [1])

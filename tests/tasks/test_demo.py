@@ -18,5 +18,5 @@ def test_the_standard_library_yields_thousands_of_distinct_docstrings() -> None:
 
 
 def test_it_reads_no_files() -> None:
-    with pytest.raises(UserError, match="task_name=demo reads no files"):
+    with pytest.raises(UserError, match="task_name=demo has no use for it; it takes none"):
         tasks.load(Config(task_name="demo", train_path="x.csv"))

@@ -27,7 +27,7 @@ def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
     ("train", "message"),
     [
         (ROWS + "id4,x,JRR\n", r"train\.csv, row 4, column author: expected EAP or HPL or MWS, found 'JRR'"),
-        ("id,text\nid1,Kaggle's own test file\n", r"train\.csv has no such column; it has id, text"),
+        ("id,text\nid1,Kaggle's own test file\n", r"train\.csv has no column author; it has id, text"),
     ],
 )
 def test_what_is_not_the_task_is_refused(tmp_path: Path, train: str, message: str) -> None:

@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Seconds and memory to read a data set of Yelp's size, beside pandas and `datasets` on the same file.
+
+    ./run-local.sh -m pip install datasets==5.2.0
+    ./run-local.sh benchmarks/reading.py
+
+Writes a synthetic training file (650,000 reviews of 20 to 1,000 words) and a test file to a temporary folder, and reads
+the training file with each reader in a process of its own, in turn, so that a noisy machine is noisy for all. Ours
+also checks every value, and does the whole of the task: stars to classes, escapes to line breaks, refusal by row.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each reads argv[1] (and, ours, argv[2]) and prints its own seconds and peak memory above what its imports took.
+READERS = {
+    "scaling_fl, task yelp": """
+from scaling_fl import tasks
+from scaling_fl.config import Config
+config = Config(task_name="yelp", train_path=sys.argv[1], test_path=sys.argv[2])
+tasks.load(Config(task_name="yelp", train_path=sys.argv[2], test_path=sys.argv[2]))  # imports
+started()
+task = tasks.load(config)
+assert len(task.train) == int(sys.argv[3])
+""",
+    "pandas.read_csv": """
+import pandas
+pandas.read_csv(sys.argv[2], header=None)
+started()
+table = pandas.read_csv(sys.argv[1], header=None, names=["stars", "text"])
+assert len(table) == int(sys.argv[3])
+""",
+    "datasets, csv": """
+import datasets
+datasets.disable_progress_bars()
+started()
+with tempfile.TemporaryDirectory() as folder:
+    data = datasets.load_dataset("csv", data_files=sys.argv[1], cache_dir=folder, column_names=["stars", "text"])["train"]
+    texts = data["text"][:]
+assert len(texts) == int(sys.argv[3])
+""",
+}
+FRAME = """
+import json, resource, sys, tempfile, time
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def started():
+    global began, before
+    began, before = time.perf_counter(), peak()
+{reader}
+print(json.dumps([time.perf_counter() - began, peak() - before]))
+"""
+
+
+def write(path: Path, rows: int, seed: int) -> None:
+    """Reviews of log-normal lengths (median 100 words), a tenth with quotes, breaks and letters beyond ASCII."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(30_000)])
+    special = np.array(['""great""', "\\n\\n", "café", "it’s", "naïve"])
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(rows):
+            chosen = words[rng.integers(0, len(words), int(np.clip(rng.lognormal(np.log(100), 0.8), 20, 1000)))]
+            if rng.random() < 0.1:
+                chosen[rng.integers(0, len(chosen), 3)] = rng.choice(special, 3)
+            file.write(f'"{rng.integers(1, 6)}","{" ".join(chosen)}"\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=650_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = Path(folder) / "train.csv", Path(folder) / "test.csv"
+        write(train, options.rows, 0)
+        write(test, 1000, 1)
+        size = train.stat().st_size
+        results: dict[str, list[list[float]]] = {name: [] for name in READERS}
+        for _ in range(options.repeats):
+            for name, reader in READERS.items():
+                command = [sys.executable, "-c", FRAME.format(reader=reader), train, test, str(options.rows)]
+                environ = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+                done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)
+                results[name].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{options.rows:,} rows, {size / 1e6:,.0f} MB; medians of {options.repeats}")
+    print(f"{'':<24}{'seconds':>9}{'MB/s':>8}{'memory':>10}{'of the file':>13}")
+    for name, measured in results.items():
+        seconds, memory = (statistics.median(column) for column in zip(*measured, strict=True))
+        print(f"{name:<24}{seconds:>9.1f}{size / 1e6 / seconds:>8.0f}{memory / 1e6:>7,.0f} MB{memory / size:>12.2f}×")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Files from the web, fetched once per machine: with progress, a checksum, and transfers that go on where they broke."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+from filelock import FileLock, Timeout
+
+from scaling_fl.errors import UserError
+from scaling_fl.tasks import Report
+
+_BLOCK = 2**18  # bytes; as much is lost when a connection breaks
+_TIMEOUT = 30  # seconds without a byte
+
+
+def cached(url: str, md5: str, instead: str, report: Report) -> Path:
+    """The local copy of `url` in `~/.cache/scaling_fl` (or `$XDG_CACHE_HOME/scaling_fl`), fetched if it isn't there.
+
+    `md5`: its checksum in hexadecimal digits. Of several jobs at once one fetches, and the others wait for it. A
+    transfer that breaks off leaves `….part`, where the next one goes on. Raises `UserError`, which names what to do
+    `instead`, if the file can't be had.
+    """
+    name = url.rpartition("/")[2]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
+    file, part = folder / name, folder / f"{name}.part"
+    if file.exists():  # checked before it got this name
+        return file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
+            if file.exists():
+                return file
+            if not part.exists() or _md5(part) != md5:  # it may have been killed just before the new name
+                _fetch(url, part, f"downloading {name}", instead, report)
+                found = _md5(part)
+                if found != md5:
+                    part.unlink()
+                    raise UserError(
+                        f"{url}: what came has the MD5 checksum {found}, expected {md5}; try again, or {instead}"
+                    )
+            part.rename(file)
+    except OSError as error:
+        raise UserError(f"{folder}: {name} can't be kept there ({error}); set XDG_CACHE_HOME, or {instead}") from error
+    return file
+
+
+def _fetch(url: str, part: Path, what: str, instead: str, report: Report) -> None:
+    """Append to `part` what it lacks, in as many attempts as bring something."""
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        # As it is stored: a server may offer to pack it, and count other bytes than those that arrive here.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
+        try:
+            with (
+                open(part, "ab") as file,
+                requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response,
+            ):
+                if had and response.status_code == requests.codes.requested_range_not_satisfiable:
+                    file.truncate(0)  # it is longer than the whole: not a part of it
+                    continue
+                response.raise_for_status()
+                if response.status_code != requests.codes.partial_content:
+                    file.truncate(0)  # from the beginning, whatever was asked
+                total = file.tell() + int(response.headers.get("Content-Length", 0))
+                for block in response.iter_content(_BLOCK):
+                    file.write(block)
+                    report(what, file.tell() / 1e6, max(total, file.tell()) / 1e6, "MB")
+            return
+        except requests.RequestException as error:
+            if part.stat().st_size <= had:
+                kept = f"; {had / 1e6:.0f} MB of it are kept in {part}" if had else ""
+                raise UserError(
+                    f"{url}: it can't be downloaded ({type(error).__name__}: {error}){kept}; "
+                    f"type the command again when the network is back, or {instead}"
+                ) from error
+
+
+@contextlib.contextmanager
+def _alone(path: Path, waiting: str, report: Report) -> Iterator[None]:
+    lock = FileLock(path)  # the system lets go of it if this process is killed
+    while True:
+        try:
+            lock.acquire(timeout=2)
+            break
+        except Timeout:
+            report(waiting, 0, 1, "files")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,174 @@
+"""Files of rows: CSV, TSV, JSON lines, Parquet; one or several; wherever fsspec reads. What is wrong is named by row."""
+
+import csv
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import fsspec
+from fsspec.utils import infer_compression
+
+from scaling_fl.errors import UserError
+
+csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
+
+# Names of wanted columns, with the configuration key that named them, or None where the task's files define them.
+Wanted = Mapping[str, str | None]
+# A row's number and the values of its wanted columns. The first one has the columns' names; None is a blank line.
+# Numbers count from 1 and include header and blank lines, as an editor or a spreadsheet shows them.
+Row = tuple[int, list[Any] | None]
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def expand(paths: str, key: str) -> list[str]:
+    """The files that a configuration key names: one, several with commas between them, or a pattern with * ? []."""
+    if os.path.exists(os.path.expanduser(paths)):  # whatever characters its name has
+        return [paths]
+    files = []
+    for path in filter(None, map(str.strip, paths.split(","))):
+        if not glob.has_magic(path):
+            files.append(path)
+            continue
+        try:
+            fs, pattern = fsspec.url_to_fs(path)
+            found = sorted(fs.glob(pattern))
+        except Exception as error:  # each file system has its own
+            raise UserError(f"{key}={path!r}: it can't be listed: {type(error).__name__}: {error}") from error
+        if not found:
+            raise UserError(f"{key}={path!r}: no file has a name like that")
+        files += [fs.unstrip_protocol(name) if "://" in path else name for name in found]
+    return files
+
+
+def rows(path: str, key: str, wanted: Wanted | None, headerless: Sequence[str] | None = None) -> Iterator[Row]:
+    """Read a file row by row; the end of its name tells its format. `wanted` of None is all columns.
+
+    `headerless`: the columns of a CSV or TSV file that may come without a header; its first row is a header only if
+    it consists of these names. Raises `UserError` where the file is not what it should be.
+    """
+    compression = infer_compression(path)
+    name = path.lower().removesuffix(os.path.splitext(path.lower())[1] if compression else "")
+    ending = os.path.splitext(name)[1]
+    try:
+        if ending in (".parquet", ".pq"):
+            with fsspec.open(path, "rb") as file:
+                yield from _parquet(file, path, wanted)
+            return
+        tabs, lines = ending in (".tsv", ".tab"), ending in (".jsonl", ".ndjson", ".json")
+        # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
+        options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
+        with fsspec.open(path, "rt", compression=compression, **options) as file:
+            if lines:
+                yield from _json_lines(file, path, wanted)
+            else:
+                yield from _choose((_tsv if tabs else _csv)(file, path), path, wanted, headerless)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{key}={path!r}: there is no such file") from error
+    except Exception as error:  # each file system and each format has its own
+        raise UserError(f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}") from error
+
+
+def is_text(value: str) -> bool:
+    """Whether it is text, and not binary data or another encoding read as such."""
+    return "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
+
+
+def _csv(file: IO[str], path: str) -> Iterator[Row]:
+    """RFC 4180: fields with commas or line breaks in quotes, and quotes in them doubled."""
+    reader = csv.reader(file, strict=True)
+    try:
+        yield from enumerate(reader, 1)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; quotes inside a quoted field are doubled") from error
+
+
+def _tsv(file: IO[str], path: str) -> Iterator[Row]:
+    """A line is a row, whatever quotes it holds: those around a whole field are taken off, others are text.
+
+    Writers of CSV that were told to use tabs quote some fields; others never do, and have quotes out of balance.
+    """
+    for number, line in enumerate(file, 1):
+        line = line.removesuffix("\n").removesuffix("\r")
+        fields = line.split("\t") if line else []
+        if '"' in line:
+            whole = [_QUOTED.fullmatch(field) for field in fields]
+            fields = [w[1].replace('""', '"') if w else field for w, field in zip(whole, fields, strict=True)]
+        yield number, fields
+
+
+def _choose(
+    records: Iterator[Row], path: str, wanted: Wanted | None, headerless: Sequence[str] | None
+) -> Iterator[Row]:
+    """The wanted fields of each record, and the header first."""
+    header: list[str] | None = None
+    for number, record in records:
+        if not record:
+            yield number, None
+            continue
+        if header is None:
+            if not all(map(is_text, record)):
+                raise UserError(f"{path}, row {number}: it is not UTF-8 text; save the file in UTF-8")
+            named = headerless is None or record == list(headerless)
+            header = record if named else list(headerless or ())
+            chosen = names(path, header, wanted)
+            positions = [header.index(name) for name in chosen]
+            yield 0, chosen
+            if named:
+                continue
+        if len(record) != len(header):
+            raise UserError(
+                f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
+            )
+        yield number, [record[position] for position in positions]
+
+
+def _json_lines(file: IO[str], path: str, wanted: Wanted | None) -> Iterator[Row]:
+    chosen: list[str] | None = None
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            yield number, None
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: expected one JSON object per line ({error})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, row {number}: expected a JSON object, found {type(record).__name__}")
+        if chosen is None:
+            chosen = names(path, list(record), wanted)
+            yield 0, chosen
+        try:
+            yield number, [record[name] for name in chosen]
+        except KeyError as error:
+            raise UserError(f"{path}, row {number}: it has no {error}; it has {', '.join(record)}") from error
+
+
+def _parquet(file: IO[bytes], path: str, wanted: Wanted | None) -> Iterator[Row]:
+    import pyarrow.parquet  # a tenth of a second, for those who need it
+
+    table = pyarrow.parquet.ParquetFile(file)
+    chosen = names(path, table.schema_arrow.names, wanted)
+    yield 0, chosen
+    number = 0
+    for batch in table.iter_batches(batch_size=1000, columns=chosen):
+        for record in zip(*(batch.column(name).to_pylist() for name in chosen), strict=True):
+            number += 1
+            yield number, list(record)
+
+
+def names(path: str, header: list[str], wanted: Wanted | None) -> list[str]:
+    """The wanted columns' names, each of which the header must have once."""
+    for name, key in (wanted or {}).items():
+        if header.count(name) != 1:
+            start = f"{path} has" if key is None else f"{key}={name!r}: {path} has"
+            if name in header:
+                raise UserError(f"{start} {header.count(name)} columns named {name}; rename one")
+            raise UserError(f"{start} no column {name}; it has {', '.join(header)}")
+    return list(header if wanted is None else wanted)
