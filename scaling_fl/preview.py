@@ -75,8 +75,8 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
         "",
         f"duplicates inside: {len(task.train) - len(labels_of):,} training and "
         f"{len(task.test) - len(set(test_examples)):,} test rows repeat an earlier text",
-        f"duplicates between: {len(shared):,} test rows repeat a training text, {shared.count(False):,} of them with a label "
-        "that it hasn't there",
+        f"duplicates between: {len(shared):,} test rows repeat a training text, "
+        f"{shared.count(False):,} of them under another label",
         "",
         "examples for training",
     ]

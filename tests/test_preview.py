@@ -35,7 +35,7 @@ def test_duplicates_inside_and_between_the_splits_are_counted() -> None:
     # train: the second "a b" and the second "c"; test: the second "a b" and the second "c"
     assert "duplicates inside: 2 training and 2 test rows repeat an earlier text" in lines
     # all but "new"; "a b" is only 0 in train, so that its test row with 1 has another label; "c" is both
-    between = "duplicates between: 4 test rows repeat a training text, 1 of them with a label that it hasn't there"
+    between = "duplicates between: 4 test rows repeat a training text, 1 of them under another label"
     assert between in lines
 
 

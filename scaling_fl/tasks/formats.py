@@ -42,11 +42,13 @@ def expand(paths: str, key: str) -> list[str]:
         if not found:
             raise UserError(f"{key}={path!r}: no file has a name like that")
         files += [fs.unstrip_protocol(name) if "://" in path else name for name in found]
+    if not files:
+        raise UserError(f"{key}={paths!r}: it names no file")
     return files
 
 
-def rows(path: str, key: str, wanted: Wanted | None, headerless: Sequence[str] | None = None) -> Iterator[Row]:
-    """Read a file row by row; the end of its name tells its format. `wanted` of None is all columns.
+def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Iterator[Row]:
+    """Read a file row by row; the end of its name tells its format.
 
     `headerless`: the columns of a CSV or TSV file that may come without a header; its first row is a header only if
     it consists of these names. Raises `UserError` where the file is not what it should be.
@@ -103,9 +105,7 @@ def _tsv(file: IO[str], path: str) -> Iterator[Row]:
         yield number, fields
 
 
-def _choose(
-    records: Iterator[Row], path: str, wanted: Wanted | None, headerless: Sequence[str] | None
-) -> Iterator[Row]:
+def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None) -> Iterator[Row]:
     """The wanted fields of each record, and the header first."""
     header: list[str] | None = None
     for number, record in records:
@@ -129,7 +129,7 @@ def _choose(
         yield number, [record[position] for position in positions]
 
 
-def _json_lines(file: IO[str], path: str, wanted: Wanted | None) -> Iterator[Row]:
+def _json_lines(file: IO[str], path: str, wanted: Wanted) -> Iterator[Row]:
     chosen: list[str] | None = None
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -150,7 +150,7 @@ def _json_lines(file: IO[str], path: str, wanted: Wanted | None) -> Iterator[Row
             raise UserError(f"{path}, row {number}: it has no {error}; it has {', '.join(record)}") from error
 
 
-def _parquet(file: IO[bytes], path: str, wanted: Wanted | None) -> Iterator[Row]:
+def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
     import pyarrow.parquet  # a tenth of a second, for those who need it
 
     table = pyarrow.parquet.ParquetFile(file)
@@ -163,12 +163,12 @@ def _parquet(file: IO[bytes], path: str, wanted: Wanted | None) -> Iterator[Row]
             yield number, list(record)
 
 
-def names(path: str, header: list[str], wanted: Wanted | None) -> list[str]:
+def names(path: str, header: list[str], wanted: Wanted) -> list[str]:
     """The wanted columns' names, each of which the header must have once."""
-    for name, key in (wanted or {}).items():
+    for name, key in wanted.items():
         if header.count(name) != 1:
             start = f"{path} has" if key is None else f"{key}={name!r}: {path} has"
             if name in header:
                 raise UserError(f"{start} {header.count(name)} columns named {name}; rename one")
             raise UserError(f"{start} no column {name}; it has {', '.join(header)}")
-    return list(header if wanted is None else wanted)
+    return list(wanted)

@@ -85,8 +85,8 @@ class Table:
         return np.array([names[label] for label in labels], np.int64)
 
 
-def read(paths: str, key: str, wanted: formats.Wanted | None = None, headerless: Sequence[str] | None = None) -> Table:
-    """Read the wanted columns (default: all) of the files that the configuration key `key` names.
+def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str] | None = None) -> Table:
+    """Read the wanted columns of the files that the configuration key `key` names.
 
     Raises `UserError` for what can't be read as rows of text; see `formats.rows` for `headerless`.
     """
@@ -99,10 +99,6 @@ def read(paths: str, key: str, wanted: formats.Wanted | None = None, headerless:
             if values is None:
                 num_blank += 1
             elif not columns:
-                if kept and set(kept) != set(values):
-                    raise UserError(
-                        f"{path}: its columns are {', '.join(values)}, those of the others {', '.join(kept)}"
-                    )
                 columns = [(name, kept.setdefault(name, [])) for name in values]
             else:
                 for (_, column), value in zip(columns, values, strict=True):

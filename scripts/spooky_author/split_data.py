@@ -31,10 +31,8 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         raise UserError(f"--train-size={train_size}: expected a share between 0 and 1, such as 0.75")
     if len({full_path, train_path, test_path}) < 3:
         raise UserError("--full-path, --train-path and --test-path must be three different files")
-    table = tables.read(full_path, "--full-path")
-    authors = table.labels("author")
-    for column in table.columns:
-        table.texts(column)
+    table = tables.read(full_path, "--full-path", dict.fromkeys(("id", "text", "author")))
+    authors = [table.texts(column) for column in table.columns][-1]
     labels = table.classes("author", spooky_author.CLASSES)
     for path in (train_path, test_path):
         fs, place = fsspec.url_to_fs(path)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scaling_fl.errors import UserError
 from scaling_fl.tasks import formats, tables
+from tests.conftest import ObjectStore
 
 WANTED = {"text": "text_column", "label": "label_column"}
 
@@ -175,15 +176,17 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
 
 def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_path='/no/such\.csv': there is no such file"):
-        tables.read("/no/such.csv", "test_path")
+        tables.read("/no/such.csv", "test_path", WANTED)
     with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it can't be read"):
-        tables.read(str(tmp_path), "test_path")
+        tables.read(str(tmp_path), "test_path", WANTED)
     with pytest.raises(UserError, match="test_path='nope://x': it can't be read"):
-        tables.read("nope://x", "test_path")
+        tables.read("nope://x", "test_path", WANTED)
+    with pytest.raises(UserError, match="test_path=',': it names no file"):
+        tables.read(",", "test_path", WANTED)
     with pytest.raises(UserError, match=r"test_path='nope://\*': it can't be listed"):
-        tables.read("nope://*", "test_path")
+        tables.read("nope://*", "test_path", WANTED)
     with pytest.raises(UserError, match=rf"test_path='{tmp_path}/\*\.csv': no file has a name like that"):
-        tables.read(f"{tmp_path}/*.csv", "test_path")
+        tables.read(f"{tmp_path}/*.csv", "test_path", WANTED)
 
 
 field = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -218,3 +221,21 @@ def test_tab_separated_fields_come_back_quoted_or_not(tmp_path: Path, rows: list
         writer = csv.writer(file, "excel-tab")
         writer.writerows([("text", "label"), *rows])
     assert columns(str(tmp_path / "t.tsv")) == {"text": [t for t, _ in rows], "label": [label for _, label in rows]}
+
+
+def test_patterns_are_found_in_object_stores(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    type(object_store.fs).clear_instance_cache()
+    bucket = object_store.bucket
+    object_store.fs.pipe({f"{bucket}/{n}.csv": f"text,label\n{n},x\n".encode() for n in ("part-2", "part-1", "other")})
+    assert columns(f"{bucket}/part-*.csv") == {"text": ["part-1", "part-2"], "label": ["x", "x"]}
+    assert columns(f"{bucket}/part-2.csv,{bucket}/other.csv")["text"] == ["part-2", "other"]
+    object_store.fs.pipe(f"{bucket}/bad.csv", b"a,b\n")
+    with pytest.raises(UserError, match=rf"text_column='text': {bucket}/bad\.csv has no column text"):
+        columns(f"{bucket}/b*.csv")
+    with pytest.raises(UserError, match=rf"train_path='{bucket}/none-\*\.csv': no file has a name like that"):
+        columns(f"{bucket}/none-*.csv")
+    with pytest.raises(UserError, match=rf"train_path='{bucket}/none\.csv': there is no such file"):
+        columns(f"{bucket}/none.csv")
+    type(object_store.fs).clear_instance_cache()

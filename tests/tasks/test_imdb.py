@@ -5,11 +5,14 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from scaling_fl import tasks
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from tests.conftest import ObjectStore
 
 ROOT = "aclImdb"
 
@@ -106,3 +109,30 @@ def test_what_is_not_the_archive_is_refused(archive: str, tmp_path: Path) -> Non
         load(str(tmp_path))
     with pytest.raises(UserError, match=r"test_path='x': task_name=imdb has no use for it; it takes train_path"):
         load(archive, test_path="x")
+
+
+def test_archive_and_folder_may_be_elsewhere(
+    archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    type(object_store.fs).clear_instance_cache()
+    digest = load(archive).digest()
+    object_store.fs.put_file(archive, f"{object_store.bucket}/imdb.tar.gz")
+    assert load(f"{object_store.bucket}/imdb.tar.gz").digest() == digest
+    type(object_store.fs).clear_instance_cache()
+
+
+def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
+    memory = fsspec.filesystem("memory")
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            content = packed.extractfile(member)
+            assert content is not None
+            memory.store[f"/imdb/{member.name}"] = fsspec.implementations.memory.MemoryFile(
+                memory, f"/imdb/{member.name}", content.read()
+            )
+    try:
+        assert load("memory://imdb").digest() == load(archive).digest()
+    finally:
+        memory.store.clear()

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,11 +55,3 @@ def test_unknown_labels_are_named_with_what_is_known() -> None:
         table("a", "c").classes("label", {"a": 0, "b": 1})
     with pytest.raises(UserError, match=r"row 1, column label: the label 'c' doesn't occur in train\.csv"):
         table("c").classes("label", {"a": 0, "b": 1}, known_from="train.csv")
-
-
-def test_files_with_other_columns_are_refused_where_all_are_wanted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "b.csv").write_text("x,z\n1,2\n")
-    assert tables.read(str(tmp_path / "a.csv"), "key").columns == {"x": ["1"], "y": ["2"]}
-    with pytest.raises(UserError, match=r"b\.csv: its columns are x, z, those of the others x, y"):
-        tables.read(str(tmp_path / "*.csv"), "key")

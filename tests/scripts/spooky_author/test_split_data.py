@@ -9,6 +9,7 @@ import pytest
 
 from scaling_fl import tasks
 from scaling_fl.config import Config
+from scaling_fl.tasks import tables
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "spooky_author" / "split_data.py"
@@ -42,7 +43,7 @@ def test_every_row_goes_to_one_part_and_each_author_in_proportion(full: Path) ->
     folder = full.parent
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
     task = tasks.load(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
-    everything = tasks.tables.read(str(full), "x").column("text", "x")  # type: ignore[attr-defined]
+    everything = tables.read(str(full), "x", {"text": None}).texts("text")
     assert Counter(task.train.texts + task.test.texts) == Counter(everything)
 
 
