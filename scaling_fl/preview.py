@@ -15,7 +15,7 @@ from scaling_fl.tasks import Split, Task
 
 _MAX_LABELS = 30
 _EXAMPLES = 5
-_EXAMPLE_WIDTH = 240  # characters
+_EXAMPLE_WIDTH = 150  # characters
 
 
 def show(send: Send, config: Config) -> None:

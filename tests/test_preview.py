@@ -57,7 +57,7 @@ def test_examples_are_five_of_all_labels_on_a_line_each_and_cut() -> None:
     assert all(line.endswith("of two lines") for line in examples)
     assert lines == describe(Task(train, TEST, ("sea", "land", "moon"))), "the same ones each time"
     long = describe(Task(Split(["word " * 100] * 2, np.array([0, 1])), TEST, ("sea", "land")))[-1]
-    assert len(long) < 260
+    assert len(long) < 170
     assert long.endswith(" …")
 
 

@@ -70,7 +70,9 @@ def _split(reviews: dict[tuple[str, str], dict[int, str]], split: str, keep_br_t
     if not keep_br_tags:
         tagged = sum(BREAK in text for text in texts)
         texts = [text.replace(BREAK, " ") for text in texts]
-        notes = [f"{BREAK} became a space in {tagged:,} {split} reviews (keep_br_tags=True keeps it)"]
+        notes = [
+            f"{BREAK} became a space in {tagged:,} {'training' if split == 'train' else split} reviews (keep_br_tags=True keeps it)"
+        ]
     return Split(texts, np.repeat(np.arange(2), PER_LABEL), notes=tuple(notes))
 
 
