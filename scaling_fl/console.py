@@ -127,7 +127,7 @@ class Console:
                 self.line(f"{what}: {done:,.0f} of {total:,.0f} {unit}")
         elif done < total:
             self._bar = self._bar or self._new_bar(what, total, unit)
-            self._bar.update(self._bar.task_ids[0], completed=done)
+            self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)
         else:
             self._clear()
 

@@ -1,7 +1,7 @@
 """The Hugging Face hub: whether it has a model or a data set, asked in seconds."""
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from scaling_fl.errors import UserError
 
@@ -23,6 +23,10 @@ def find(kind: str, name: str, asked: str, instead: str) -> None:
         raise UserError(
             f"{asked}: the hub has no {kind} {name} that is open to you; "
             "check the name, or set HF_TOKEN for a private one"
+        ) from error
+    except HFValidationError as error:
+        raise UserError(
+            f"{asked}: there is no such folder, and {name!r} can't be a name on the hub; {instead}"
         ) from error
     except OfflineModeIsEnabled as error:
         raise Unreachable(

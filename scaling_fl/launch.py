@@ -173,6 +173,8 @@ class _Child:
 
     def end(self) -> None:
         """Stop it at once if it still runs, and let go of everything."""
+        if isinstance(self.failure, UserError):
+            self.process.join(_GRACE)  # nothing is broken: its libraries tidy up
         if self.process.exitcode is None:
             self.process.kill()
         self.process.join()
@@ -235,7 +237,7 @@ def _enter(
         connection.send({"event": "failed", "failure": failure})
         sys.stdout.flush()
         sys.stderr.flush()
-        if isinstance(error, UserError):  # nothing is broken: libraries may tidy up
+        if isinstance(error, UserError):
             sys.exit(1)
         os._exit(1)
 

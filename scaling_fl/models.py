@@ -80,15 +80,19 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     return Loaded(module, tokenizer, new_parameters)
 
 
-def tokenizer(model: str, texts: list[str]) -> Any:
-    """The model's tokenizer alone; see `load`."""
+def tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
+    """The model's tokenizer without its weights; see `load`."""
     if model == "tiny":
-        return _tiny_tokenizer(texts)
+        found, config = _tiny_tokenizer(texts), _tiny_config(0, {})
+    else:
 
-    def load_it(source: str, local_files_only: bool) -> Any:
-        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        def load_both(source: str, local_files_only: bool) -> tuple[Any, Any]:
+            options = {"local_files_only": local_files_only}
+            return AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options)
 
-    return _with_padding(model, _obtain(model, load_it))
+        found, config = _obtain(model, load_both)
+    _check_length(model, config, found, max_seq_len)
+    return _with_padding(model, found)
 
 
 def rebuild(folder: Path) -> torch.nn.Module:
@@ -138,10 +142,14 @@ def _with_padding(model: str, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
-    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", max_seq_len))
+def _check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_seq_len))
     if max_seq_len > limit:
         raise UserError(f"max_seq_len={max_seq_len}: model={model} takes {limit} tokens at most")
+
+
+def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
+    _check_length(model, module.config, tokenizer, max_seq_len)
     # Configurations don't tell it all: some models spend position numbers on padding, some vocabularies outgrow
     # their embeddings. A text of full length with the last token of the vocabulary shows it here, not in a site.
     ids = torch.full((1, max_seq_len), len(tokenizer) - 1)

@@ -16,6 +16,7 @@ from scaling_fl.tasks import Split, Task
 _MAX_LABELS = 30
 _EXAMPLES = 5
 _EXAMPLE_WIDTH = 150  # characters
+_LABEL_WIDTH = 40
 
 
 def show(send: Send, config: Config) -> None:
@@ -26,7 +27,7 @@ def show(send: Send, config: Config) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
     task = tasks.load(config, report)
-    tokenizer = models.tokenizer(config.model, task.train.texts)
+    tokenizer = models.tokenizer(config.model, task.train.texts, config.max_seq_len)
     train, test = (
         _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
         for name, split in (("training", task.train), ("test", task.test))
@@ -40,12 +41,13 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
     lines += [f"note: {note}" for note in task.notes]
 
-    width = max(map(len, ("label", *task.label_names[:_MAX_LABELS])))
+    names = [_shown(name, _LABEL_WIDTH) for name in task.label_names]
+    width = max(map(len, ("label", *names[:_MAX_LABELS])))
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
     )
     lines += ["", f"       {'label':<{width}}  {'training rows':>18}  {'test rows':>18}"]
-    for number, name in enumerate(task.label_names[:_MAX_LABELS]):
+    for number, name in enumerate(names[:_MAX_LABELS]):
         shares = (f"{count[number]:>10,} {count[number] / count.sum():>7.1%}" for count in (in_train, in_test))
         lines.append(f"{number:>5}  {name:<{width}}  {'  '.join(shares)}")
     if len(task.label_names) > _MAX_LABELS:
@@ -82,10 +84,14 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
-        text = " ‖ ".join(" ".join(part.split()) for part in content)
-        shown = text if len(text) <= _EXAMPLE_WIDTH else f"{text[:_EXAMPLE_WIDTH]} …"
-        lines.append(f"{task.label_names[task.train.labels[index]]}: {shown}")
+        lines.append(f"{names[task.train.labels[index]]}: {_shown(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
     return lines
+
+
+def _shown(text: str, width: int) -> str:
+    """On one line, cut, and without what would command a terminal."""
+    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    return line if len(line) <= width else f"{line[:width]} …"
 
 
 def _lengths(tokenizer: Any, split: Split, report: Any) -> npt.NDArray[np.int64]:

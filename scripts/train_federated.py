@@ -94,6 +94,8 @@ def _clear_errors() -> Iterator[None]:
         raise Refused(error) from error
     except JobFailed as error:
         raise Failed(error) from error
+    finally:
+        session.console.close()  # before Sacred prints the error
 
 
 def _check_config_file(word: str) -> None:
@@ -177,8 +179,6 @@ def train(_run: Run) -> None:
         raise
     else:
         tracker.end("completed")
-    finally:
-        console.close()
     for what, where in tracker.written():
         console.line(f"{what:<12} {where}")
 
@@ -186,12 +186,10 @@ def train(_run: Run) -> None:
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
     """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
     with _clear_errors(), machine.work_folder() as folder:
         jobs = [(Config.from_mapping(_config),)]
-        try:
-            launch.run("scaling_fl.preview:show", jobs, ["the preview"], folder, session.console.event)
-        finally:
-            session.console.close()
+        launch.run("scaling_fl.preview:show", jobs, ["the preview"], folder, session.console.event)
 
 
 def main(argv: list[str]) -> None:
@@ -202,10 +200,12 @@ def main(argv: list[str]) -> None:
     dotenv.load_dotenv(ROOT / ".env")
     with contextlib.ExitStack() as resources:
         session = Session(resources)
+        resources.callback(session.console.close)
         try:
             experiment.run_commandline(keep_text(argv))
         except KeyboardInterrupt:
-            print("interrupted; with job_name and checkpoints_dir, the same command resumes", file=sys.stderr)
+            resumes = "; with job_name and checkpoints_dir, the same command resumes" if session.plan else ""
+            print(f"interrupted{resumes}", file=sys.stderr)
             sys.exit(130)
 
 

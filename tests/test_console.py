@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,42 @@ def test_without_a_terminal_there_is_no_bar(tmp_path: Path, monkeypatch: Any) ->
     console = Console()
     console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, plan(tmp_path))
     assert stream.getvalue() == ""
+
+
+def working(what: str, done: float, total: float = 30) -> dict[str, Any]:
+    return {"event": "working", "what": what, "done": done, "total": total, "unit": "MB"}
+
+
+def test_the_preparation_has_a_bar_for_each_thing_that_it_does() -> None:
+    console, screen = Console(), io.StringIO()
+    console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
+    console.event(working("downloading", 12.4))
+    console.event(working("reading", 1))
+    assert re.search(r"downloading .* 12/30\S* MB", screen.getvalue())
+    assert console._bar is not None
+    console.event(working("reading", 30))
+    assert console._bar is None, "it is done"
+    console.event(working("reading on", 1))
+    console.event({"event": "said", "text": "next"})
+    assert console._bar is None
+    console.event(working("and on", 1))
+    console.close()
+    hidden, shown = screen.getvalue().count("\x1b[?25l"), screen.getvalue().count("\x1b[?25h")
+    assert hidden == shown > 0, "the cursor is given back"
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    now = 100.0
+    monkeypatch.setattr("scaling_fl.console.time.monotonic", lambda: now)
+    console = Console()
+    console.event(working("downloading", 1))
+    now += 9
+    console.event(working("downloading", 2))
+    now += 2
+    console.event(working("downloading", 3.2))
+    now += 1
+    console.event(working("downloading", 4))
+    assert capsys.readouterr().out == "downloading: 3 of 30 MB\n"

@@ -1,3 +1,4 @@
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -118,3 +119,14 @@ def test_the_launcher_imports_no_torch() -> None:
 
     code = "import sys, scaling_fl.launch, scaling_fl.tracking, scaling_fl.console; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def refuse_and_tidy_up(send: Send, marker: str) -> None:
+    multiprocessing.util.Finalize(None, lambda: (time.sleep(0.3), Path(marker).touch()), exitpriority=1)
+    raise UserError("no")
+
+
+def test_a_child_that_refuses_may_tidy_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no"):
+        start(refuse_and_tidy_up, (str(tmp_path / "tidy"),))
+    assert (tmp_path / "tidy").exists()

@@ -157,7 +157,10 @@ def test_which_models_tell_the_texts_of_a_pair_apart_by_token_types(tmp_path: Pa
 def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
     folder = builders.pretrained(tmp_path)
     (folder / "model.safetensors").unlink()
-    assert models.tokenizer(str(folder), []).get_vocab() == builders.tokenizer().get_vocab()
-    assert "stone" in models.tokenizer("tiny", ["river stone"]).get_vocab()
+    assert models.tokenizer(str(folder), [], 64).get_vocab() == builders.tokenizer().get_vocab()
+    assert "stone" in models.tokenizer("tiny", ["river stone"], 64).get_vocab()
     with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
-        models.tokenizer("/no/such/model", [])
+        models.tokenizer("/no/such/model", [], 64)
+    for model, limit in ((str(folder), 64), ("tiny", 512)):
+        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes {limit} tokens at most"):
+            models.tokenizer(model, [], 513)

@@ -73,6 +73,7 @@ def test_pairs_have_token_types_for_models_that_know_them(
         label_column="kind", model=str(builders.pretrained(tmp_path / kind, kind)),
     )  # fmt: skip
     prepare(config, tmp_path / "work")
-    store = TokenStore(tmp_path / "work" / "train", 0)
-    assert store.lengths.tolist() == [6, 4], "[CLS] river stone [SEP] engine [SEP]; [CLS] forest [SEP] [SEP]"
-    assert (store.types is not None) is typed
+    for name in ("train", "test"):
+        store = TokenStore(tmp_path / "work" / name, 0)
+        assert store.lengths.tolist() == [6, 4], "[CLS] river stone [SEP] engine [SEP]; [CLS] forest [SEP] [SEP]"
+        assert (store.types is not None) is typed

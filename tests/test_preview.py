@@ -72,10 +72,20 @@ def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
     said: list[str] = []
     train = tmp_path / "train.csv"
     train.write_text("text,more,label\nriver stone,engine,a\n" + '"' + "river " * 600 + '",,b\n')
+    test = tmp_path / "test.csv"
+    test.write_text("text,more,label\nriver,stone,a\n")
     config = Config(
-        task_name="csv", train_path=str(train), test_path=str(train), text_column="text", text_pair_column="more",
+        task_name="csv", train_path=str(train), test_path=str(test), text_column="text", text_pair_column="more",
         label_column="label", model=str(builders.pretrained(tmp_path / "model")), max_seq_len=10,
     )  # fmt: skip
     preview.show(lambda event: said.append(event.get("text", "")), config)
     # [CLS] river stone [SEP] engine [SEP], and [CLS] 600 words [SEP] [SEP]
     assert any(line.split() == ["training", "6", "6", "603", "603", "603", "1", "(50.0%)"] for line in said)
+    assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in said)
+
+
+def test_nothing_that_is_shown_commands_a_terminal_or_breaks_the_table() -> None:
+    train = Split(["\x1b[2Jgone"] * 2, np.array([0, 1]))
+    lines = describe(Task(train, train, ("a\nb", "\x1b[31m" + "long " * 100)))
+    assert all(line.isprintable() and len(line) < 120 for line in lines)
+    assert "a b: �[2Jgone" in lines

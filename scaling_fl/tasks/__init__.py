@@ -103,25 +103,31 @@ def load(config: "Config", report: Report = unreported) -> Task:
             raise UserError(f"{key}={value!r}: task_name={config.task_name} has no use for it; it takes {uses}")
     task: Task = module.load(config, report)
     train, test = task.train, task.test
-    counts = np.bincount(train.labels, minlength=len(task.label_names))
-    if (counts > 0).sum() < 2:
-        raise UserError(
-            f"{config.train_path or config.dataset}: every row has the label {task.label_names[counts.argmax()]!r}; "
-            "there is nothing to classify"
-        )
     if config.max_train_examples is not None:
         train = train.take(stratified(train.labels, config.max_train_examples, config.data_seed))
     if config.max_test_examples is not None:
         test = test.take(stratified(test.labels, config.max_test_examples, config.data_seed))
+    counts = np.bincount(train.labels, minlength=len(task.label_names))
+    if (counts > 0).sum() < 2:
+        source = config.train_path or config.dataset or config.task_name
+        kept = "" if len(train) == len(task.train) else f"max_train_examples={config.max_train_examples} of "
+        raise UserError(
+            f"{kept}{source}: every row has the label {task.label_names[counts.argmax()]!r}; there is nothing to classify"
+        )
     notes = [*task.train.notes, *task.test.notes]
     notes += [
-        f"no training example has the label {task.label_names[label]!r}, but {number:,} test examples have"
+        f"no training example has the label {task.label_names[label]!r}; test examples that have it: {number:,}"
         for label, number in enumerate(np.bincount(test.labels, minlength=len(counts)))
         if number and not counts[label]
     ]
     notes += [
-        f"{empty} of {len(split):,} {name} texts {'is' if empty == 1 else 'are'} empty; kept"
-        for name, split in (("training", train), ("test", test))
-        if (empty := sum(not text.strip() for text in split.texts))
+        f"empty {name} texts, which are kept: {empty:,} of {len(texts):,}"
+        for name, texts in (
+            ("training", train.texts),
+            ("test", test.texts),
+            ("second training", train.pairs or ()),
+            ("second test", test.pairs or ()),
+        )
+        if (empty := sum(not text.strip() for text in texts))
     ]
     return replace(task, train=train, test=test, notes=tuple(notes))

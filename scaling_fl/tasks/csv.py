@@ -34,10 +34,21 @@ def classification(
 ) -> Task:
     """A task from two tables. `source`, for messages, holds all labels; `names` are they in order, if that is known."""
     text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
-    classes = tables.in_order(set(train.labels(label))) if names is None else {n: i for i, n in enumerate(names)}
+    if names is None:
+        found = train.labels(label)
+        classes = tables.in_order(set(found))
+        if len(classes) > max(1000, len(found) // 2):
+            raise UserError(
+                f"label_column={label!r}: {len(found):,} training rows have {len(classes):,} different values there; "
+                "name the column with the classes"
+            )
+    else:
+        classes = {name: number for number, name in enumerate(names)}
 
     def split(table: tables.Table) -> Split:
         pairs = None if config.text_pair_column is None else table.texts(pair)
-        return Split(table.texts(text), table.classes(label, classes, known_from=source), pairs, table.notes)
+        return Split(
+            table.texts(text), table.classes(label, classes, source, exact=names is not None), pairs, table.notes
+        )
 
     return Task(split(train), split(test), tuple(classes))

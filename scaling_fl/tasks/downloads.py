@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from scaling_fl.errors import UserError
 from scaling_fl.tasks import Report
 
-_BLOCK = 2**18  # bytes; as much is lost when a connection breaks
+_BLOCK = 2**14  # bytes; as much is lost when a connection breaks
+_MB = 10**6
 _TIMEOUT = 30  # seconds without a byte
 
 
@@ -33,14 +34,19 @@ def cached(url: str, md5: str, instead: str, report: Report) -> Path:
         with _alone(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
             if file.exists():
                 return file
-            if not part.exists() or _md5(part) != md5:  # it may have been killed just before the new name
+            resumed = part.exists()
+            if not resumed or _md5(part) != md5:  # it may have been killed just before the new name
                 _fetch(url, part, f"downloading {name}", instead, report)
-                found = _md5(part)
-                if found != md5:
-                    part.unlink()
-                    raise UserError(
-                        f"{url}: what came has the MD5 checksum {found}, expected {md5}; try again, or {instead}"
-                    )
+            if resumed and _md5(part) != md5:  # what was there was no part of this file
+                part.unlink()
+                _fetch(url, part, f"downloading {name}", instead, report)
+            if (found := _md5(part)) != md5:
+                part.unlink()
+                raise UserError(
+                    f"{url}: what came has the MD5 checksum {found}, expected {md5}; try again, or {instead}"
+                )
+            with open(part, "rb") as finished:
+                os.fsync(finished.fileno())
             part.rename(file)
     except OSError as error:
         raise UserError(f"{folder}: {name} can't be kept there ({error}); set XDG_CACHE_HOME, or {instead}") from error
@@ -54,27 +60,26 @@ def _fetch(url: str, part: Path, what: str, instead: str, report: Report) -> Non
         # As it is stored: a server may offer to pack it, and count other bytes than those that arrive here.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
         try:
-            with (
-                open(part, "ab") as file,
-                requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response,
-            ):
+            with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
                 if had and response.status_code == requests.codes.requested_range_not_satisfiable:
-                    file.truncate(0)  # it is longer than the whole: not a part of it
+                    part.unlink()  # it is longer than the whole: not a part of it
                     continue
                 response.raise_for_status()
-                if response.status_code != requests.codes.partial_content:
-                    file.truncate(0)  # from the beginning, whatever was asked
-                total = file.tell() + int(response.headers.get("Content-Length", 0))
-                for block in response.iter_content(_BLOCK):
-                    file.write(block)
-                    report(what, file.tell() / 1e6, max(total, file.tell()) / 1e6, "MB")
+                goes_on = response.status_code == requests.codes.partial_content
+                with open(part, "ab" if goes_on else "wb") as file:
+                    total = file.tell() + int(response.headers.get("Content-Length", 0))
+                    for block in response.iter_content(_BLOCK):
+                        file.write(block)
+                        if file.tell() // _MB > (file.tell() - len(block)) // _MB or file.tell() == total:
+                            report(what, file.tell() / _MB, max(total, file.tell()) / _MB, "MB")
             return
         except requests.RequestException as error:
-            if part.stat().st_size <= had:
-                kept = f"; {had / 1e6:.0f} MB of it are kept in {part}" if had else ""
+            has = part.stat().st_size if part.exists() else 0
+            if has <= had:
+                why = str(error) if isinstance(error, requests.HTTPError) else type(error).__name__
+                kept = f"; {has / _MB:.1f} MB of it are kept in {part}" if has else ""
                 raise UserError(
-                    f"{url}: it can't be downloaded ({type(error).__name__}: {error}){kept}; "
-                    f"type the command again when the network is back, or {instead}"
+                    f"{url}: it can't be downloaded ({why}){kept}; type the command again when it can, or {instead}"
                 ) from error
 
 

@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import fsspec
@@ -18,25 +18,28 @@ csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 cha
 # Names of wanted columns, with the configuration key that named them, or None where the task's files define them.
 Wanted = Mapping[str, str | None]
 # A row's number and the values of its wanted columns. The first one has the columns' names; None is a blank line.
-# Numbers count from 1 and include header and blank lines, as an editor or a spreadsheet shows them.
+# Numbers count from 1 and include header and blank lines, as a spreadsheet does.
 Row = tuple[int, list[Any] | None]
 
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+NOT_TEXT = "it holds what is no text: a NUL, or bytes that are not UTF-8; save the file as UTF-8 text"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def expand(paths: str, key: str) -> list[str]:
-    """The files that a configuration key names: one, several with commas between them, or a pattern with * ? []."""
+    """The files that a configuration key names: one, several with commas between them, or a pattern with * ? [].
+
+    Raises `UserError` where there are none, or one is named twice.
+    """
     if os.path.exists(os.path.expanduser(paths)):  # whatever characters its name has
         return [paths]
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
-        if not glob.has_magic(path):
+        if not glob.has_magic(path) or path.startswith(("http://", "https://")):  # where ? begins a query
             files.append(path)
             continue
         try:
             fs, pattern = fsspec.url_to_fs(path)
-            found = sorted(fs.glob(pattern))
+            found = sorted(name for name, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
         except Exception as error:  # each file system has its own
             raise UserError(f"{key}={path!r}: it can't be listed: {type(error).__name__}: {error}") from error
         if not found:
@@ -44,7 +47,16 @@ def expand(paths: str, key: str) -> list[str]:
         files += [fs.unstrip_protocol(name) if "://" in path else name for name in found]
     if not files:
         raise UserError(f"{key}={paths!r}: it names no file")
+    places = [place(path) for path in files]
+    for number, path in enumerate(files):
+        if places[number] in places[:number]:
+            raise UserError(f"{key}={paths!r}: it names {path} twice")
     return files
+
+
+def place(path: str) -> str:
+    """The same for all the ways to write a local path; a URL as it is."""
+    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
 def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Iterator[Row]:
@@ -53,9 +65,11 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
     `headerless`: the columns of a CSV or TSV file that may come without a header; its first row is a header only if
     it consists of these names. Raises `UserError` where the file is not what it should be.
     """
-    compression = infer_compression(path)
-    name = path.lower().removesuffix(os.path.splitext(path.lower())[1] if compression else "")
-    ending = os.path.splitext(name)[1]
+    name = path.lower().partition("?")[0] if "://" in path else path.lower()
+    compression = infer_compression(name)
+    if compression == "zip":
+        raise UserError(f"{key}={path!r}: a zip may hold many files; unpack it, or pack each file with gzip (.csv.gz)")
+    ending = os.path.splitext(name.removesuffix(os.path.splitext(name)[1]) if compression else name)[1]
     try:
         if ending in (".parquet", ".pq"):
             with fsspec.open(path, "rb") as file:
@@ -72,7 +86,8 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{key}={path!r}: there is no such file") from error
+        what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
+        raise UserError(f"{key}={path!r}: {what}") from error
     except Exception as error:  # each file system and each format has its own
         raise UserError(f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}") from error
 
@@ -85,10 +100,16 @@ def is_text(value: str) -> bool:
 def _csv(file: IO[str], path: str) -> Iterator[Row]:
     """RFC 4180: fields with commas or line breaks in quotes, and quotes in them doubled."""
     reader = csv.reader(file, strict=True)
+    number = line = 0
     try:
-        yield from enumerate(reader, 1)
+        for number, record in enumerate(reader, 1):
+            line = reader.line_num
+            yield number, record
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; quotes inside a quoted field are doubled") from error
+        raise UserError(
+            f"{path}, row {number + 1}, which begins in line {line + 1}: {error} in line {reader.line_num}; a quote at the "
+            "beginning of a field opens it up to the next lone quote, and quotes inside such a field are doubled"
+        ) from error
 
 
 def _tsv(file: IO[str], path: str) -> Iterator[Row]:
@@ -100,9 +121,16 @@ def _tsv(file: IO[str], path: str) -> Iterator[Row]:
         line = line.removesuffix("\n").removesuffix("\r")
         fields = line.split("\t") if line else []
         if '"' in line:
-            whole = [_QUOTED.fullmatch(field) for field in fields]
-            fields = [w[1].replace('""', '"') if w else field for w, field in zip(whole, fields, strict=True)]
+            fields = [_unquoted(field) for field in fields]
         yield number, fields
+
+
+def _unquoted(field: str) -> str:
+    """The field without quotes that surround it as a writer of CSV sets them."""
+    inner = field[1:-1]
+    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return field
 
 
 def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None) -> Iterator[Row]:
@@ -114,7 +142,7 @@ def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Seque
             continue
         if header is None:
             if not all(map(is_text, record)):
-                raise UserError(f"{path}, row {number}: it is not UTF-8 text; save the file in UTF-8")
+                raise UserError(f"{path}, row {number}: {NOT_TEXT}")
             named = headerless is None or record == list(headerless)
             header = record if named else list(headerless or ())
             chosen = names(path, header, wanted)
@@ -124,7 +152,7 @@ def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Seque
                 continue
         if len(record) != len(header):
             raise UserError(
-                f"{path}, row {number}: expected {len(header)} fields ({', '.join(header)}), found {len(record)}"
+                f"{path}, row {number}: expected {len(header)} fields ({_listed(header)}), found {len(record)}"
             )
         yield number, [record[position] for position in positions]
 
@@ -137,17 +165,18 @@ def _json_lines(file: IO[str], path: str, wanted: Wanted) -> Iterator[Row]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, row {number}: expected one JSON object per line ({error})") from error
         if not isinstance(record, dict):
-            raise UserError(f"{path}, row {number}: expected a JSON object, found {type(record).__name__}")
+            found = type(record).__name__
+            raise UserError(f"{path}, row {number}: expected one JSON object per line, found one {found}")
         if chosen is None:
             chosen = names(path, list(record), wanted)
             yield 0, chosen
         try:
             yield number, [record[name] for name in chosen]
         except KeyError as error:
-            raise UserError(f"{path}, row {number}: it has no {error}; it has {', '.join(record)}") from error
+            raise UserError(f"{path}, row {number}: it has no {error}; it has {_listed(record)}") from error
 
 
 def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
@@ -170,5 +199,10 @@ def names(path: str, header: list[str], wanted: Wanted) -> list[str]:
             start = f"{path} has" if key is None else f"{key}={name!r}: {path} has"
             if name in header:
                 raise UserError(f"{start} {header.count(name)} columns named {name}; rename one")
-            raise UserError(f"{start} no column {name}; it has {', '.join(header)}")
+            raise UserError(f"{start} no column {name}; it has {_listed(header)}")
     return list(wanted)
+
+
+def _listed(names: Iterable[str]) -> str:
+    text = ", ".join(names)
+    return (text if len(text) <= 300 else f"{text[:300]} …") or "none"

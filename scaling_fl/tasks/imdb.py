@@ -29,9 +29,12 @@ _CHUNK = 500  # files asked for at once
 
 
 def load(config: Config, report: Report) -> Task:
-    place = config.train_path or str(
-        downloads.cached(URL, MD5, "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz", report)
-    )
+    if config.train_path is not None:
+        place, what = config.train_path, f"train_path={config.train_path!r}"
+    else:
+        instead = "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz"
+        place = str(downloads.cached(URL, MD5, instead, report))
+        what = f"{place} (delete it, and it is downloaded again)"
     reviews: dict[tuple[str, str], dict[int, str]] = {(s, f): {} for s in ("train", "test") for f in FOLDERS}
     try:
         fs, root = fsspec.url_to_fs(place)
@@ -42,7 +45,7 @@ def load(config: Config, report: Report) -> Task:
             assert found is not None
             text = content.decode(errors="surrogateescape")
             if not formats.is_text(text):
-                raise UserError(f"{place}, file {name}: it is not UTF-8 text")
+                raise UserError(f"{what}, file {name}: {formats.NOT_TEXT}")
             reviews[found[1], found[2]][int(found[3])] = text
             if done % _CHUNK == 0:
                 report("reading reviews", done, 4 * PER_LABEL, "reviews")
@@ -50,13 +53,13 @@ def load(config: Config, report: Report) -> Task:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"train_path={place!r}: there is no such archive or folder") from error
+        raise UserError(f"{what}: there is no such archive or folder, or it can't be reached") from error
     except Exception as error:  # each file system and each kind of damage has its own
-        raise UserError(f"train_path={place!r}: it can't be read: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what}: it can't be read: {type(error).__name__}: {error}; is all of it there?") from error
     for (split, folder), texts in reviews.items():
         if len(texts) != PER_LABEL:
             raise UserError(
-                f"train_path={place!r}: expected {PER_LABEL:,} reviews in {split}/{folder}, found {len(texts):,}; "
+                f"{what}: expected {PER_LABEL:,} reviews in {split}/{folder}, found {len(texts):,}; "
                 "it is not the whole of aclImdb_v1"
             )
     train, test = (_split(reviews, split, config.keep_br_tags) for split in ("train", "test"))

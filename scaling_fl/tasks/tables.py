@@ -40,48 +40,50 @@ class Table:
         return texts
 
     def labels(self, column: str) -> list[str]:
-        """The column as labels, which may be words or whole numbers.
+        """The column as labels, which may be words or whole numbers; blanks around them don't count, and 1.0 is 1.
 
-        Raises `UserError` at the first that is missing, or neither; and where numbers have decimals: regression.
+        Raises `UserError` at the first that is missing, or neither; and where several have decimals: regression.
         """
         labels = []
         for index, value in enumerate(self.columns[column]):
-            if value is None or (isinstance(value, str) and not value.strip()) or value != value:  # not a number
+            if isinstance(value, str):
+                value = value.strip()
+            if value is None or value == "" or value != value:  # the last: a float that is not a number
                 raise UserError(f"{self.place(index, column)}: the label is empty")
             if not isinstance(value, str | int | float):
                 raise UserError(
                     f"{self.place(index, column)}: expected a word or a whole number, found {type(value).__name__}"
                 )
-            labels.append(str(value))
+            labels.append(_whole(str(value)))
             self._check_encoding(index, column, labels[-1])
         numbers = {label: _number(label) for label in set(labels)}
-        if None not in numbers.values():
-            for index, label in enumerate(labels):
-                number = numbers[label]
-                if number is not None and number != number.to_integral_value():
-                    raise UserError(
-                        f"{self.place(index, column)}: the label is the number {label}; to predict numbers with decimals "
-                        "is regression, and this program classifies: make classes of them, such as low and high"
-                    )
+        decimals = {label for label, number in numbers.items() if number is not None and not _is_whole(number)}
+        if len(decimals) > 1 or (decimals and None not in numbers.values()):
+            index = next(index for index, label in enumerate(labels) if label in decimals)
+            raise UserError(
+                f"{self.place(index, column)}: the label is the number {labels[index]}; to predict numbers with decimals "
+                "is regression, and this program classifies: make classes of them, such as low and high"
+            )
         return labels
 
     def _check_encoding(self, index: int, column: str, value: str) -> None:
         if not formats.is_text(value):
-            raise UserError(f"{self.place(index, column)}: it is not UTF-8 text; save the file in UTF-8")
+            raise UserError(f"{self.place(index, column)}: {formats.NOT_TEXT}")
 
-    def classes(self, column: str, names: Mapping[str, int], known_from: str | None = None) -> npt.NDArray[np.int64]:
-        """The column's labels as class numbers (N,). Those that `names`, the labels in `known_from`, lacks are refused."""
-        labels = self.labels(column)
+    def classes(
+        self, column: str, names: Mapping[str, int], known_from: str | None = None, exact: bool = False
+    ) -> npt.NDArray[np.int64]:
+        """The column's labels as class numbers (N,). Those that `names`, the labels in `known_from`, lacks are refused.
+
+        `exact`: the column holds names as they are, and no numbers in any writing.
+        """
+        labels = self.columns[column] if exact else self.labels(column)
         for index, label in enumerate(labels):
             if label not in names:
-                raise UserError(
-                    f"{self.place(index, column)}: "
-                    + (
-                        f"expected {' or '.join(names)}, found {label!r}"
-                        if known_from is None
-                        else f"the label {label!r} doesn't occur in {known_from}, so that no site can learn it"
-                    )
-                )
+                what = f"expected {' or '.join(names)}, found {label!r}"
+                if known_from is not None:
+                    what = f"the label {label!r} doesn't occur in {known_from}, so that no site can learn it"
+                raise UserError(f"{self.place(index, column)}: {'the label is empty' if label is None else what}")
         return np.array([names[label] for label in labels], np.int64)
 
 
@@ -119,6 +121,16 @@ def in_order(labels: set[str]) -> dict[str, int]:
     if all(_number(label) is not None for label in labels):
         return {label: n for n, label in enumerate(sorted(labels, key=lambda label: (Decimal(label), label)))}
     return {label: n for n, label in enumerate(sorted(labels))}
+
+
+def _whole(label: str) -> str:
+    """The label, but a whole number without point and exponent: programs write 1 as 1.0 where a column had gaps."""
+    number = _number(label) if "." in label else None
+    return label if number is None or not _is_whole(number) or number.adjusted() > 18 else str(int(number))
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number == number.to_integral_value()
 
 
 def _number(label: str) -> Decimal | None:

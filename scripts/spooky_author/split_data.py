@@ -8,10 +8,12 @@ Kaggle's own test file has no authors. Paths are fsspec paths: local, s3:// or g
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
 
@@ -22,22 +24,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scaling_fl.errors import UserError
 from scaling_fl.sharding import stratified
-from scaling_fl.tasks import spooky_author, tables
+from scaling_fl.tasks import formats, spooky_author, tables
 
 
 def split(full_path: str, train_path: str, test_path: str, train_size: float, seed: int, force: bool) -> str:
     """Write the two files, and return the report: rows per author. Raises `UserError` before anything is written."""
     if not 0 < train_size < 1:
         raise UserError(f"--train-size={train_size}: expected a share between 0 and 1, such as 0.75")
-    if len({full_path, train_path, test_path}) < 3:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed={seed}: expected a whole number from 0 to 4294967295")
+    sources = formats.expand(full_path, "--full-path")
+    if len({formats.place(path) for path in (*sources, train_path, test_path)}) < len(sources) + 2:
         raise UserError("--full-path, --train-path and --test-path must be three different files")
     table = tables.read(full_path, "--full-path", dict.fromkeys(("id", "text", "author")))
-    authors = [table.texts(column) for column in table.columns][-1]
+    for column in ("id", "text"):
+        table.texts(column)
+    authors = table.texts("author")
     labels = table.classes("author", spooky_author.CLASSES)
     for path in (train_path, test_path):
-        fs, place = fsspec.url_to_fs(path)
-        if fs.exists(place) and not force:
-            raise UserError(f"{path}: it is there already; choose another path, or write --force to replace it")
+        if not path.endswith(".csv"):
+            raise UserError(f"{path}: what is written is CSV; choose a name that ends in .csv")
+        with _reachable(path):
+            fs, place = fsspec.url_to_fs(path)
+            if fs.isdir(place):
+                raise UserError(f"{path}: it is a folder; choose another path")
+            if fs.exists(place) and not force:
+                raise UserError(f"{path}: it is there already; choose another path, or write --force to replace it")
 
     in_train = np.zeros(len(authors), bool)
     in_train[stratified(labels, round(train_size * len(authors)), seed)] = True
@@ -50,14 +62,28 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         writer.writerow(table.columns)
         writer.writerows(compress(zip(*table.columns.values(), strict=True), chosen))
         report.append((path, buffer.getvalue(), Counter(compress(authors, chosen))))
-    for path, content, _ in report:
-        fs, place = fsspec.url_to_fs(path)
-        fs.makedirs(fs._parent(place), exist_ok=True)
-        fs.pipe_file(place, content.encode())
-    return "\n".join(
-        f"{path}: {sum(counts.values()):,} rows ({', '.join(f'{a} {n:,}' for a, n in sorted(counts.items()))})"
-        for path, _, counts in report
-    )
+    for path, *_ in report:
+        with _reachable(path):
+            fs, place = fsspec.url_to_fs(path)
+            fs.makedirs(fs._parent(place), exist_ok=True)
+    lines = list(table.notes)
+    for path, content, counts in report:
+        with _reachable(path):
+            fs, place = fsspec.url_to_fs(path)
+            fs.pipe_file(place, content.encode())
+        shares = ", ".join(f"{author} {count:,}" for author, count in sorted(counts.items()))
+        lines.append(f"{path}: {sum(counts.values()):,} rows ({shares})")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _reachable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each file system has its own
+        raise UserError(f"{path}: it can't be written: {type(error).__name__}: {error}") from error
 
 
 def main(argv: list[str]) -> None:

@@ -61,7 +61,7 @@ def test_what_is_not_ag_news_is_refused(files: tuple[str, str]) -> None:
 
 def test_a_label_without_training_examples_is_said(files: tuple[str, str]) -> None:
     Path(files[0]).write_text(KAGGLE.replace("1,W", "3,W"))
-    note = "no training example has the label 'World', but 1 test examples have"
+    note = "no training example has the label 'World'; test examples that have it: 1"
     assert note in load(files).notes
 
 

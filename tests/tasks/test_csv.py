@@ -63,9 +63,29 @@ def test_pairs_of_texts_have_a_second_column(tmp_path: Path) -> None:
     alone = load(tmp_path, content, content, text_column="premise")
     assert alone.train.pairs is None
     assert alone.digest() != task.digest()
-    one = load(tmp_path, content, content, text_column="premise", text_pair_column="hypothesis", max_train_examples=1)
-    assert one.train.pairs is not None
-    assert len(one.train.pairs) == 1
+    assert task.notes == (
+        "empty second training texts, which are kept: 1 of 2",
+        "empty second test texts, which are kept: 1 of 2",
+    )
+    more = content + "it rains,it pours,yes\nthe sun shines,it rains,no\n"
+    two = load(tmp_path, more, content, text_column="premise", text_pair_column="hypothesis", max_train_examples=2)
+    assert two.train.pairs is not None
+    assert len(two.train.pairs) == 2
+
+
+def test_what_max_train_examples_leaves_is_what_counts(tmp_path: Path) -> None:
+    train = "body,kind\n" + "a,x\n" * 20 + "b,y\n"
+    with pytest.raises(UserError, match=r"max_train_examples=5 of .*train\.csv: every row has the label 'x'"):
+        load(tmp_path, train, "body,kind\nb,y\n", max_train_examples=5)
+    train += "c,z\n" * 20
+    task = load(tmp_path, train, "body,kind\nb,y\n", max_train_examples=6)
+    assert task.notes == ("no training example has the label 'y'; test examples that have it: 1",)
+
+
+def test_a_column_of_names_or_numbers_of_rows_is_no_label(tmp_path: Path) -> None:
+    content = "body,kind\n" + "".join(f"a,{number}\n" for number in range(1500))
+    with pytest.raises(UserError, match="label_column='kind': 1,500 training rows have 1,500 different values there"):
+        load(tmp_path, content, content)
 
 
 def test_columns_that_are_the_same_are_refused(tmp_path: Path) -> None:
@@ -78,8 +98,8 @@ def test_what_is_skipped_or_empty_is_said(tmp_path: Path) -> None:
     assert task.train.texts == ["a", "", "b"]
     assert task.notes == (
         f"{tmp_path}/train.csv: 2 blank lines skipped",
-        "1 of 3 training texts is empty; kept",
-        "1 of 1 test texts is empty; kept",
+        "empty training texts, which are kept: 1 of 3",
+        "empty test texts, which are kept: 1 of 1",
     )
 
 

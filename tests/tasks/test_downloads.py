@@ -2,11 +2,7 @@
 
 import hashlib
 import multiprocessing
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +10,7 @@ import pytest
 
 from scaling_fl.errors import UserError
 from scaling_fl.tasks import downloads, unreported
-
-CONTENT = random.Random(0).randbytes(30_000_000)
-MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves CONTENT, as often as asked; `requests` are the byte each began at."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[int] = []
-        self.content = CONTENT
-        self.cuts: list[int] = []  # bytes after which the next connections break off
-        self.ranges = True
-        self.pause = 0.0
-        self.url = f"http://127.0.0.1:{self.server_port}/data/file.bin"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server, content = self.server, self.server.content
-        wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
-        server.requests.append(start)
-        if start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        time.sleep(server.pause)
-        end = start + server.cuts.pop(0) if server.cuts else len(content)
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+from tests.tasks.conftest import CONTENT, MD5, Server
 
 
 def fetch(server: Server, md5: str = MD5, report: Callable[..., None] = unreported) -> Path:
@@ -92,23 +40,28 @@ def test_a_connection_that_is_cut_goes_on_where_it_broke(server: Server) -> None
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests[0] == 0
     assert len(server.requests) == 3
-    assert 0 < server.requests[1] <= 12_000_000
-    assert server.requests[1] < server.requests[2] <= 19_000_000
+    assert 11_900_000 < server.requests[1] <= 12_000_000
+    assert 18_900_000 < server.requests[2] <= 19_000_000
 
 
 def test_a_later_start_goes_on_where_the_last_one_stopped(server: Server, tmp_path: Path) -> None:
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT[:20_000_000])
-    assert fetch(server).read_bytes() == CONTENT
+    seen: list[float] = []
+    assert fetch(server, report=lambda what, done, total, unit: seen.extend([done, total])).read_bytes() == CONTENT
     assert server.requests == [20_000_000]
+    assert min(seen) > 20
+    assert max(seen) == 30
 
 
 def test_a_server_that_ignores_ranges_sends_everything_again(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT[:20_000_000])
-    assert fetch(server).read_bytes() == CONTENT
+    seen: list[float] = []
+    assert fetch(server, report=lambda what, done, total, unit: seen.extend([done, total])).read_bytes() == CONTENT
     assert server.requests == [0]
+    assert max(seen) == 30
 
 
 def test_a_part_that_is_whole_already_needs_no_server(server: Server, tmp_path: Path) -> None:
@@ -125,11 +78,25 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(server: Server, tmp_
     assert server.requests == [30_000_004, 0]
 
 
+def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+    part(tmp_path).parent.mkdir(parents=True)
+    part(tmp_path).write_bytes(bytes(20_000_000))
+    assert fetch(server).read_bytes() == CONTENT
+    assert server.requests == [20_000_000, 0]
+
+
+def test_a_server_that_falls_silent_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
+    server.pause = 2
+    with pytest.raises(UserError, match=r"it can't be downloaded \(ReadTimeout|ConnectionError\)"):
+        fetch(server)
+
+
 def test_another_file_than_was_promised_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>moved</html>"
     with pytest.raises(UserError, match=rf"has the MD5 checksum \w+, expected {MD5}; try again, or write train_path=…"):
         fetch(server)
-    assert [p.suffix for p in part(tmp_path).parent.iterdir()] in ([], [".lock"])
+    assert [p.name for p in part(tmp_path).parent.iterdir()] == ["file.bin.lock"]
     server.content = CONTENT
     assert fetch(server).read_bytes() == CONTENT
 

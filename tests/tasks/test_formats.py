@@ -107,6 +107,26 @@ def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.csv", b"text,label\na,x\n")
+    (tmp_path / "a.csv.d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for paths in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
+        with pytest.raises(UserError, match=r"train_path='.*': it names (\./)?a\.csv twice"):
+            tables.read(paths, "train_path", WANTED)
+    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders don't count"
+
+
+def test_a_text_may_be_long(tmp_path: Path) -> None:
+    text = "a" * 200_000
+    assert columns(write(tmp_path / "t.csv", f'text,label\n"{text}",x\n'.encode()))["text"] == [text]
+
+
+def test_the_format_of_a_url_is_that_of_its_path() -> None:
+    with pytest.raises(UserError, match=r"there is no such file, or it can't be reached"):
+        columns("http://127.0.0.1:9/x.jsonl?download=true")
+
+
 def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
     import fsspec
 
@@ -124,27 +144,33 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
         ("t.csv", b"text,label\n1,2\n3\n", "{path}, row 3: expected 2 fields (text, label), found 1"),
         ("t.csv", b"\ntext,label\n\n1,2\n\n3\n", "{path}, row 6: expected 2 fields (text, label), found 1"),
         ("t.csv", b"text,label\n1,2,3\n", "{path}, row 2: expected 2 fields (text, label), found 3"),
-        ("t.csv", b'text,label\n"open,1\n2,3\n', "{path}, line 3: unexpected end of data"),
-        ("t.csv", b'text,label\n"x" y,1\n', "{path}, line 2: ',' expected after '\"'"),
-        ("t.csv", b"text,label\n1,2\ncaf\xe9,3\n", "{path}, row 3, column text: it is not UTF-8 text"),
-        ("t.csv", b"text,label\n1,2\n3,caf\xe9\n", "{path}, row 3, column label: it is not UTF-8 text"),
-        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: it is not UTF-8 text"),
-        ("t.csv", b"text,label\nx\x00y,1\n", "{path}, row 2, column text: it is not UTF-8 text"),
+        (
+            "t.csv",
+            b'text,label\n"a\nb",1\n"open,1\n2,3\n4,5\n',
+            "{path}, row 3, which begins in line 4: unexpected end",
+        ),
+        ("t.csv", b'text,label\n"x" y,1\n', "{path}, row 2, which begins in line 2: ',' expected after '\"'"),
+        ("t.csv.zip", b"PK", "train_path='{path}': a zip may hold many files; unpack it, or pack each file with gzip"),
+        ("t.csv", b"text,label\n1,2\ncaf\xe9,3\n", "{path}, row 3, column text: it holds what is no text"),
+        ("t.csv", b"text,label\n1,2\n3,caf\xe9\n", "{path}, row 3, column label: it holds what is no text"),
+        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: it holds what is no text"),
+        ("t.csv", b"text,label\nx\x00y,1\n", "{path}, row 2, column text: it holds what is no text"),
         ("t.csv", b"text,label\nx,1\ny,\n", "{path}, row 3, column label: the label is empty"),
         ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; it has text\tlabel"),
         ("t.csv", b"text,text,label\n1,2,3\n", "text_column='text': {path} has 2 columns named text; rename one"),
         ("t.tsv", b'text\tlabel\n"two\nlines"\t1\n', "{path}, row 2: expected 2 fields (text, label), found 1"),
-        ("t.tsv", b"text\tlabel\nx\x00\t1\n", "{path}, row 2, column text: it is not UTF-8 text"),
+        ("t.tsv", b"text\tlabel\nx\x00\t1\n", "{path}, row 2, column text: it holds what is no text"),
         ("t.jsonl", b"", "train_path='{path}': the file is empty"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "{path}, row 2: expected one JSON object per line"),
-        ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected a JSON object, found list"),
+        ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected one JSON object per line, found one list"),
         ("t.json", b'[\n{"text": "a", "label": 1}\n]', "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": "a"}', "label_column='label': {path} has no column label; it has text"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n\n{"a": 1}', "{path}, row 3: it has no 'text'; it has a"),
+        ("t.jsonl", b"[" * 100_000, "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": null, "label": 1}', "{path}, row 1, column text: expected text, found nothing"),
         ("t.jsonl", b'{"text": 7, "label": 1}', "{path}, row 1, column text: expected text, found int"),
-        ("t.jsonl", b'{"text": "\\ud800", "label": 1}', "{path}, row 1, column text: it is not UTF-8 text"),
-        ("t.jsonl", b'{"text": "caf\xe9", "label": 1}', "{path}, row 1, column text: it is not UTF-8 text"),
+        ("t.jsonl", b'{"text": "\\ud800", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
+        ("t.jsonl", b'{"text": "caf\xe9", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
         ("t.jsonl", b'{"text": "a", "label": null}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": NaN}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": [1]}', "{path}, row 1, column label: expected a word or a whole number"),

@@ -42,7 +42,7 @@ def test_a_saved_folder_keeps_the_labels_names_in_their_order(tmp_path: Path) ->
     assert task.label_names == ("sea", "air", "land")
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
     assert (task.test.texts, task.test.labels.tolist()) == (TEST["body"], TEST["topic"])
-    assert task.notes == ("1 of 5 training texts is empty; kept",)
+    assert task.notes == ("empty training texts, which are kept: 1 of 5",)
 
 
 def test_splits_may_be_parts_and_sums(tmp_path: Path) -> None:
@@ -56,6 +56,41 @@ def test_a_single_data_set_is_its_split_train(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TRAIN, features=FEATURES).save_to_disk(tmp_path / "one")
     task = load(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
     assert (task.train.texts, task.test.texts) == (TRAIN["body"][:3], TRAIN["body"][3:])
+
+
+def test_parts_that_number_their_labels_differently_agree_on_the_names(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(TEST, features=FEATURES).save_to_disk(tmp_path / "saved" / "train")
+    other = FEATURES | {"topic": datasets.ClassLabel(names=["air", "fire", "sea"])}
+    more = datasets.Dataset.from_dict({"body": ["blaze", "fish"], "topic": [1, 2]}, features=datasets.Features(other))
+    more.save_to_disk(tmp_path / "saved" / "more")
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "more"]}')
+    task = load(str(tmp_path / "saved"), train_split="train+more", test_split="more")
+    assert task.label_names == ("sea", "air", "land", "fire")
+    assert [task.label_names[label] for label in task.train.labels] == ["sea", "air", "fire", "sea"]
+    assert [task.label_names[label] for label in task.test.labels] == ["fire", "sea"]
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
+def test_the_format_that_a_data_set_was_saved_with_does_not_matter(tmp_path: Path, form: str) -> None:
+    data = datasets.Dataset.from_dict(TRAIN, features=FEATURES).with_format(form, columns=["topic"])
+    data.save_to_disk(tmp_path / "saved")
+    task = load(str(tmp_path / "saved"), test_split="train")
+    assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
+
+
+def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+    features = datasets.Features({"body": datasets.Value("string"), "topic": datasets.ClassLabel(names=["1.0", "0.5"])})
+    split = {"body": ["a", "b"], "topic": [0, 1]}
+    task = load(save(tmp_path / "saved", features, train=split, test=split))
+    assert (task.label_names, task.train.labels.tolist()) == (("1.0", "0.5"), [0, 1])
+
+
+def test_a_saved_folder_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+    saved = datasets.DatasetDict({n: datasets.Dataset.from_dict(TRAIN, features=FEATURES) for n in ("train", "test")})
+    saved.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1})
+    (tmp_path / "saved" / "train" / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UserError, match=r"it can't be loaded: FileNotFoundError: .*data-00001-of-00003\.arrow"):
+        load(str(tmp_path / "saved"))
 
 
 def test_labels_without_names_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
@@ -86,7 +121,9 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
             r"text_column='text': dataset=.*, split train has no column text; it has body",
         ),
         (TRAIN, {"label_column": "kind"}, r"label_column='kind': .* has no column kind; it has body, topic"),
-        (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "train_split=train: label -1, for rows whose labels are kept secret"),
+        (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "row 2, column topic: expected 0 to 2, found -1; .* kept secret"),
+        (TRAIN, {"train_split": "train[7:]"}, r"train_split=train\[7:\]: it holds not a single row"),
+        (TRAIN, {"dataset_config": "x"}, "dataset_config='x': the folder .* holds one data set; leave it out"),
         (
             TRAIN | {"topic": [0, 1, None, 0, 1]},
             {},

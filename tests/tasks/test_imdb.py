@@ -1,6 +1,8 @@
 """An archive of the original's layout and size, with short reviews; damaged, hostile and unpacked ones."""
 
+import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 from scaling_fl import tasks
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.tasks import imdb
 from tests.conftest import ObjectStore
+from tests.tasks.conftest import Server
 
 ROOT = "aclImdb"
 
@@ -77,7 +81,7 @@ def test_the_folder_or_the_one_above_it_is_as_good_as_the_archive(archive: str, 
     with pytest.raises(UserError, match=r"expected 12,500 reviews in test/pos, found 12,499; it is not the whole"):
         load(str(tmp_path))
     (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"file .*test/pos/17_9\.txt: it is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"file .*test/pos/17_9\.txt: it holds what is no text"):
         load(str(tmp_path))
 
 
@@ -136,3 +140,22 @@ def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
         assert load("memory://imdb").digest() == load(archive).digest()
     finally:
         memory.store.clear()
+
+
+def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
+    archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(archive).read_bytes()
+    server.content, server.cuts = content, [len(content) // 2]
+    monkeypatch.setattr(imdb, "URL", server.url)
+    monkeypatch.setattr(imdb, "MD5", hashlib.md5(content).hexdigest())
+    seen: list[tuple[object, ...]] = []
+    task = tasks.load(Config(task_name="imdb"), lambda *progress: seen.append(progress))
+    assert task.digest() == load(archive).digest()
+    assert [start > 0 for start in server.requests] == [False, True]
+    assert {what for what, *_ in seen} == {"downloading file.bin", "reading reviews"}
+    assert seen[-1] == ("reading reviews", 50_000, 50_000, "reviews")
+    cached = Path(os.environ["XDG_CACHE_HOME"]) / "scaling_fl" / "file.bin"
+    cached.write_bytes(content[:-5000])
+    with pytest.raises(UserError, match=r"file\.bin \(delete it, and it is downloaded again\): it can't be read"):
+        tasks.load(Config(task_name="imdb"))

@@ -21,15 +21,22 @@ def test_a_value_is_placed_in_its_file() -> None:
 
 
 def test_labels_are_words_or_whole_numbers_in_any_writing() -> None:
-    assert table("a", 1, True, "2.0", 3.0, " x").labels("label") == ["a", "1", "True", "2.0", "3.0", " x"]
-    assert table("0.5", "half").labels("label") == ["0.5", "half"], "one of them is no number: names"
-    assert table(1.0, 2.0, 3).labels("label") == ["1.0", "2.0", "3"], "whole numbers with a point"
-    assert table("1e300", 4).labels("label") == ["1e300", "4"]
+    assert table("a", 1, True, "2.0", 3.0, " x ").labels("label") == ["a", "1", "True", "2", "3", "x"]
+    assert table("0.5", "half").labels("label") == ["0.5", "half"], "one number among names: a name"
+    assert table(1.0, "1.00", 1, "-0.0", 3).labels("label") == ["1", "1", "1", "0", "3"], "as pandas writes them"
+    assert table("1e300", "1.5e999999", "007").labels("label") == ["1e300", "1.5e999999", "007"]
 
 
 @pytest.mark.parametrize(
     ("values", "place", "number"),
-    [((1, 0.5, 2), 2, "0.5"), (("3", "4.25"), 2, "4.25"), ((1e-05, 1), 1, "1e-05"), (("-0.5", "-1"), 1, "-0.5")],
+    [
+        ((1, 0.5, 2), 2, "0.5"),
+        (("0.5", "n/a", "0.7"), 1, "0.5"),
+        ((0.5, 0.7, "nan"), 1, "0.5"),
+        (("3", "4.25"), 2, "4.25"),
+        ((1e-05, 1), 1, "1e-05"),
+        (("-0.5", "-1"), 1, "-0.5"),
+    ],
 )
 def test_numbers_with_decimals_are_regression_and_refused(values: tuple[Any, ...], place: int, number: str) -> None:
     with pytest.raises(UserError) as error:

@@ -29,7 +29,7 @@ def test_reviews_come_with_their_line_breaks_and_stars(tmp_path: Path) -> None:
     [
         (TRAIN + '"0","x"\n', r"train\.csv, row 3, column stars: expected 1 or 2 or 3 or 4 or 5, found '0'"),
         (TRAIN + '"5"\n', r"train\.csv, row 3: expected 2 fields \(stars, text\), found 1"),
-        (TRAIN + '"5","open\n', r"train\.csv, line 3: unexpected end of data"),
+        (TRAIN + '"5","open\n', r"train\.csv, row 3, which begins in line 3: unexpected end of data"),
     ],
 )
 def test_broken_rows_are_named(tmp_path: Path, train: str, message: str) -> None:

@@ -65,15 +65,31 @@ def test_the_seed_decides_and_files_are_replaced_only_by_force(full: Path) -> No
         (["--train-size", "1.5"], "--train-size=1.5: expected a share between 0 and 1"),
         (["--train-size", "0.001"], "--train-size=0.001: it leaves no row for train.csv"),
         (["--test-path", "train.csv"], "must be three different files"),
+        (["--test-path", "./train.csv"], "must be three different files"),
+        (["--train-path", "../{folder}/full.csv", "--force"], "must be three different files"),
+        (["--test-path", "test.csv.gz"], "test.csv.gz: what is written is CSV; choose a name that ends in .csv"),
+        (["--test-path", "full.csv/x.csv"], "full.csv/x.csv: it can't be written: FileExistsError"),
+        (["--test-path", "nope://x.csv"], "nope://x.csv: it can't be written: ValueError"),
+        (["--seed", "-1"], "--seed=-1: expected a whole number from 0 to 4294967295"),
         (["--full-path", "no.csv"], "--full-path='no.csv': there is no such file"),
     ],
 )
 def test_nothing_is_written_on_bad_input(full: Path, more: list[str], message: str) -> None:
-    done = run(full, *more)
+    done = run(full, *(word.format(folder=full.parent.name) for word in more))
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(full.parent.iterdir()) == [full]
+
+
+def test_a_folder_is_not_replaced_and_blank_lines_are_said(full: Path) -> None:
+    (full.parent / "test.csv").mkdir()
+    refused = run(full, "--force")
+    assert (refused.returncode, refused.stderr) == (1, "test.csv: it is a folder; choose another path\n")
+    assert not (full.parent / "train.csv").exists()
+    full.write_text(full.read_text() + "\n\n")
+    done = run(full, test="other.csv")
+    assert done.stdout.startswith(f"{full}: 2 blank lines skipped\ntrain.csv: 61 rows")
 
 
 def test_any_file_system_of_fsspec_is_written(full: Path) -> None:
