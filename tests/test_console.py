@@ -63,7 +63,7 @@ def test_the_preparation_has_a_bar_for_each_thing_that_it_does() -> None:
     console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
     console.event(working("downloading", 12.4))
     console.event(working("reading", 1))
-    assert re.search(r"downloading .* 12/30\S* MB", screen.getvalue())
+    assert re.search(r"downloading .*12/30\S* MB", screen.getvalue())
     assert console._bar is not None
     console.event(working("reading", 30))
     assert console._bar is None, "it is done"
