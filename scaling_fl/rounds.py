@@ -39,9 +39,8 @@ def run(
                 site_metrics.append(trained)
             everyone = [m for of_worker in federation.gather(site_metrics) for m in of_worker]
         with _timed(seconds, "aggregate"):
-            delta = federation.mean(total)
-            server.step(state, delta, federation.part)
-            federation.wait()  # now every part of the state is in place
+            for part, delta in federation.mean(total):
+                server.step(state, delta, part)
         state.round = round_
 
         results = metrics.training(everyone)

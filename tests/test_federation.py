@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from scaling_fl import federation as federation_module
 from scaling_fl.errors import JobFailed, PeerLost
 from scaling_fl.federation import Federation, WeightedSum
 from scaling_fl.memory import SharedMemory
@@ -20,8 +21,9 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
 
 
 def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> dict[str, Any]:
+    federation_module._PIECE = 100
     federation = Federation(rank, num_workers, SIZE, memory, folder / "rendezvous")
-    calls = {"all_gather_object": 0, "barrier": 0}
+    calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
 
@@ -37,14 +39,15 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -
             federation.row.copy_(delta)
             delta = federation.row
         total.add(site, delta, examples)
-    mean = federation.mean(total)
-    federation.state[federation.part] = mean
-    federation.wait()
+    pieces = []
+    for part, delta in federation.mean(total):
+        federation.state[part] = delta
+        pieces.append((part.start, part.stop))
     state = federation.state.clone().numpy()
     gathered = federation.gather({"rank": rank})
     federation.wait()
     federation.leave()
-    return {"state": state, "part": federation.part, "calls": calls, "gathered": gathered}
+    return {"state": state, "pieces": pieces, "calls": calls, "gathered": gathered}
 
 
 def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(run_distributed: Any) -> None:
@@ -55,10 +58,13 @@ def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(run_distribute
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
-        # One exchange of weights, one barrier: no collective per tensor. One of each belongs to this test.
-        assert result["calls"] == {"all_gather_object": 1 + 1, "barrier": 1 + 1}
-    bounds = sorted((result["part"].start, result["part"].stop) for result in results)
-    assert [bounds[0][0], *(stop for _, stop in bounds)] == [0, 334, 668, 1003], "parts are disjoint and cover all"
+        # Weights are exchanged, then whether all is finite: no collective per tensor. The others belong to this test.
+        assert result["calls"] == {"all_reduce": 2 + 2, "barrier": 1}
+    # Parts of 334, 334 and 335 values in pieces of up to 100: disjoint, and all of it.
+    bounds = sorted(piece for result in results for piece in result["pieces"])
+    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds)][:-1]
+    assert bounds[-1][1] == SIZE
+    assert [len(result["pieces"]) for result in results] == [4, 4, 4]
 
 
 def diverge(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
@@ -66,7 +72,7 @@ def diverge(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> 
     total = WeightedSum(single=True)
     total.add(rank + 4, torch.full((SIZE,), float("nan") if rank == 1 else 1.0), 1)
     try:
-        federation.mean(total)
+        list(federation.mean(total))
     except JobFailed as error:
         return str(error)
     return "no error"
@@ -104,5 +110,6 @@ def test_a_weighted_sum_survives_the_reuse_of_the_buffer(single: bool) -> None:
         buffer.fill_(10.0)  # the next site trains in it
         total.add(1, buffer, 3)
     assert total.value is not None
-    assert total.value.tolist() == ([2.0] * 3 if single else [32.0] * 3)
+    assert (total.scale * total.value).tolist() == ([2.0] * 3 if single else [32.0] * 3)
+    assert total.sites == ([0] if single else [0, 1])
     assert total.weight == (2 if single else 5)

@@ -215,7 +215,8 @@ def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone
     total = WeightedSum(single=False)
     for site in sites:
         total.add(site.number, site.train(state.params, 1)[0], site.num_examples)
-    server.SGD(learning_rate=0.0).step(state, federation.mean(total), federation.part)
+    for part, delta in federation.mean(total):
+        server.SGD(learning_rate=0.0).step(state, delta, part)
     end = by_name(resident, state.params)
     torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(end["classifier.weight"], start["classifier.weight"]), "a rate of 0 moves no parameter"
