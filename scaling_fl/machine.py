@@ -1,4 +1,4 @@
-"""What a job holds on this machine: a work folder, and locks that keep another run out."""
+"""What jobs hold on this machine: a work folder each, locks that keep another run out, and a cache that all share."""
 
 import contextlib
 import fcntl
@@ -9,9 +9,33 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from scaling_fl.errors import UserError
+from scaling_fl.report import Report
 
 _PREFIX = "scaling_fl-"
+
+
+def cache() -> Path:
+    """Where this user's jobs keep what others may use: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
+
+
+@contextlib.contextmanager
+def alone(path: Path, waiting: str, report: Report) -> Iterator[None]:
+    """Hold the lock file `path`, which the system takes back if this process is killed. `waiting` is reported."""
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=2)
+            break
+        except Timeout:
+            report(waiting, 0, 1, "jobs")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

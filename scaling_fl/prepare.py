@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, sharding, tasks, tokens
+from scaling_fl import checkpoint, models, sharding, tasks, token_cache, tokens
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
@@ -45,7 +45,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     send({"event": "said", "text": f"loading model={config.model}"})
     loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     loaded.module.config.save_pretrained(work / "model")
-    loaded.tokenizer.save_pretrained(work / "model")
+    tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished = 0, False
@@ -70,14 +70,19 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     if not finished:
         checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_})
         np.savez(work / "shards.npz", *shards)
-        token_types = models.takes_token_types(loaded.module)
+        token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):
+            key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)
             what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
-            send({"event": "said", "text": what})
-            tokens.write(
-                work / name, loaded.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs,
-                token_types=split.pairs is not None and token_types, report=functools.partial(report, what),
-            )  # fmt: skip
+
+            def build(folder: Path, split: tasks.Split = split, what: str = what) -> None:
+                send({"event": "said", "text": what})
+                tokens.write(
+                    folder, loaded.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs,
+                    token_types=token_types, report=functools.partial(report, what),
+                )  # fmt: skip
+
+            notes += token_cache.link(work / name, key, build, report)
     send(
         {
             "event": "prepared",

@@ -1,5 +1,6 @@
 """The token store: all token ids of a split in one flat, memory-mapped array; padded batches out of it."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,12 @@ class TokenStore:
     """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. Files are mapped, not read."""
 
     def __init__(self, folder: Path, pad_token_id: int):
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        dtype = np.load(folder / "dtype.npy").dtype
+        self.tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
         self.labels = np.load(folder / "labels.npy")  # (N,) int64
-        types = folder / "types.npy"
-        self.types = np.load(types, mmap_mode="r") if types.exists() else None
+        types = folder / "types.bin"
+        self.types = np.memmap(types, np.uint8, "r") if types.exists() else None
         self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
@@ -96,18 +98,17 @@ def write(
 ) -> None:
     """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`."""
     dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
-    chunks: list[npt.NDArray[np.unsignedinteger]] = []
-    types: list[npt.NDArray[np.uint8]] = []
     lengths: list[int] = []
-    for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
-        chunks.append(np.concatenate([np.array(ids, dtype) for ids in encoded["input_ids"]]))
-        if token_types:
-            types.append(np.concatenate([np.array(ids, np.uint8) for ids in encoded["token_type_ids"]]))
-        lengths.extend(map(len, encoded["input_ids"]))
-    folder.mkdir(parents=True)
-    np.save(folder / "tokens.npy", np.concatenate(chunks))
-    if token_types:
-        np.save(folder / "types.npy", np.concatenate(types))
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as files:
+        tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
+        types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
+        for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
+            tokens.write(np.concatenate([np.array(ids, dtype) for ids in encoded["input_ids"]]).data)
+            if types is not None:
+                types.write(np.concatenate([np.array(ids, np.uint8) for ids in encoded["token_type_ids"]]).data)
+            lengths.extend(map(len, encoded["input_ids"]))
+    np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
 

@@ -77,3 +77,23 @@ def test_pairs_have_token_types_for_models_that_know_them(
         store = TokenStore(tmp_path / "work" / name, 0)
         assert store.lengths.tolist() == [6, 4], "[CLS] river stone [SEP] engine [SEP]; [CLS] forest [SEP] [SEP]"
         assert (store.types is not None) is typed
+
+
+def test_a_second_job_on_the_same_data_does_not_tokenise_again(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def prepare_it(name: str, **changes: object) -> int:
+        said.clear()
+        config = dataclasses.replace(small_config, checkpoints_dir=None, **changes)  # type: ignore[arg-type]
+        (tmp_path / name).mkdir()
+        launch.prepare(config, str(tmp_path / name), lambda event: said.append(event.get("text", "")))
+        return sum(text.startswith("tokenising") for text in said)
+
+    assert prepare_it("first", max_seq_len=13) == 2
+    assert prepare_it("again", max_seq_len=13, seed=5, site_ids=(-1,), batch_size=3) == 0
+    assert prepare_it("shorter", max_seq_len=12) == 2
+    assert prepare_it("part", max_seq_len=13, max_test_examples=5) == 1, "the test texts are others"
+    first, again = (TokenStore(tmp_path / name / "train", 0) for name in ("first", "again"))
+    assert (first.tokens == again.tokens).all()

@@ -5,11 +5,11 @@ and says which of the keys in `KEYS` it `NEEDS` and which it `TAKES`. A new task
 to be told. Checks that concern every task are made once, in `load` below.
 """
 
+import functools
 import hashlib
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.errors import UserError
+from scaling_fl.report import Report, unreported
 from scaling_fl.sharding import stratified
 
 if TYPE_CHECKING:
@@ -38,12 +39,6 @@ KEYS = (
     "test_split",
 )
 
-Report = Callable[[str, float, float, str], None]  # what is being done, how much of how much of it, and its unit
-
-
-def unreported(what: str, done: float, total: float, unit: str) -> None:
-    """The `Report` of those who show no progress."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -61,6 +56,15 @@ class Split:
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         return Split([self.texts[i] for i in indices], self.labels[indices], pairs)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over texts, pairs and labels: the same content has the same digest, wherever it was read."""
+        digest = hashlib.sha256(f"{len(self)} ".encode() + self.labels.astype("<i8").tobytes())
+        for text in itertools.chain(self.texts, self.pairs or ()):
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Task:
@@ -72,14 +76,8 @@ class Task:
     notes: tuple[str, ...] = ()  # what the user should know; set by `load`
 
     def digest(self) -> str:
-        """SHA-256 over all texts, labels and names: the same content has the same digest, wherever it was read."""
-        digest = hashlib.sha256("\0".join(self.label_names).encode())
-        for split in (self.train, self.test):
-            digest.update(split.labels.astype("<i8").tobytes())
-            for text in itertools.chain(split.texts, split.pairs or ()):
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return digest.hexdigest()
+        """SHA-256 over the contents of both splits and the labels' names."""
+        return hashlib.sha256("\0".join((*self.label_names, self.train.digest, self.test.digest)).encode()).hexdigest()
 
 
 def names() -> list[str]:

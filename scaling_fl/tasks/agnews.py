@@ -2,7 +2,8 @@
 
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report, Split, Task, tables
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
 TAKES = ("text_column",)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report, Split, Task, tables
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path", "text_column", "label_column")
 TAKES = ("text_pair_column",)

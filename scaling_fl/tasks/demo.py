@@ -9,7 +9,8 @@ import numpy as np
 from scaling_fl import seeds
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report, Split, Task
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task
 
 NEEDS = TAKES = ()
 

@@ -1,16 +1,14 @@
 """Files from the web, fetched once per machine: with progress, a checksum, and transfers that go on where they broke."""
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import requests
-from filelock import FileLock, Timeout
 
+from scaling_fl import machine
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report
+from scaling_fl.report import Report
 
 _BLOCK = 2**14  # bytes; as much is lost when a connection breaks
 _MB = 10**6
@@ -25,13 +23,13 @@ def cached(url: str, md5: str, instead: str, report: Report) -> Path:
     `instead`, if the file can't be had.
     """
     name = url.rpartition("/")[2]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
+    folder = machine.cache()
     file, part = folder / name, folder / f"{name}.part"
     if file.exists():  # checked before it got this name
         return file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
+        with machine.alone(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
             if file.exists():
                 return file
             resumed = part.exists()
@@ -81,21 +79,6 @@ def _fetch(url: str, part: Path, what: str, instead: str, report: Report) -> Non
                 raise UserError(
                     f"{url}: it can't be downloaded ({why}){kept}; type the command again when it can, or {instead}"
                 ) from error
-
-
-@contextlib.contextmanager
-def _alone(path: Path, waiting: str, report: Report) -> Iterator[None]:
-    lock = FileLock(path)  # the system lets go of it if this process is killed
-    while True:
-        try:
-            lock.acquire(timeout=2)
-            break
-        except Timeout:
-            report(waiting, 0, 1, "files")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _md5(path: Path) -> str:

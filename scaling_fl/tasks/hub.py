@@ -9,7 +9,8 @@ import huggingface_hub
 from scaling_fl import hub
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report, Task, csv, formats, tables
+from scaling_fl.report import Report
+from scaling_fl.tasks import Task, csv, formats, tables
 
 NEEDS = ("dataset", "text_column", "label_column")
 TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column")

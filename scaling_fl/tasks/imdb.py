@@ -13,7 +13,8 @@ import numpy as np
 
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import Report, Split, Task, downloads, formats
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task, downloads, formats
 
 NEEDS = ()
 TAKES = ("train_path", "keep_br_tags")

@@ -4,7 +4,8 @@ Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` cuts a 
 """
 
 from scaling_fl.config import Config
-from scaling_fl.tasks import Report, Split, Task, tables
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
 TAKES = ()

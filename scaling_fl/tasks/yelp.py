@@ -1,7 +1,8 @@
 """Yelp reviews, one to five stars (Zhang et al. 2015): headerless `"5","text"`, as in the Crepe distribution."""
 
 from scaling_fl.config import Config
-from scaling_fl.tasks import Report, Split, Task, tables
+from scaling_fl.report import Report
+from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
 TAKES = ()

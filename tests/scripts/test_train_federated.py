@@ -313,7 +313,7 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     text = wait_for_row(process, 1)
     assert "3 sites on cpu" in text
     # The fork server and the resource tracker don't map the token store; workers do.
-    workers = [pid for pid in workers_of(process) if "tokens.npy" in Path(f"/proc/{pid}/maps").read_text()]
+    workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3
     children, began = workers_of(process), time.monotonic()
     os.kill(workers[1], signal.SIGKILL)

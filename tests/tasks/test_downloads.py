@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import downloads, unreported
+from scaling_fl.report import unreported
+from scaling_fl.tasks import downloads
 from tests.tasks.conftest import CONTENT, MD5, Server
 
 

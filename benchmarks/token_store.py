@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Seconds, memory and bytes on disk to tokenise a data set of Yelp's size, and to open what an earlier job tokenised.
+
+    ./run-local.sh benchmarks/token_store.py --model models/all-MiniLM-L6-v2
+
+The texts are those of benchmarks/reading.py: 650,000 synthetic reviews; the length limit is 128 tokens.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+import reading
+
+JOB = """
+import json, os, resource, sys, time
+from pathlib import Path
+from scaling_fl import models, tasks, token_cache, tokens
+from scaling_fl.config import Config
+from scaling_fl.report import unreported
+path, test_path, model, folder, cache = sys.argv[1:]
+os.environ["XDG_CACHE_HOME"] = cache
+models.quiet()
+config = Config(task_name="yelp", train_path=path, test_path=test_path, model=model)
+split = tasks.load(config).train
+tokenizer = models.tokenizer(model, [], config.max_seq_len)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+files = [Path(file) for file in tokenizer.save_pretrained(folder)]
+key = token_cache.key(split.digest, files, config.max_seq_len, False)
+def build(place):
+    tokens.write(place, tokenizer, split.texts, split.labels, config.max_seq_len)
+token_cache.link(Path(folder) / "store", key, build, unreported)
+seconds = time.perf_counter() - start
+store = tokens.TokenStore(Path(folder) / "store", tokenizer.pad_token_id)
+size = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
+memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps([seconds, memory, size, len(store.tokens), str(store.tokens.dtype)]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=int, default=650_000)
+    options = parser.parse_args()
+    measure.wait_until_quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = Path(folder) / "train.csv", Path(folder) / "test.csv"
+        reading.write(train, options.rows, 0)
+        reading.write(test, 1000, 1)
+        print(f"{options.rows:,} texts, {train.stat().st_size / 1e6:,.0f} MB")
+        for name in ("first job", "next job"):
+            work = Path(folder) / name
+            work.mkdir()
+            seconds, memory, size, count, dtype = measure.script(
+                sys.executable, JOB, train, test, options.model, work, Path(folder) / "cache"
+            )
+            print(
+                f"{name}: {seconds:.1f} s, {memory / 1e6:,.0f} MB of memory above the texts; "
+                f"{size / 1e6:,.0f} MB on disk for {count:,} tokens of type {dtype}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
