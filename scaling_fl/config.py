@@ -1,6 +1,5 @@
 """The configuration of a run: plain values, validated once, with messages that name key, value and remedy."""
 
-import ast
 import dataclasses
 import difflib
 import re
@@ -15,6 +14,8 @@ from scaling_fl.errors import UserError
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (site.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def _key(
@@ -87,6 +88,24 @@ class Config:
     learning_rate: float = _key(
         5e-5, "of the local optimiser", "a number above 0", lambda rate: 0 < rate < float("inf")
     )
+    lr_schedule: str = _key(
+        "constant",
+        "learning rate over all rounds, after warm-up: constant, linear or cosine (the last two fall to 0)",
+        f"one of {', '.join(SCHEDULES)}",
+        SCHEDULES.__contains__,
+    )
+    warmup: float = _key(
+        0.0,
+        "the learning rate rises for so many rounds; below 1: for this share of all rounds",
+        "a number, 0 or more",
+        lambda w: 0 <= w < float("inf"),
+    )
+    max_grad_norm: float | None = _key(
+        None,
+        "gradients longer than this are cut to it, in each local step; default: never",
+        "a number above 0",
+        lambda norm: 0 < norm < float("inf"),
+    )
     weight_decay: float = _key(
         0.0,
         "of the local optimiser; biases and norms are spared",
@@ -94,7 +113,19 @@ class Config:
         lambda d: 0 <= d < float("inf"),
     )
     batch_size: int = _key(32, "examples per local step", **_at_least(1))
+    gradient_accumulation_steps: int = _key(
+        1, "parts in which a batch is computed, to save memory; the step is the same", **_at_least(1)
+    )
     val_batch_size: int = _key(512, "examples per evaluation batch", **_at_least(1), free=True)
+    precision: str = _key(
+        "auto",
+        "of forward and backward passes: fp32, bf16, fp16 or auto (bf16 on GPUs that have it, else fp32); parameters stay float32",
+        f"one of {', '.join(PRECISIONS)}",
+        PRECISIONS.__contains__,
+    )
+    gradient_checkpointing: bool = _key(
+        False, "True: layers are computed again for the gradient, which saves memory and costs time"
+    )
     group_by_length: bool = _key(
         True, "True: batches of similar lengths, formed inside shuffled windows of 50 batches; False: plain shuffle"
     )
@@ -127,7 +158,10 @@ class Config:
                 hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(fields)}"
                 raise UserError(f"{name}={values[name]!r}: there is no such key; {hint}")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+        config = cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+        if config.warmup >= max(1, config.num_rounds):
+            raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
+        return config
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values (lists, not tuples), as Sacred and JSON want them."""
@@ -148,6 +182,11 @@ class Config:
             for field in dataclasses.fields(self)
             if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
         ]
+        scheduled = self.lr_schedule != "constant" or 0 < self.warmup < 1
+        if scheduled and before["num_rounds"] != self.num_rounds:
+            changed.append(
+                f"num_rounds was {before['num_rounds']}, is {self.num_rounds}, on which the learning rate depends"
+            )
         if len(before["site_ids"]) != len(self.site_ids):
             changed.append(f"the number of sites was {len(before['site_ids'])}, is {len(self.site_ids)}")
         if changed:
@@ -193,49 +232,3 @@ def _checked(field: Any, hint: Any, value: Any) -> Any:
     if valid is not None and not valid(value):
         raise UserError(f"{field.name}={typed!r}: expected {expected}")
     return value
-
-
-def keep_text(argv: Sequence[str]) -> list[str]:
-    """The command line, with the values of text keys quoted as Python strings.
-
-    Sacred reads every value as a Python literal where it can, so that the job name 20261122_230300 would
-    become the number 20261122230300. `None` and what is already quoted stay as they are.
-    """
-    text_keys = {name for name, hint in typing.get_type_hints(Config).items() if hint in (str, str | None)}
-
-    def quoted(word: str) -> str:
-        key, equals, value = word.partition("=")
-        if not equals or key.strip() not in text_keys or value.strip() == "None":
-            return word
-        try:
-            literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            literal = None
-        return word if isinstance(literal, str) else f"{key}={value!r}"
-
-    start = argv.index("with") + 1 if "with" in argv else len(argv)
-    return [*argv[:start], *map(quoted, argv[start:])]
-
-
-NAMED_CONFIGS: dict[str, dict[str, Any]] = {
-    # Four sites learn from the standard library's docstrings: no download, about a minute on two cores.
-    "demo": {
-        "site_ids": [0, 0, 0, 0],
-        "task_name": "demo",
-        "model": "tiny",
-        "num_rounds": 6,
-        "learning_rate": 1e-3,
-        "batch_size": 16,
-        "max_seq_len": 48,
-    },
-    # The settings of the 2021 study (arXiv 2102.00875).
-    "paper": {
-        "optimiser": "sgd",
-        "learning_rate": 2e-5,
-        "weight_decay": 0.0,
-        "batch_size": 32,
-        "max_seq_len": 128,
-        "num_local_epochs": 2,
-        "group_by_length": False,
-    },
-}

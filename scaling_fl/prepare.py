@@ -23,6 +23,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
 from scaling_fl.metrics import label_entropy
 from scaling_fl.plan import Plan, Send
+from scaling_fl.site import precision
 
 COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
 
@@ -44,6 +45,8 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     send({"event": "said", "text": f"loading model={config.model}"})
     loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+    if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
+        raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} can't do that; leave it out")
     loaded.module.config.save_pretrained(work / "model")
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
@@ -58,7 +61,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
             _check_same_job(config, header, digest)
             round_ = header["round"]
             threads = _agree_on_threads(config, threads, header, notes)
-            _compare_environments(header["environment"], environment(devices), notes)
+            _compare_environments(header["environment"], environment(config, devices), notes)
             if damaged:
                 checkpoints.set_aside(before=round_)
                 notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
@@ -104,7 +107,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 num_cut=0 if finished else _num_cut(work, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
-                environment=environment(devices),
+                environment=environment(config, devices),
                 notes=tuple(notes),
             ),
         }
@@ -125,7 +128,7 @@ def checkpoint_header(plan: Plan, results: dict[str, float | str]) -> dict[str, 
     }
 
 
-def environment(devices: Sequence[str]) -> dict[str, str]:
+def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
     """What bitwise equality depends on, beside the number of threads."""
     if devices[0].startswith("cuda"):
         processor = torch.cuda.get_device_name(devices[0])
@@ -137,6 +140,7 @@ def environment(devices: Sequence[str]) -> dict[str, str]:
         "transformers": transformers.__version__,
         "numpy": np.__version__,
         "processor": processor,
+        "precision": precision(config, torch.device(devices[0])),
     }
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from scaling_fl import metrics
 from scaling_fl.config import Config
 from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.schedule import learning_rate
 from scaling_fl.server import SGD, ServerState
 from scaling_fl.site import Resident, Site, evaluate
 
@@ -43,7 +44,7 @@ def run(
                 server.step(state, delta, part)
         state.round = round_
 
-        results = metrics.training(everyone)
+        results = metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
         if config.evaluates(round_):
             with _timed(seconds, "evaluate"):
                 results |= _evaluate(resident, federation, state)

@@ -13,6 +13,7 @@ from scaling_fl import seeds, tokens
 from scaling_fl.config import Config
 from scaling_fl.flat import FlatModel
 from scaling_fl.metrics import BatchMetrics, SiteMetrics
+from scaling_fl.schedule import learning_rate
 
 # Every one works elementwise, so that it is the same over one flat tensor as over many.
 _OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
@@ -22,6 +23,16 @@ _OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any
     "adagrad": (torch.optim.Adagrad, {"foreach": True}),
     "rmsprop": (torch.optim.RMSprop, {"foreach": True}),
 }
+
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """What `precision` comes to on a device: "fp32", "bf16" or "fp16"."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,20 @@ class Resident:
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
 
+    def __post_init__(self) -> None:
+        if self.config.gradient_checkpointing:
+            module = self.model.module  # the second is the older name
+            enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+
     def logits(self, batch: tokens.Batch) -> torch.Tensor:
-        """Forward pass: (B, C) float32."""
+        """Forward pass, in the configured precision: (B, C) float32."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
-        output = self.model.module(**inputs)
-        logits: torch.Tensor = output.logits
+        dtype = _AUTOCAST[precision(self.config, self.device)]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            logits: torch.Tensor = self.model.module(**inputs).logits
         return logits.float()
 
     def to_device(self, batch: tokens.Batch) -> tokens.Batch:
@@ -73,6 +91,8 @@ class Site:
         model.load(params)
         model.module.train()
         optimiser = local_optimiser(config, model)
+        scaler = torch.amp.GradScaler(resident.device.type, enabled=precision(config, resident.device) == "fp16")
+        step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
         # Sums stay on the device until the end: reading one in the loop would make the CPU wait for the GPU.
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
@@ -82,18 +102,34 @@ class Site:
                 resident.train, self.shard, config.batch_size, config.group_by_length,
                 config.seed, round_, self.number, epoch,
             ):  # fmt: skip
-                batch = resident.to_device(resident.train.batch(indices))
-                logits = resident.logits(batch)
-                loss = cross_entropy(logits, batch.labels)
                 model.gradient.zero_()
-                loss.backward()
-                optimiser.step()
-                loss_sum += loss.detach() * len(indices)
-                num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
+                for part in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
+                    batch = resident.to_device(resident.train.batch(part))
+                    logits = resident.logits(batch)
+                    loss = cross_entropy(logits, batch.labels, reduction="sum")
+                    scaler.scale(loss / len(indices)).backward()
+                    loss_sum += loss.detach()
+                    num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
+                if config.max_grad_norm is not None:
+                    scaler.unscale_(optimiser)
+                    clip(model.gradient, config.max_grad_norm)
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(config, round_, (step + 0.5) / num_steps)
+                scaler.step(optimiser)
+                scaler.update()
+                step += 1
                 resident.on_step()
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         count = self.num_examples * config.num_local_epochs
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
+
+
+def clip(gradient: torch.Tensor, max_norm: float) -> None:
+    """Scale the flat gradient (size,) in place to Euclidean length `max_norm` where it is longer.
+
+    As `torch.nn.utils.clip_grad_norm_` does, and like it without making the CPU wait for the GPU.
+    """
+    gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0))
 
 
 def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:

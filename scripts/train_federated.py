@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
 from scaling_fl import launch, machine, tracking  # noqa: E402
-from scaling_fl.config import NAMED_CONFIGS, Config, keep_text  # noqa: E402
+from scaling_fl.command_line import NAMED_CONFIGS, keep_text  # noqa: E402
+from scaling_fl.config import Config  # noqa: E402
 from scaling_fl.console import Console  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.plan import Event, Plan  # noqa: E402

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from scaling_fl import tasks
-from scaling_fl.config import NAMED_CONFIGS, Config
+from scaling_fl.command_line import NAMED_CONFIGS
+from scaling_fl.config import Config
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -1,5 +1,7 @@
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +119,84 @@ def test_the_model_is_told_which_text_of_a_pair_a_token_is_of(tmp_path: Path) ->
         untyped = resident.model.module(**{k: v for k, v in encoded.items() if k != "token_type_ids"}).logits
     torch.testing.assert_close(logits, expected)
     assert not torch.allclose(untyped, expected, atol=1e-3), "this model would show missing token types"
+
+
+def by_hand(module: Any, rates: Callable[[int], float], store: tokens.TokenStore, **clip: float) -> torch.Tensor:
+    """Plain SGD over whole batches of 7, in the order of round 3 of site 2; the trained parameters, flat."""
+    module.train()
+    step = 0
+    for epoch in range(2):
+        for indices in tokens.training_batches(store, np.arange(40), 7, True, 11, 3, 2, epoch):
+            batch = store.batch(indices)
+            module.zero_grad()
+            logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            torch.nn.functional.cross_entropy(logits, batch.labels).backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), **clip)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter -= rates(step) * parameter.grad
+            step += 1
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("keys", "rates", "clip"),
+    [
+        ({}, lambda step: 0.1, {}),
+        ({"max_grad_norm": 0.3}, lambda step: 0.1, {"max_norm": 0.3}),
+        ({"gradient_accumulation_steps": 3}, lambda step: 0.1, {}),
+        ({"gradient_accumulation_steps": 9}, lambda step: 0.1, {}),
+        # Round 3 of 10, 12 steps of which each counts at its middle.
+        ({"lr_schedule": "linear"}, lambda step: 0.1 * (1 - (2 + (step + 0.5) / 12) / 10), {}),
+        ({"warmup": 4.0}, lambda step: 0.1 * (2 + (step + 0.5) / 12) / 4, {}),
+        ({"gradient_checkpointing": True}, lambda step: 0.1, {}),
+    ],
+)
+def test_local_steps_are_those_of_a_plain_loop(
+    tmp_path: Path, keys: dict[str, Any], rates: Callable[[int], float], clip: dict[str, float]
+) -> None:
+    config = Config(
+        batch_size=7, learning_rate=0.1, optimiser="sgd", num_local_epochs=2, num_rounds=10, seed=11, **keys
+    )
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    params = resident.model.flat.clone()
+    delta, metrics = Site(2, np.arange(40), resident).train(params, 3)
+    after = resident.model.layout.views(params - delta)
+    expected = by_hand(builders.bert(dropout=0.0), rates, resident.train, **clip)
+    names = [name for name, _ in builders.bert().named_parameters()]
+    found = torch.cat([after[name].flatten() for name in names])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    before = torch.cat([resident.model.layout.views(params)[name].flatten() for name in names])
+    assert (expected - before).norm() > 0.05, "the steps are large enough to differ"
+    assert metrics.count == 80
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    config = Config(batch_size=5, learning_rate=0.001, num_local_epochs=15, precision=precision, max_grad_norm=1.0)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    seen: list[torch.dtype] = []
+    resident.model.module.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    params = resident.model.flat.clone()
+    delta, first = Site(0, np.arange(40), resident).train(params, 1)
+    _, second = Site(0, np.arange(40), resident).train(params - delta, 2)
+    assert second.loss < 0.5 * first.loss
+    assert set(seen) == {dtype}
+    assert {delta.dtype, resident.model.gradient.dtype} == {torch.float32}
+    exact = dataclasses.replace(resident, config=dataclasses.replace(config, precision="fp32"))
+    resident.model.load(params)
+    with torch.inference_mode():
+        low, high = (r.logits(r.train.batch(SHARD)) for r in (resident, exact))
+    assert not torch.equal(low, high)
+    torch.testing.assert_close(low, high, rtol=0.05, atol=0.05)
+    seen.clear()
+    site_module.evaluate(resident, params, 0, 1)
+    assert set(seen) == {dtype}
+
+
+def test_auto_is_float32_on_the_cpu() -> None:
+    assert site_module.precision(Config(), torch.device("cpu")) == "fp32"
+    assert site_module.precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
