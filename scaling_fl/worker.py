@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 from scaling_fl import checkpoint, models, rounds, tokens
+from scaling_fl.behind import Behind
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.memory import SharedMemory
 from scaling_fl.metrics import finite_or_text
-from scaling_fl.plan import Plan, Send
+from scaling_fl.plan import Event, Plan, Send
 from scaling_fl.prepare import COMPLETE, checkpoint_header
 from scaling_fl.server import SGD, ServerState
 from scaling_fl.site import Resident, Site
@@ -43,6 +45,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     federation.wait()  # nobody trains before the state is in place
     state = ServerState(federation.state, model.layout.trained, header["round"])
 
+    send, behind = _one_at_a_time(send), Behind()
     progress = _Progress(send, rank)
     resident = Resident(
         config=plan.config,
@@ -58,25 +61,49 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
         if rank == 0:
-            _report(send, plan, model, state, results)
+            _report(send, plan, model, state, results, behind)
 
     progress.restart(state.round and state.round + 1)
     rounds.run(plan.config, sites, resident, federation, state, SGD(), on_round_end)
+    behind.wait()
     if rank == 0 and plan.config.checkpoints_dir is not None:
         _export(send, plan, model, state)
     federation.leave()
 
 
-def _report(send: Send, plan: Plan, model: FlatModel, state: ServerState, results: dict[str, float]) -> None:
-    """Log the round, then write its checkpoint where one is due."""
+def _one_at_a_time(send: Send) -> Send:
+    """The connection to the launcher takes one event at a time; threads take turns."""
+    turn = threading.Lock()
+
+    def send_in_turn(event: Event) -> None:
+        with turn:
+            send(event)
+
+    return send_in_turn
+
+
+def _report(
+    send: Send, plan: Plan, model: FlatModel, state: ServerState, results: dict[str, float], behind: Behind
+) -> None:
+    """Log the round, then have its checkpoint written behind the next one, where one is due.
+
+    Of the state, which the next round changes, a copy is written. Raises what the last checkpoint's writing met with.
+    """
     config, strict_results = plan.config, finite_or_text(results)
     send({"event": "round", "round": state.round, "metrics": strict_results})
     due = state.round % config.checkpoint_every == 0 or state.round == config.num_rounds
-    if config.checkpoints_dir is not None and state.round > 0 and due:
+    if config.checkpoints_dir is None or state.round == 0 or not due:
+        return
+    behind.wait()  # before the copy: there is never more than one
+    url, round_, header = config.checkpoints_dir, state.round, checkpoint_header(plan, strict_results)
+    tensors = model.arrays(state.params.clone())
+
+    def write() -> None:
         start = time.perf_counter()
-        header = checkpoint_header(plan, strict_results)
-        name = checkpoint.Checkpoints(config.checkpoints_dir).save(state.round, model.arrays(state.params), header)
-        send({"event": "checkpoint", "round": state.round, "path": name, "seconds": time.perf_counter() - start})
+        name = checkpoint.Checkpoints(url).save(round_, tensors, header)
+        send({"event": "checkpoint", "round": round_, "path": name, "seconds": time.perf_counter() - start})
+
+    behind.do(write)
 
 
 def _export(send: Send, plan: Plan, model: FlatModel, state: ServerState) -> None:

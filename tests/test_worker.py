@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scaling_fl import checkpoint, launch, worker
 from scaling_fl.config import Config
+from scaling_fl.errors import UserError
 from scaling_fl.flat import FlatModel
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Plan
@@ -68,3 +71,56 @@ def slow_coordinator(send: Any, plan: Plan, rank: int, memory: SharedMemory) -> 
 
     FlatModel.fill = slow_fill  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
+
+
+def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]], None]) -> None:
+    memory = SharedMemory()
+    jobs = [(plan, rank, memory, how) for rank in range(2)]
+    try:
+        launch.run(f"{__name__}:with_storage", jobs, ["0", "1"], plan.folder, on_event)
+    finally:
+        memory.close()
+
+
+def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: str) -> None:
+    """A worker whose checkpoints are slow to be written, or can't be written from round 2 on."""
+    save = checkpoint.Checkpoints.save
+
+    def other_save(self: Any, round_: int, *args: Any) -> str:
+        if how == "slow":
+            time.sleep(1)
+        elif round_ > 1:
+            raise UserError("checkpoints_dir=out: it can't be written")
+        return save(self, round_, *args)
+
+    checkpoint.Checkpoints.save = other_save  # type: ignore[method-assign]
+    worker.work(send, plan, rank, memory)
+
+
+def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_path: Path) -> None:
+    events: list[tuple[str, int]] = []
+    config = dataclasses.replace(small_config, num_rounds=3)
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] in ("round", "checkpoint"):
+            events.append((event["event"], event["round"]))
+
+    train_with_storage("slow", prepare(config, tmp_path / "slow"), keep)
+    assert events.index(("round", 2)) < events.index(("checkpoint", 1))
+    assert [round_ for event, round_ in events if event == "checkpoint"] == [1, 2, 3]
+    slow = [checkpoint.read_state(tmp_path / f"out/round-{r:06d}.safetensors")[0] for r in (1, 2, 3)]
+    other = dataclasses.replace(config, checkpoints_dir=str(tmp_path / "other"))
+    launch.train(prepare(other, tmp_path / "plain"), lambda event: None)
+    for round_, tensors in zip((1, 2, 3), slow, strict=True):
+        plain = checkpoint.read_state(tmp_path / f"other/round-{round_:06d}.safetensors")[0]
+        for name, array in tensors.items():
+            assert array.tobytes() == plain[name].tobytes(), f"{name} of round {round_} is of that round"
+
+
+def test_a_checkpoint_that_can_not_be_written_ends_the_job_at_the_next(small_config: Config, tmp_path: Path) -> None:
+    rounds_seen: list[int] = []
+    plan = prepare(dataclasses.replace(small_config, num_rounds=9), tmp_path / "work")
+    with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+        train_with_storage("broken", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
+    assert rounds_seen == [0, 1, 2, 3], "the checkpoint of round 2 fails behind round 3"
+    assert checkpoint.Checkpoints(str(tmp_path / "out")).rounds() == [1]

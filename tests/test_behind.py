@@ -1,0 +1,54 @@
+import threading
+
+import pytest
+
+from scaling_fl.behind import Behind
+
+
+def test_the_caller_goes_on_while_the_work_is_done() -> None:
+    behind, go, done = Behind(), threading.Event(), []
+
+    def work() -> None:
+        assert go.wait(10)
+        done.append(threading.current_thread())
+
+    behind.do(work)
+    assert done == [], "the caller is here, and the work waits for it"
+    go.set()
+    behind.wait()
+    assert len(done) == 1
+    assert done != [threading.current_thread()]
+
+
+def test_there_is_never_more_than_one_thing_at_a_time() -> None:
+    behind, running, most = Behind(), 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.02)
+        with lock:
+            running -= 1
+
+    for _ in range(5):
+        behind.do(work)
+        assert running <= 1
+    behind.wait()
+    assert (running, most) == (0, 1)
+
+
+@pytest.mark.parametrize("then", ["do", "wait"])
+def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
+    behind, done = Behind(), []
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    behind.do(fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        behind.wait() if then == "wait" else behind.do(lambda: done.append(1))
+    behind.wait()
+    assert done == []
