@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Local training of one site, beside the Hugging Face Trainer: examples per second, and use of the processor.
+
+    ./run-local.sh benchmarks/local_training.py --model models/all-MiniLM-L6-v2 --train-path data/agnews/train.csv
+
+Same model, texts, length limit (128), batch size (32), AdamW and threads for all. The Trainer shuffles plainly by default;
+`train_sampling_strategy="group_by_length"` is its nearest to ours.
+"""
+
+import argparse
+import statistics
+import sys
+
+import measure
+
+OURS = """
+import dataclasses, json, sys, tempfile, time
+from pathlib import Path
+import numpy as np, torch
+from scaling_fl import models, tasks, tokens
+from scaling_fl.config import Config
+from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.site import Resident, Site
+model, path, threads, batches = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(threads)
+config = Config(task_name="agnews", train_path=path, test_path=path, model=model)
+task = tasks.load(config)
+loaded = models.load(model, task.label_names, [], config.max_seq_len, 1)
+with tempfile.TemporaryDirectory() as folder:
+    tokens.write(Path(folder) / "train", loaded.tokenizer, task.train.texts, task.train.labels, config.max_seq_len)
+    store = tokens.TokenStore(Path(folder) / "train", loaded.tokenizer.pad_token_id)
+    flat = torch.zeros(Layout(loaded.module).size)
+    times = []
+    resident = Resident(config, FlatModel(loaded.module, flat), store, store, torch.device("cpu"),
+                        lambda: times.append(time.perf_counter()))
+    rng = np.random.default_rng(int(sys.argv[5]))
+    params = flat.clone()
+    Site(0, rng.permutation(len(store))[:64], resident).train(params, 1)  # warm up
+    shard = rng.permutation(len(store))[: batches * config.batch_size]
+    start = time.perf_counter()
+    Site(0, shard, resident).train(params, 2)
+    seconds = time.perf_counter() - start
+    body = sum(p.numel() for n, p in loaded.module.named_parameters() if "embeddings" not in n)
+    print(json.dumps([len(shard) / seconds, 6 * body * int(store.lengths[shard].sum()) / seconds]))
+"""
+TRAINER = """
+import json, sys, tempfile, time
+import numpy as np, torch, transformers
+sys.path.insert(0, sys.argv[7])
+from scaling_fl import tasks
+from scaling_fl.config import Config
+model, path, threads, batches, sampling = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[6]
+torch.set_num_threads(threads)
+config = Config(task_name="agnews", train_path=path, test_path=path, model=model)
+task = tasks.load(config)
+tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+module = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=4, dtype=torch.float32)
+order = np.random.default_rng(int(sys.argv[5])).permutation(len(task.train))[: batches * config.batch_size]
+encoded = tokenizer([task.train.texts[i] for i in order], truncation=True, max_length=config.max_seq_len, padding=False)
+rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(task.train.labels[i])}
+        for ids, i in zip(encoded["input_ids"], order)]
+class Clock(transformers.TrainerCallback):
+    def on_step_end(self, arguments, state, control, **kwargs):
+        times.append(time.perf_counter())
+times = []
+with tempfile.TemporaryDirectory() as folder:
+    arguments = transformers.TrainingArguments(
+        folder, per_device_train_batch_size=config.batch_size, num_train_epochs=1, learning_rate=config.learning_rate,
+        lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, train_sampling_strategy=sampling)
+    trainer = transformers.Trainer(module, arguments, train_dataset=rows, callbacks=[Clock()],
+        data_collator=transformers.DataCollatorWithPadding(tokenizer))
+    trainer.train()
+print(json.dumps([(len(rows) - 2 * config.batch_size) / (times[-1] - times[1]), 0]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--train-path", required=True)
+    parser.add_argument("--batches", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    trainer = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
+    measure.wait_until_quiet()
+    rate = measure.matrix_product_rate()
+    seeds = iter(range(1000))
+
+    def ours() -> list[float]:
+        return measure.script(
+            sys.executable,
+            OURS,
+            options.model,
+            options.train_path,
+            measure.CORES,
+            options.batches,
+            next(seeds),
+            GOMP_SPINCOUNT="10000",
+        )
+
+    def peer(sampling: str, batches: int) -> list[float]:
+        return measure.script(
+            trainer, TRAINER, options.model, options.train_path, measure.CORES, batches, 0, sampling, measure.ROOT
+        )
+
+    results = measure.in_turn(
+        {
+            "scaling_fl": ours,
+            "Trainer, group_by_length": lambda: peer("group_by_length", options.batches),
+            "Trainer, default": lambda: peer("random", options.batches // 2),
+        },
+        options.repeats,
+    )
+    speeds = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
+    used = statistics.median(row[1] for row in results["scaling_fl"])
+    mine = speeds["scaling_fl"]
+    measure.table(
+        [
+            (
+                "local training against the Trainer's default",
+                f"{mine:.1f}/s",
+                f"{speeds['Trainer, default']:.1f}/s",
+                f"{mine / speeds['Trainer, default']:.2f}",
+                "≥ 2.5",
+            ),
+            (
+                "… against its `group_by_length`",
+                f"{mine:.1f}/s",
+                f"{speeds['Trainer, group_by_length']:.1f}/s",
+                f"{mine / speeds['Trainer, group_by_length']:.2f}",
+                "≥ 1",
+            ),
+            (
+                "… against this machine's matrix products",
+                f"{used / 1e9:.0f} GFLOP/s",
+                f"{rate / 1e9:.0f} GFLOP/s",
+                f"{used / rate:.2f}",
+                "≥ 0.70",
+            ),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
