@@ -116,12 +116,21 @@ class Config:
     gradient_accumulation_steps: int = _key(
         1, "parts in which a batch is computed, to save memory; the step is the same", **_at_least(1)
     )
-    val_batch_size: int = _key(512, "examples per evaluation batch", **_at_least(1), free=True)
+    val_batch_size: int = _key(
+        512,
+        "examples per evaluation batch at most; fewer on small test sets, and where a GPU's memory is too small",
+        **_at_least(1),
+        free=True,
+    )
     precision: str = _key(
         "auto",
         "of forward and backward passes: fp32, bf16, fp16 or auto (bf16 on GPUs that have it, else fp32); parameters stay float32",
         f"one of {', '.join(PRECISIONS)}",
         PRECISIONS.__contains__,
+    )
+    tf32: bool = _key(False, "True: GPUs may round the factors of fp32 matrix products to 10 bits, which is faster")
+    compile: bool = _key(
+        False, "True: torch.compile the model: faster on a GPU after a minute or two, and needs a C++ compiler"
     )
     gradient_checkpointing: bool = _key(
         False, "True: layers are computed again for the gradient, which saves memory and costs time"
@@ -170,6 +179,10 @@ class Config:
     def evaluates(self, round_: int) -> bool:
         """Whether the global model is evaluated after `round_`."""
         return round_ % self.eval_every == 0 or round_ == self.num_rounds
+
+    def evaluation_batch_size(self, num_test: int) -> int:
+        """Small test sets are cut finer, so that no worker is idle: into 64 batches, unless they fall below 32 examples."""
+        return min(self.val_batch_size, max(32, -(-num_test // 64)))
 
     def check_resumable(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with a job whose meaning would change.

@@ -51,10 +51,12 @@ class Console:
 
     def plan(self, plan: Plan) -> None:
         """Say what is about to happen."""
-        config = plan.config
+        config, devices = plan.config, sorted(set(plan.devices))
+        through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
+        through += ", NCCL between GPUs" * (len(devices) > 1)
         self.line(
-            f"{_number(len(plan.devices), 'site')} on {', '.join(sorted(set(plan.devices)))}, "
-            f"{_number(plan.threads, 'thread')} each; aggregation through shared memory, control over gloo"
+            f"{_number(len(plan.devices), 'site')} on {', '.join(devices)}, "
+            f"{_number(plan.threads, 'thread')} each; aggregation through {through}, control over gloo"
         )
         head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
         self.line(

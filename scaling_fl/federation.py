@@ -1,9 +1,11 @@
 """How workers agree and aggregate. The only importer of `torch.distributed`.
 
-The workers of one machine aggregate through its memory: a shared float32 array with one row per worker and one
-row for the server's state. Each worker fills its row, then reduces its slice of all rows, which no one else
-touches, and steps the server's state with it; then all read the result. Small objects travel over gloo. That holds for CPUs and for any number of
-sites per GPU, where NCCL would refuse the second.
+The workers of a place aggregate through its memory: an array with a row for each worker, in which its model lives,
+and a row for the server's state. Each worker reduces its slice of all rows, which no one else touches, and steps the
+server's state with it; then all read the result. A place is a GPU, whose memory its workers see through CUDA's
+interprocess handles, or the machine's memory, for sites on the CPU. NCCL alone would refuse two workers on one GPU.
+Where there are several places, one worker of each, its leader, sums over all of them in between. Small objects travel
+over gloo.
 """
 
 import contextlib
@@ -11,20 +13,23 @@ import datetime
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from scaling_fl import cuda_memory
 from scaling_fl.errors import JobFailed, PeerLost
 from scaling_fl.memory import SharedMemory
 
 # Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long.
 _TIMEOUT = datetime.timedelta(hours=6)
 
-_PIECE = 2**18  # float32 values, 1 MiB: what a core's cache holds while N rows are added into it
+# float32 values. On CPUs 1 MiB: what a core's cache holds while N rows are added into it; on GPUs, where each piece
+# costs the launch of N kernels, 16 MiB.
+_PIECE = {"cpu": 2**18, "cuda": 2**22}
 
 
 class WeightedSum:
@@ -54,23 +59,71 @@ class WeightedSum:
 class Federation:
     """The workers of this job, seen from one of them.
 
-    `row`: this worker's row (size,), in which it leaves its weighted sum; `state`: the server's row (size,),
-    one for all; `part`: the slice of the state that this worker reduces and updates.
+    `row`: this worker's row (size,), in which it leaves its weighted sum; `state`: the server's row (size,), one for
+    each place; `part`: the slice of the state that this worker reduces and updates; `note`: what the user should know.
     """
 
-    def __init__(self, rank: int, num_workers: int, size: int, memory: SharedMemory, rendezvous: Path):
+    def __init__(self, rank: int, devices: Sequence[str], size: int, memory: SharedMemory, rendezvous: Path):
+        """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs."""
         # One machine: gloo needs no other interface, and must not depend on what the hostname resolves to.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-        self.rank, self.num_workers = rank, num_workers
-        rows = torch.from_numpy(memory.floats(num_workers + 1, size))
-        self._rows, self.state = rows[:-1], rows[-1]
-        self.row = rows[rank]
-        bounds = [size * i // num_workers for i in range(num_workers + 1)]
-        self.part = slice(bounds[rank], bounds[rank + 1])
+        self.rank, self.num_workers, self.note = rank, len(devices), ""
         with _collective():
             dist.init_process_group(
-                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_workers, timeout=_TIMEOUT
+                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(devices), timeout=_TIMEOUT
             )
+        self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
+        rows = self._gpu_rows(devices, size) if self._gpu is not None else None
+        if rows is None:
+            places = ["host"] * len(devices) if self._gpu is not None else devices
+            rows = self._host_rows(places, size, memory)
+        else:
+            places = devices
+        self._members = [other for other, place in enumerate(places) if place == places[rank]]
+        me, count = self._members.index(rank), len(self._members)
+        self._rows, self.row, self.state = rows[:count], rows[me], rows[count]
+        bounds = [size * i // count for i in range(count + 1)]
+        self.part = slice(bounds[me], bounds[me + 1])
+        leaders = [places.index(place) for place in dict.fromkeys(places)]
+        self.is_leader = rank in leaders
+        self._sum: torch.Tensor | None = None
+        self._leaders: Any = None
+        if len(leaders) > 1:
+            self._sum = rows[count + 1]
+            self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
+
+    def _gpu_rows(self, devices: Sequence[str], size: int) -> torch.Tensor | None:
+        """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
+        assert self._gpu is not None
+        leader = devices.index(str(self._gpu))
+        shape = (_num_rows(devices, str(self._gpu)), size)
+        rows, handle, refusal = None, b"", ""
+        if leader == self.rank:
+            try:
+                rows, handle = cuda_memory.allocate(shape, self._gpu)
+            except cuda_memory.NotPermitted as error:
+                refusal = str(error)
+        handle = self.gather(handle)[leader]
+        if handle and leader != self.rank:
+            try:
+                rows = cuda_memory.attach(handle, shape, self._gpu)
+            except cuda_memory.NotPermitted as error:
+                refusal = str(error)
+        refusals = list(filter(None, self.gather(refusal)))
+        if refusals:
+            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through pinned host memory"
+            return None
+        return rows
+
+    def _host_rows(self, places: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
+        """The rows of this worker's place in the machine's memory, in which all places stand one after another."""
+        counts = {place: _num_rows(places, place) for place in places}
+        everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
+        if self._gpu is not None:
+            cuda_memory.pin(everything)
+        mine = places[self.rank]
+        first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
+        return everything[first : first + counts[mine]]
 
     def exchange(self, *values: float) -> list[list[float]]:
         """These numbers of every worker, by rank, to every worker."""
@@ -99,8 +152,14 @@ class Federation:
 
     def wait(self) -> None:
         """Until every worker is here. What was written to shared memory before it is seen after it."""
+        self._finish()
         with _collective():
             dist.barrier()
+
+    def _finish(self) -> None:
+        """Until this worker's GPU has done what it was told."""
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
 
     def mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
         """Example-weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
@@ -112,26 +171,58 @@ class Federation:
         """
         if total.value is not None and total.value.data_ptr() != self.row.data_ptr():
             self.row.copy_(total.value)
+        self._finish()
         accounts = self.exchange(total.weight, total.scale)
         weight = sum(weight for weight, _ in accounts)
-        terms = [(row, scale / weight) for row, (own, scale) in zip(self._rows, accounts, strict=True) if own > 0]
-        buffer, sums = torch.empty(_PIECE), [torch.zeros(())]
-        for start in range(self.part.start, self.part.stop, _PIECE):
-            piece = slice(start, min(start + _PIECE, self.part.stop))
-            delta = buffer[: piece.stop - piece.start]
-            (first, factor), *others = terms
-            torch.mul(first[piece], factor, out=delta)
-            for row, factor in others:
-                delta.add_(row[piece], alpha=factor)
+        terms = [
+            (row, accounts[member][1] / weight)
+            for row, member in zip(self._rows, self._members, strict=True)
+            if accounts[member][0] > 0
+        ]
+        sums = [torch.zeros((), device=self.row.device)]
+        for piece, delta in self._reduced(terms) if self._leaders is None else self._reduced_everywhere(terms):
             sums.append(delta.sum())
             yield piece, delta
-        if not all(finite for (finite,) in self.exchange(torch.isfinite(torch.stack(sums)).all().item())):
+        finite = torch.isfinite(torch.stack(sums)).all().item()
+        self._finish()
+        if not all(others for (others,) in self.exchange(finite)):
             own = total.sites if total.value is not None and not torch.isfinite(self.row.sum()) else []
             bad = sorted(site for sites in self.gather(own) for site in sites)
             raise JobFailed(
                 f"the parameters of site {' or '.join(map(str, bad))} are no longer finite numbers after local "
                 "training; lower learning_rate, and look for broken texts or labels"
             )
+
+    def _reduced(self, terms: list[tuple[torch.Tensor, float]]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Σ factor × row over the rows of this place."""
+        length = _PIECE[self.row.device.type]
+        buffer = torch.empty(length, device=self.row.device)
+        for start in range(self.part.start, self.part.stop, length):
+            piece = slice(start, min(start + length, self.part.stop))
+            delta = buffer[: piece.stop - piece.start]
+            if not terms:
+                delta.zero_()
+            for number, (row, factor) in enumerate(terms):
+                if number == 0:
+                    torch.mul(row[piece], factor, out=delta)
+                else:
+                    delta.add_(row[piece], alpha=factor)
+            yield piece, delta
+
+    def _reduced_everywhere(self, terms: list[tuple[torch.Tensor, float]]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The same over all places: one collective, of the leaders."""
+        assert self._sum is not None
+        for piece, delta in self._reduced(terms):
+            self._sum[piece] = delta
+        self.wait()
+        if self.is_leader:
+            with _collective():
+                dist.all_reduce(self._sum, group=self._leaders)
+        self.wait()
+        length = _PIECE[self.row.device.type]
+        for start in range(self.part.start, self.part.stop, length):
+            piece = slice(start, min(start + length, self.part.stop))
+            yield piece, self._sum[piece]
 
     def leave(self) -> None:
         """End the connections; all workers come here."""
@@ -145,6 +236,11 @@ def _collective() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
         raise PeerLost(f"the connection to another worker broke: {error}") from error
+
+
+def _num_rows(places: Sequence[str], place: str) -> int:
+    """The place's workers, the server's state, and the sum over all places if there are several."""
+    return places.count(place) + 1 + (len(set(places)) > 1)
 
 
 def _loopback() -> str:

@@ -41,4 +41,4 @@ class Plan:
     @property
     def evaluation_steps(self) -> int:
         """Evaluation batches, over all sites."""
-        return -(-self.num_test // self.config.val_batch_size)
+        return -(-self.num_test // self.config.evaluation_batch_size(self.num_test))

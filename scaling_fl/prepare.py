@@ -47,6 +47,8 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} can't do that; leave it out")
+    if config.compile:
+        _check_compiler(devices[0])
     loaded.module.config.save_pretrained(work / "model")
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
@@ -164,6 +166,17 @@ def _devices(config: Config, notes: list[str]) -> tuple[str, ...]:
             f"this machine has GPUs 0 to {num_gpus - 1}"
         )
     return tuple(f"cuda:{index}" for index in config.site_ids)
+
+
+def _check_compiler(device: str) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compilers' many layers raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "
+            "(Debian: apt-get install g++), or leave it out"
+        ) from error
 
 
 def _cores() -> int:

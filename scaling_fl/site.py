@@ -51,6 +51,8 @@ class Resident:
             module = self.model.module  # the second is the older name
             enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        if self.config.compile:
+            self.model.module.compile(dynamic=True)  # batches differ in length
 
     def logits(self, batch: tokens.Batch) -> torch.Tensor:
         """Forward pass, in the configured precision: (B, C) float32."""
@@ -63,8 +65,11 @@ class Resident:
         return logits.float()
 
     def to_device(self, batch: tokens.Batch) -> tokens.Batch:
-        moved = {name: tensor.to(self.device) for name, tensor in batch._asdict().items() if tensor is not None}
-        return tokens.Batch(**moved)
+        """The batch on the device. From pinned memory a GPU fetches it while the CPU goes on."""
+        tensors = {name: tensor for name, tensor in batch._asdict().items() if tensor is not None}
+        if self.device.type == "cuda":
+            tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return tokens.Batch(**tensors)
 
 
 @dataclass(frozen=True)
@@ -150,19 +155,32 @@ def evaluate(resident: Resident, params: torch.Tensor, worker: int, num_workers:
     """Evaluate the server's `params` (size,) on this worker's part of the test set.
 
     The whole set is cut into batches that don't depend on the number of workers; worker w takes batches
-    w, w + num_workers, …, so that all workers together cover each example once.
+    w, w + num_workers, …, so that all workers together cover each example once. A batch that doesn't fit into the
+    GPU's memory is computed in parts, and so are those after it.
     """
     resident.model.load(params)
     resident.model.module.eval()
     num_labels = resident.model.module.config.num_labels
     pending = []
-    batches = tokens.evaluation_batches(resident.test, resident.config.val_batch_size)
+    fitting = resident.config.evaluation_batch_size(len(resident.test))
+    batches = tokens.evaluation_batches(resident.test, fitting)
     for number in range(worker, len(batches), num_workers):
-        batch = resident.to_device(resident.test.batch(batches[number]))
-        logits = resident.logits(batch)
-        loss_sum = cross_entropy(logits, batch.labels, reduction="none").double().sum()
-        cells = batch.labels * num_labels + logits.argmax(-1)
-        confusion = torch.bincount(cells, minlength=num_labels**2).view(num_labels, num_labels)
-        pending.append((number, loss_sum, confusion))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
+        confusion = torch.zeros(num_labels**2, dtype=torch.int64, device=resident.device)
+        rest = batches[number]
+        while len(rest) > 0:
+            try:
+                batch = resident.to_device(resident.test.batch(rest[:fitting]))
+                logits = resident.logits(batch)
+            except torch.OutOfMemoryError:
+                if fitting == 1:
+                    raise
+                fitting = -(-min(fitting, len(rest)) // 2)
+                continue
+            loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
+            cells = batch.labels * num_labels + logits.argmax(-1)
+            confusion += torch.bincount(cells, minlength=num_labels**2)
+            rest = rest[fitting:]
+        pending.append((number, loss_sum, confusion.view(num_labels, num_labels)))
         resident.on_step()
     return [BatchMetrics(number, loss.item(), confusion.cpu().numpy()) for number, loss, confusion in pending]

@@ -31,16 +31,17 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high" if plan.config.tf32 else "highest")
     module = models.rebuild(folder / "model").to(device)
-    federation = Federation(rank, len(plan.devices), Layout(module).size, memory, folder / "rendezvous")
-    on_cpu = device.type == "cpu"
-    model = FlatModel(module, federation.row if on_cpu else torch.zeros_like(federation.row, device=device))
+    federation = Federation(rank, plan.devices, Layout(module).size, memory, folder / "rendezvous")
+    if rank == 0 and federation.note:
+        send({"event": "said", "text": f"note: {federation.note}"})
+    within_reach = federation.row.device == device  # the model trains in the row that is aggregated
+    model = FlatModel(module, federation.row if within_reach else torch.zeros_like(federation.row, device=device))
 
     tensors, header = checkpoint.read_state(folder / "state.safetensors")
-    if rank == 0:
-        model.fill(federation.state, tensors)
-    else:  # the integer buffers are each worker's own
-        model.fill(torch.empty_like(federation.state), tensors)
+    # The state is one for all workers of a place; the integer buffers are each worker's own.
+    model.fill(federation.state if federation.is_leader else model.flat, tensors)
     del tensors
     federation.wait()  # nobody trains before the state is in place
     state = ServerState(federation.state, model.layout.trained, header["round"])
@@ -96,7 +97,7 @@ def _report(
         return
     behind.wait()  # before the copy: there is never more than one
     url, round_, header = config.checkpoints_dir, state.round, checkpoint_header(plan, strict_results)
-    tensors = model.arrays(state.params.clone())
+    tensors = model.arrays(state.params.to("cpu", copy=True))
 
     def write() -> None:
         start = time.perf_counter()

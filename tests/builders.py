@@ -87,19 +87,21 @@ def pretrained(folder: Path, kind: str = "bert") -> Path:
     return folder
 
 
-def resident(folder: Path, config: Config, module: Any, flat: torch.Tensor | None = None, count: int = 40) -> Resident:
+def resident(
+    folder: Path, config: Config, module: Any, flat: torch.Tensor | None = None, count: int = 40, device: str = "cpu"
+) -> Resident:
     """A worker's model and stores: `count` training and 23 test examples."""
     for name, number, seed in (("train", count, 5), ("test", 23, 6)):
         if not (folder / name).exists():
             tokens.write(folder / name, tokenizer(), *texts_and_labels(number, seed), config.max_seq_len)
     if flat is None:
-        flat = torch.zeros(Layout(module).size)
+        flat = torch.zeros(Layout(module).size, device=device)
     return Resident(
         config=config,
-        model=FlatModel(module, flat),
+        model=FlatModel(module.to(device), flat),
         train=tokens.TokenStore(folder / "train", pad_token_id=0),
         test=tokens.TokenStore(folder / "test", pad_token_id=0),
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 
@@ -115,7 +117,7 @@ def worker(
 ) -> tuple[list[Site], Resident, Federation, ServerState]:
     """A worker that hosts the sites `hosted`; `module` gives the initial server state."""
     size = Layout(module).size
-    federation = Federation(rank, num_workers, size, memory or SharedMemory(), folder / "rendezvous")
+    federation = Federation(rank, ["cpu"] * num_workers, size, memory or SharedMemory(), folder / "rendezvous")
     home = resident(folder, config, module, federation.row)
     if rank == 0:
         federation.state.copy_(home.model.flat)

@@ -28,6 +28,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Results depend on the number of threads; and two cores are few."""

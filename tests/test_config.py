@@ -98,3 +98,9 @@ def test_every_optimiser_of_the_configuration_is_built() -> None:
     from scaling_fl.site import _OPTIMISERS
 
     assert set(OPTIMISERS) == set(_OPTIMISERS)
+
+
+@pytest.mark.parametrize(("num_test", "size"), [(9, 32), (2048, 32), (2049, 33), (7600, 119), (50_000, 512)])
+def test_small_test_sets_are_cut_finer(num_test: int, size: int) -> None:
+    assert Config().evaluation_batch_size(num_test) == size
+    assert Config(val_batch_size=8).evaluation_batch_size(num_test) == 8

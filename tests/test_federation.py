@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from scaling_fl import cuda_memory
 from scaling_fl import federation as federation_module
 from scaling_fl.errors import JobFailed, PeerLost
 from scaling_fl.federation import Federation, WeightedSum
@@ -20,9 +21,9 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
     return [(site, torch.randn(SIZE, generator=torch.Generator().manual_seed(site)), n) for site, n in sites]
 
 
-def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> dict[str, Any]:
-    federation_module._PIECE = 100
-    federation = Federation(rank, num_workers, SIZE, memory, folder / "rendezvous")
+def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str]) -> dict[str, Any]:
+    federation_module._PIECE = dict.fromkeys(federation_module._PIECE, 100)
+    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous")
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -43,32 +44,51 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -
     for part, delta in federation.mean(total):
         federation.state[part] = delta
         pieces.append((part.start, part.stop))
-    state = federation.state.clone().numpy()
+    state = federation.state.to("cpu", copy=True).numpy()
     gathered = federation.gather({"rank": rank})
     federation.wait()
     federation.leave()
     return {"state": state, "pieces": pieces, "calls": calls, "gathered": gathered}
 
 
-def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(run_distributed: Any) -> None:
-    results = run_distributed(aggregate, 3)
+@pytest.mark.parametrize(
+    ("places", "lengths"),
+    [
+        (["cpu", "cpu", "cpu"], [[334, 334, 335]]),
+        (["cpu:1", "cpu:0", "cpu:1"], [[501, 502], [1003]]),  # two memories, as of two GPUs
+        (["cpu:0", "cpu:0", "cpu:1"], [[501, 502], [1003]]),  # the second has no site in this round
+        (["cpu:0", "cpu:1", "cpu:2"], [[1003], [1003], [1003]]),
+    ],
+)
+def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
+    run_distributed: Any, places: list[str], lengths: list[list[int]]
+) -> None:
+    results = run_distributed(aggregate, 3, places)
     everyone = [d for rank in range(3) for d in deltas(rank)]
     expected = sum(delta.double() * examples / 40 for _, delta, examples in everyone)
     for result in results:
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
-        # Weights are exchanged, then whether all is finite: no collective per tensor. The others belong to this test.
-        assert result["calls"] == {"all_reduce": 2 + 2, "barrier": 1}
-    # Parts of 334, 334 and 335 values in pieces of up to 100: disjoint, and all of it.
-    bounds = sorted(piece for result in results for piece in result["pieces"])
-    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds)][:-1]
-    assert bounds[-1][1] == SIZE
-    assert [len(result["pieces"]) for result in results] == [4, 4, 4]
+    # Weights are exchanged, then whether all is finite: no collective per tensor. The others belong to this test, which
+    # gathers and waits. Between places their leaders sum, before and after which all wait.
+    several = len(set(places)) > 1
+    leaders = [places.index(place) for place in set(places)]
+    assert [result["calls"] for result in results] == [
+        {"all_reduce": 2 + 2 + (several and rank in leaders), "barrier": 1 + 2 * several} for rank in range(3)
+    ]
+    # In each place the parts are disjoint, and all of it; they come in pieces of up to 100 values.
+    for place, expected_lengths in zip(dict.fromkeys(places), lengths, strict=True):
+        parts = [result["pieces"] for result, own in zip(results, places, strict=True) if own == place]
+        assert [part[-1][1] - part[0][0] for part in parts] == expected_lengths
+        bounds = sorted(piece for part in parts for piece in part)
+        assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds)][:-1]
+        assert bounds[-1][1] == SIZE
+        assert max(stop - start for start, stop in bounds) == 100
 
 
 def diverge(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    federation = Federation(rank, num_workers, SIZE, memory, folder / "rendezvous")
+    federation = Federation(rank, ["cpu"] * num_workers, SIZE, memory, folder / "rendezvous")
     total = WeightedSum(single=True)
     total.add(rank + 4, torch.full((SIZE,), float("nan") if rank == 1 else 1.0), 1)
     try:
@@ -84,8 +104,56 @@ def test_a_delta_that_is_not_finite_stops_every_worker_and_names_the_site(run_di
     assert messages[0].startswith("the parameters of site 5 are no longer finite")
 
 
+def aggregate_like_gpus(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, devices: list[str], refuse: list[int]
+) -> dict[str, Any]:
+    """As `aggregate`, with files in the place of the memories of GPUs; the workers `refuse` may not see another's."""
+
+    def file(handle: bytes, shape: tuple[int, int]) -> torch.Tensor:
+        return torch.from_file(handle.decode(), shared=True, size=shape[0] * shape[1]).view(shape)
+
+    def allocate(shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, bytes]:
+        if rank in refuse:
+            raise cuda_memory.NotPermitted("operation not supported")
+        handle = f"{folder}/gpu{device.index}".encode()
+        return file(handle, shape), handle
+
+    def attach(handle: bytes, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+        if rank in refuse:
+            raise cuda_memory.NotPermitted("invalid device context")
+        return file(handle, shape)
+
+    pinned: list[torch.Tensor] = []
+    finished: list[torch.device] = []
+    cuda_memory.allocate, cuda_memory.attach, cuda_memory.pin = allocate, attach, pinned.append
+    torch.cuda.synchronize = finished.append
+    note: list[str] = []
+    leave = Federation.leave
+    Federation.leave = lambda self: (note.append(self.note), leave(self))[1]
+    result = aggregate(rank, num_workers, memory, folder, devices)
+    return result | {"note": note[0], "pinned": len(pinned), "finished": {str(device) for device in finished}}
+
+
+@pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
+@pytest.mark.parametrize("refuse", [[], [0], [2], [0, 1, 2]])
+def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
+    run_distributed: Any, tmp_path: Path, devices: list[str], refuse: list[int]
+) -> None:
+    results = run_distributed(aggregate_like_gpus, 3, devices, refuse)
+    expected = sum(delta.double() * examples / 40 for rank in range(3) for _, delta, examples in deltas(rank))
+    for rank, result in enumerate(results):
+        np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(result["state"], results[0]["state"])
+        assert result["finished"] == {devices[rank]}
+        assert result["pinned"] == bool(refuse)
+        assert result["note"].startswith("CUDA IPC isn't permitted here (") == bool(refuse)
+    # A barrier before and after the leaders' sum, which there is where memories are several.
+    several = len(set(devices)) > 1 and not refuse
+    assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3
+
+
 def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    federation = Federation(rank, num_workers, 1, memory, folder / "rendezvous")
+    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, folder / "rendezvous")
     federation.wait()
     if rank == 1:
         federation.leave()

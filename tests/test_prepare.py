@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from scaling_fl import checkpoint, launch
+from scaling_fl import prepare as prepare_module
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.plan import Plan
@@ -97,3 +98,15 @@ def test_a_second_job_on_the_same_data_does_not_tokenise_again(
     assert prepare_it("part", max_seq_len=13, max_test_examples=5) == 1, "the test texts are others"
     first, again = (TokenStore(tmp_path / name / "train", 0) for name in ("first", "again"))
     assert (first.tokens == again.tokens).all()
+
+
+def test_compile_without_a_compiler_is_refused(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(UserError, match=r"compile=True: torch can't compile for cpu \(.*no-such-compiler.*g\+\+"):
+        prepare_module.prepare(
+            lambda event: None, dataclasses.replace(small_config, compile=True), str(tmp_path / "work")
+        )

@@ -200,3 +200,44 @@ def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
 def test_auto_is_float32_on_the_cpu() -> None:
     assert site_module.precision(Config(), torch.device("cpu")) == "fp32"
     assert site_module.precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
+
+
+@pytest.mark.parametrize("fits", [5, 2, 1, 0])
+def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(tmp_path: Path, fits: int) -> None:
+    resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
+    params = resident.model.flat.clone()
+    expected = site_module.evaluate(resident, params, 0, 1)
+    sizes: list[int] = []
+
+    def like_a_small_gpu(module: Any, inputs: Any, keywords: Any) -> None:
+        if len(keywords["input_ids"]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(keywords["input_ids"]))
+
+    resident.model.module.register_forward_pre_hook(like_a_small_gpu, with_kwargs=True)
+    if fits == 0:
+        with pytest.raises(torch.OutOfMemoryError):
+            site_module.evaluate(resident, params, 0, 1)
+        return
+    found = site_module.evaluate(resident, params, 0, 1)
+    assert [batch.batch for batch in found] == [batch.batch for batch in expected] == [0, 1, 2]
+    for batch, whole in zip(found, expected, strict=True):
+        assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+        assert np.array_equal(batch.confusion, whole.confusion)
+    # 23 texts in batches of 10, 10 and 3; once a part fits, the parts stay as small.
+    assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
+
+
+def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -> None:
+    results = []
+    for compile_ in (False, True):
+        config = Config(batch_size=7, learning_rate=0.1, optimiser="sgd", compile=compile_)
+        resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+        params = resident.model.flat.clone()
+        delta, _ = Site(2, np.arange(40), resident).train(params, 3)
+        after = params - delta
+        evaluated = site_module.evaluate(resident, after, 0, 1)
+        results.append((after, sum(batch.loss_sum for batch in evaluated)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
+    assert resident.model.module._compiled_call_impl is not None
