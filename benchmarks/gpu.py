@@ -1,0 +1,249 @@
+#!/usr/bin/env python
+"""One GPU: local training beside the Hugging Face Trainer, and 1 to 16 sites that share the GPU. No network is needed.
+
+    ./run-local.sh benchmarks/gpu.py
+
+Shapes of BERT-base and DistilBERT with random weights, batches of 32 texts of 8 to 128 tokens, AdamW, bf16 where the GPU has
+it. Model FLOPs are 6 × (parameters outside the embeddings) × (real tokens), set against the rate of large matrix
+products in the same precision. Aggregation must move N reads and 1 write; a copy is 1 read and 1 write.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+import transformers
+
+from scaling_fl import launch, tokens
+from scaling_fl.config import Config
+from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.memory import SharedMemory
+from scaling_fl.server import SGD, ServerState
+from scaling_fl.site import Resident, Site
+
+DEVICE = torch.device("cuda:0")
+SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
+VOCABULARY = 30522
+BATCH = 32
+OURS = "import sys, json, gpu; print(json.dumps(gpu.ours(sys.argv[1], int(sys.argv[2]), sys.argv[3])))"
+TRAINER = (
+    "import sys, json, gpu; print(json.dumps(gpu.trainer(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])))"
+)
+
+
+def module(shape: str) -> Any:
+    torch.manual_seed(1)
+    return transformers.AutoModelForSequenceClassification.from_config(SHAPES[shape](num_labels=4))
+
+
+def examples(count: int) -> tuple[list[list[int]], np.ndarray]:
+    """Random token ids; the lengths spread like those of news."""
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.lognormal(3.9, 0.4, count).astype(int), 8, 128)
+    return [rng.integers(1000, VOCABULARY, length).tolist() for length in lengths], rng.integers(0, 4, count)
+
+
+class Tokenized:
+    """In the place of a tokenizer: what it is given are token ids already."""
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+    def __call__(self, texts: Sequence[list[int]], *_: Any, **__: Any) -> dict[str, Any]:
+        return {"input_ids": list(texts)}
+
+
+def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.Tensor | None = None) -> Resident:
+    if not (folder / "train").exists():
+        tokens.write(folder / "train", Tokenized(), *examples(count), 128)
+    store = tokens.TokenStore(folder / "train", 0)
+    built = module(shape).to(DEVICE)
+    flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
+    return Resident(Config(batch_size=BATCH, precision=precision), FlatModel(built, flat), store, store, DEVICE)
+
+
+def flops(built: Any, num_tokens: int) -> float:
+    return 6.0 * num_tokens * sum(p.numel() for name, p in built.named_parameters() if "embeddings" not in name)
+
+
+def ours(shape: str, batches: int, precision: str) -> tuple[float, float]:
+    """Examples and model FLOPs per second of one site."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = resident(Path(folder), shape, batches * BATCH, precision)
+        params, everything = home.model.flat.clone(), np.arange(batches * BATCH)
+        Site(0, everything[: 4 * BATCH], home).train(params, 1)  # warm up
+        torch.cuda.synchronize()
+        seconds = measure.timed(lambda: Site(0, everything, home).train(params, 2))  # it ends with a read of the loss
+        return len(everything) / seconds, flops(home.model.module, int(home.train.lengths.sum())) / seconds
+
+
+def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[float, float]:
+    """The same of the Hugging Face Trainer."""
+    ids, labels = examples(batches * BATCH)
+    rows = [
+        {"input_ids": i, "attention_mask": [1] * len(i), "labels": int(n)} for i, n in zip(ids, labels, strict=True)
+    ]
+    times = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if len(times) == 0:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        return {
+            "input_ids": torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch]),
+            "attention_mask": torch.tensor([row["attention_mask"] + [0] * (longest - len(row["attention_mask"])) for row in batch]),
+            "labels": torch.tensor([row["labels"] for row in batch]),
+        }  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            folder, per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=5e-5, max_grad_norm=0.0,
+            lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            train_sampling_strategy=sampling, bf16=precision == "bf16", dataloader_num_workers=4,
+        )  # fmt: skip
+        built = module(shape)
+        transformers.Trainer(
+            built, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]
+        ).train()  # it ends with a read of the loss
+        seconds = time.perf_counter() - times[0]
+    part = (len(times) - 1) / len(times)
+    return part * len(rows) / seconds, part * flops(built, sum(map(len, ids))) / seconds
+
+
+def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str, precision: str, count: int) -> None:
+    """One of several sites on the GPU: three rounds over fixed data, and a check of the mean."""
+    torch.set_num_threads(max(1, measure.CORES // num_sites))
+    torch.cuda.set_device(DEVICE)
+    size = Layout(module("DistilBERT")).size
+    federation = Federation(rank, [str(DEVICE)] * num_sites, size, memory, Path(folder) / "rendezvous")
+    shared = federation.row.is_cuda
+    home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, federation.row if shared else None)
+    if rank == 0:
+        federation.state.copy_(home.model.flat)
+    federation.wait()
+    state = ServerState(federation.state, home.model.layout.trained, 0)
+    shard = np.arange(rank, count, num_sites)
+    result: dict[str, Any] = {"through": federation.note or "CUDA IPC", "train": [], "aggregate": []}
+    for round_ in range(1, 5):
+        federation.wait()
+        start = time.perf_counter()
+        delta, _ = Site(rank, shard, home).train(state.params, round_)
+        federation.wait()
+        trained = time.perf_counter()
+        before, sample = state.params[:100_000].cpu(), delta[:100_000].cpu()
+        samples = federation.gather((len(shard), sample.numpy()))
+        federation.wait()
+        begun = time.perf_counter()
+        total = WeightedSum(single=True)
+        total.add(rank, delta, len(shard))
+        for part, piece in federation.mean(total):
+            SGD().step(state, piece, part)
+        ended = time.perf_counter()
+        expected = before - sum(n / count * torch.from_numpy(values).double() for n, values in samples)
+        torch.testing.assert_close(state.params[:100_000].cpu().double(), expected.double(), rtol=1e-5, atol=1e-7)
+        if round_ > 1:
+            result["train"].append(trained - start)
+            result["aggregate"].append(ended - begun)
+    free, everything = torch.cuda.mem_get_info(DEVICE)
+    result |= {"memory": everything - free, "bytes": 4 * size}
+    if rank == 0:
+        send({"event": "result", "value": result})
+    federation.wait()
+    federation.leave()
+
+
+def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
+    results: list[dict[str, Any]] = []
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] == "result":
+            results.append(event["value"])
+        else:
+            print(event, flush=True)
+
+    memory = SharedMemory()
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [(rank, num_sites, memory, folder, precision, count) for rank in range(num_sites)]
+        launch.run("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
+    memory.close()
+    return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}
+
+
+def limits(precision: str) -> tuple[float, float]:
+    """FLOP/s of matrix products, and bytes per second that a copy reads and writes."""
+    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=getattr(torch, precision)) for _ in range(2))
+    source = torch.ones(2**28, device=DEVICE)
+    target = torch.empty_like(source)
+
+    def seconds(function: Any) -> float:
+        function()
+        torch.cuda.synchronize()
+        return statistics.median(measure.timed(lambda: (function(), torch.cuda.synchronize())) for _ in range(9))
+
+    return 2 * 8192**3 / seconds(lambda: a @ b), 2 * 4 * 2**28 / seconds(lambda: target.copy_(source))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--sites", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("this machine has no GPU that torch can use")
+    precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    python = sys.executable  # a machine without network may have the Trainer's needs already
+    if importlib.util.find_spec("accelerate") is None:
+        python = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
+    rate, bandwidth = limits({"bf16": "bfloat16", "fp32": "float32"}[precision])
+    print(
+        f"{torch.cuda.get_device_name(DEVICE)}, torch {torch.__version__}, {precision}: {rate / 1e12:.0f} TFLOP/s, copy {bandwidth / 1e9:.0f} GB/s"
+    )
+    claims = []
+    here = {"PYTHONPATH": f"{measure.ROOT}:{Path(__file__).parent}"}
+    for shape in SHAPES:
+        arguments = (shape, options.batches, precision)
+        results = measure.in_turn(
+            {
+                "scaling_fl": lambda arguments=arguments: measure.script(sys.executable, OURS, *arguments, **here),
+                "random": lambda arguments=arguments: measure.script(python, TRAINER, *arguments, "random", **here),
+                "group_by_length": lambda arguments=arguments: measure.script(python, TRAINER, *arguments, "group_by_length", **here),
+            },
+            options.repeats,
+        )  # fmt: skip
+        speed = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
+        used = {name: statistics.median(row[1] for row in rows) for name, rows in results.items()}
+        mine = f"{speed['scaling_fl']:.0f}/s"
+        for peer, name in (("random", "the Trainer's default"), ("group_by_length", "its `group_by_length`")):
+            ratio = f"{speed['scaling_fl'] / speed[peer]:.2f}"
+            claims.append((f"{shape}, {precision}, against {name}", mine, f"{speed[peer]:.0f}/s", ratio, ""))
+        use = f"{used['scaling_fl'] / 1e12:.0f} TFLOP/s"
+        share = f"{used['scaling_fl'] / rate:.2f} (Trainer {used['random'] / rate:.2f}, {used['group_by_length'] / rate:.2f})"
+        claims.append((f"{shape}, against the GPU's matrix products", use, f"{rate / 1e12:.0f} TFLOP/s", share, ""))
+    for sites in options.sites:
+        found = colocated(sites, precision, options.batches * BATCH)
+        moved = (sites + 1) * found["bytes"] / found["aggregate"]
+        what = f"{sites} DistilBERT sites on the GPU, {found['through']}"
+        memory = f"{options.batches * BATCH / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB"
+        claims.append((f"{what}: training", memory, "", "", ""))
+        ms = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s"
+        claims.append((f"{what}: aggregation", ms, f"{bandwidth / 1e9:.0f} GB/s", f"{moved / bandwidth:.2f}", ""))
+    measure.table(claims)
+
+
+if __name__ == "__main__":
+    main()
