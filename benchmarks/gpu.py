@@ -144,7 +144,7 @@ def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str
         delta, _ = Site(rank, shard, home).train(state.params, round_)
         federation.wait()
         trained = time.perf_counter()
-        before, sample = state.params[:100_000].cpu(), delta[:100_000].cpu()
+        before, sample = (t[:100_000].to("cpu", copy=True) for t in (state.params, delta))
         samples = federation.gather((len(shard), sample.numpy()))
         federation.wait()
         begun = time.perf_counter()
