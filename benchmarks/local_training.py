@@ -13,6 +13,8 @@ import sys
 
 import measure
 
+from scaling_fl import launch
+
 OURS = """
 import dataclasses, json, sys, tempfile, time
 from pathlib import Path
@@ -96,7 +98,7 @@ def main() -> None:
             measure.CORES,
             options.batches,
             next(seeds),
-            GOMP_SPINCOUNT="10000",
+            **launch.SETTINGS,
         )
 
     def peer(sampling: str, batches: int) -> list[float]:

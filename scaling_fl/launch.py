@@ -30,6 +30,17 @@ from scaling_fl.plan import Event, Plan
 OnEvent = Callable[[Event], None]
 
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
+# What the children's libraries read when they start; each was chosen by measurement (benchmarks/README.md).
+SETTINGS = {
+    # Threads that spin for long while they wait take the core from a neighbour's thread that has work; threads that
+    # never spin cost a lone site's step a twentieth. So they spin for a moment.
+    "GOMP_SPINCOUNT": "10000",
+    # Tensors of 2 MiB and more on huge pages: a step on few tokens, which waits for weights, takes a fifth less time.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # What one step frees the next one takes, instead of new pages from the system.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
 _CAUSES = {
     signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
     "a smaller batch_size or max_seq_len need less)",
@@ -88,10 +99,9 @@ def run(target: str, jobs: Sequence[tuple[Any, ...]], names: list[str], folder: 
 
 def _fork_server() -> Any:
     """The fork server, started at the first call; it imports torch and transformers once for all children."""
-    # Threads that spin for long while they wait take the core from a neighbour's thread that has work; threads that
-    # never spin cost a lone site's step a twentieth. So they spin for a moment. Read when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for name, value in SETTINGS.items():
+        if name not in os.environ and not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
+            os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scaling_fl.prepare", "scaling_fl.worker"])
     before = os.environ.get("PYTHONPATH")
