@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,12 @@ def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
     if _digest(tensors, header) != sha256:
         raise Damaged("its checksum doesn't match its content")
     return tensors, header
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Some tensors of a state file, unchecked: for readers beside the one that checks it with `read_state`."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _digest(tensors: Arrays, header: Mapping[str, Any]) -> str:

@@ -88,6 +88,10 @@ class FlatModel:
             raise ValueError(f"the state is of another model; it differs in {', '.join(differing[:5])}")
         for name, view in views.items():
             view.copy_(torch.from_numpy(tensors[name]))
+        self.fill_integers(tensors)
+
+    def fill_integers(self, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take the server's integer buffers out of `tensors`, and leave the flat buffer as it is."""
         for name, (buffer, initial) in self._integers.items():
             initial.copy_(torch.from_numpy(tensors[name]))
             buffer.copy_(initial)

@@ -49,6 +49,11 @@ _CAUSES = {
 }
 
 
+def begin() -> None:
+    """Start the process that imports what all children need. It needs no waiting for; without this, `run` starts it."""
+    _fork_server()
+
+
 def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:
     """Run the preparation child. Raises `UserError` on bad input, `JobFailed` on any other failure."""
     plans: list[Plan] = []

@@ -18,6 +18,7 @@ import transformers.models.distilbert.modeling_distilbert
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.initialization import no_init_weights
 
 from scaling_fl import hub, seeds
 from scaling_fl.errors import UserError
@@ -98,7 +99,10 @@ def tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
 def rebuild(folder: Path) -> torch.nn.Module:
     """The architecture that `folder/config.json` describes. Its parameters are arbitrary: the caller fills them."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    with no_init_weights():  # to draw them would take longer than all else that a worker does before it trains
+        module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    module.tie_weights()  # left out with the drawing
+    return module
 
 
 def takes_token_types(module: torch.nn.Module) -> bool:

@@ -39,12 +39,13 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     within_reach = federation.row.device == device  # the model trains in the row that is aggregated
     model = FlatModel(module, federation.row if within_reach else torch.zeros_like(federation.row, device=device))
 
-    tensors, header = checkpoint.read_state(folder / "state.safetensors")
     # The state is one for all workers of a place; the integer buffers are each worker's own.
-    model.fill(federation.state if federation.is_leader else model.flat, tensors)
-    del tensors
+    if federation.is_leader:
+        model.fill(federation.state, checkpoint.read_state(folder / "state.safetensors")[0])
+    else:
+        model.fill_integers(checkpoint.read_tensors(folder / "state.safetensors", model.layout.integer_names))
     federation.wait()  # nobody trains before the state is in place
-    state = ServerState(federation.state, model.layout.trained, header["round"])
+    state = ServerState(federation.state, model.layout.trained, plan.round)
 
     send, behind = _one_at_a_time(send), Behind()
     progress = _Progress(send, rank)

@@ -21,15 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import dotenv
-from sacred import SETTINGS, Experiment
-from sacred.config import load_config_file
-from sacred.run import Run
-from sacred.utils import SacredError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
-from scaling_fl import launch, machine, tracking  # noqa: E402
+from scaling_fl import launch  # noqa: E402
+
+if __name__ == "__main__":
+    dotenv.load_dotenv(ROOT / ".env")
+    launch.begin()  # torch is imported there while Sacred is imported here
+
+from sacred import SETTINGS, Experiment  # noqa: E402
+from sacred.config import load_config_file  # noqa: E402
+from sacred.run import Run  # noqa: E402
+from sacred.utils import SacredError  # noqa: E402
+
+from scaling_fl import machine, tracking  # noqa: E402
 from scaling_fl.command_line import NAMED_CONFIGS, keep_text  # noqa: E402
 from scaling_fl.config import Config  # noqa: E402
 from scaling_fl.console import Console  # noqa: E402
@@ -198,7 +205,6 @@ def main(argv: list[str]) -> None:
     for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers end, Sacred says INTERRUPTED
         if signal.getsignal(stop) is not signal.SIG_IGN:  # nohup
             signal.signal(stop, signal.default_int_handler)
-    dotenv.load_dotenv(ROOT / ".env")
     with contextlib.ExitStack() as resources:
         session = Session(resources)
         resources.callback(session.console.close)

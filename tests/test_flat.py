@@ -126,6 +126,11 @@ def test_a_state_goes_out_by_name_and_comes_back() -> None:
         assert np.array_equal(view.numpy(), arrays[name])
     assert other.module.norm.num_batches_tracked == 9
     assert other.arrays(received)["norm.num_batches_tracked"] == 9
+    flat = other.flat.clone()
+    other.fill_integers({"norm.num_batches_tracked": np.array(11)})
+    other.load(received)
+    assert other.module.norm.num_batches_tracked == 11
+    other.load(flat)
 
     del arrays["out.bias"]
     with pytest.raises(ValueError, match=r"of another model; it differs in out\.bias"):

@@ -147,6 +147,20 @@ def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> No
     assert type(again) is type(loaded.module)
     shapes = {name: tensor.shape for name, tensor in loaded.module.state_dict().items()}
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+    again.load_state_dict(loaded.module.state_dict())
+    ids = torch.arange(12).view(2, 6)
+    with torch.inference_mode():  # what no state holds, position numbers for one, is there too
+        logits = [module.eval()(input_ids=ids).logits for module in (loaded.module, again)]
+    assert torch.equal(*logits)
+
+
+def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
+    loaded = load(str(builders.pretrained(tmp_path)))
+    loaded.module.config.save_pretrained(tmp_path / "plan")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    models.rebuild(tmp_path / "plan")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False)])
