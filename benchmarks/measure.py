@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl" / "benchmarks"
 CORES = len(os.sched_getaffinity(0))
+ROWS = "SCALING_FL_BENCHMARK_ROWS"  # names a file that takes the rows of `table` as well, as lines of JSON
 
 
 def wait_until_quiet(minutes: float = 10) -> None:
@@ -108,4 +109,7 @@ def table(claims: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print claims as rows: what, ours, peer, ratio, bar."""
     print("| claim | ours | peer | ratio | bar |\n| --- | --- | --- | --- | --- |")
     for row in claims:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |", flush=True)
+    if path := os.environ.get(ROWS):
+        with open(path, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in claims)

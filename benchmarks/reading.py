@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Seconds and memory to read a data set of Yelp's size, beside pandas and `datasets` on the same file.
 
-    ./run-local.sh -m pip install datasets==5.2.0
     ./run-local.sh benchmarks/reading.py
 
 Writes a synthetic training file (650,000 reviews of 20 to 1,000 words) and a test file to a temporary folder, and reads
@@ -10,17 +9,13 @@ also checks every value, and does the whole of the task: stars to classes, escap
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import measure
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Each reads argv[1] (and, ours, argv[2]) and prints its own seconds and peak memory above what its imports took.
 READERS = {
@@ -81,23 +76,32 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=650_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    peers = measure.peer("reading", "pandas==3.1.1", "datasets==5.2.0", "numpy")
+    measure.wait_until_quiet()
     with tempfile.TemporaryDirectory() as folder:
         train, test = Path(folder) / "train.csv", Path(folder) / "test.csv"
         write(train, options.rows, 0)
         write(test, 1000, 1)
         size = train.stat().st_size
-        results: dict[str, list[list[float]]] = {name: [] for name in READERS}
-        for _ in range(options.repeats):
-            for name, reader in READERS.items():
-                command = [sys.executable, "-c", FRAME.format(reader=reader), train, test, str(options.rows)]
-                environ = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-                done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)
-                results[name].append(json.loads(done.stdout.splitlines()[-1]))
+
+        def run(name: str) -> list[float]:
+            python = sys.executable if name.startswith("scaling_fl") else peers
+            seconds_and_memory: list[float] = measure.script(
+                python, FRAME.format(reader=READERS[name]), train, test, options.rows
+            )
+            return seconds_and_memory
+
+        results = measure.in_turn({name: (lambda name=name: run(name)) for name in READERS}, options.repeats)
     print(f"{options.rows:,} rows, {size / 1e6:,.0f} MB; medians of {options.repeats}")
-    print(f"{'':<24}{'seconds':>9}{'MB/s':>8}{'memory':>10}{'of the file':>13}")
-    for name, measured in results.items():
-        seconds, memory = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{name:<24}{seconds:>9.1f}{size / 1e6 / seconds:>8.0f}{memory / 1e6:>7,.0f} MB{memory / size:>12.2f}×")
+    medians = {name: [statistics.median(c) for c in zip(*rows, strict=True)] for name, rows in results.items()}
+    (seconds, memory), *others = medians.values()
+    rows = []
+    for name, (peer_seconds, peer_memory) in zip(list(medians)[1:], others, strict=True):
+        what = f"{size / 1e6:,.0f} MB of reviews read, against {name}"
+        rows.append((f"{what}: time", f"{seconds:.1f} s", f"{peer_seconds:.1f} s", f"{seconds / peer_seconds:.1f}", ""))
+        mine, theirs = f"{memory / 1e6:,.0f} MB", f"{peer_memory / 1e6:,.0f} MB"
+        rows.append((f"{what}: memory", mine, theirs, f"{memory / peer_memory:.2f}", ""))
+    measure.table(rows)
 
 
 if __name__ == "__main__":

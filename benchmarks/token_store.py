@@ -52,17 +52,18 @@ def main() -> None:
         reading.write(train, options.rows, 0)
         reading.write(test, 1000, 1)
         print(f"{options.rows:,} texts, {train.stat().st_size / 1e6:,.0f} MB")
+        rows = []
         for name in ("first job", "next job"):
             work = Path(folder) / name
             work.mkdir()
             seconds, memory, size, count, dtype = measure.script(
                 sys.executable, JOB, train, test, options.model, work, Path(folder) / "cache"
             )
-            print(
-                f"{name}: {seconds:.1f} s, {memory / 1e6:,.0f} MB of memory above the texts; "
-                f"{size / 1e6:,.0f} MB on disk for {count:,} tokens of type {dtype}",
-                flush=True,
-            )
+            print(f"{name}: {count:,} tokens of type {dtype}", flush=True)
+            what = f"{options.rows:,} reviews tokenised, {name}"
+            found = f"{seconds:.1f} s, {memory / 1e6:,.0f} MB above the texts, {size / 1e6:,.0f} MB on disk"
+            rows.append((what, found, "", "", ""))
+        measure.table(rows)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,16 @@ _CAUSES = {
 }
 
 
+_interrupted = False
+
+
+def interrupt(signal_number: int, frame: types.FrameType | None) -> None:
+    """A signal handler: `KeyboardInterrupt`, here or soon. Python loses one that comes while it runs a finaliser."""
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
 def begin() -> None:
     """Start the process that imports what all children need. It needs no waiting for; without this, `run` starts it."""
     _fork_server()
@@ -208,6 +218,8 @@ def _watch(children: list[_Child], on_event: OnEvent) -> Exception | None:
     lost: Exception | None = None
     deadline: float | None = None
     while running := [child for child in children if not child.ended]:
+        if _interrupted:
+            raise KeyboardInterrupt
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not wait([source for child in running for source in child.sources()], timeout):
             break

@@ -202,9 +202,9 @@ def show_task(_config: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     global session
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers end, Sacred says INTERRUPTED
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # workers end, Sacred says INTERRUPTED
         if signal.getsignal(stop) is not signal.SIG_IGN:  # nohup
-            signal.signal(stop, signal.default_int_handler)
+            signal.signal(stop, launch.interrupt)
     with contextlib.ExitStack() as resources:
         session = Session(resources)
         resources.callback(session.console.close)

@@ -1,3 +1,4 @@
+import multiprocessing
 import multiprocessing.util
 import os
 import signal
@@ -130,3 +131,32 @@ def test_a_child_that_refuses_may_tidy_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no"):
         start(refuse_and_tidy_up, (str(tmp_path / "tidy"),))
     assert (tmp_path / "tidy").exists()
+
+
+def _send_on(send: Send) -> None:
+    while True:
+        send({"event": "step"})
+        time.sleep(0.01)
+
+
+def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_interrupted", False)
+    before = signal.signal(signal.SIGUSR1, launch.interrupt)
+
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.1)  # the handler runs here, and Python drops what it raises
+
+    def finalise(event: dict[str, Any]) -> None:
+        Finalised()
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch.run(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert multiprocessing.active_children() == []

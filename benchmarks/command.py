@@ -1,0 +1,138 @@
+"""The real command in a folder of its own, on models with random weights and on synthetic texts."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import transformers
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import models as tokenizer_models
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = [f"word{number}" for number in range(4000)]
+SHAPES: dict[str, Callable[[], Any]] = {
+    "MiniLM": lambda: transformers.BertConfig(  # 22.7 M parameters
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "DistilBERT": lambda: transformers.DistilBertConfig(vocab_size=28996),  # 65.8 M parameters
+}
+
+
+def model_folder(folder: Path, shape: str) -> tuple[Path, int]:
+    """A model of this shape with random weights, whose tokenizer has a token for each of `WORDS`; its parameters."""
+    vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(tokenizer_models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(piece, vocabulary[piece]) for piece in ("[CLS]", "[SEP]")]
+    )
+    place = folder / shape
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=512, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(place)
+    model = transformers.AutoModelForSequenceClassification.from_config(SHAPES[shape]())
+    model.save_pretrained(place)
+    return place, model.num_parameters()
+
+
+def data(folder: Path, rows: int, test_rows: int, words: int) -> dict[str, Any]:
+    """The keys of a task with two classes: files of so many texts of so many words."""
+    rng = np.random.default_rng(0)
+    for name, number in (("train.csv", rows), ("test.csv", test_rows)):
+        with open(folder / name, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows([" ".join(rng.choice(WORDS, words)), "ab"[row % 2]] for row in range(number))
+    paths = {"train_path": folder / "train.csv", "test_path": folder / "test.csv"}
+    return {"task_name": "csv", "text_column": "text", "label_column": "label", **paths}
+
+
+def sites(number: int) -> str:
+    """The value of `site_ids` for so many sites."""
+    return f"[{','.join('0' * number)}]"
+
+
+class Job:
+    """The command, typed in a new folder in `parent`. As a context, it is stopped at the end if it still runs."""
+
+    def __init__(self, parent: Path, keys: dict[str, Any], *python: str):
+        self.folder = Path(tempfile.mkdtemp(dir=parent))
+        self.typed_at = time.time()
+        words = [f"{key}={value}" for key, value in keys.items()]
+        with open(self.folder / "output", "w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *(python or [str(measure.ROOT / "scripts" / "train_federated.py")]), "with", *words],
+                cwd=self.folder,
+                env=os.environ | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(parent / "cache")},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+    def output(self) -> str:
+        """What it printed so far."""
+        return (self.folder / "output").read_text()
+
+    def rounds(self) -> dict[int, dict[str, Any]]:
+        """The events of the rounds that have ended."""
+        found = {}
+        for path in (self.folder / "runs" / "_events").glob("*.jsonl"):
+            for line in path.read_text().splitlines(keepends=True):
+                if line.endswith("\n") and (event := json.loads(line))["event"] == "round":
+                    found[event["round"]] = event
+        return found
+
+    def wait_for(self, round_: int) -> dict[str, Any]:
+        """The event of a round, once it is there."""
+        while round_ not in (rounds := self.rounds()):
+            if self.process.poll() is not None and round_ not in self.rounds():
+                sys.exit(f"the command ended before round {round_}:\n{self.output()[-4000:]}")
+            time.sleep(0.02)
+        return rounds[round_]
+
+    def end(self) -> dict[int, dict[str, Any]]:
+        """All rounds, once it has ended well."""
+        if self.process.wait() != 0:
+            sys.exit(f"the command failed:\n{self.output()[-4000:]}")
+        return self.rounds()
+
+    def memory(self) -> int:
+        """Bytes of memory of all its processes; what several of them share counts once (proportional set size)."""
+        total = 0
+        for pid in self._processes():
+            try:
+                with open(f"/proc/{pid}/smaps_rollup") as file:
+                    total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+            except (OSError, StopIteration):  # it has ended
+                continue
+        return total
+
+    def _processes(self) -> Iterator[int]:
+        children: dict[int, list[int]] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(path.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(path.parent.name))
+        found = [self.process.pid]
+        for pid in found:  # it grows
+            found += children.get(pid, [])
+        return iter(found)

@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Every benchmark that needs no GPU, one after another; their rows as one table, here and in benchmarks/README.md.
+
+    ./run-local.sh benchmarks/run_all.py --model models/all-MiniLM-L6-v2 --train-path data/agnews/train.csv
+
+A script that fails is named, the others still run, and the exit status is 1. A missed bar is told in the table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+import torch
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+SCRIPTS = (
+    "aggregation",
+    "checkpoint",
+    "local_training",
+    "reading",
+    "round_overhead",
+    "scaling",
+    "startup",
+    "token_store",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a pre-trained model's folder: local_training, token_store")
+    parser.add_argument("--train-path", required=True, help="AG News: local_training")
+    parser.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS, metavar="SCRIPT")
+    options = parser.parse_args()
+    arguments = {
+        "local_training": ["--model", options.model, "--train-path", options.train_path],
+        "token_store": ["--model", options.model],
+    }
+    rows: list[list[str]] = []
+    failed = []
+    for name in options.only:
+        print(f"\n{name}", flush=True)
+        with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as file:
+            command = [sys.executable, str(HERE / f"{name}.py"), *arguments.get(name, [])]
+            done = subprocess.run(command, env=os.environ | {measure.ROWS: file.name}, check=False)
+            rows += [[f"`{name}`", *json.loads(line)] for line in file]
+        if done.returncode != 0:
+            failed.append(f"{name} (exit status {done.returncode})")
+    table = ["| script | claim | ours | peer | ratio | bar | met |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    table += [f"| {' | '.join([*row, met(ratio=row[4], bar=row[5])])} |" for row in rows]
+    results = "\n".join([machine(), "", *table, *(f"\nfailed: {name}" for name in failed)])
+    print(f"\n{results}")
+    publish(results)
+    sys.exit(1 if failed else 0)
+
+
+def met(ratio: str, bar: str) -> str:
+    """Whether a ratio keeps to its bar, "≥ 0.45" or "≤ 1.5"; nothing where there is no bar."""
+    if not bar:
+        return ""
+    relation, limit = bar.split()
+    value = float(ratio)
+    return "yes" if (value >= float(limit) if relation == "≥" else value <= float(limit)) else "**no**"
+
+
+def machine() -> str:
+    """The line that says on what, of what, and when the figures are."""
+    processor = platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
+        processor = names[0] if names else processor
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return (
+        f"{processor}, {measure.CORES} cores, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit}."
+    )
+
+
+def publish(results: str) -> None:
+    """Put the results between the marks in benchmarks/README.md."""
+    text = RESULTS.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        sys.exit(f"{RESULTS}: expected {BEGIN} and {END} once each; the results stand above only")
+    before, rest = text.split(BEGIN)
+    RESULTS.write_text(f"{before}{BEGIN}\n{results}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
