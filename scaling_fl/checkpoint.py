@@ -36,8 +36,8 @@ class Damaged(Exception):
     """A state file that is truncated, altered, or of a version that this program doesn't know."""
 
 
-def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
-    """Write a state file and force it to the disk."""
+def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any], durable: bool = True) -> None:
+    """Write a state file, and force it to the disk where it shall outlive a crash of the system."""
     header = dict(header) | {"format_version": FORMAT_VERSION}
     header["sha256"] = _digest(tensors, header)
     safetensors.numpy.save_file(
@@ -48,7 +48,8 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)  # safetensors makes it the owner's alone
-    _sync(path)
+    if durable:
+        _sync(path)
 
 
 def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -121,7 +122,8 @@ class Checkpoints:
         name = _file_name(round_)
         with self._reachable(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
-            write_state(path, tensors, dict(header) | {"round": round_})
+            # What is uploaded and then removed need not reach this disk.
+            write_state(path, tensors, dict(header) | {"round": round_}, durable=self.local)
             self._publish(path, name)
         return self.name(name)
 

@@ -57,16 +57,18 @@ class Layout:
 class FlatModel:
     """`module` with its parameters, gradients and float buffers re-homed in flat buffers.
 
-    `flat`: (layout.size,) float32, zeroed, on the module's device; it takes the module's values.
+    `flat`: (layout.size,) float32, zeroed, on the module's device; it takes the module's values, or stays as it is
+    if they are arbitrary.
     """
 
-    def __init__(self, module: Any, flat: torch.Tensor):
+    def __init__(self, module: Any, flat: torch.Tensor, arbitrary: bool = False):
         self.module, self.flat, self.layout = module, flat, Layout(module)
         self.gradient = torch.zeros(self.layout.trained, device=flat.device)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._integers = {name: (tensors[name], tensors[name].clone()) for name in self.layout.integer_names}
         for name, view in self.layout.views(flat).items():
-            view.copy_(tensors[name].data)
+            if not arbitrary:
+                view.copy_(tensors[name].data)
             tensors[name].data = view
         for name, view in self.layout.views(self.gradient).items():
             tensors[name].grad = view

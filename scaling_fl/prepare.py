@@ -73,7 +73,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     layout = Layout(loaded.module)
     if not finished:
-        checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_})
+        checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_}, durable=False)
         np.savez(work / "shards.npz", *shards)
         token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):

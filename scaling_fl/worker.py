@@ -37,7 +37,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if rank == 0 and federation.note:
         send({"event": "said", "text": f"note: {federation.note}"})
     within_reach = federation.row.device == device  # the model trains in the row that is aggregated
-    model = FlatModel(module, federation.row if within_reach else torch.zeros_like(federation.row, device=device))
+    flat = federation.row if within_reach else torch.zeros_like(federation.row, device=device)
+    model = FlatModel(module, flat, arbitrary=True)
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
     if federation.is_leader:
@@ -48,6 +49,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     state = ServerState(federation.state, model.layout.trained, plan.round)
 
     send, behind = _one_at_a_time(send), Behind()
+    snapshot = torch.empty(federation.state.shape)  # no memory before the first checkpoint; none of it new after that
     progress = _Progress(send, rank)
     resident = Resident(
         config=plan.config,
@@ -63,7 +65,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
         if rank == 0:
-            _report(send, plan, model, state, results, behind)
+            _report(send, plan, model, state, results, snapshot, behind)
 
     progress.restart(state.round and state.round + 1)
     rounds.run(plan.config, sites, resident, federation, state, SGD(), on_round_end)
@@ -85,20 +87,27 @@ def _one_at_a_time(send: Send) -> Send:
 
 
 def _report(
-    send: Send, plan: Plan, model: FlatModel, state: ServerState, results: dict[str, float], behind: Behind
+    send: Send,
+    plan: Plan,
+    model: FlatModel,
+    state: ServerState,
+    results: dict[str, float],
+    snapshot: torch.Tensor,
+    behind: Behind,
 ) -> None:
     """Log the round, then have its checkpoint written behind the next one, where one is due.
 
-    Of the state, which the next round changes, a copy is written. Raises what the last checkpoint's writing met with.
+    Of the state, which the next round changes, a copy in `snapshot` is written: into memory that is new each time it
+    would take ten times as long. Raises what the last checkpoint's writing met with.
     """
     config, strict_results = plan.config, finite_or_text(results)
     send({"event": "round", "round": state.round, "metrics": strict_results})
     due = state.round % config.checkpoint_every == 0 or state.round == config.num_rounds
     if config.checkpoints_dir is None or state.round == 0 or not due:
         return
-    behind.wait()  # before the copy: there is never more than one
+    behind.wait()  # it reads the last copy
     url, round_, header = config.checkpoints_dir, state.round, checkpoint_header(plan, strict_results)
-    tensors = model.arrays(state.params.to("cpu", copy=True))
+    tensors = model.arrays(snapshot.copy_(state.params))
 
     def write() -> None:
         start = time.perf_counter()
