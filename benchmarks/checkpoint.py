@@ -130,7 +130,7 @@ def main() -> None:
                 **{key: str(value) for key, value in files.items()},
                 model=str(model),
                 max_seq_len=48,
-                site_ids=(0,) * sites,
+                site_ids=(-1,) * sites,
                 threads_per_site=1,
                 batch_size=16,
                 num_rounds=options.rounds,

@@ -18,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 
+NO_MONGO = dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST"), "")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = [f"word{number}" for number in range(4000)]
 SHAPES: dict[str, Callable[[], Any]] = {
@@ -59,7 +60,7 @@ def data(folder: Path, rows: int, test_rows: int, words: int) -> dict[str, Any]:
 
 def sites(number: int) -> str:
     """The value of `site_ids` for so many sites."""
-    return f"[{','.join('0' * number)}]"
+    return f"[{','.join(['-1'] * number)}]"
 
 
 class Job:
@@ -73,7 +74,7 @@ class Job:
             self.process = subprocess.Popen(
                 [sys.executable, *(python or [str(measure.ROOT / "scripts" / "train_federated.py")]), "with", *words],
                 cwd=self.folder,
-                env=os.environ | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(parent / "cache")},
+                env=os.environ | NO_MONGO | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(parent / "cache")},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

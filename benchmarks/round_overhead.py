@@ -6,7 +6,9 @@
 DistilBERT's shape (67 M random parameters), 8 sites on the CPU, one SGD step per site and round on 4 texts of 16 tokens,
 dropout as it is by default; no checkpoint, and no evaluation in the rounds that count. Ours is the real command. Peers
 as their documentation has it, in the fastest of the ways tried: pfl-research in one process with all threads, or with a
-process per core; Flower with an actor per core, each of which keeps its model, rather than one actor with all threads.
+process per core; Flower with an actor per core, each of which keeps its model, rather than one actor with all threads. Peers and
+bare steps run with torch's and the system's defaults; a second run of the bare steps has what our launcher sets for
+memory (launch.SETTINGS), which any program could set.
 """
 
 import argparse
@@ -30,6 +32,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordPiece
+
+from scaling_fl import launch
 
 NUM_SITES, BATCH_SIZE, LENGTH, LEARNING_RATE = 8, 4, 16, 5e-5
 # Each prints, as JSON, the times at which its rounds ended.
@@ -225,10 +229,10 @@ def main() -> None:
         measure.wait_until_quiet()
 
         def run_pfl(processes: int) -> list[float]:
-            launch = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+            torchrun = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
             arguments = ["--standalone", "--nproc-per-node", processes, folder / "pfl_rounds.py"]
             ends: list[float] = measure.script(
-                pfl, launch, *arguments, folder, num_rounds, LEARNING_RATE, measure.CORES
+                pfl, torchrun, *arguments, folder, num_rounds, LEARNING_RATE, measure.CORES
             )
             return ends
 
@@ -240,15 +244,15 @@ def main() -> None:
             )  # fmt: skip
             return ends
 
-        def bare(processes: int) -> list[float]:
-            ends: list[float] = measure.script(
-                sys.executable, BARE, folder, num_rounds, processes, LEARNING_RATE, measure.CORES
-            )
+        def bare(processes: int, **settings: str) -> list[float]:
+            arguments = (folder, num_rounds, processes, LEARNING_RATE, measure.CORES)
+            ends: list[float] = measure.script(sys.executable, BARE, *arguments, **settings)
             return ends
 
         runs: dict[str, Callable[[], list[float]]] = {
             "scaling_fl": lambda: scaling_fl(folder, num_rounds),
             "bare steps, a process per site": lambda: bare(NUM_SITES),
+            "bare steps, our settings": lambda: bare(NUM_SITES, **launch.SETTINGS),
             "bare steps, one process": lambda: bare(1),
             "pfl-research, one process": lambda: run_pfl(1),
             "pfl-research, a process per core": lambda: run_pfl(measure.CORES),
@@ -274,6 +278,7 @@ def main() -> None:
             inverse(
                 "… of the bare steps, a process per site", mine, rounds["bare steps, a process per site"], "≤ 1.25"
             ),
+            inverse("… of those with our settings of memory", mine, rounds["bare steps, our settings"], "≤ 1.25"),
             inverse("… of the bare steps, one process", mine, rounds["bare steps, one process"], ""),
             inverse("start to first round, of Flower's", first["scaling_fl"], first["Flower"], "≤ 0.25"),
             inverse(f"… of {fastest}", first["scaling_fl"], first[fastest], ""),

@@ -51,7 +51,7 @@ def main() -> None:
         name = line.removeprefix("| `").split("`")[0]
         if name in rows and name not in options.only:
             rows[name].append(line)
-    failed = []
+    failed, measured_on = [], machine()
     for name in options.only:
         print(f"\n{name}", flush=True)
         with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as file:
@@ -64,7 +64,7 @@ def main() -> None:
             failed.append(f"{name} (exit status {done.returncode})")
     table = ["| script | claim | ours | peer | ratio | bar | met |", "| --- | --- | --- | --- | --- | --- | --- |"]
     table += [row for name in SCRIPTS for row in rows[name]]
-    results = "\n".join([machine(), "", *table, *(f"\nfailed: {name}" for name in failed)])
+    results = "\n".join([measured_on, "", *table, *(f"\nfailed: {name}" for name in failed)])
     print(f"\n{results}")
     publish(results)
     sys.exit(1 if failed else 0)

@@ -30,7 +30,7 @@ def main() -> None:
     measure.wait_until_quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keys = command.data(folder, options.examples, test_rows=2, words=options.tokens) | {
+        keys = command.data(folder, options.examples, test_rows=1, words=options.tokens) | {
             "model": options.model or command.model_folder(folder, "MiniLM")[0],
             "max_seq_len": options.tokens,
             "batch_size": 16,

@@ -5,7 +5,7 @@
 
 The real command, on model folders with random weights and a few rows. Ready: the event of round 0, which comes when all
 workers hold model and state and have evaluated (one example, which is worker 0's). Where the time goes is measured apart,
-by the same command with a clock at its borders. Memory: the highest proportional set size during round 2 of AdamW, summed
+by the same command with a clock at its borders; "fork server" is what is left to wait for when Sacred is ready. Memory: the highest proportional set size during round 2 of AdamW, summed
 over all processes of the command, of 8 sites less that of 4, a quarter of it; one text of 8 tokens per step, so that
 activations hardly count. Its peer is what a site must hold: parameters, gradients and two moments, 4 bytes each.
 """
@@ -28,8 +28,11 @@ PHASES = ("Python", "imports", "Sacred before", "fork server", "preparation", "S
 CLOCK = """
 import time
 times = [time.time()]
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(os.path.dirname(sys.argv[0])))
+from scaling_fl import launch
+launch.begin()  # as the script does when it is typed
 spec = importlib.util.spec_from_file_location("train_federated", sys.argv[0])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

@@ -1,7 +1,7 @@
 """GPU memory that several processes see, by CUDA's interprocess handles, and host memory that a GPU reads fast.
 
 The driver's own functions, not torch's reference-counted handles: those leave a file behind where a process is killed.
-What is allocated or opened here stays until the process ends.
+What is allocated or attached here stays until it is released, or the process ends.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
 
     Raises `UserError` if the GPU hasn't so much memory, `NotPermitted` where memory can't be shared.
     """
-    torch.zeros(1, device=device)  # there is a context now, and it is current
+    enter(device)
     pointer, handle = ctypes.c_uint64(), _Handle()
     size = 4 * torch.Size(shape).numel()
     code = _driver().cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
@@ -39,13 +39,19 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
             "use fewer sites per GPU, or a smaller model"
         )
     _check(code)
-    _check(_driver().cuIpcGetMemHandle(ctypes.byref(handle), pointer))
-    return _tensor(pointer, shape, device).zero_(), bytes(handle)
+    try:
+        _check(_driver().cuIpcGetMemHandle(ctypes.byref(handle), pointer))
+    except NotPermitted:
+        _driver().cuMemFree_v2(pointer)
+        raise
+    memory = _tensor(pointer, shape, device).zero_()
+    torch.cuda.synchronize(device)  # before another process writes to it
+    return memory, bytes(handle)
 
 
 def attach(handle: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The memory that another process allocated. Raises `NotPermitted` where CUDA refuses that."""
-    torch.zeros(1, device=device)
+    enter(device)
     pointer = ctypes.c_uint64()
     _check(
         _driver().cuIpcOpenMemHandle_v2(
@@ -55,10 +61,24 @@ def attach(handle: bytes, shape: tuple[int, ...], device: torch.device) -> torch
     return _tensor(pointer, shape, device)
 
 
-def pin(memory: torch.Tensor) -> None:
-    """Lock this process's view of host memory in place, where that is permitted: GPUs copy from and to it faster."""
-    size = memory.numel() * memory.element_size()
-    _driver().cuMemHostRegister_v2(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), ctypes.c_uint(0))
+def release(memory: torch.Tensor, allocated: bool) -> None:
+    """Give back what was allocated or attached; nothing may use it any more."""
+    pointer = ctypes.c_uint64(memory.data_ptr())
+    (_driver().cuMemFree_v2 if allocated else _driver().cuIpcCloseMemHandle)(pointer)
+
+
+def pin(memory: torch.Tensor, device: torch.device) -> bool:
+    """Lock this process's view of host memory in place: the GPU copies from and to it faster. False: not permitted."""
+    enter(device)
+    size = ctypes.c_size_t(memory.numel() * memory.element_size())
+    code: int = _driver().cuMemHostRegister_v2(ctypes.c_void_p(memory.data_ptr()), size, ctypes.c_uint(0))
+    return code == 0
+
+
+def enter(device: torch.device) -> None:
+    """Make the GPU this process's, with a context for what follows."""
+    torch.cuda.set_device(device)
+    torch.zeros(1, device=device)
 
 
 class _Array:

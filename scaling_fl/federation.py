@@ -65,8 +65,9 @@ class Federation:
 
     def __init__(self, rank: int, devices: Sequence[str], size: int, memory: SharedMemory, rendezvous: Path):
         """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs."""
-        # One machine: gloo needs no other interface, and must not depend on what the hostname resolves to.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+        # One machine: they need no other interface, and must not depend on what the hostname resolves to.
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
         self.rank, self.num_workers, self.note = rank, len(devices), ""
         with _collective():
             dist.init_process_group(
@@ -90,7 +91,8 @@ class Federation:
         self._leaders: Any = None
         if len(leaders) > 1:
             self._sum = rows[count + 1]
-            self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
+            with _collective():
+                self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
     def _gpu_rows(self, devices: Sequence[str], size: int) -> torch.Tensor | None:
         """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
@@ -111,7 +113,12 @@ class Federation:
                 refusal = str(error)
         refusals = list(filter(None, self.gather(refusal)))
         if refusals:
-            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through pinned host memory"
+            if rows is not None and leader != self.rank:
+                cuda_memory.release(rows, allocated=False)
+            self.wait()
+            if rows is not None and leader == self.rank:
+                cuda_memory.release(rows, allocated=True)
+            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
             return None
         return rows
 
@@ -120,7 +127,7 @@ class Federation:
         counts = {place: _num_rows(places, place) for place in places}
         everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
         if self._gpu is not None:
-            cuda_memory.pin(everything)
+            self.note += ", pinned" if cuda_memory.pin(everything, self._gpu) else ", which can't be pinned either"
         mine = places[self.rank]
         first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
         return everything[first : first + counts[mine]]

@@ -105,6 +105,11 @@ def rebuild(folder: Path) -> torch.nn.Module:
     return module
 
 
+def without_looking_at_masks() -> None:
+    """Keep the library from asking in each pass whether a batch has padding: the CPU would wait for the GPU's answer."""
+    transformers.masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_, **__: mask is None
+
+
 def takes_token_types(module: torch.nn.Module) -> bool:
     """Whether the model knows a pair's second text by its token types: BERT and ALBERT, but not DistilBERT, RoBERTa."""
     types: int = getattr(module.config, "type_vocab_size", 0)

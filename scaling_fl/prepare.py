@@ -172,10 +172,10 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
     except Exception as error:  # whatever the compilers' many layers raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "
-            "(Debian: apt-get install g++), or leave it out"
+            "and Python's headers (Debian: apt-get install g++ python3-dev), or leave it out"
         ) from error
 
 

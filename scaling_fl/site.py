@@ -32,7 +32,7 @@ def precision(config: Config, device: torch.device) -> str:
     """What `precision` comes to on a device: "fp32", "bf16" or "fp16"."""
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def evaluate(resident: Resident, params: torch.Tensor, worker: int, num_workers:
                 continue
             loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
             cells = batch.labels * num_labels + logits.argmax(-1)
-            confusion += torch.bincount(cells, minlength=num_labels**2)
+            confusion.index_add_(0, cells, torch.ones_like(cells))
             rest = rest[fitting:]
         pending.append((number, loss_sum, confusion.view(num_labels, num_labels)))
         resident.on_step()

@@ -31,6 +31,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        models.without_looking_at_masks()
         torch.set_float32_matmul_precision("high" if plan.config.tf32 else "highest")
     module = models.rebuild(folder / "model").to(device)
     federation = Federation(rank, plan.devices, Layout(module).size, memory, folder / "rendezvous")
@@ -39,6 +40,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     within_reach = federation.row.device == device  # the model trains in the row that is aggregated
     flat = federation.row if within_reach else torch.zeros_like(federation.row, device=device)
     model = FlatModel(module, flat, arbitrary=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # where the parameters were before
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
     if federation.is_leader:

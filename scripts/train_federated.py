@@ -29,7 +29,8 @@ from scaling_fl import launch  # noqa: E402
 
 if __name__ == "__main__":
     dotenv.load_dotenv(ROOT / ".env")
-    launch.begin()  # torch is imported there while Sacred is imported here
+    if "with" in sys.argv and "print_config" not in sys.argv:
+        launch.begin()  # torch is imported there while Sacred is imported here
 
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.config import load_config_file  # noqa: E402

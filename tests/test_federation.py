@@ -48,7 +48,10 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, p
     gathered = federation.gather({"rank": rank})
     federation.wait()
     federation.leave()
-    return {"state": state, "pieces": pieces, "calls": calls, "gathered": gathered}
+    return {
+        "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
+        "note": federation.note, "on gpu": federation.row.is_cuda,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -125,13 +128,17 @@ def aggregate_like_gpus(
 
     pinned: list[torch.Tensor] = []
     finished: list[torch.device] = []
-    cuda_memory.allocate, cuda_memory.attach, cuda_memory.pin = allocate, attach, pinned.append
+
+    def pin(memory: torch.Tensor, device: torch.device) -> bool:
+        pinned.append(memory)
+        return rank != 1
+
+    released: list[bool] = []
+    cuda_memory.allocate, cuda_memory.attach, cuda_memory.pin = allocate, attach, pin
+    cuda_memory.release = lambda memory, allocated: released.append(allocated)
     torch.cuda.synchronize = finished.append
-    note: list[str] = []
-    leave = Federation.leave
-    Federation.leave = lambda self: (note.append(self.note), leave(self))[1]
     result = aggregate(rank, num_workers, memory, folder, devices)
-    return result | {"note": note[0], "pinned": len(pinned), "finished": {str(device) for device in finished}}
+    return result | {"pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}}
 
 
 @pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
@@ -146,7 +153,16 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["finished"] == {devices[rank]}
         assert result["pinned"] == bool(refuse)
-        assert result["note"].startswith("CUDA IPC isn't permitted here (") == bool(refuse)
+        if refuse:
+            assert result["note"].startswith("CUDA IPC isn't permitted here (")
+            assert result["note"].endswith(
+                "host memory, which can't be pinned either" if rank == 1 else "memory, pinned"
+            )
+            leader = devices.index(devices[rank])
+            has_memory = rank not in refuse and leader not in refuse
+            assert result["released"] == [rank == leader] * has_memory
+        else:
+            assert (result["note"], result["released"]) == ("", [])
     # A barrier before and after the leaders' sum, which there is where memories are several.
     several = len(set(devices)) > 1 and not refuse
     assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3

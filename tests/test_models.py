@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -152,6 +153,29 @@ def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> No
     with torch.inference_mode():  # what no state holds, position numbers for one, is there too
         logits = [module.eval()(input_ids=ids).logits for module in (loaded.module, again)]
     assert torch.equal(*logits)
+
+
+def test_a_model_that_does_not_look_at_its_masks_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    module = builders.bert().eval()
+    ids = torch.arange(12).view(2, 6)
+    masks = [torch.ones_like(ids), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])]
+
+    class Asked(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.append(str(function))
+            return function(*args, **kwargs or {})
+
+    results = []
+    for looks in (True, False):
+        asked: list[str] = []
+        if not looks:
+            models.without_looking_at_masks()
+        with torch.no_grad(), Asked():
+            results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
+        assert ("aten._local_scalar_dense.default" in asked) == looks
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
