@@ -130,7 +130,7 @@ class Config:
     )
     tf32: bool = _key(False, "True: GPUs may round the factors of fp32 matrix products to 10 bits, which is faster")
     compile: bool = _key(
-        False, "True: torch.compile the model: faster on a GPU after a minute or two, and needs a C++ compiler"
+        False, "True: torch.compile the model, which takes a minute or two at the start and needs a C++ compiler"
     )
     gradient_checkpointing: bool = _key(
         False, "True: layers are computed again for the gradient, which saves memory and costs time"

@@ -25,7 +25,7 @@ SCRIPT = ROOT / "scripts" / "train_federated.py"
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What jobs share on this machine is no business of the tests. Set once: the fork server keeps what it found."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

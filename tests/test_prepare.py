@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch._inductor.config
 
 from scaling_fl import checkpoint, launch
 from scaling_fl import prepare as prepare_module
@@ -103,10 +105,12 @@ def test_a_second_job_on_the_same_data_does_not_tokenise_again(
 def test_compile_without_a_compiler_is_refused(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled earlier helps
     (tmp_path / "work").mkdir()
-    with pytest.raises(UserError, match=r"compile=True: torch can't compile for cpu \(.*no-such-compiler.*g\+\+"):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UserError, match=r"compile=True: torch can't compile for cpu \(.*no-such-compiler.*g\+\+"),
+    ):
         prepare_module.prepare(
             lambda event: None, dataclasses.replace(small_config, compile=True), str(tmp_path / "work")
         )

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(
     assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
 def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -> None:
     results = []
     for compile_ in (False, True):
