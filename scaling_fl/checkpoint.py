@@ -111,11 +111,15 @@ class Checkpoints:
         probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
         with self._reachable("it can't be written to"):
             self.fs.makedirs(self.root, exist_ok=True)
-            if self.local:
-                for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
-                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            self.tidy_up()
             self.fs.pipe_file(probe, b"scaling_fl")
             self.fs.rm_file(probe)
+
+    def tidy_up(self) -> None:
+        """Remove what a killed process left half-written."""
+        if self.local:
+            for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
     def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any]) -> str:
         """Publish the state after `round_` and return its full name. Readers see all of it or nothing."""
@@ -166,22 +170,32 @@ class Checkpoints:
             return {}
         return {file["name"].rsplit("/", 1)[-1]: file["size"] for file in found}
 
-    def fetch_if_longer(self, name: str, path: Path) -> None:
-        """Replace the local file `path` by the folder's file, where that is longer: this disk has missed something."""
+    def read(self, name: str) -> bytes | None:
+        """The content of a file in the folder; `None` where there is no such file."""
         with self._reachable("it can't be read"):
             self.fs.invalidate_cache()
-            file = f"{self.root}/{name}"
-            if self.fs.exists(file) and self.fs.size(file) > (path.stat().st_size if path.exists() else 0):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(file, str(path))
+            try:
+                content: bytes = self.fs.cat_file(f"{self.root}/{name}")
+            except FileNotFoundError:
+                return None
+            return content
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file in the folder; `None` where there is no such file."""
-        self.fs.invalidate_cache()
-        try:
-            return json.loads(self.fs.cat_file(f"{self.root}/{name}"))
-        except FileNotFoundError:
-            return None
+        content = self.read(name)
+        return None if content is None else json.loads(content)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publish a small JSON file."""
+        with self._workspace() as folder:
+            path = Path(folder) / name
+            path.write_text(json.dumps(value))
+            self._publish(path, name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file from the folder, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/{name}")
 
     def newest(self) -> tuple[Arrays, dict[str, Any], list[str]] | None:
         """The newest sound checkpoint, and what is wrong with newer ones, which `set_aside` takes away.

@@ -152,6 +152,19 @@ class Config:
     )
     checkpoints_dir: str | None = _key(None, "folder for checkpoints and final model: local, s3:// or gs://", free=True)
     checkpoint_every: int = _key(1, "rounds between checkpoints; the last round always", **_at_least(1), free=True)
+    max_restarts: int = _key(
+        0,
+        "after a failure all sites are started again from the last checkpoint, so many times at most",
+        **_at_least(0),
+        free=True,
+    )
+    stall_timeout: float = _key(
+        600.0,
+        "seconds without progress after which a process counts as hung, and the job as failed",
+        "a number, 1 or more",
+        lambda seconds: seconds >= 1,
+        free=True,
+    )
     author: str | None = _key(None, "who runs this; recorded", free=True)
 
     @classmethod
@@ -170,6 +183,8 @@ class Config:
         config = cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
         if config.warmup >= max(1, config.num_rounds):
             raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
+        if config.max_restarts and config.checkpoints_dir is None:
+            raise UserError("max_restarts needs checkpoints_dir: the sites start again from the last checkpoint")
         return config
 
     def to_mapping(self) -> dict[str, Any]:

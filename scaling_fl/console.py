@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -37,6 +37,7 @@ class Console:
         self._bar: Progress | None = None
         self._round = -1  # of the bar, or of the last row
         self._done: dict[Any, int] = {}
+        self.listener: Callable[[str], None] = lambda text: None  # hears every line
         self._doing, self._said = "", 0.0  # what the preparation is doing, and when a line last told of it
 
     def line(self, text: str = "") -> None:
@@ -45,6 +46,7 @@ class Console:
         if bar is not None:
             bar.stop()
         print(text, flush=True)
+        self.listener(text)
         if bar is not None:
             bar.start()
             self._bar = bar

@@ -13,7 +13,7 @@ import datetime
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,25 @@ class Federation:
     each place; `part`: the slice of the state that this worker reduces and updates; `note`: what the user should know.
     """
 
-    def __init__(self, rank: int, devices: Sequence[str], size: int, memory: SharedMemory, rendezvous: Path):
-        """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs."""
+    def __init__(
+        self,
+        rank: int,
+        devices: Sequence[str],
+        size: int,
+        memory: SharedMemory,
+        rendezvous: Path,
+        on_wait: Callable[[bool], None] = lambda waiting: None,
+    ):
+        """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
+
+        `on_wait` is told when this worker begins to wait for others, and when that is over.
+        """
+        self._on_wait = on_wait
         # One machine: they need no other interface, and must not depend on what the hostname resolves to.
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
         self.rank, self.num_workers, self.note = rank, len(devices), ""
-        with _collective():
+        with self._collective():
             dist.init_process_group(
                 "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(devices), timeout=_TIMEOUT
             )
@@ -91,7 +103,7 @@ class Federation:
         self._leaders: Any = None
         if len(leaders) > 1:
             self._sum = rows[count + 1]
-            with _collective():
+            with self._collective():
                 self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
     def _gpu_rows(self, devices: Sequence[str], size: int) -> torch.Tensor | None:
@@ -153,14 +165,14 @@ class Federation:
         The sum does that, too, and in gloo it is ten times faster than gathering where workers outnumber the cores:
         a gather passes every row on one after another, and each step waits until the next worker has a core.
         """
-        with _collective():
+        with self._collective():
             dist.all_reduce(table)
         return table
 
     def wait(self) -> None:
         """Until every worker is here. What was written to shared memory before it is seen after it."""
         self._finish()
-        with _collective():
+        with self._collective():
             dist.barrier()
 
     def _finish(self) -> None:
@@ -223,7 +235,7 @@ class Federation:
             self._sum[piece] = delta
         self.wait()
         if self.is_leader:
-            with _collective():
+            with self._collective():
                 dist.all_reduce(self._sum, group=self._leaders)
         self.wait()
         length = _PIECE[self.row.device.type]
@@ -231,18 +243,20 @@ class Federation:
             piece = slice(start, min(start + length, self.part.stop))
             yield piece, self._sum[piece]
 
+    @contextlib.contextmanager
+    def _collective(self) -> Iterator[None]:
+        """Tell waiting from work, and a broken connection from a worker's own failure."""
+        self._on_wait(True)
+        try:
+            yield
+        except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
+            raise PeerLost(f"the connection to another worker broke: {error}") from error
+        finally:
+            self._on_wait(False)
+
     def leave(self) -> None:
         """End the connections; all workers come here."""
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _collective() -> Iterator[None]:
-    """Tell a broken connection from a worker's own failure."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
-        raise PeerLost(f"the connection to another worker broke: {error}") from error
 
 
 def _num_rows(places: Sequence[str], place: str) -> int:

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from scaling_fl.config import Config
 
 Event = dict[str, Any]  # {"event": kind, …}; the kinds stand where they are sent
-Send = Callable[[Event], None]
+
+
+class Send(Protocol):
+    """A child's line to the launcher."""
+
+    on_stop: Callable[[], None]  # called in a thread when the job shall end: what is complete is published
+    waiting: bool  # for others, who may take long: no progress is expected
+
+    def __call__(self, event: Event) -> None: ...
+
+    def progress(self) -> None:
+        """Tell that this child isn't stuck. Costs next to nothing."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is wri
 def prepare(send: Send, config: Config, folder: str) -> None:
     """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
     models.quiet()
+    send.waiting = True  # for a download, perhaps: it may be long without a word
     work, notes = Path(folder), list[str]()
     devices = _devices(config, notes)
 

@@ -39,18 +39,19 @@ def run(
                 total.add(site.number, delta, site.num_examples)
                 site_metrics.append(trained)
             everyone = [m for of_worker in federation.gather(site_metrics) for m in of_worker]
-        with _timed(seconds, "aggregate"):
-            for part, delta in federation.mean(total):
-                server.step(state, delta, part)
-        state.round = round_
+        with state.lock:
+            with _timed(seconds, "aggregate"):
+                for part, delta in federation.mean(total):
+                    server.step(state, delta, part)
+            state.round = round_
 
-        results = metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
-        if config.evaluates(round_):
-            with _timed(seconds, "evaluate"):
-                results |= _evaluate(resident, federation, state)
-        results["examples_per_second"] = sum(m.count for m in everyone) / seconds["train"]
-        results |= {f"seconds.{phase}": value for phase, value in seconds.items()}
-        on_round_end(state, results)
+            results = metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
+            if config.evaluates(round_):
+                with _timed(seconds, "evaluate"):
+                    results |= _evaluate(resident, federation, state)
+            results["examples_per_second"] = sum(m.count for m in everyone) / seconds["train"]
+            results |= {f"seconds.{phase}": value for phase, value in seconds.items()}
+            on_round_end(state, results)
 
 
 def _evaluate(resident: Resident, federation: Federation, state: ServerState) -> dict[str, float]:

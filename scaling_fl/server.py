@@ -1,6 +1,7 @@
 """The server's side of a round: its state, and the optimiser that applies the aggregated delta to it."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +13,8 @@ class ServerState:
     params: torch.Tensor  # (size,) float32, laid out as flat.py says
     trained: int  # params[:trained] are trained; what follows is averaged and never optimised
     round: int  # the last round that is complete; 0 before any training
+    # Held from a round's aggregation until it is reported: without it, `params` are those of a round half done.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)

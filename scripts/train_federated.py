@@ -11,6 +11,7 @@ README.md explains every key. This file only assembles: Sacred's configuration i
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import secrets
 import signal
@@ -29,7 +30,7 @@ from scaling_fl import launch  # noqa: E402
 
 if __name__ == "__main__":
     dotenv.load_dotenv(ROOT / ".env")
-    if "with" in sys.argv and "print_config" not in sys.argv:
+    if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launch.begin()  # torch is imported there while Sacred is imported here
 
 from sacred import SETTINGS, Experiment  # noqa: E402
@@ -37,12 +38,17 @@ from sacred.config import load_config_file  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
-from scaling_fl import machine, tracking  # noqa: E402
+from scaling_fl import machine, signals  # noqa: E402
+from scaling_fl.checkpoint import Checkpoints  # noqa: E402
 from scaling_fl.command_line import NAMED_CONFIGS, keep_text  # noqa: E402
 from scaling_fl.config import Config  # noqa: E402
 from scaling_fl.console import Console  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
+from scaling_fl.lease import Lease  # noqa: E402
 from scaling_fl.plan import Event, Plan  # noqa: E402
+from scaling_fl.tracking import events, mongo  # noqa: E402
+from scaling_fl.tracking.places import Places  # noqa: E402
+from scaling_fl.tracking.tracker import Tracker  # noqa: E402
 
 RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
 
@@ -70,11 +76,12 @@ class Session:
     def __init__(self, resources: contextlib.ExitStack):
         self.resources = resources
         self.console = Console()
-        self.unobserved = self.queued = False
-        self.folders: list[Path | str] = [RUNS]
-        self.mongo_addresses: list[tracking.MongoAddress] = []
+        self.unobserved = False
+        self.places = Places([RUNS])
         self.plan: Plan | None = None
-        self.log: tracking.EventLog | None = None
+        self.lease: Lease | None = None
+        self.tracker: Tracker | None = None
+        self.written: dict[str, str] = {}  # what is where, for the user
 
 
 session: Session  # set by `main`
@@ -127,13 +134,15 @@ def remember_options(options: dict[str, Any]) -> None:
         if "=" not in word and word not in NAMED_CONFIGS:
             with _clear_errors():
                 _check_config_file(word)
-    session.unobserved, session.queued = bool(options["--unobserved"]), bool(options["--queue"])
-    # Sacred's own observers of these would share run numbers with ours, and wait a minute for a server.
-    if folder := options["--file_storage"]:
-        session.folders.append(folder)
-    if address := options["--mongo_db"]:
-        with _clear_errors():
-            session.mongo_addresses.append(tracking.typed_address(address))
+    with _clear_errors():
+        if options["--queue"]:
+            raise UserError("-q: there is nothing that would start a queued run; leave it out")
+        session.unobserved = bool(options["--unobserved"])
+        # Sacred's own observers of these would begin a new run each time, and wait a minute for a server.
+        if folder := options["--file_storage"]:
+            session.places.folders.append(Path(folder))
+        if typed := options["--mongo_db"]:
+            session.places.addresses.append(mongo.typed_address(typed))
     options["--file_storage"] = options["--mongo_db"] = None
 
 
@@ -144,52 +153,101 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         checked = Config.from_mapping(config)
         if command_name != train.__name__:
             return {}
-        if address := tracking.mongo_address(os.environ):
-            session.mongo_addresses.insert(0, address)
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
-        session.resources.enter_context(machine.only_run_of(str(checked.job_name), checked.checkpoints_dir))
-        folder = session.resources.enter_context(machine.work_folder())
-        plan = session.plan = launch.prepare(checked, folder, session.console.event)
+        history = _alone(checked)
+        plan = session.plan = _prepared(checked)
         if plan.finished:
             session.console.line(
                 f"job {checked.job_name} is finished: {plan.round} rounds are done, and the model is in "
                 f"{str(checked.checkpoints_dir).rstrip('/')}/model; for more rounds, raise num_rounds"
             )
+            if history is not None and history.exists():
+                session.places.bring_up_to_date(checked, history, session.console.line)
             sys.exit(0)
-        if not session.unobserved:
-            if not session.queued:
-                session.log = tracking.event_log(RUNS, checked)
-                session.resources.callback(session.log.close)
-            experiment.observers += tracking.observers(session.folders, session.mongo_addresses, session.console.line)
+        if session.lease is not None:
+            session.lease.take()
+            session.resources.callback(session.lease.release)
+            session.resources.callback(Checkpoints(str(checked.checkpoints_dir)).tidy_up)
+        if history is not None:
+            log = events.EventLog(history)
+            session.tracker = Tracker(log, plan, session.places.targets(checked), session.console.line)
+            session.console.listener = session.tracker.output
+            experiment.observers.append(session.tracker)
     return {}
+
+
+def _alone(config: Config) -> Path | None:
+    """Make sure that no other run has this job; its event file, if the run is recorded."""
+    if not session.unobserved and (address := mongo.address(os.environ)):
+        session.places.addresses.insert(0, address)
+    session.resources.enter_context(machine.only_run_of(str(config.job_name), config.checkpoints_dir))
+    if config.checkpoints_dir is not None:
+        session.lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
+        session.lease.check(session.console.line)
+    if session.unobserved:
+        return None
+    history = events.history(RUNS, config)
+    session.places.check(config, history, session.console.line)
+    return history
+
+
+def _prepared(config: Config) -> Plan:
+    folder = session.resources.enter_context(machine.work_folder())
+    return launch.prepare(config, folder, session.console.event)
 
 
 @experiment.main
 def train(_run: Run) -> None:
     """Train: rounds of local training, federated averaging and evaluation."""
-    plan, console = session.plan, session.console
+    plan, console, tracker = session.plan, session.console, session.tracker
     assert plan is not None
     for note in plan.notes:
         console.line(f"note: {note}")
     console.plan(plan)
-    tracker = tracking.Tracker(_run, session.log, plan, console.line)
 
     def on_event(event: Event) -> None:
-        tracker.event(event)
+        if session.lease is not None:
+            session.lease.confirm()
+        if tracker is not None:
+            tracker.event(event)
+        if event["event"] in ("checkpoint", "model"):
+            session.written[event["event"]] = event["path"]
         console.event(event, plan)
 
-    try:
-        with _clear_errors():
-            launch.train(plan, on_event)
-    except BaseException as error:
-        tracker.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-        raise
-    else:
-        tracker.end("completed")
-    for what, where in tracker.written():
-        console.line(f"{what:<12} {where}")
+    with _clear_errors():
+        for attempt in itertools.count(1):
+            try:
+                launch.train(plan, on_event)
+                break
+            except JobFailed as error:
+                if attempt > plan.config.max_restarts:
+                    raise
+                console.close()
+                console.line(
+                    f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"
+                )
+                if tracker is not None:
+                    tracker.restarted(str(error))
+                plan = _prepared(plan.config)
+
+
+@experiment.command(unobserved=True)
+def sync(_config: dict[str, Any]) -> None:
+    """Bring a job's records up to date from its events: runs/_events/JOB.jsonl, or those in checkpoints_dir."""
+    with _clear_errors():
+        config = Config.from_mapping(_config)
+        if config.job_name is None:
+            raise UserError("sync: which job? Write job_name=…, and checkpoints_dir=… if its events are only there")
+        history = _alone(config)
+        if history is None or not history.exists():
+            raise UserError(
+                f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
+                f"begun, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or give its checkpoints_dir"
+            )
+        if not session.places.bring_up_to_date(config, history, session.console.line):
+            raise UserError(f"job_name={config.job_name}: not all of its records are up to date; try again later")
 
 
 @experiment.command(unobserved=True)
@@ -203,18 +261,20 @@ def show_task(_config: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     global session
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # workers end, Sacred says INTERRUPTED
-        if signal.getsignal(stop) is not signal.SIG_IGN:  # nohup
-            signal.signal(stop, launch.interrupt)
+    signals.install()
     with contextlib.ExitStack() as resources:
         session = Session(resources)
         resources.callback(session.console.close)
         try:
             experiment.run_commandline(keep_text(argv))
+            if session.tracker is not None:
+                session.written |= session.tracker.places()
+            for what, where in session.written.items():
+                session.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
             resumes = "; with job_name and checkpoints_dir, the same command resumes" if session.plan else ""
             print(f"interrupted{resumes}", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(signals.exit_status())
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]
 
 def clean_environment() -> dict[str, str]:
     """The environment without what a developer's own `.env` or shell may set. Empty wins over `.env`."""
-    return os.environ | dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST"), "")
+    return os.environ | dict.fromkeys(
+        ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST", "SACRED_MONGO_URL"), ""
+    )
 
 
 @contextlib.contextmanager

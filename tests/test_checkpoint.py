@@ -140,17 +140,17 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     assert (staging / "a.bin").exists()
 
 
-def test_a_local_file_is_replaced_only_by_a_longer_one(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_small_files_are_written_read_and_removed(checkpoints: Checkpoints) -> None:
     checkpoints.probe()
-    mine = tmp_path / "new" / "events.jsonl"
-    checkpoints.fetch_if_longer("events.jsonl", mine)
-    assert not mine.exists()
-    checkpoints.fs.pipe_file(f"{checkpoints.root}/events.jsonl", b"12")
-    checkpoints.fetch_if_longer("events.jsonl", mine)
-    assert mine.read_bytes() == b"12"
-    mine.write_bytes(b"abc")
-    checkpoints.fetch_if_longer("events.jsonl", mine)
-    assert mine.read_bytes() == b"abc"
+    assert checkpoints.read("lease.json") is None
+    checkpoints.remove("lease.json")
+    for value in ({"host": "a"}, {"host": "b"}):
+        checkpoints.write_json("lease.json", value)
+        assert checkpoints.read_json("lease.json") == value
+    assert checkpoints.read("lease.json") == b'{"host": "b"}'
+    assert checkpoints.rounds() == []
+    checkpoints.remove("lease.json")
+    assert checkpoints.read("lease.json") is None
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl import launch
+from scaling_fl import launch, signals
 from scaling_fl.errors import JobFailed, PeerLost, UserError
 from tests import builders
 
@@ -98,7 +99,8 @@ def orphan(send: Send, folder: str) -> None:
     seen: list[Any] = []
     import multiprocessing
 
-    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    own = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    own |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
     multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own: it must go with it
     launch.run(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
 
@@ -112,13 +114,14 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
     pids = [event["pid"] for event in events if event["event"] == "pid"]
     assert len(pids) == 2
     builders.wait_for_end(pids)
-    assert not work.exists()
+    assert list(tmp_path.iterdir()) == [], "neither the work folder nor that of the fork server"
 
 
 def test_the_launcher_imports_no_torch() -> None:
     import subprocess
 
-    code = "import sys, scaling_fl.launch, scaling_fl.tracking, scaling_fl.console; sys.exit('torch' in sys.modules)"
+    modules = "scaling_fl.launch, scaling_fl.tracking.places, scaling_fl.tracking.tracker, scaling_fl.lease"
+    code = f"import sys, scaling_fl.console, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -142,8 +145,8 @@ def _send_on(send: Send) -> None:
 def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_interrupted", False)
-    before = signal.signal(signal.SIGUSR1, launch.interrupt)
+    monkeypatch.setattr(signals, "_received", [])
+    before = signal.signal(signal.SIGUSR1, signals._receive)
 
     class Finalised:
         def __del__(self) -> None:
@@ -159,4 +162,98 @@ def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
             launch.run(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
     finally:
         signal.signal(signal.SIGUSR1, before)
+    assert multiprocessing.active_children() == []
+
+
+def get_stuck(send: Any, how: str) -> None:
+    send({"event": "hello"})
+    if how == "asleep":
+        time.sleep(1000)
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    send.waiting = how != "busy"
+    while True:
+        if how != "waiting":
+            send.progress()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("children", "message"),
+    [
+        (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
+                                        r"File .*test_launch\.py., line \d+ in get_stuck"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, and tells nothing"),
+        (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
+    ],
+)  # fmt: skip
+def test_a_child_without_progress_ends_the_job_and_tells_where_it_is(children: tuple[str, ...], message: str) -> None:
+    began = time.monotonic()
+    names = [f"child {number}" for number in range(len(children))]
+    with pytest.raises(JobFailed, match=message):
+        launch.run(f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0)
+    assert time.monotonic() - began < 15
+    assert multiprocessing.active_children() == []
+
+
+def wait_long_and_get_on(send: Any, number: int) -> None:
+    if number == 0:
+        for _ in range(30):
+            time.sleep(0.1)
+            send.progress()
+    else:
+        send.waiting = True
+        time.sleep(3)
+
+
+def test_who_waits_for_a_worker_that_gets_on_does_not_hang() -> None:
+    launch.run(
+        f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
+    )
+
+
+def obey(send: Any, how: str) -> None:
+    def stop() -> None:
+        send({"event": "said", "text": "published"})
+        if how == "obeys":
+            send({"event": "stopped"})
+
+    send.on_stop = stop
+    send({"event": "ready"})
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("how", "stops", "said"),
+    [
+        ("obeys", [signal.SIGINT], ["stopping: the last complete round is published first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: the last complete round is published first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: the last complete round is published first"]),
+    ],
+)
+def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
+    how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(signals, "_PREEMPTION", 1.0)
+    before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    events: list[dict[str, Any]] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "ready":
+            os.kill(os.getpid(), stops[0])
+        if event.get("text") == "stopping: the last complete round is published first" and len(stops) > 1:
+            os.kill(os.getpid(), stops[1])
+
+    try:
+        signals.install()
+        with pytest.raises(KeyboardInterrupt), signals.asking_first():
+            launch.run(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
+        assert signals.exit_status() == 128 + stops[0]
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert [event["text"] for event in events if event["event"] == "said"] == said
     assert multiprocessing.active_children() == []

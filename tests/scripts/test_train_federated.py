@@ -51,19 +51,18 @@ def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
     assert (first / model).read_bytes() == (second / model).read_bytes()
 
 
-def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
     """The command, running; its standard output can be read line by line. In its own process group."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments],
-        cwd=tmp_path, env=clean_environment() | {"PYTHONUNBUFFERED": "1"}, text=True, start_new_session=True,
+        cwd=folder, env=clean_environment() | {"PYTHONUNBUFFERED": "1"} | environ, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def wait_for_row(process: "subprocess.Popen[str]", round_: int) -> str:
-    """Read until the table's row of a round has come; all that was read."""
+def wait_for_row(process: "subprocess.Popen[str]", round_: int, text: str = "") -> str:
+    """Read until the table's row of a round has come; all that was read, behind `text`."""
     assert process.stdout is not None
-    text = ""
     for line in process.stdout:
         text += line
         if line.split()[:1] == [str(round_)] and text.count("round    loss"):
@@ -201,8 +200,11 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     assert stored["values"] == metrics["validation.accuracy"]["values"]
 
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
-    kinds = [event["event"] for event in events]
-    assert kinds == ["started", "shards", "round", *["round", "checkpoint"] * 3, "model", "completed"]
+    kinds = [event["event"] for event in events if event["event"] not in ("source", "output")]
+    assert sorted(kinds) == sorted(
+        ["created", "started", "shards", "round", *["round", "checkpoint"] * 3, "model", "completed"]
+    )
+    assert (kinds[:4], kinds[-1]) == (["created", "started", "shards", "round"], "completed")
     assert (tmp_path / "runs" / "_events" / "20261122_230300.jsonl").read_text().splitlines()[-1] == json.dumps(
         events[-1]
     )
@@ -260,6 +262,9 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     resumed = command(*words, "checkpoints_dir=broken")
     assert resumed.returncode == 0, resumed.stderr
     assert f"job lost resumes after round {left[0]}" in resumed.stdout
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "_events", "_sources"]
+    metrics = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
+    assert metrics["train.loss"]["steps"] == [1, 2, 3, 4], "one record, without gaps"
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "broken", 4)
     assert [p.name for p in (tmp_path / "broken").iterdir() if p.name.startswith(".")] == []
 
@@ -340,7 +345,8 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     else:
         os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
     rest = process.communicate(timeout=30)[0]
-    assert process.returncode == 130
+    assert process.returncode == 128 + how
+    assert "stopping: the last complete round is published first" in rest
     assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)

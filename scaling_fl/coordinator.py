@@ -1,0 +1,82 @@
+"""What worker 0 does besides training: it reports rounds, writes checkpoints, and publishes before a job ends early."""
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from scaling_fl import checkpoint
+from scaling_fl.behind import Behind
+from scaling_fl.flat import FlatModel
+from scaling_fl.metrics import finite_or_text
+from scaling_fl.plan import Plan, Send
+from scaling_fl.prepare import COMPLETE, checkpoint_header
+from scaling_fl.server import ServerState
+
+
+class Coordinator:
+    """Follows the rounds of one worker."""
+
+    def __init__(self, send: Send, plan: Plan, model: FlatModel, state: ServerState):
+        self._send, self._plan, self._model, self._state = send, plan, model, state
+        self._behind = Behind()
+        # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
+        self._snapshot = torch.empty(state.params.shape)
+        self._published = state.round
+        self._results: dict[str, float | str] = {}
+
+    def report(self, results: dict[str, float]) -> None:
+        """Log the round, then have its checkpoint written behind the next one, where one is due.
+
+        Raises what the last checkpoint's writing met with.
+        """
+        config, round_ = self._plan.config, self._state.round
+        self._results = finite_or_text(results)
+        self._send({"event": "round", "round": round_, "metrics": self._results})
+        if round_ > 0 and (round_ % config.checkpoint_every == 0 or round_ == config.num_rounds):
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write the state, of which a copy is taken, since the next round changes it."""
+        url, round_ = self._plan.config.checkpoints_dir, self._state.round
+        if url is None or round_ == self._published:
+            return
+        self._behind.wait()  # it reads the last copy
+        tensors = self._model.arrays(self._snapshot.copy_(self._state.params))
+        header = checkpoint_header(self._plan, self._results)
+
+        def write() -> None:
+            start = time.perf_counter()
+            name = checkpoint.Checkpoints(url).save(round_, tensors, header)
+            seconds = time.perf_counter() - start
+            self._send({"event": "checkpoint", "round": round_, "path": name, "seconds": seconds})
+
+        self._behind.do(write)
+        self._published = round_
+
+    def stop(self) -> None:
+        """The job shall end: publish the last complete round, and hold all others where they are until this ends."""
+        self._state.lock.acquire()
+        self._publish()
+        self._behind.wait()
+        self._send({"event": "stopped"})
+        threading.Event().wait()
+
+    def finish(self) -> None:
+        """After the last round: write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
+        self._behind.wait()
+        if self._plan.config.checkpoints_dir is None:
+            return
+        self._model.load(self._state.params)
+        with tempfile.TemporaryDirectory() as staging:
+            shutil.copytree(Path(self._plan.folder) / "model", staging, dirs_exist_ok=True)
+            self._model.module.save_pretrained(staging)
+            files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
+            (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
+            folder = checkpoint.Checkpoints(self._plan.config.checkpoints_dir)
+            name = folder.put_folder(Path(staging), "model", last=COMPLETE)
+        self._send({"event": "model", "path": name})

@@ -1,0 +1,91 @@
+"""Sacred's file record: a numbered folder for each job, with what its FileStorageObserver would write."""
+
+import datetime
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scaling_fl.plan import Event
+from scaling_fl.tracking.record import Record
+
+
+class FileRecord:
+    """`folder/N/`: run.json, config.json, info.json, metrics.json, cout.txt, and the artifacts."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name, self.title = folder, f"the record in {folder}", "run record"
+        self.run: Path | None = None
+
+    def open(self, job_id: str) -> None:
+        self.run = find(self.folder, job_id)
+        while self.run is None:
+            number = 1 + max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=0)
+            try:
+                (self.folder / str(number)).mkdir(parents=True)
+            except FileExistsError:  # another job took it
+                continue
+            self.run = self.folder / str(number)
+
+    def write(self, record: Record, events: list[Event], path: Path) -> None:
+        assert self.run is not None
+        kinds = {event["event"] for event in events}
+        whole = "created" in kinds
+        with open(self.run / "cout.txt", "w" if whole else "a") as file:
+            file.writelines(event["text"] + "\n" for event in events if event["event"] == "output")
+        self._write("run.json", record.entry | self._extras(record))
+        if kinds <= {"output"}:
+            return
+        self._write("config.json", record.config)
+        self._write("info.json", record.info)
+        self._write("metrics.json", {name: record.points(name) for name in record.metrics})
+        for name, content in record.artifacts().items():
+            _replace(self.run / name, content)
+
+    def _extras(self, record: Record) -> dict[str, Any]:
+        """The artifacts' names, and the program's files, which all jobs keep in one folder."""
+        sources = []
+        for name, text in record.sources.items():
+            md5 = hashlib.md5(text.encode()).hexdigest()
+            stored = self.folder / "_sources" / f"{Path(name).stem}_{md5}{Path(name).suffix}"
+            if not stored.exists():
+                stored.parent.mkdir(exist_ok=True)
+                _replace(stored, text.encode())
+            sources.append([name, str(stored.relative_to(self.folder))])
+        experiment = record.entry.get("experiment", {}) | {"sources": sources}
+        return {"experiment": experiment, "artifacts": list(record.artifacts())}
+
+    def place(self) -> str:
+        return str(self.run or "")
+
+    def explain(self, error: Exception) -> str:
+        return f"{type(error).__name__}: {error}"
+
+    def _write(self, name: str, value: Any) -> None:
+        assert self.run is not None
+        _replace(self.run / name, json.dumps(value, indent=2, sort_keys=True, default=_plain).encode())
+
+
+def find(folder: Path, job_id: str) -> Path | None:
+    """The job's folder among the numbered ones."""
+    for info in folder.glob("[0-9]*/info.json"):
+        try:
+            if json.loads(info.read_text()).get("job_id") == job_id:
+                return info.parent
+        except (OSError, ValueError, AttributeError):  # somebody else's
+            continue
+    return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whoever reads the file sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} in a record")

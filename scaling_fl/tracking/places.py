@@ -1,0 +1,53 @@
+"""Where a job is recorded besides its event file: what was typed and what the environment says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+from scaling_fl.tracking import events, mongo
+from scaling_fl.tracking.file_record import FileRecord
+from scaling_fl.tracking.replay import Mirror, Replay, Target
+
+
+@dataclass
+class Places:
+    """Folders for Sacred's file record, and MongoDB servers."""
+
+    folders: list[Path]
+    addresses: list[mongo.Address] = field(default_factory=list)
+
+    def targets(self, config: Config) -> list[Target]:
+        """All of them for one job, and the copy of the events beside its checkpoints."""
+        targets: list[Target] = [FileRecord(folder) for folder in self.folders]
+        targets += [mongo.MongoEntry(address) for address in self.addresses]
+        if config.checkpoints_dir is not None:
+            targets.append(Mirror(Checkpoints(config.checkpoints_dir)))
+        return targets
+
+    def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
+        """Raises `UserError` where a database knows another job of this name. One that can't be asked is told of."""
+        for address in self.addresses:
+            entry = mongo.MongoEntry(address)
+            try:
+                entry.check(str(config.job_name), events.job_id(history))
+            except UserError:
+                raise
+            except Exception as error:  # pymongo's, and those of what answers there; none may stop a job
+                say(f"note: {entry.name}: {entry.explain(error)}; the job is recorded there once that is mended")
+            finally:
+                entry.close()
+
+    def bring_up_to_date(self, config: Config, history: Path, say: Callable[[str], None]) -> bool:
+        """Replay a job that doesn't run into all of its records, once. Returns whether all of them have all."""
+        events.EventLog(history).close()  # the end of a killed run is appended
+        replays = [Replay(history, target) for target in self.targets(config)]
+        for replay in replays:
+            replay.step()
+            if replay.trouble is not None:
+                say(replay.told())
+            elif replay.target.title:
+                say(f"{replay.target.title:<12} {replay.target.place()}")
+        return all(replay.trouble is None for replay in replays)

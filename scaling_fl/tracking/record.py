@@ -1,0 +1,105 @@
+"""A run as Sacred's viewers know it, folded from the events of a job: resumes, repeated rounds and crashes included."""
+
+import csv
+import datetime
+import io
+from typing import Any
+
+from scaling_fl.plan import Event
+
+# Of a long output the entry holds the two ends, so that it stays far below MongoDB's 16 MB for a document.
+OUTPUT_END = 2**17  # characters
+_STATUS = {"completed": "COMPLETED", "failed": "FAILED", "interrupted": "INTERRUPTED", "died": "FAILED"}
+_DIED = "the launcher ended without a word: it was killed, or its machine was lost\n"
+
+
+class Record:
+    """What events amount to. Begin with none, and apply each in turn."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.info: dict[str, Any] = {"starts": [], "files": {}}
+        self.entry: dict[str, Any] = {"status": "RUNNING", "resources": [], "result": None, "fail_trace": None}
+        self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name, round: value, time
+        self.sources: dict[str, str] = {}  # the program's files: name, text
+        self.output_length, self._head, self._tail = 0, "", ""
+
+    def apply(self, event: Event) -> None:
+        """Take one event in. Events that mean nothing here are passed over."""
+        kind, time = event["event"], event["time"]
+        self.entry["heartbeat"] = utc(time)
+        match kind:
+            case "created":
+                self.info |= {"job_name": event["job_name"], "job_id": event["job_id"]}
+            case "started":
+                self.config = event["config"]
+                self.entry.setdefault("start_time", utc(time))
+                self.entry |= event["sacred"] | {"status": "RUNNING", "stop_time": None, "fail_trace": None}
+                self.info |= event["info"]
+                self.info["starts"].append({"time": utc(time).isoformat()} | event["start"])
+            case "source":
+                self.sources[event["name"]] = event["text"]
+            case "shards":
+                self.info["shards"] = event["shards"]
+            case "round":
+                for name, value in event["metrics"].items():  # a round that is run again replaces its values
+                    self.metrics.setdefault(name, {})[event["round"]] = (float(value), time)
+            case "checkpoint":
+                self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
+                self.info["files"]["checkpoint"] = event["path"]
+            case "model":
+                self.info["files"]["model"] = event["path"]
+            case "output":
+                self._print(event["text"] + "\n")
+            case "restarted":
+                restarts = self.info["starts"][-1].setdefault("restarts", [])
+                restarts.append({"time": utc(time).isoformat(), "reason": event["reason"]})
+            case "completed" | "failed" | "interrupted" | "died":
+                self.entry |= {"status": _STATUS[kind], "stop_time": utc(event.get("at") or time)}
+                self.entry["fail_trace"] = [_DIED] if kind == "died" else event.get("trace")
+                self.info["starts"][-1]["end"] = kind
+
+    def _print(self, text: str) -> None:
+        self.output_length += len(text)
+        space = OUTPUT_END - len(self._head)
+        self._head, text = self._head + text[:space], text[space:]
+        self._tail = (self._tail + text)[-OUTPUT_END:]
+
+    @property
+    def output(self) -> str:
+        """The captured output, without its middle if it is long."""
+        left_out = self.output_length - len(self._head) - len(self._tail)
+        gap = f"\n… {left_out:,} characters are left out here; cout.txt holds all …\n" if left_out else ""
+        return self._head + gap + self._tail
+
+    def points(self, name: str) -> dict[str, list[Any]]:
+        """A metric as Sacred stores it, in the order of the rounds."""
+        points = sorted(self.metrics[name].items())
+        return {
+            "steps": [step for step, _ in points],
+            "values": [value for _, (value, _) in points],
+            "timestamps": [utc(time) for _, (_, time) in points],
+        }
+
+    def artifacts(self) -> dict[str, bytes]:
+        """Small files that go with the entry: the shard table, and all metrics by round."""
+        rounds = sorted({step for points in self.metrics.values() for step in points})
+        table = [
+            {"round": step} | {name: points[step][0] for name, points in self.metrics.items() if step in points}
+            for step in rounds
+        ]
+        return {"shards.csv": _csv(self.info.get("shards", [])), "metrics.csv": _csv(table)}
+
+
+def utc(time: float) -> datetime.datetime:
+    """Seconds since 1970 as Sacred wants them: UTC, and not saying so."""
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).replace(tzinfo=None)
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

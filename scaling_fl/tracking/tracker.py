@@ -1,0 +1,134 @@
+"""Where a job's events come from: Sacred tells of start and end, the workers of all in between."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sacred.observers import RunObserver
+
+from scaling_fl.plan import Event, Plan
+from scaling_fl.tracking.events import EventLog
+from scaling_fl.tracking.replay import Replay, Target
+
+_LAST_WORDS = 15.0  # seconds that the end of a job waits for a target at most
+
+
+class Tracker(RunObserver):  # type: ignore[misc]
+    """Sacred's only observer here: it appends to the event file, which is replayed into the targets."""
+
+    def __init__(self, log: EventLog, plan: Plan, targets: Iterable[Target], say: Callable[[str], None]):
+        self._log, self._plan, self._say = log, plan, say
+        self.replays = [Replay(log.path, target) for target in targets]
+        self._troubled: set[str] = set()
+        self._ended = False
+        log.on_append = self._notice
+
+    def _notice(self, event: str) -> None:
+        for replay in self.replays:
+            replay.notice()
+
+    def started_event(
+        self,
+        ex_info: Mapping[str, Any],
+        command: str,
+        host_info: Mapping[str, Any],
+        start_time: Any,
+        config: Mapping[str, Any],
+        meta_info: Mapping[str, Any],
+        _id: Any,
+    ) -> Any:
+        plan = self._plan
+        table = [
+            {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6), "device": plan.devices[site]}
+            for site, (size, entropy) in enumerate(zip(plan.shard_sizes, plan.shard_entropies, strict=True))
+        ]
+        for name, _ in ex_info["sources"]:
+            text = (Path(ex_info["base_dir"]) / name).read_text(errors="replace")
+            if self._log.sources.get(name) != text:
+                self._log.append("source", name=name, text=text)
+        experiment = {name: value for name, value in ex_info.items() if name != "sources"}
+        sacred = {"experiment": experiment, "command": command, "host": host_info, "meta": meta_info}
+        self._log.append(
+            "started",
+            sacred=json.loads(json.dumps(sacred, default=str)),
+            config=plan.config.to_mapping(),
+            start={
+                "host": socket.gethostname(),
+                "after_round": plan.round,
+                "environment": dict(plan.environment),
+                "devices": sorted(set(plan.devices)),
+            },
+            info={
+                "label_names": list(plan.label_names),
+                "threads_per_site": plan.threads,
+                "num_parameters": plan.num_parameters,
+                "data_digest": plan.data_digest,
+            },
+        )
+        self._log.append("shards", shards=table)
+        for replay in self.replays:
+            replay.start()
+        return plan.config.job_name
+
+    def event(self, event: Event) -> None:
+        """Take in what a worker reports."""
+        self._tell()
+        match event["event"]:
+            case "round":
+                self._log.append("round", round=event["round"], metrics=event["metrics"])
+            case "checkpoint":
+                self._log.append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
+            case "model":
+                self._log.append("model", path=event["path"])
+
+    def output(self, line: str) -> None:
+        """Take in a line that the console has shown."""
+        if not self._ended:
+            self._log.append("output", text=line)
+
+    def restarted(self, reason: str) -> None:
+        """All workers begin again after a failure."""
+        self._log.append("restarted", reason=reason)
+
+    def completed_event(self, stop_time: Any, result: Any) -> None:
+        self._end("completed")
+
+    def interrupted_event(self, interrupt_time: Any, status: str) -> None:
+        self._end("interrupted")
+
+    def failed_event(self, fail_time: Any, fail_trace: list[str]) -> None:
+        self._end("failed", trace=fail_trace)
+
+    def places(self) -> dict[str, str]:
+        """Where the job is recorded, for the user."""
+        places = {"events": str(self._log.path)}
+        for target in (replay.target for replay in self.replays):
+            if target.place():
+                places[target.title] = ", ".join(filter(None, (places.get(target.title), target.place())))
+        return places
+
+    def _end(self, how: str, **fields: Any) -> None:
+        """Append the end, and give the targets a moment to take it in."""
+        self._log.append(how, **fields)
+        self._ended = True
+        for replay in self.replays:
+            replay.finish()
+        deadline = time.monotonic() + _LAST_WORDS
+        for replay in self.replays:
+            if not replay.wait(max(0.0, deadline - time.monotonic())):
+                self._say(f"{replay.told()}; `sync with job_name={self._plan.config.job_name}` brings it up to date")
+        self._log.close()
+
+    def _tell(self) -> None:
+        """Say once when a target can't be written, and once when it can again."""
+        for replay in self.replays:
+            name, troubled = replay.target.name, replay.trouble is not None
+            if troubled and name not in self._troubled:
+                self._troubled.add(name)
+                self._say(f"note: {replay.told()}; training goes on, and what is missing there follows")
+            elif not troubled and name in self._troubled:
+                self._troubled.discard(name)
+                self._say(f"note: {name} is up to date again")

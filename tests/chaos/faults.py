@@ -1,0 +1,123 @@
+"""Faults that strike once, at a named place of a job, in one of its real processes.
+
+`python tests/chaos/faults.py ARGUMENTS` is `scripts/train_federated.py ARGUMENTS` with the fault that the variable
+CHAOS describes: {"place", "how", "worker", "round", "marker"}. The file `marker` is made when it strikes; where it
+exists, nothing happens.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("preparation", "start-up", "training", "aggregation", "evaluation", "checkpoint", "model")
+# What happens there: to the process itself, or to the launcher.
+HOWS = ("raise", "memory", "kill", "stop", "launcher SIGKILL", "launcher SIGTERM", "launcher SIGINT")
+
+
+def strike(fault: dict[str, Any]) -> None:
+    """Let it happen, if it hasn't yet."""
+    try:
+        Path(fault["marker"]).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    match fault["how"].split():
+        case ["raise"]:
+            raise ZeroDivisionError("a bug at site")
+        case ["memory"]:
+            raise MemoryError("no memory left")
+        case ["kill"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["stop"]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case ["launcher", name]:
+            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
+            time.sleep(0.5)  # so that it strikes here
+
+
+def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:
+    """Let the fault strike when `owner.name` is called."""
+    plain = getattr(owner, name)
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        if when(*args):
+            strike(fault)
+        return plain(*args, **kwargs)
+
+    setattr(owner, name, struck)
+
+
+def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
+    """A worker with the fault."""
+    from scaling_fl import checkpoint, rounds, site, worker
+    from scaling_fl.federation import Federation
+
+    fault = json.loads(os.environ["CHAOS"])
+    now = {"round": 0, "steps": 0}
+    if fault["place"] == "checkpoint" and rank == 0:
+        before(checkpoint.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
+    elif fault["place"] == "model" and rank == 0:
+        before(checkpoint.Checkpoints, "put_folder", fault)
+    elif rank == fault["worker"]:
+        here = lambda *args: now["round"] == fault["round"]  # noqa: E731
+        match fault["place"]:
+            case "start-up":
+                before(worker, "Federation", fault)
+            case "training":
+                before(site.FlatModel, "load", fault, here)
+            case "aggregation":
+                mean = Federation.mean
+
+                def torn(self: Federation, total: Any) -> Iterator[Any]:
+                    for part in mean(self, total):
+                        yield part  # the server has stepped with this piece
+                        if here():
+                            strike(fault)
+
+                Federation.mean = torn  # type: ignore[method-assign]
+            case "evaluation":
+                before(rounds, "evaluate", fault, here)
+    train = site.Site.train
+
+    def counted(self: Any, params: Any, round_: int) -> Any:
+        now["round"] = round_
+        return train(self, params, round_)
+
+    site.Site.train = counted  # type: ignore[method-assign]
+    worker.work(send, plan, rank, memory)
+
+
+def prepare(send: Any, *job: Any) -> None:
+    """The preparation with the fault."""
+    from scaling_fl import prepare as module
+
+    fault = json.loads(os.environ["CHAOS"])
+    if fault["place"] == "preparation":
+        before(module.sharding, "shard", fault)
+    module.prepare(send, *job)
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    sys.path.insert(1, str(ROOT / "scripts"))
+    os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
+    import train_federated
+
+    from scaling_fl import launch
+
+    plain = launch.run
+
+    def run(target: str, *args: Any, **kwargs: Any) -> None:
+        plain("tests.chaos.faults:" + target.partition(":")[2], *args, **kwargs)
+
+    launch.run = run
+    train_federated.main(sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Each fault strikes a job of three sites at a named place; the job is typed again, and nothing may have been lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from scaling_fl import checkpoint
+from tests import builders
+from tests.chaos import faults
+from tests.conftest import clean_environment
+
+pytestmark = pytest.mark.chaos
+NUM_ROUNDS = 3
+
+
+class Job(NamedTuple):
+    """A command, and what came of it."""
+
+    words: list[str]
+    folder: Path
+    environ: dict[str, str]
+
+    def run(self, fault: dict[str, Any] | None = None, *more: str) -> "subprocess.CompletedProcess[str]":
+        environ = clean_environment() | self.environ
+        environ["CHAOS"] = json.dumps(fault or {"place": "", "how": "", "worker": -1, "round": -1, "marker": "/"})
+        return subprocess.run(
+            [sys.executable, faults.__file__, *self.words, *more], cwd=self.folder, env=environ, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, bytes]:
+        tensors, _ = checkpoint.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")
+        return {name: array.tobytes() for name, array in tensors.items()}
+
+    def record(self) -> dict[str, Any]:
+        """What must not depend on faults: the metrics but for times, the shard table, how it ended."""
+        (folder,) = (self.folder / "runs").glob("[0-9]*")
+        run, info, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("run", "info", "metrics"))
+        timeless = {
+            name: (metric["steps"], metric["values"] if "second" not in name else None)
+            for name, metric in metrics.items()
+        }
+        return {"status": run["status"], "metrics": timeless, "shards": info["shards"], "model": info["files"]["model"]}
+
+
+def job(folder: Path, server: str) -> Job:
+    """Three sites with 20, 20 and 19 examples, three rounds of two epochs; every round has its checkpoint."""
+    folder.mkdir(exist_ok=True)
+    words = [
+        "with", "site_ids=[-1,-1,-1]", f"num_rounds={NUM_ROUNDS}", "num_local_epochs=2", "task_name=csv",
+        f"train_path={builders.write_csv(folder / 'train.csv', 59)}", f"test_path={builders.write_csv(folder / 't.csv', 23, 1)}",
+        "text_column=body", "label_column=topic", f"model={builders.pretrained(folder / 'model')}", "batch_size=8",
+        "max_seq_len=16", "learning_rate=0.01", "threads_per_site=1", "job_name=news", "checkpoints_dir=out",
+        "stall_timeout=6",
+    ]  # fmt: skip
+    return Job(words, folder, {"SACRED_HOST": server, "SACRED_DATABASE": folder.name} if server else {})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    whole = job(tmp_path_factory.mktemp("undisturbed"), "")
+    done = whole.run()
+    assert done.returncode == 0, done.stderr
+    return whole
+
+
+# What the command says last, and its status, for each thing that can happen.
+ENDINGS = {
+    "raise": (1, "ZeroDivisionError: a bug at site"),
+    "memory": (1, "MemoryError: no memory left"),
+    "kill": (1, "ended: killed by SIGKILL; "),
+    "stop": (1, "made no progress for 6 s and counts as hung"),
+    "launcher SIGKILL": (-signal.SIGKILL, ""),
+    "launcher SIGTERM": (128 + signal.SIGTERM, "the same command resumes"),
+    "launcher SIGINT": (128 + signal.SIGINT, "the same command resumes"),
+}
+
+
+def schedule() -> list[Any]:
+    """Every place with every kind of fault; which worker and which round, a seed decides. The quick part has each
+    place and each kind at least once."""
+    draw = random.Random(20210201)
+    cases = []
+    for number, place in enumerate(faults.PLACES):
+        for kind, how in enumerate(faults.HOWS):
+            quick = kind == number % len(faults.HOWS)
+            coordinator = place in ("checkpoint", "model")
+            fault = {
+                "place": place,
+                "how": how,
+                "worker": 0 if coordinator else draw.randrange(3),
+                "round": draw.choice([1, 2]),
+            }
+            marks = [] if quick else [pytest.mark.all_chaos]
+            cases.append(pytest.param(fault, id=f"{place}-{how}-{fault['worker']}-{fault['round']}", marks=marks))
+    return cases
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Temporary files, and half-written ones."""
+    temporary = Path(os.environ["TMPDIR"])
+    return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"))]
+
+
+@pytest.mark.parametrize("fault", schedule())
+def test_nothing_is_lost(
+    fault: dict[str, Any], undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    broken = job(tmp_path / "job", "")
+    began = time.monotonic()
+    struck = broken.run(fault | {"marker": str(tmp_path / "marker")})
+    assert (tmp_path / "marker").exists(), "the fault never struck"
+    assert time.monotonic() - began < 45
+    status, said = ENDINGS[fault["how"]]
+    assert struck.returncode == status, struck.stderr + struck.stdout
+    assert said in struck.stderr.strip().splitlines()[-1] if said else True
+    builders.wait_for_end(processes_in(tmp_path / "job"))
+    # A killed launcher can't take its locks away, which exclude nobody any more.
+    assert [name for name in left_behind(broken.folder) if status > 0 or not name.endswith(".lock")] == []
+    started = fault["place"] != "preparation"
+    if started and status > 0:
+        expected = "INTERRUPTED" if status > 128 else "FAILED"
+        (record,) = (broken.folder / "runs").glob("[0-9]*")
+        assert json.loads((record / "run.json").read_text())["status"] == expected
+
+    resumed = broken.run()
+    assert resumed.returncode == 0, resumed.stderr
+    assert broken.state() == undisturbed.state()
+    assert broken.record() == undisturbed.record()
+    events = [json.loads(line) for line in (broken.folder / "out" / "events.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "started" for event in events) == 1 + started
+    if started and status < 0:
+        assert sum(event["event"] == "died" for event in events) == 1
+    assert left_behind(broken.folder) == []
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Processes whose working folder this is: those of a job that was typed there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve() and int(process.name) != os.getpid():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_sites_that_are_started_again_by_themselves_reach_the_same_result(undisturbed: Job, tmp_path: Path) -> None:
+    again = job(tmp_path / "job", "")
+    fault = {"place": "aggregation", "how": "kill", "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
+    done = again.run(fault, "max_restarts=2")
+    assert done.returncode == 0, done.stderr
+    assert "ended: killed by SIGKILL" in done.stdout
+    assert "note: restart 1 of 2, from the last checkpoint" in done.stdout
+    assert again.state() == undisturbed.state()
+    assert again.record() == undisturbed.record()
+
+
+def test_a_job_that_is_asked_to_end_publishes_what_is_complete(undisturbed: Job, tmp_path: Path) -> None:
+    asked = job(tmp_path / "job", "")
+    fault = {
+        "place": "training",
+        "how": "launcher SIGTERM",
+        "worker": 1,
+        "round": 2,
+        "marker": str(tmp_path / "marker"),
+    }
+    stopped = asked.run(fault, "checkpoint_every=3")
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "stopping: the last complete round is published first" in stopped.stdout
+    assert [path.name for path in sorted((asked.folder / "out").glob("round-*"))] == ["round-000001.safetensors"]
+    resumed = asked.run(None, "checkpoint_every=3")
+    assert "job news resumes after round 1" in resumed.stdout
+    assert asked.state() == undisturbed.state()

@@ -1,0 +1,165 @@
+"""A database that is away, comes and goes: the job doesn't wait for it, and its entry is complete in the end."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+
+from tests.chaos.test_faults import Job, job
+from tests.conftest import free_port
+from tests.scripts.test_train_federated import start, wait_for_row
+
+pytestmark = pytest.mark.chaos
+
+
+class Server:
+    """A MongoDB-wire server that can be lost, and comes back with what it had."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        (folder / "mongo").mkdir(parents=True)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def begin(self) -> None:
+        program = str(Path(sys.executable).parent / "nx-27017")
+        files = ["--log-file", str(self.folder / "mongo.log"), "--pid-file", str(self.folder / "mongo.pid")]
+        self.process = subprocess.Popen(
+            [program, "--data-dir", str(self.folder / "mongo"), "-p", str(self.port), *files],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.database("admin").command("ping")
+
+    def lose(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def database(self, name: str) -> Any:
+        return pymongo.MongoClient(f"mongodb://{self.address}", serverSelectionTimeoutMS=20000)[name]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "server")
+    yield server
+    server.lose()
+
+
+def assert_complete(server: Server, done: Job) -> None:
+    """The entry in the database tells what the file record tells."""
+    database = server.database(done.environ["SACRED_DATABASE"])
+    (entry,) = database.runs.find()
+    (folder,) = (done.folder / "runs").glob("[0-9]*")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = {document["name"]: document for document in database.metrics.find()}
+    assert found.keys() == metrics.keys()
+    for name, metric in metrics.items():
+        assert (found[name]["steps"], found[name]["values"]) == (metric["steps"], metric["values"]), name
+    assert entry["status"] == json.loads((folder / "run.json").read_text())["status"] == "COMPLETED"
+    assert entry["captured_out"] == (folder / "cout.txt").read_text()
+    assert len(entry["artifacts"]) == 2
+
+
+def test_a_server_that_comes_and_goes_has_all_of_it_in_the_end(server: Server, tmp_path: Path) -> None:
+    flaky = job(tmp_path / "job", server.address)
+    process = start(
+        flaky.folder, *flaky.words, "num_rounds=40", "num_local_epochs=20", **flaky.environ
+    )  # down at start
+    text = wait_for_row(process, 1)
+    assert f"note: MongoDB at {server.address}: it can't be reached" in text
+    assert "the job is recorded there once that is mended" in text
+    server.begin()
+    text = wait_for_row(process, 20, text)
+    server.lose()
+    wait_for_row(process, 30, text)
+    server.begin()
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, rest
+    assert_complete(server, flaky)
+
+
+def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(server: Server, tmp_path: Path) -> None:
+    lost = job(tmp_path / "job", server.address)
+    done = lost.run(None, "num_rounds=6")
+    assert done.returncode == 0, done.stderr
+    assert "the job is recorded there once that is mended" in done.stdout, "before it starts"
+    assert "`sync with job_name=news` brings it up to date" in done.stdout, "at its end"
+
+    server.begin()
+    away = tmp_path / "another machine"
+    (away / "runs" / "_events").mkdir(parents=True)
+    shutil.copy(lost.folder / "runs" / "_events" / "news.jsonl", away / "runs" / "_events")
+    elsewhere = Job(["sync", "with", "job_name=news"], away, lost.environ)
+    synced = elsewhere.run()
+    assert synced.returncode == 0, synced.stderr
+    assert "run 1 in database job" in synced.stdout
+    assert_complete(server, lost)
+    assert_complete(server, elsewhere)
+    again = elsewhere.run()
+    assert again.returncode == 0
+    assert_complete(server, lost)
+
+
+def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
+    server.begin()
+    resumed = job(tmp_path / "job", server.address)
+    fault = {"place": "training", "how": "launcher SIGKILL", "worker": 1, "round": 2, "marker": str(tmp_path / "m")}
+    resumed.run(fault)
+    (killed,) = server.database("job").runs.find()
+    assert killed["status"] == "RUNNING"
+    done = resumed.run()
+    assert done.returncode == 0, done.stderr
+    (entry,) = server.database("job").runs.find()
+    assert (entry["_id"], entry["start_time"]) == (killed["_id"], killed["start_time"])
+    assert [start["after_round"] for start in entry["info"]["starts"]] == [0, 1]
+    assert entry["captured_out"].count("round    loss") == 2, "the killed part's output is there, too"
+    assert_complete(server, resumed)
+    finished = resumed.run()
+    assert finished.returncode == 0
+    assert "job news is finished" in finished.stdout
+    stranger = job(tmp_path / "stranger", server.address)
+    stranger.environ["SACRED_DATABASE"] = "job"
+    refused = stranger.run()
+    assert refused.returncode == 1
+    assert "job_name=news: MongoDB at 127.0.0.1:" in refused.stderr
+    assert "has it already, in run 1 (COMPLETED, " in refused.stderr
+    assert not (stranger.folder / "runs").exists()
+
+
+SECRET = "s3cr/et@pass"
+
+
+def test_no_secret_is_ever_written_or_shown(server: Server, tmp_path: Path) -> None:
+    server.begin()
+    url = f"mongodb://{server.address}/lab?appName={SECRET.replace('/', '%2F').replace('@', '%40')}"
+    for environ in (
+        {"SACRED_HOST": server.address, "SACRED_DATABASE": "lab", "SACRED_USER": "me", "SACRED_PASSWORD": SECRET},
+        {"SACRED_MONGO_URL": f"mongodb://me:{SECRET.replace('/', '%2F').replace('@', '%40')}@{server.address}/lab"},
+        {"SACRED_MONGO_URL": url},
+    ):
+        tracked = job(tmp_path / f"job{len(list(tmp_path.iterdir()))}", "")
+        tracked = Job([*tracked.words, f"job_name={tracked.folder.name}"], tracked.folder, environ)
+        done = tracked.run()
+        assert done.returncode == 0, done.stderr
+        files = [path for path in tracked.folder.rglob("*") if path.is_file()]
+        assert len(files) > 10
+        for secret in (SECRET, SECRET.replace("/", "%2F").replace("@", "%40")):
+            assert secret not in done.stdout + done.stderr
+            for path in files:
+                assert secret.encode() not in path.read_bytes(), path
+    assert server.database("lab").runs.count_documents({}) >= 1
+    stored = [path for path in (tmp_path / "server").rglob("*") if path.is_file()]
+    assert stored
+    for path in stored:
+        assert SECRET.encode() not in path.read_bytes(), path

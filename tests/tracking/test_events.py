@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+from scaling_fl.tracking import events
+from scaling_fl.tracking.events import EventLog
+from tests.tracking import builders
+
+
+def kinds(path: Path) -> list[str]:
+    return [event["event"] for event in events.read(path)[0]]
+
+
+def test_a_log_is_only_ever_appended_to_and_keeps_the_jobs_id(tmp_path: Path) -> None:
+    path = tmp_path / "_events" / "news.jsonl"
+    first = EventLog(path)
+    first.append("started", run=1)
+    first.append("completed")
+    first.close()
+    before, id_ = path.read_bytes(), events.job_id(path)
+    second = EventLog(path)
+    second.append("started", run=2)
+    second.close()
+    assert path.read_bytes().startswith(before)
+    assert kinds(path) == ["created", "started", "completed", "started"]
+    assert events.job_id(path) == id_
+    other = EventLog(tmp_path / "other.jsonl")
+    other.close()
+    assert events.job_id(other.path) not in (None, id_)
+
+
+def test_a_start_without_an_end_has_died_and_when_is_known(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.close()
+    last = events.read(log.path)[0][-1]
+    EventLog(log.path).close()
+    died = events.read(log.path)[0][-1]
+    assert (died["event"], died["at"]) == ("died", last["time"])
+    assert died["time"] > last["time"]
+    EventLog(log.path).close()
+    assert kinds(log.path).count("died") == 1
+
+
+def test_a_torn_line_is_passed_over_and_what_follows_is_not(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.close()
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole[:-20])
+    again = EventLog(log.path)
+    again.append("started", run=2)
+    again.close()
+    assert kinds(log.path)[-3:] == ["checkpoint", "died", "started"], "the second round's line is lost, and only it"
+
+
+def test_reading_goes_on_where_it_ended_and_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    lines = [json.dumps({"time": n, "event": f"e{n}"}).encode() + b"\n" for n in range(3)]
+    path.write_bytes(lines[0] + lines[1][:7])
+    found, offset = events.read(path)
+    assert [event["event"] for event in found] == ["e0"]
+    path.write_bytes(b"".join(lines))
+    found, offset = events.read(path, offset)
+    assert [event["event"] for event in found] == ["e1", "e2"]
+    assert events.read(path, offset) == ([], path.stat().st_size)
+
+
+def test_copies_that_went_on_apart_become_one_file(tmp_path: Path) -> None:
+    """Machine A wrote to its disk until it was lost; B had A's last copy and went on; A comes back."""
+    log = builders.job(tmp_path)
+    copy = log.path.read_bytes()
+    builders.round_(log, 3, 0.1)  # A goes on after its last copy
+    log.close()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "news.jsonl").write_bytes(copy)
+    other = EventLog(tmp_path / "b" / "news.jsonl")
+    builders.start(other, after_round=1, host="b")
+    other.close()
+    here, there = log.path.read_bytes(), other.path.read_bytes()
+    merged = events.merge(here, there)
+    assert merged == events.merge(there, here)
+    lines = [json.loads(line) for line in merged.splitlines()]
+    assert [line["event"] for line in lines][-4:] == ["round", "died", "started", "shards"]
+    assert [line["round"] for line in lines if line["event"] == "round"] == [1, 2, 3]
+    assert len(lines) == len({line["time"] for line in lines}), "each line once"
+
+
+def test_the_copy_beside_the_checkpoints_fills_a_disk_that_is_new(tmp_path: Path) -> None:
+    log = builders.job(tmp_path / "away")
+    log.close()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "events.jsonl").write_bytes(log.path.read_bytes())
+    runs, config = tmp_path / "runs", Config(job_name="news", checkpoints_dir=str(tmp_path / "c"))
+    found = events.history(runs, config)
+    assert found.read_bytes() == log.path.read_bytes()
+    nothing = events.history(runs, Config(job_name="other"))
+    assert not nothing.exists()
+    assert events.job_id(nothing) is None
+
+
+def test_a_folder_that_takes_no_events_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"runs/_events/j\.jsonl: it can't be written .*or give -u"):
+        EventLog(tmp_path / "runs" / "_events" / "j.jsonl")

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+from typing import Any
+
+from scaling_fl.tracking import events
+from scaling_fl.tracking.events import EventLog
+from scaling_fl.tracking.file_record import FileRecord, find
+from scaling_fl.tracking.replay import Replay
+from tests.tracking import builders
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_replay_in_steps_is_a_replay_at_once(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    in_steps = Replay(log.path, FileRecord(tmp_path / "steps"))
+    in_steps.step()
+    log.append("output", text="more")
+    in_steps.step()
+    builders.round_(log, 2, 0.125)  # again
+    builders.round_(log, 3, 0.0625)
+    log.append("completed")
+    log.close()
+    in_steps.step()
+    at_once = Replay(log.path, FileRecord(tmp_path / "once"))
+    at_once.step()
+    assert in_steps.trouble is at_once.trouble is None
+    files = sorted(path.relative_to(tmp_path / "once") for path in (tmp_path / "once").rglob("*") if path.is_file())
+    assert [str(file) for file in files] == [
+        "1/config.json", "1/cout.txt", "1/info.json", "1/metrics.csv", "1/metrics.json", "1/run.json", "1/shards.csv",
+        next(str(file) for file in files if "_sources" in str(file)),
+    ]  # fmt: skip
+    for file in files:
+        assert (tmp_path / "steps" / file).read_bytes() == (tmp_path / "once" / file).read_bytes(), file
+    run = read(tmp_path / "once" / "1" / "run.json")
+    assert (run["status"], run["command"], run["artifacts"]) == ("COMPLETED", "train", ["shards.csv", "metrics.csv"])
+    ((name, stored),) = run["experiment"]["sources"]
+    assert (name, (tmp_path / "once" / stored).read_text()) == ("m.py", "print()\n")
+    metrics = read(tmp_path / "once" / "1" / "metrics.json")
+    assert metrics["train.loss"]["values"] == [0.5, 0.125, 0.0625]
+    assert (tmp_path / "once" / "1" / "cout.txt").read_text() == "hello\nmore\n"
+
+
+def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    (runs / "4").mkdir(parents=True)  # somebody else's, without a record
+    (runs / "_sources").mkdir()
+    for name in ("a", "b"):
+        log = builders.job(tmp_path, name)
+        log.close()
+        Replay(log.path, FileRecord(runs)).step()
+    again = EventLog(tmp_path / "a.jsonl")
+    builders.start(again, after_round=2)
+    again.close()
+    record = FileRecord(runs)
+    Replay(again.path, record).step()
+    assert record.place() == str(runs / "5")
+    assert [path.name for path in sorted(runs.iterdir())] == ["4", "5", "6", "_sources"]
+    ids = [events.job_id(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
+    assert [find(runs, str(id_)) for id_ in ids] == [runs / "5", runs / "6"]
+    assert len(read(runs / "5" / "info.json")["starts"]) == 2

@@ -1,0 +1,279 @@
+import socket
+import socketserver
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bson
+import gridfs
+import pymongo
+import pytest
+from bson import ObjectId
+
+from scaling_fl.errors import UserError
+from scaling_fl.tracking import events, mongo
+from scaling_fl.tracking.events import EventLog
+from scaling_fl.tracking.mongo import Address, MongoEntry
+from scaling_fl.tracking.record import OUTPUT_END
+from scaling_fl.tracking.replay import Replay
+from tests.conftest import free_port
+from tests.tracking import builders
+
+PASSWORD = "p:/?#[]@ %$ü"
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [
+        ("cluster0.example", "mongodb+srv://"),
+        ("db:27017", "mongodb://"),
+        ("a:1,b:2", "mongodb://"),
+        ("a,b", "mongodb://"),
+    ],
+)
+def test_the_host_decides_how_mongodb_is_reached(host: str, scheme: str) -> None:
+    found = mongo.address({"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""})
+    assert found is not None
+    assert found.url.startswith(f"{scheme}{host}/")
+    assert (found.database, found.shown) == ("lab", host)
+
+
+def test_credentials_are_escaped_so_that_any_password_works_and_never_shown() -> None:
+    variables = {"SACRED_HOST": "h:1", "SACRED_DATABASE": "d", "SACRED_USER": "me@lab", "SACRED_PASSWORD": PASSWORD}
+    found = mongo.address(variables)
+    assert found is not None
+    parsed = pymongo.uri_parser.parse_uri(found.url)
+    assert (parsed["username"], parsed["password"]) == ("me@lab", PASSWORD)
+    assert parsed["nodelist"] == [("h", 1)]
+    assert found.shown == "h:1"
+    assert PASSWORD not in MongoEntry(found).explain(ValueError(f"bad {PASSWORD} in {found.url}"))
+
+
+def test_no_variable_is_no_mongodb_and_some_are_too_few() -> None:
+    assert mongo.address({}) is None
+    assert mongo.address(dict.fromkeys(mongo.VARIABLES, "")) is None
+    with pytest.raises(UserError, match="SACRED_HOST is not set"):
+        mongo.address({"SACRED_DATABASE": "d"})
+    with pytest.raises(UserError, match="SACRED_DATABASE is not set"):
+        mongo.address({"SACRED_HOST": "h"})
+    with pytest.raises(UserError, match="SACRED_PASSWORD is not set"):
+        mongo.address({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_USER": "u"})
+
+
+def test_a_whole_address_is_taken_as_it_is() -> None:
+    url = "mongodb://me:secret@a:1,b:2/lab%20two?authSource=admin&tls=true"
+    assert mongo.address({"SACRED_MONGO_URL": url}) == Address(url, "lab two")
+    assert mongo.address({"SACRED_MONGO_URL": url, "SACRED_DATABASE": "other"}) == Address(url, "other")
+    assert Address(url, "d").shown == "a:1,b:2"
+    assert Address("mongodb+srv://me:un/escaped@c.example?x=@", "d").shown != "me:un"
+    for variables, message in (
+        ({"SACRED_MONGO_URL": "db:27017"}, "expected mongodb://HOST:PORT/DATABASE"),
+        ({"SACRED_MONGO_URL": "mongodb://me:secret@h:1"}, "names no database; append /NAME"),
+        ({"SACRED_MONGO_URL": url, "SACRED_HOST": "h"}, "SACRED_MONGO_URL and SACRED_HOST are both set"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            mongo.address(variables)
+        assert "secret" not in str(raised.value)
+
+
+def test_a_flag_that_is_no_address_is_refused() -> None:
+    assert mongo.typed_address("h:1:lab.mine") == Address("mongodb://h:1", "lab", "mine")
+    assert mongo.typed_address("lab") == Address("mongodb://localhost:27017", "lab")
+    with pytest.raises(UserError, match=r"-m a:b:c: expected HOST:PORT:DATABASE"):
+        mongo.typed_address("a:b:c")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    path = tmp_path / "self-signed.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2",
+         "-keyout", str(path), "-out", str(path.with_suffix(".crt"))],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls_server(certificate: Path) -> Iterator[int]:
+    """The port of a server that speaks TLS, with a certificate that nobody has signed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+                context.wrap_socket(connection, server_side=True).close()
+            except ssl.SSLError:
+                continue
+            except OSError:
+                return
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+@pytest.fixture
+def server_with_accounts() -> Iterator[int]:
+    """The port of a server that knows no user: it speaks just enough of MongoDB's protocol to say so."""
+    hello = {"ok": 1, "isWritablePrimary": True, "ismaster": True, "maxWireVersion": 21, "minWireVersion": 0,
+             "saslSupportedMechs": ["SCRAM-SHA-256"]}  # fmt: skip
+    refusal = {"ok": 0, "code": 18, "codeName": "AuthenticationFailed", "errmsg": "Authentication failed."}
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while header := self.rfile.read(16):
+                length, number, _, opcode = struct.unpack("<iiii", header)
+                body = self.rfile.read(length - 16)
+                if opcode == 2013:  # OP_MSG: flags, then a document of kind 0
+                    name, prefix, kind = next(iter(bson.decode(body[5:]))), struct.pack("<iB", 0, 0), 2013
+                else:  # OP_QUERY, with which old clients say hello; answered by OP_REPLY
+                    name, prefix, kind = "hello", struct.pack("<iqii", 8, 0, 0, 1), 1
+                answer = prefix + bson.encode(hello if name in ("hello", "ismaster") else refusal)
+                self.wfile.write(struct.pack("<iiii", 16 + len(answer), 1, number, kind) + answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def explained(url: str) -> str:
+    """What is said of a server that can't be used, and that it takes seconds."""
+    entry, began = MongoEntry(Address(url, "lab")), time.monotonic()
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever pymongo has)
+        entry.open("id")
+    assert time.monotonic() - began < 15
+    entry.close()
+    said = entry.explain(raised.value)
+    assert "hunter2" not in said
+    assert "\n" not in said
+    return said
+
+
+def test_what_is_wrong_with_a_server_is_told_apart(mongo: str, tls_server: int, server_with_accounts: int) -> None:
+    assert "it can't be reached" in explained(f"mongodb://u:hunter2@127.0.0.1:{free_port()}/")
+    assert "TLS failed" in explained(f"mongodb://127.0.0.1:{tls_server}/?tls=true")
+    assert "TLS failed" in explained(f"mongodb://{mongo}/?tls=true"), "a server without TLS"
+    assert "refuses the user or the password" in explained(f"mongodb://u:hunter2@127.0.0.1:{server_with_accounts}/")
+    assert "the address can't be used" in explained("mongodb://h:port/")
+    assert "the address can't be used" in explained("mongodb+srv://no-such-cluster.invalid/")
+
+
+def database(server: str) -> Any:
+    return pymongo.MongoClient(f"mongodb://{server}", serverSelectionTimeoutMS=5000)["lab"]
+
+
+def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> None:
+    log = builders.job(tmp_path)
+    steps, once = (MongoEntry(Address(f"mongodb://{mongo}", name)) for name in ("lab", "once"))
+    in_steps = Replay(log.path, steps)
+    in_steps.step()
+    runs = database(mongo).runs
+    assert runs.find_one()["status"] == "RUNNING"
+    builders.round_(log, 3, 0.1)
+    in_steps.step()
+    log.append("output", text="more")
+    builders.round_(log, 3, 0.0625)  # again
+    in_steps.step()
+    builders.round_(log, 4, 0.03)
+    log.append("completed")
+    log.close()
+    in_steps.step()
+    Replay(log.path, once).step()
+    assert in_steps.trouble is None
+
+    def plain(name: str) -> dict[str, Any]:
+        """The entry and its metrics, with the contents of files in place of their ids."""
+        base = database(mongo).client[name]
+        files, (entry,) = gridfs.GridFS(base), list(base.runs.find())
+        for artifact in entry["artifacts"]:
+            artifact["file_id"] = files.get(artifact["file_id"]).read()
+        entry["experiment"]["sources"] = [[n, files.get(id_).read()] for n, id_ in entry["experiment"]["sources"]]
+        metrics = {m.pop("name"): m for m in base.metrics.find()}
+        ids = {str(m.pop("_id")): m for m in metrics.values()}
+        assert {m.pop("id") for m in entry["info"]["metrics"]} == ids.keys(), "viewers find metrics by these"
+        entry["info"]["metrics"].sort(key=lambda m: m["name"])
+        return {"entry": entry, "metrics": metrics}
+
+    first, second = plain("lab"), plain("once")
+    assert first == second
+    entry = first["entry"]
+    assert (entry["_id"], entry["status"], entry["captured_out"]) == (1, "COMPLETED", "hello\nmore\n")
+    assert entry["config"]["job_name"] == "news"
+    assert entry["experiment"]["sources"] == [["m.py", b"print()\n"]]
+    assert first["metrics"]["train.loss"]["steps"] == [1, 2, 3, 4]
+    assert first["metrics"]["train.loss"]["values"] == [0.5, 0.25, 0.0625, 0.03]
+    assert [artifact["name"] for artifact in entry["artifacts"]] == ["shards.csv", "metrics.csv"]
+    assert entry["start_time"] < entry["stop_time"]
+    assert len(list(database(mongo)["fs.files"].find())) == 3, "no artifact is kept twice"
+
+
+def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: str) -> None:
+    log = builders.job(tmp_path)
+    log.close()
+    Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab"))).step()
+    again = EventLog(log.path)
+    builders.start(again, after_round=2)
+    again.close()
+    resumed = MongoEntry(Address(f"mongodb://{mongo}", "lab"))
+    resumed.check("news", events.job_id(log.path))
+    Replay(log.path, resumed).step()
+    assert resumed.place() == "run 1 in database lab"
+    assert len(database(mongo).runs.find_one()["info"]["starts"]) == 2
+
+    with pytest.raises(
+        UserError, match=r"job_name=news: .* has it already, in run 1 \(RUNNING, h\); to resume it, use"
+    ):
+        resumed.check("news", None)
+    with pytest.raises(UserError, match="in run 1"):
+        resumed.check("news", "another id")
+    resumed.check("old", None)
+    database(mongo).runs.insert_one({"_id": 7, "config": {"job_name": "news"}, "command": "train", "status": "FAILED"})
+    with pytest.raises(UserError, match=r"in run 1 \(RUNNING, h\), 7 \(FAILED, \?\); .*remove all but one"):
+        resumed.check("news", events.job_id(log.path))
+    database(mongo).runs.insert_one({"_id": ObjectId(), "command": "train"})  # a number of another kind
+    other = builders.job(tmp_path, "other")
+    other.close()
+    entry = MongoEntry(Address(f"mongodb://{mongo}", "lab"))
+    replay = Replay(other.path, entry)
+    replay.step()
+    assert replay.trouble is None
+    assert entry.place() == "run 8 in database lab"
+
+
+def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str) -> None:
+    log = builders.job(tmp_path)
+    text = "x" * (2**20 - 1)
+    for _ in range(50):
+        log.append("output", text=text)
+    for number in range(3, 5000):
+        builders.round_(log, number, 0.5) if number == 3 else log.append(
+            "round", round=number, metrics={"train.loss": 0.5}
+        )
+    log.append("completed")
+    log.close()
+    replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
+    replay.step()
+    assert replay.trouble is None, replay.told()
+    entry = database(mongo).runs.find_one()
+    assert 2 * OUTPUT_END <= len(entry["captured_out"]) < 2 * OUTPUT_END + 200
+    whole = next(artifact for artifact in entry["artifacts"] if artifact["name"] == "cout.txt")
+    chunks, file = database(mongo)["fs.chunks"], database(mongo)["fs.files"].find_one(whole["file_id"])
+    numbers = range(-(-file["length"] // file["chunkSize"]))  # one by one: this server sends all in one message
+    content = b"".join(chunks.find_one({"files_id": file["_id"], "n": n})["data"] for n in numbers)
+    assert content == b"hello\n" + 50 * (text.encode() + b"\n")
+    assert database(mongo).metrics.find_one({"name": "train.loss"})["steps"] == list(range(1, 5000))

@@ -1,0 +1,104 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.plan import Event
+from scaling_fl.tracking import replay as replay_module
+from scaling_fl.tracking.record import Record
+from scaling_fl.tracking.replay import Mirror, Replay
+from tests.tracking import builders
+
+
+class Shaky:
+    """A target that fails when told to; it keeps what it was given."""
+
+    name, title = "the shaky target", "shaky"
+
+    def __init__(self) -> None:
+        self.fail_in: str | None = None
+        self.opened = 0
+        self.written: list[tuple[int, int]] = []  # events, rounds in the record
+
+    def open(self, job_id: str) -> None:
+        self.opened += 1
+        if self.fail_in == "open":
+            raise OSError("closed")
+
+    def write(self, record: Record, events: list[Event], path: Path) -> None:
+        if self.fail_in == "write":
+            raise OSError("half written")
+        self.written.append((len(events), len(record.metrics["train.loss"])))
+
+    def place(self) -> str:
+        return "here"
+
+    def explain(self, error: Exception) -> str:
+        return f"it says: {error}"
+
+
+def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> None:
+    log, target = builders.job(tmp_path), Shaky()
+    replay = Replay(log.path, target)
+    replay.step()
+    builders.round_(log, 3, 0.1)
+    replay.step()
+    total = target.written[0][0]
+    assert target.written == [(total, 2), (1, 3)]
+    for fault in ("write", "open"):
+        target.fail_in = fault
+        builders.round_(log, 4, 0.1)
+        replay.step()
+        assert replay.trouble is not None
+    assert replay.told() == "the shaky target: it says: closed"
+    target.fail_in = None
+    replay.step()
+    assert replay.trouble is None
+    assert target.written[-1] == (total + 3, 4), "everything, since nobody knows what the failed write left"
+    log.close()
+
+
+def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "_PAUSE", 0.01)
+    log, target = builders.job(tmp_path), Shaky()
+    replay = Replay(log.path, target)
+    replay.start()
+    deadline = time.monotonic() + 10
+    while not target.written and time.monotonic() < deadline:
+        time.sleep(0.01)
+    builders.round_(log, 3, 0.1)
+    log.append("completed")
+    replay.finish()
+    assert replay.wait(10)
+    assert sum(events for events, _ in target.written) == len(log.path.read_bytes().splitlines())
+    assert target.written[-1][1] == 3
+    log.close()
+
+
+def test_a_target_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    log, target = builders.job(tmp_path), Shaky()
+    replay = Replay(log.path, target)
+    target.open = lambda job_id: time.sleep(1)  # type: ignore[method-assign]
+    replay.start()
+    replay.finish()
+    assert not replay.wait(0.01)
+    assert replay.told() == "the shaky target: it does not answer in time"
+    assert replay.wait(10)
+    log.close()
+
+
+def test_the_copy_beside_the_checkpoints_comes_with_starts_checkpoints_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    log, copy = builders.job(tmp_path), tmp_path / "c" / "events.jsonl"
+    replay = Replay(log.path, Mirror(Checkpoints(str(tmp_path / "c"))))
+    replay.step()
+    assert copy.read_bytes() == log.path.read_bytes()
+    builders.round_(log, 3, 0.1)
+    replay.step()
+    assert copy.read_bytes() != log.path.read_bytes(), "no checkpoint, no copy"
+    for event in ("checkpoint", "interrupted"):
+        log.append(event, round=3, path="p", seconds=1.0)
+        replay.step()
+        assert copy.read_bytes() == log.path.read_bytes(), event
+    log.close()
