@@ -9,7 +9,7 @@ from scaling_fl.config import Config
 
 
 def keep_text(argv: Sequence[str]) -> list[str]:
-    """The command line, with the values of text keys quoted as Python strings.
+    """The command line, with the values of text keys, and what is no Python literal, quoted as Python strings.
 
     Sacred reads every value as a Python literal where it can, so that the job name 20261122_230300 would
     become the number 20261122230300. `None` and what is already quoted stay as they are.
@@ -18,13 +18,20 @@ def keep_text(argv: Sequence[str]) -> list[str]:
 
     def quoted(word: str) -> str:
         key, equals, value = word.partition("=")
-        if not equals or key.strip() not in text_keys or value.strip() == "None":
+        if not equals or value.strip() == "None":
             return word
         try:
             literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            literal = None
-        return word if isinstance(literal, str) else f"{key}={value!r}"
+            stays = key.strip() not in text_keys or isinstance(literal, str)
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            MemoryError,
+            RecursionError,
+        ):  # no literal; Sacred knows two of these
+            stays = False
+        return word if stays else f"{key}={value!r}"
 
     start = argv.index("with") + 1 if "with" in argv else len(argv)
     return [*argv[:start], *map(quoted, argv[start:])]

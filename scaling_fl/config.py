@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -11,6 +12,7 @@ from typing import Any
 
 from scaling_fl import tasks
 from scaling_fl.errors import UserError
+from scaling_fl.tasks import formats
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (site.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
@@ -142,7 +144,11 @@ class Config:
     seed: int = _key(20210201, "drives new head, order of the examples, dropout", **_SEED)
     data_seed: int = _key(58923, "drives shards (and which rows `max_…_examples` keep)", **_SEED)
     threads_per_site: int | None = _key(
-        None, "CPU threads of a site; default: cores ÷ sites", **_at_least(1), free=True
+        None,
+        "CPU threads of a site; default: cores ÷ sites",
+        "a whole number from 1 to 1024",
+        lambda number: 1 <= number <= 1024,
+        free=True,
     )
     job_name: str | None = _key(
         None,
@@ -241,6 +247,8 @@ def _checked(field: Any, hint: Any, value: Any) -> Any:
             raise UserError(
                 f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
             )
+        if not formats.is_text(value):
+            raise UserError(f"{field.name}={value!r}: expected text in UTF-8, without NUL; rename what it names")
     elif kind is int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"{field.name}={value!r}: expected {expected}")
@@ -249,7 +257,7 @@ def _checked(field: Any, hint: Any, value: Any) -> Any:
             raise UserError(
                 f"{field.name}={value!r}: expected {expected}, such as {field.name}={field.default or 0.01}"
             )
-        value = float(value)
+        value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() refuses the largest whole numbers
     else:  # tuple[int, ...]
         if isinstance(value, int) and not isinstance(value, bool):
             raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
