@@ -61,10 +61,10 @@ def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
             if version != FORMAT_VERSION:
                 raise Damaged(f"it has format version {version}; this program reads version {FORMAT_VERSION}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if _digest(tensors, header) != sha256:
+            raise Damaged("its checksum doesn't match its content")
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
-    if _digest(tensors, header) != sha256:
-        raise Damaged("its checksum doesn't match its content")
     return tensors, header
 
 
@@ -90,7 +90,7 @@ class Checkpoints:
         try:
             self.fs, self.root = fsspec.url_to_fs(url)
         except (ValueError, ImportError) as error:
-            raise UserError(f"checkpoints_dir={url!r}: {error}") from error
+            raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
         self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
 
     def name(self, file: str) -> str:
@@ -176,14 +176,17 @@ class Checkpoints:
             self.fs.invalidate_cache()
             try:
                 content: bytes = self.fs.cat_file(f"{self.root}/{name}")
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 return None
             return content
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file in the folder; `None` where there is no such file."""
+        """The content of a JSON file in the folder; `None` where there is no such file, or none that can be read."""
         content = self.read(name)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except (ValueError, RecursionError):
+            return None
 
     def write_json(self, name: str, value: Any) -> None:
         """Publish a small JSON file."""
@@ -209,7 +212,12 @@ class Checkpoints:
                     path = Path(folder) / _file_name(round_)
                     self.fs.get_file(f"{self.root}/{path.name}", str(path))
                     try:
-                        return *read_state(path), damaged
+                        if path.is_dir():
+                            raise Damaged("it is a folder")
+                        tensors, header = read_state(path)
+                        if header.get("round") != round_:
+                            raise Damaged(f"it was written as that of round {header.get('round')}")
+                        return tensors, header, damaged
                     except Damaged as error:
                         damaged.append(f"{path.name} is damaged ({error})")
         if damaged:

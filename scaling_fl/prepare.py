@@ -27,6 +27,10 @@ from scaling_fl.site import precision
 
 COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
 
+# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
+_HEADER = {"job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict}
+_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
+
 
 def prepare(send: Send, config: Config, folder: str) -> None:
     """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
@@ -55,13 +59,18 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished = 0, False
-    tensors: checkpoint.Arrays = _initial_state(loaded.module)
+    tensors = initial = _initial_state(loaded.module)
+    _check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
         previous = checkpoints.newest()
         if previous is not None:
             tensors, header, damaged = previous
+            source = f"checkpoints_dir={config.checkpoints_dir}: round {header['round']}"
+            _check_header(source, header)
             _check_same_job(config, header, digest)
+            _check_same_tensors(source, tensors, initial)
+            _check_finite(source, tensors)
             round_ = header["round"]
             threads = _agree_on_threads(config, threads, header, notes)
             _compare_environments(header["environment"], environment(config, devices), notes)
@@ -193,8 +202,41 @@ def _num_cut(work: Path, config: Config, pad_token_id: int) -> int:
 
 def _is_exported(checkpoints: checkpoint.Checkpoints, round_: int) -> bool:
     """Whether the final model is all there, and that of this round."""
-    complete = checkpoints.read_json(f"model/{COMPLETE}") or {}
-    return complete.get("round") == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
+    complete = checkpoints.read_json(f"model/{COMPLETE}")
+    try:
+        return complete["round"] == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
+    except (KeyError, TypeError, AttributeError):  # there is no such file, or it is damaged
+        return False
+
+
+def _check_header(source: str, header: dict[str, Any]) -> None:
+    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    if "config" not in wrong:
+        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
+    if wrong or header["threads"] < 1:
+        raise UserError(
+            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
+            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
+        )
+
+
+def _check_same_tensors(source: str, tensors: checkpoint.Arrays, expected: checkpoint.Arrays) -> None:
+    def kind(arrays: checkpoint.Arrays, name: str) -> str:
+        return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
+
+    for name in sorted(tensors.keys() | expected.keys()):
+        if kind(tensors, name) != kind(expected, name):
+            raise UserError(
+                f"{source}: this checkpoint is of another model: as {name} it holds {kind(tensors, name)}, expected "
+                f"{kind(expected, name)}; go back to the model and the library versions it began with, or choose another "
+                "folder"
+            )
+
+
+def _check_finite(source: str, tensors: checkpoint.Arrays) -> None:
+    for name, array in tensors.items():
+        if not np.isfinite(array.sum(dtype=np.float64)):
+            raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
 
 
 def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:

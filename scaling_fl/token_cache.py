@@ -64,7 +64,7 @@ def _is_sound(entry: Path) -> bool:
     try:
         seal = json.loads((entry / _SEAL).read_text())
         return bool(seal) and all(_checksum(entry / name) == checksum for name, checksum in seal.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
