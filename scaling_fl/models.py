@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,14 +58,15 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     else:
 
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+            options = {"local_files_only": local_files_only, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
             torch.manual_seed(seeds.torch_seed(seed, "head"))
             module, report = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the head of an earlier fine-tuning; it is reported as new
-                local_files_only=local_files_only,
+                **options,
                 **labels,
             )
             return tokenizer, module, report
@@ -76,7 +78,7 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
                 f"model={model}: its weights fit less than half of {type(module).__name__}; "
                 "the folder's config.json and weights don't belong together"
             )
-    module.config.pad_token_id = _with_padding(model, tokenizer).pad_token_id
+    module.config.pad_token_id = _usable(model, tokenizer).pad_token_id
     _check_limits(model, module, tokenizer, max_seq_len)
     return Loaded(module, tokenizer, new_parameters)
 
@@ -88,12 +90,12 @@ def tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
     else:
 
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any]:
-            options = {"local_files_only": local_files_only}
+            options = {"local_files_only": local_files_only, "trust_remote_code": False}
             return AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options)
 
         found, config = _obtain(model, load_both)
     _check_length(model, config, found, max_seq_len)
-    return _with_padding(model, found)
+    return _usable(model, found)
 
 
 def rebuild(folder: Path) -> torch.nn.Module:
@@ -140,10 +142,19 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever configuration, tokenizer and weights can hold
-        raise UserError(f"model={model}: it can't be loaded: {type(error).__name__}: {error}") from error
+        reason = textwrap.shorten(str(error), 250, placeholder=" …")  # the library explains itself in paragraphs
+        raise UserError(
+            f"model={model}: it can't be loaded: {type(error).__name__}: {reason}; is all of it there? It takes config.json, "
+            "weights and a tokenizer that transformers reads without code of the model's own"
+        ) from error
 
 
-def _with_padding(model: str, tokenizer: Any) -> Any:
+def _usable(model: str, tokenizer: Any) -> Any:
+    """The tokenizer with a padding token. Where its files are missing, the library makes one of special tokens alone."""
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
+        raise UserError(
+            f"model={model}: its tokenizer has no vocabulary; save the tokenizer's files beside the weights"
+        )
     if tokenizer.pad_token is None:  # decoders: they find a text's last token by the padding's id
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:

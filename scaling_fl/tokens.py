@@ -96,7 +96,7 @@ def write(
     token_types: bool = False,
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
-    """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`."""
+    """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`. Each has one token at least."""
     dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
     lengths: list[int] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +104,12 @@ def write(
         tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
         types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
         for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
-            tokens.write(np.concatenate([np.array(ids, dtype) for ids in encoded["input_ids"]]).data)
+            # Tokenizers without special tokens find none in an empty text, and no model takes a batch without any.
+            input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+            tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
             if types is not None:
-                types.write(np.concatenate([np.array(ids, np.uint8) for ids in encoded["token_type_ids"]]).data)
-            lengths.extend(map(len, encoded["input_ids"]))
+                types.write(np.concatenate([np.array(ids or [0], np.uint8) for ids in encoded["token_type_ids"]]).data)
+            lengths.extend(map(len, input_ids))
     np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
