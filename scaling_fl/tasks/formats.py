@@ -65,6 +65,11 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
     `headerless`: the columns of a CSV or TSV file that may come without a header; its first row is a header only if
     it consists of these names. Raises `UserError` where the file is not what it should be.
     """
+    local = os.path.expanduser(path)
+    if os.path.isdir(local):
+        raise UserError(f"{key}={path!r}: it is a folder; name the files in it, such as {path.rstrip('/')}/*.csv")
+    if os.path.exists(local) and not os.path.isfile(local):  # to open it might wait for ever
+        raise UserError(f"{key}={path!r}: it is a pipe or a device; name a file")
     name = path.lower().partition("?")[0] if "://" in path else path.lower()
     compression = infer_compression(name)
     if compression == "zip":
@@ -89,7 +94,9 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
         raise UserError(f"{key}={path!r}: {what}") from error
     except Exception as error:  # each file system and each format has its own
-        raise UserError(f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}; is it whole, and what its name says?"
+        ) from error
 
 
 def is_text(value: str) -> bool:

@@ -29,7 +29,11 @@ def load(config: Config, report: Report) -> Task:
         raise
     except Exception as error:  # whatever configurations, files and features can hold
         cause = error.__cause__ or error
-        raise UserError(f"dataset={config.dataset}: it can't be loaded: {type(cause).__name__}: {cause}") from error
+        reason = " ".join(str(cause).split())
+        raise UserError(
+            f"dataset={config.dataset}: it can't be loaded: {type(cause).__name__}: {reason}; is all of it there, and "
+            "dataset_config one of its own?"
+        ) from error
     return csv.classification(config, train, test, f"train_split={config.train_split}", names)
 
 

@@ -203,7 +203,7 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
 def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_path='/no/such\.csv': there is no such file"):
         tables.read("/no/such.csv", "test_path", WANTED)
-    with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it can't be read"):
+    with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it is a folder; name the files in it"):
         tables.read(str(tmp_path), "test_path", WANTED)
     with pytest.raises(UserError, match="test_path='nope://x': it can't be read"):
         tables.read("nope://x", "test_path", WANTED)
