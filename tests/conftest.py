@@ -14,12 +14,19 @@ import fsspec
 import pytest
 import torch
 from fsspec import AbstractFileSystem
+from hypothesis import HealthCheck, settings
 
 from scaling_fl.config import Config
 from tests import builders
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train_federated.py"
+
+# The same examples in every run, on machines of any speed. Files are written anew for each example.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

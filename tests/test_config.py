@@ -39,7 +39,7 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("optimiser", "adamv", "one of adamw, adam, sgd"),
         ("task_name", "ag_news", "one of agnews, csv, demo"),
         ("max_seq_len", 3, "a whole number, 4 or more"),
-        ("threads_per_site", 0, "a whole number, 1 or more"),
+        ("threads_per_site", 0, "a whole number from 1 to 1024"),
         ("model", 1e5, "expected text"),
         ("model", None, "expected text"),
         ("lr_schedule", "step", "one of constant, linear, cosine"),

@@ -110,33 +110,6 @@ def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: lis
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("num_round=3", "num_round=3: there is no such key; did you mean num_rounds?"),
-        ("site_ids=3", "site_ids=3: expected a list of GPU indices"),
-        ("iid_split=false", "iid_split='false': expected True or False"),
-        ("train_path=/no/such.csv", "train_path='/no/such.csv': there is no such file"),
-        ("model=/no/such/model", "model=/no/such/model: there is no such folder"),
-        ("max_train_examples=2", "2 training examples are too few for 3 sites"),
-        ("nosuch.json", "nosuch.json: it is neither key=value, nor a named configuration (demo, paper), nor a file"),
-        ("checkpoints_dir=/proc/here", "checkpoints_dir=/proc/here: it can't be written to"),
-    ],
-)
-def test_bad_input_is_one_clear_error_and_leaves_nothing(
-    command: Command, words: list[str], tmp_path: Path, change: str, message: str
-) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    began = time.monotonic()
-    done = command(*words, change)
-    assert time.monotonic() - began < 20
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.startswith("Refused: ") or "Refused: " in done.stderr.splitlines()[0]
-    assert done.stderr.strip().count("\n") == 0, "one line"
-    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
-
-
 def test_env_is_honoured_and_what_is_set_already_wins(words: list[str], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for folder in ("scripts", "scaling_fl"):
