@@ -1,7 +1,8 @@
 """The event file: what happened to a job, one JSON object per line, only ever appended to. All records come from it."""
 
+import contextlib
 import json
-import os
+import tempfile
 import threading
 import time
 import uuid
@@ -49,14 +50,37 @@ class EventLog:
             # Every line has its own time, later than all before it, so that copies can be merged.
             self._last = max(round(time.time(), 6), round(self._last + 1e-6, 6))
             line = json.dumps({"time": self._last, "event": event} | fields, allow_nan=False)
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            try:
+                self._file.write(line.encode() + b"\n")
+                self._file.flush()
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: it can't be written ({error.strerror}); make room, and type the command again"
+                ) from error
         self.on_append(event)
 
     def close(self) -> None:
         """Force it to the disk."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with contextlib.suppress(OSError):  # what it couldn't write, `append` said
+            self._file.close()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `UserError` where nothing can be recorded in `folder`. Leaves no trace."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"scaling_fl")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: it can't be written ({error.strerror}); type the command in a folder of yours, or give -u "
+            "for no record"
+        ) from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:

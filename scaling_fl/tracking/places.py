@@ -28,7 +28,12 @@ class Places:
         return targets
 
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
-        """Raises `UserError` where a database knows another job of this name. One that can't be asked is told of."""
+        """Raises `UserError` where a folder can't be written, or a database knows another job of this name.
+
+        A database that can't be asked is told of. Nothing is written.
+        """
+        for folder in self.folders:
+            events.check_writable(folder)
         for address in self.addresses:
             entry = mongo.MongoEntry(address)
             try:

@@ -1,5 +1,6 @@
 """Where a job's events come from: Sacred tells of start and end, the workers of all in between."""
 
+import contextlib
 import json
 import socket
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 from sacred.observers import RunObserver
 
+from scaling_fl.errors import UserError
 from scaling_fl.plan import Event, Plan
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
@@ -112,8 +114,9 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def _end(self, how: str, **fields: Any) -> None:
         """Append the end, and give the targets a moment to take it in."""
-        self._log.append(how, **fields)
         self._ended = True
+        with contextlib.suppress(UserError):  # the disk is full, which was said
+            self._log.append(how, **fields)
         for replay in self.replays:
             replay.finish()
         deadline = time.monotonic() + _LAST_WORDS
