@@ -2,17 +2,15 @@
 
 import dataclasses
 import difflib
-import math
 import re
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scaling_fl import tasks
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import formats
+from scaling_fl.values import checked
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (site.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
@@ -186,7 +184,7 @@ class Config:
                 hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(fields)}"
                 raise UserError(f"{name}={values[name]!r}: there is no such key; {hint}")
         hints = typing.get_type_hints(cls)
-        config = cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+        config = cls(**{name: checked(fields[name], hints[name], value) for name, value in values.items()})
         if config.warmup >= max(1, config.num_rounds):
             raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
         if config.max_restarts and config.checkpoints_dir is None:
@@ -228,43 +226,3 @@ class Config:
                 f"job_name={self.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "
                 "Use the earlier values, or a new job_name and checkpoints_dir"
             )
-
-
-def _checked(field: Any, hint: Any, value: Any) -> Any:
-    """The value in the type of its field, or a `UserError`."""
-    typed = value
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind, expected = kinds[0], field.metadata["expected"]
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{field.name}={value!r}: expected True or False, with a capital letter and no quotes")
-    elif kind is str:
-        if not isinstance(value, str):
-            raise UserError(f"{field.name}={value!r}: expected text; in a config file, put it in quotes")
-        if not value.strip():
-            raise UserError(
-                f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
-            )
-        if not formats.is_text(value):
-            raise UserError(f"{field.name}={value!r}: expected text in UTF-8, without NUL; rename what it names")
-    elif kind is int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{field.name}={value!r}: expected {expected}")
-    elif kind is float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise UserError(
-                f"{field.name}={value!r}: expected {expected}, such as {field.name}={field.default or 0.01}"
-            )
-        value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() refuses the largest whole numbers
-    else:  # tuple[int, ...]
-        if isinstance(value, int) and not isinstance(value, bool):
-            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
-        if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
-            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[0,0], without spaces")
-        value = tuple(value)
-    valid = field.metadata["valid"]
-    if valid is not None and not valid(value):
-        raise UserError(f"{field.name}={typed!r}: expected {expected}")
-    return value
