@@ -1,86 +1,32 @@
-"""Checkpoints: the server state after a round, on disk or in an object store; published whole or not at all.
-
-A state file is safetensors: every tensor by name, and one metadata entry with a JSON header that ends in a
-SHA-256 over tensors and header. Nothing is ever unpickled. This module needs no torch.
-"""
+"""Checkpoints: the server state after a round, on disk or in an object store; published whole or not at all."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
+from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
 from scaling_fl.errors import UserError
+from scaling_fl.patience import patiently
+from scaling_fl.state_file import Arrays, Damaged, read_state, write_state
 
-FORMAT_VERSION = 1
 _NAME = re.compile(r"round-(\d{6,})\.safetensors")
 _TEMPORARY = ".partial-"  # never listed as a checkpoint
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+OnProgress = Callable[[], None]  # called now and then while something is on its way
 
 
-class Damaged(Exception):
-    """A state file that is truncated, altered, or of a version that this program doesn't know."""
-
-
-def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any], durable: bool = True) -> None:
-    """Write a state file, and force it to the disk where it shall outlive a crash of the system."""
-    header = dict(header) | {"format_version": FORMAT_VERSION}
-    header["sha256"] = _digest(tensors, header)
-    safetensors.numpy.save_file(
-        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
-        path,
-        metadata={"scaling_fl": json.dumps(header)},
-    )
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)  # safetensors makes it the owner's alone
-    if durable:
-        _sync(path)
-
-
-def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Tensors and header of a state file. Raises `Damaged` where it isn't exactly what was written."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["scaling_fl"])
-            version, sha256 = header["format_version"], header.pop("sha256")
-            if version != FORMAT_VERSION:
-                raise Damaged(f"it has format version {version}; this program reads version {FORMAT_VERSION}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        if _digest(tensors, header) != sha256:
-            raise Damaged("its checksum doesn't match its content")
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from error
-    return tensors, header
-
-
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """Some tensors of a state file, unchecked: for readers beside the one that checks it with `read_state`."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in names}
-
-
-def _digest(tensors: Arrays, header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        array = np.asarray(tensors[name], order="C")
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _nothing() -> None:
+    pass
 
 
 class Checkpoints:
@@ -99,12 +45,10 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """Rounds with a checkpoint, newest first. Other files in the folder don't count."""
-        self.fs.invalidate_cache()
-        try:
-            names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
-        except FileNotFoundError:
-            return []
-        return sorted((int(match[1]) for match in map(_NAME.fullmatch, names) if match), reverse=True)
+        names = self.sizes()
+        numbers = [int(match[1]) for match in map(_NAME.fullmatch, names) if match]
+        # Digits have other forms, and numbers may begin with zeros: only the name that `save` gives counts.
+        return sorted((number for number in numbers if _file_name(number) in names), reverse=True)
 
     def probe(self) -> None:
         """Write and remove a small file; clear away what a killed run left half-written. Raises `UserError`."""
@@ -121,54 +65,78 @@ class Checkpoints:
             for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
                 shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
-    def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any]) -> str:
-        """Publish the state after `round_` and return its full name. Readers see all of it or nothing."""
+    def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any], on_progress: OnProgress = _nothing) -> str:
+        """Publish the state after `round_` and return its full name. Readers see all of it or nothing.
+
+        An object store that can't be reached, or is busy, is tried again for some minutes. Raises `UserError`.
+        """
         name = _file_name(round_)
         with self._reachable(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
-            # What is uploaded and then removed need not reach this disk.
-            write_state(path, tensors, dict(header) | {"round": round_}, durable=self.local)
-            self._publish(path, name)
+            write_state(path, tensors, dict(header) | {"round": round_})
+            patiently(lambda: self._publish(path, name, on_progress), self.fs, on_progress)
         return self.name(name)
 
     def put_file(self, path: Path, name: str) -> None:
         """Publish a copy of a local file under `name`."""
         with self._workspace() as folder:
-            self._publish(Path(shutil.copy(path, folder)), name)
+            self._publish(Path(shutil.copyfile(path, Path(folder) / path.name)), name)
+
+    def put_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = _nothing) -> str:
+        """Publish the files of a finished local folder. The file `last` comes last: with it, all are there.
+
+        As patient as `save`. Raises `UserError`.
+        """
+
+        def put() -> None:
+            if self.fs.exists(f"{self.root}/{name}/{last}"):
+                self.fs.rm_file(f"{self.root}/{name}/{last}")
+            self.fs.makedirs(f"{self.root}/{name}", exist_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
+                with self._workspace() as space:
+                    copy = Path(shutil.copyfile(path, Path(space) / path.name)) if self.local else path
+                    self._publish(copy, f"{name}/{path.name}", on_progress)
+
+        with self._reachable(f"{name} can't be written"):
+            patiently(put, self.fs, on_progress)
+        return self.name(name)
+
+    def prune(self, keep: int, best: int | None) -> str | None:
+        """Remove all checkpoints but the newest `keep` (0: all stay) and that of round `best`.
+
+        Returns what stood in the way: too many checkpoints are no reason to end a job.
+        """
+        try:
+            for round_ in self.rounds()[keep:] if keep else ():
+                if round_ != best:
+                    self.fs.rm_file(f"{self.root}/{_file_name(round_)}")
+        except Exception as error:  # each file system has its own
+            return f"checkpoints_dir={self.url}: old ones can't be removed ({type(error).__name__}: {error})"
+        return None
 
     def _workspace(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for unfinished files; beside their place where that is local, so that they can be renamed."""
         return tempfile.TemporaryDirectory(dir=self.root if self.local else None, prefix=_TEMPORARY)
 
-    def _publish(self, path: Path, name: str) -> None:
-        """Give a finished file its name: by one rename, or by one upload."""
+    def _publish(self, path: Path, name: str, on_progress: OnProgress = _nothing) -> None:
+        """Give a finished file its name: by one rename, when all of it is on the disk, or by one upload."""
         if self.local:
-            os.replace(path, Path(self.root) / name)
-            _sync(Path(self.root))
+            target = Path(self.root) / name
+            _sync(path)
+            os.replace(path, target)
+            _sync(target.parent)
+            on_progress()
         else:
-            self.fs.put_file(str(path), f"{self.root}/{name}")
+            self.fs.put_file(str(path), f"{self.root}/{name}", callback=_Told(on_progress))
 
-    def put_folder(self, folder: Path, name: str, last: str) -> str:
-        """Publish the files of a finished local folder. The file `last` comes last: with it, all are there."""
-        target = f"{self.root}/{name}"
-        with self._reachable(f"{name} can't be written"):
-            if self.fs.exists(f"{target}/{last}"):
-                self.fs.rm_file(f"{target}/{last}")
-            self.fs.makedirs(target, exist_ok=True)
-            for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
-                self.fs.put_file(str(path), f"{target}/{path.name}")
-                if self.local:
-                    _sync(Path(target) / path.name)
-        return self.name(name)
-
-    def sizes(self, name: str) -> dict[str, int]:
-        """The files of a subfolder, with their sizes in bytes; none where there is no such folder."""
+    def sizes(self, name: str = "") -> dict[str, int]:
+        """The files of the folder, or of a subfolder, with their sizes in bytes; none where there is no such folder."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(f"{self.root}/{name}", detail=True)
+            found = self.fs.ls(f"{self.root}/{name}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
-        return {file["name"].rsplit("/", 1)[-1]: file["size"] for file in found}
+        return {file["name"].rsplit("/", 1)[-1]: file["size"] for file in found if file["type"] != "directory"}
 
     def read(self, name: str) -> bytes | None:
         """The content of a file in the folder; `None` where there is no such file."""
@@ -242,8 +210,19 @@ class Checkpoints:
         except Exception as error:  # each file system has its own
             raise UserError(
                 f"checkpoints_dir={self.url}: {what} ({type(error).__name__}: {error}); "
-                "check the place, its permissions and the credentials"
+                "check the place, its free space, its permissions and the credentials"
             ) from error
+
+
+class _Told(Callback):  # type: ignore[misc]
+    """What fsspec calls as bytes go out."""
+
+    def __init__(self, on_progress: OnProgress):
+        super().__init__()
+        self._on_progress = on_progress
+
+    def call(self, *_: Any, **__: Any) -> None:
+        self._on_progress()
 
 
 def _file_name(round_: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, sharding, tasks, token_cache, tokens
+from scaling_fl import checkpoint, models, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
@@ -83,7 +83,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     layout = Layout(loaded.module)
     if not finished:
-        checkpoint.write_state(work / "state.safetensors", tensors, {"round": round_}, durable=False)
+        state_file.write_state(work / "state.safetensors", tensors, {"round": round_})
         np.savez(work / "shards.npz", *shards)
         token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):
@@ -156,7 +156,7 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _initial_state(module: torch.nn.Module) -> checkpoint.Arrays:
+def _initial_state(module: torch.nn.Module) -> state_file.Arrays:
     layout = Layout(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     names = [entry.name for entry in layout.entries] + layout.integer_names
@@ -220,8 +220,8 @@ def _check_header(source: str, header: dict[str, Any]) -> None:
         )
 
 
-def _check_same_tensors(source: str, tensors: checkpoint.Arrays, expected: checkpoint.Arrays) -> None:
-    def kind(arrays: checkpoint.Arrays, name: str) -> str:
+def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: checkpoint.Arrays) -> None:
+    def kind(arrays: state_file.Arrays, name: str) -> str:
         return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
 
     for name in sorted(tensors.keys() | expected.keys()):
@@ -233,7 +233,7 @@ def _check_same_tensors(source: str, tensors: checkpoint.Arrays, expected: check
             )
 
 
-def _check_finite(source: str, tensors: checkpoint.Arrays) -> None:
+def _check_finite(source: str, tensors: state_file.Arrays) -> None:
     for name, array in tensors.items():
         if not np.isfinite(array.sum(dtype=np.float64)):
             raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")

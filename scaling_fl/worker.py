@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl import checkpoint, models, rounds, tokens
+from scaling_fl import models, rounds, state_file, tokens
 from scaling_fl.coordinator import Coordinator
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
@@ -46,9 +46,9 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
     if federation.is_leader:
-        model.fill(federation.state, checkpoint.read_state(folder / "state.safetensors")[0])
+        model.fill(federation.state, state_file.read_state(folder / "state.safetensors")[0])
     else:
-        model.fill_integers(checkpoint.read_tensors(folder / "state.safetensors", model.layout.integer_names))
+        model.fill_integers(state_file.read_tensors(folder / "state.safetensors", model.layout.integer_names))
     federation.wait()  # nobody trains before the state is in place
     state = ServerState(federation.state, model.layout.trained, plan.round)
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from scaling_fl.config import Config
 from tests import builders
+from tests.line import Line
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train_federated.py"
@@ -158,6 +159,21 @@ def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
         fs = fsspec.filesystem(request.param, skip_instance_cache=True, **options)
         fs.mkdir("lab")
         yield ObjectStore(f"{request.param}://lab", environ, fs)
+
+
+@pytest.fixture
+def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """What lies between this process, or its children, and an object store, whose bucket is $TEST_BUCKET."""
+    bucket, environ, fs = object_store
+    type(fs).clear_instance_cache()  # fsspec would go on with the last test's
+    opened = Line(int(next(iter(environ.values())).rpartition(":")[2]))
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.rpartition(":")[0] + f":{opened.port}" if value.startswith("http") else value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own, which take seconds
+    monkeypatch.setenv("TEST_BUCKET", bucket)
+    yield opened
+    opened.close()
+    type(fs).clear_instance_cache()
 
 
 @pytest.fixture(scope="session", autouse=True)

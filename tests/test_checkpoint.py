@@ -1,87 +1,18 @@
-import json
 import os
-import struct
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from scaling_fl import checkpoint
-from scaling_fl.checkpoint import Checkpoints, Damaged, read_state, read_tensors, write_state
+from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.errors import UserError
-
-TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7), "b": np.array([0.1], np.float32)}
-HEADER = {"round": 3, "config": {"learning_rate": 5e-5, "site_ids": [0, 1]}, "metrics": {"loss": 0.1 + 0.2}}
+from tests.test_state_file import HEADER, TENSORS
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_state_comes_back_bitwise_with_its_header(tmp_path: Path) -> None:
-    write_state(tmp_path / "state", TENSORS, HEADER)
-    tensors, header = read_state(tmp_path / "state")
-    assert header == HEADER | {"format_version": 1}
-    assert tensors.keys() == TENSORS.keys()
-    for name, tensor in TENSORS.items():
-        assert tensors[name].dtype == tensor.dtype
-        assert np.array_equal(tensors[name], tensor)
-    some = sorted(TENSORS)[:1]
-    assert read_tensors(tmp_path / "state", some).keys() == set(some)
-    assert np.array_equal(read_tensors(tmp_path / "state", some)[some[0]], TENSORS[some[0]])
-
-
-def test_a_state_file_is_readable_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
-    write_state(tmp_path / "state", TENSORS, HEADER)
-    (tmp_path / "other").write_text("")
-    assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
-    write_state(tmp_path / "state", TENSORS, HEADER)
-    assert np.array_equal(safetensors.numpy.load_file(tmp_path / "state")["w"], TENSORS["w"])
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-@given(st.data())
-def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "state"
-    write_state(path, TENSORS, HEADER)
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    else:
-        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(content)
-    try:
-        tensors, header = read_state(path)
-    except Damaged:
-        return
-    # Safetensors pads its JSON with blanks, and white space in JSON means nothing.
-    assert header == HEADER | {"format_version": 1}
-    assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
-
-
-def test_a_state_of_a_future_version_or_of_something_else_is_no_state(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
-    write_state(tmp_path / "future", TENSORS, HEADER)
-    monkeypatch.undo()
-    with pytest.raises(Damaged, match="format version 2; this program reads version 1"):
-        read_state(tmp_path / "future")
-    safetensors.numpy.save_file(TENSORS, tmp_path / "foreign")
-    with pytest.raises(Damaged):
-        read_state(tmp_path / "foreign")
-    (tmp_path / "pickle").write_bytes(b"\x80\x04cposix\nsystem\n")
-    with pytest.raises(Damaged):
-        read_state(tmp_path / "pickle")
-    header = json.dumps({"__metadata__": {"scaling_fl": "[1]"}}).encode()
-    (tmp_path / "list").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(Damaged):
-        read_state(tmp_path / "list")
 
 
 @pytest.fixture(params=["path", "file://", "memory://"])
@@ -97,9 +28,13 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
     for round_ in (1, 2, 12):
         name = checkpoints.save(round_, {"w": np.array([round_])}, HEADER)
     assert name == f"{checkpoints.url}/round-000012.safetensors"
-    for foreign in ("round-000099.safetensors.bak", "round-99.safetensors", "xround-000099.safetensors", "notes.txt"):
+    for foreign in (
+        "round-000099.safetensors.bak", "round-99.safetensors", "xround-000099.safetensors", "notes.txt",
+        "round-0000013.safetensors", "round-٠٠٠٠١٤.safetensors", "round-000099.safetensors.damaged", "ROUND-000099.safetensors",
+        "model/round-000099.safetensors", "round-000098.safetensors/file",
+    ):  # fmt: skip
+        checkpoints.fs.makedirs(checkpoints.fs._parent(f"{checkpoints.root}/{foreign}"), exist_ok=True)
         checkpoints.fs.pipe_file(f"{checkpoints.root}/{foreign}", b"?")
-    checkpoints.fs.makedirs(f"{checkpoints.root}/model", exist_ok=True)
     assert checkpoints.rounds() == [12, 2, 1]
 
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000012.safetensors", b"cut")
@@ -130,10 +65,15 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     staging = tmp_path / "staging"
     staging.mkdir()
     (staging / "a.bin").write_bytes(b"1")
+    (staging / "a.bin").chmod(0o600)  # as safetensors leaves its files
     (staging / "done.json").write_text('{"round": 4}')
     assert checkpoints.put_folder(staging, "model", last="done.json") == f"{checkpoints.url}/model"
     assert checkpoints.read_json("model/done.json") == {"round": 4}
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/a.bin") == b"1"
+    if checkpoints.local:
+        (tmp_path / "other").write_text("")
+        mode = Path(checkpoints.root, "model", "a.bin").stat().st_mode
+        assert mode == (tmp_path / "other").stat().st_mode, "whom the umask lets may read it"
     checkpoints.put_file(staging / "a.bin", "events.jsonl")
     checkpoints.put_file(staging / "done.json", "events.jsonl")
     assert checkpoints.read_json("events.jsonl") == {"round": 4}, "a second copy replaces the first"
@@ -166,6 +106,88 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypat
         checkpoints.save(2, TENSORS, HEADER)
     monkeypatch.undo()
     assert names(tmp_path / "c") == ["round-000001.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "model"])
+def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(tmp_path: Path, what: str) -> None:
+    """The system itself refuses: files may have no more than so many bytes."""
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints.probe()
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / "weights").write_bytes(b"good" * 100)
+    (staging / "done").write_text("1")
+    checkpoints.save(1, TENSORS, HEADER)
+    checkpoints.put_folder(staging, "model", last="done")
+    large = np.ones(100_000, np.float32)  # 400 kB
+    (staging / "weights").write_bytes(large.tobytes())
+    write = {
+        "checkpoint": lambda: checkpoints.save(2, {"w": large}, HEADER),
+        "model": lambda: checkpoints.put_folder(staging, "model", last="done"),
+    }[what]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"checkpoints_dir=.*/c: .* can't be written \(.*File too large.*free space"
+        ):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path / "c") == ["model", "round-000001.safetensors"]
+    found = checkpoints.newest()
+    assert found is not None
+    assert np.array_equal(found[0]["w"], TENSORS["w"])
+    assert checkpoints.read_json("model/done") == (1 if what == "checkpoint" else None), (
+        "half a model isn't said to be one"
+    )
+    assert (tmp_path / "c" / "model" / "weights").read_bytes() == b"good" * 100, "no reader sees half a file"
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "left"),
+    [(3, None, [9, 7, 5]), (1, None, [9]), (2, 4, [9, 7, 4]), (2, 7, [9, 7]), (1, 6, [9]), (0, 4, [9, 7, 5, 4, 2]), (9, 2, [9, 7, 5, 4, 2])],
+)  # fmt: skip
+def test_the_newest_checkpoints_and_the_best_stay(
+    checkpoints: Checkpoints, keep: int, best: int | None, left: list[int]
+) -> None:
+    checkpoints.probe()
+    for round_ in (2, 4, 5, 7, 9):
+        checkpoints.save(round_, TENSORS, HEADER)
+    checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000001.safetensors.damaged", b"")
+    assert checkpoints.prune(keep, best) is None
+    assert checkpoints.rounds() == left
+    assert checkpoints.fs.exists(f"{checkpoints.root}/round-000001.safetensors.damaged"), "it is not ours to remove"
+
+
+def test_a_checkpoint_that_can_not_be_removed_is_no_reason_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints.probe()
+    for round_ in (1, 2):
+        checkpoints.save(round_, TENSORS, HEADER)
+    monkeypatch.setattr(checkpoints.fs, "rm_file", refuse)  # root may remove anything
+    trouble = checkpoints.prune(1, None)
+    assert trouble == f"checkpoints_dir={tmp_path}/c: old ones can't be removed (PermissionError: [Errno 1] no)"
+    assert checkpoints.rounds() == [2, 1]
+
+
+def refuse(*_: Any) -> None:
+    raise PermissionError(1, "no")
+
+
+def test_progress_is_told_while_a_checkpoint_and_a_model_are_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    checkpoints.probe()
+    told: list[str] = []
+    checkpoints.save(1, TENSORS, HEADER, on_progress=lambda: told.append("checkpoint"))
+    assert told
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    for name in ("a", "b", "c"):
+        (staging / name).write_text(name)
+    checkpoints.put_folder(staging, "model", last="c", on_progress=lambda: told.append("model"))
+    assert told.count("model") >= 3
 
 
 def test_the_probe_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:

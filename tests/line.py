@@ -1,0 +1,65 @@
+"""A line to a server, which a test can cut, or answer in the server's stead."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+_METHODS = (b"PUT ", b"POST ", b"DELETE ", b"GET ", b"HEAD ")
+
+
+class Line:
+    """TCP from `port` to a server's. What goes on in it is set from outside, at any moment."""
+
+    def __init__(self, server: int):
+        self.down = False  # nobody answers
+        self.answer: Callable[[str], bytes | None] = lambda method: None  # a whole HTTP answer in the server's stead
+        self._cut_after: int | None = None  # bytes on their way to the server
+        self._on_cut: Callable[[], None] = lambda: None
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_after(self, count: int, on_cut: Callable[[], None]) -> None:
+        """Once so many more bytes have gone to the server, none follows: `on_cut` is called, and the line is down."""
+        self._cut_after, self._on_cut = count, on_cut
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in it
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._server)) as server:
+            threading.Thread(target=_copy, args=(server, client), daemon=True).start()
+            while (piece := client.recv(2**14)) and not self.down:
+                if piece.startswith(_METHODS) and (answer := self.answer(piece.split()[0].decode())) is not None:
+                    client.sendall(answer)
+                    client.shutdown(socket.SHUT_WR)
+                    while client.recv(2**16):  # to close before all is read would take the answer back
+                        pass
+                    return
+                if self._cut_after is not None and len(piece) >= self._cut_after:
+                    server.sendall(piece[: self._cut_after])
+                    self.down, self._cut_after = True, None
+                    self._on_cut()
+                    return
+                if self._cut_after is not None:
+                    self._cut_after -= len(piece)
+                server.sendall(piece)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(2**14):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)

@@ -1,0 +1,78 @@
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scaling_fl import state_file
+from scaling_fl.state_file import Damaged, read_state, read_tensors, write_state
+
+TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7), "b": np.array([0.1], np.float32)}
+HEADER = {"round": 3, "config": {"learning_rate": 5e-5, "site_ids": [0, 1]}, "metrics": {"loss": 0.1 + 0.2}}
+
+
+def test_a_state_comes_back_bitwise_with_its_header(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", TENSORS, HEADER)
+    tensors, header = read_state(tmp_path / "state")
+    assert header == HEADER | {"format_version": 1}
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert np.array_equal(tensors[name], tensor)
+    some = sorted(TENSORS)[:1]
+    assert read_tensors(tmp_path / "state", some).keys() == set(some)
+    assert np.array_equal(read_tensors(tmp_path / "state", some)[some[0]], TENSORS[some[0]])
+
+
+def test_a_state_file_is_readable_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", TENSORS, HEADER)
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", TENSORS, HEADER)
+    assert np.array_equal(safetensors.numpy.load_file(tmp_path / "state")["w"], TENSORS["w"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.data())
+def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "state"
+    write_state(path, TENSORS, HEADER)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        tensors, header = read_state(path)
+    except Damaged:
+        return
+    # Safetensors pads its JSON with blanks, and white space in JSON means nothing.
+    assert header == HEADER | {"format_version": 1}
+    assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_a_state_of_a_future_version_or_of_something_else_is_no_state(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(state_file, "FORMAT_VERSION", 2)
+    write_state(tmp_path / "future", TENSORS, HEADER)
+    monkeypatch.undo()
+    with pytest.raises(Damaged, match="format version 2; this program reads version 1"):
+        read_state(tmp_path / "future")
+    safetensors.numpy.save_file(TENSORS, tmp_path / "foreign")
+    with pytest.raises(Damaged):
+        read_state(tmp_path / "foreign")
+    (tmp_path / "pickle").write_bytes(b"\x80\x04cposix\nsystem\n")
+    with pytest.raises(Damaged):
+        read_state(tmp_path / "pickle")
+    header = json.dumps({"__metadata__": {"scaling_fl": "[1]"}}).encode()
+    (tmp_path / "list").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(Damaged):
+        read_state(tmp_path / "list")
