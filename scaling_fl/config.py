@@ -16,6 +16,7 @@ from scaling_fl.values import checked
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BEST_BY = tuple(f"{of}.{what}" for of in ("validation", "held_back") for what in ("loss", "accuracy", "macro_f1"))
 
 
 def _key(
@@ -77,6 +78,12 @@ class Config:
         None, "train on so many rows only, drawn with `data_seed` in the proportions of the labels", **_at_least(1)
     )
     max_test_examples: int | None = _key(None, "test on so many rows only, drawn likewise", **_at_least(1))
+    validation_fraction: float = _key(
+        0.0,
+        "share of the training rows that no site trains on, drawn with `data_seed` like those; they yield `held_back.…`",
+        "a number from 0 to less than 1",
+        lambda share: 0 <= share < 1,
+    )
     model: str = _key("distilbert", "distilbert, bert, albert, tiny, a hub id, or a local folder")
     max_seq_len: int = _key(128, "tokens kept of each text, special tokens included", **_at_least(4))
     optimiser: str = _key(
@@ -156,6 +163,14 @@ class Config:
     )
     checkpoints_dir: str | None = _key(None, "folder for checkpoints and final model: local, s3:// or gs://", free=True)
     checkpoint_every: int = _key(1, "rounds between checkpoints; the last round always", **_at_least(1), free=True)
+    keep_checkpoints: int = _key(3, "the newest so many checkpoints are kept; 0: all", **_at_least(0), free=True)
+    keep_best: str | None = _key(
+        None,
+        "metric by which the best round's checkpoint is kept besides: `held_back.accuracy`, `validation.loss` …",
+        f"one of {', '.join(BEST_BY)}",
+        BEST_BY.__contains__,
+        free=True,
+    )
     max_restarts: int = _key(
         0,
         "after a failure all sites are started again from the last checkpoint, so many times at most",
@@ -189,6 +204,10 @@ class Config:
             raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
         if config.max_restarts and config.checkpoints_dir is None:
             raise UserError("max_restarts needs checkpoints_dir: the sites start again from the last checkpoint")
+        if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
+            raise UserError(
+                f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"
+            )
         return config
 
     def to_mapping(self) -> dict[str, Any]:
@@ -199,9 +218,9 @@ class Config:
         """Whether the global model is evaluated after `round_`."""
         return round_ % self.eval_every == 0 or round_ == self.num_rounds
 
-    def evaluation_batch_size(self, num_test: int) -> int:
-        """Small test sets are cut finer, so that no worker is idle: into 64 batches, unless they fall below 32 examples."""
-        return min(self.val_batch_size, max(32, -(-num_test // 64)))
+    def evaluation_batch_size(self, num_examples: int) -> int:
+        """Small sets are cut finer, so that no worker is idle: into 64 batches, unless they fall below 32 examples."""
+        return min(self.val_batch_size, max(32, -(-num_examples // 64)))
 
     def check_resumable(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with a job whose meaning would change.

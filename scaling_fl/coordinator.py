@@ -11,6 +11,7 @@ import torch
 
 from scaling_fl import checkpoint
 from scaling_fl.behind import Behind
+from scaling_fl.best import best_so_far
 from scaling_fl.flat import FlatModel
 from scaling_fl.metrics import finite_or_text
 from scaling_fl.plan import Plan, Send
@@ -26,7 +27,7 @@ class Coordinator:
         self._behind = Behind()
         # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
         self._snapshot = torch.empty(state.params.shape)
-        self._published = state.round
+        self._published, self._best = state.round, plan.best
         self._results: dict[str, float | str] = {}
 
     def report(self, results: dict[str, float]) -> None:
@@ -41,19 +42,23 @@ class Coordinator:
             self._publish()
 
     def _publish(self) -> None:
-        """Write the state, of which a copy is taken, since the next round changes it."""
-        url, round_ = self._plan.config.checkpoints_dir, self._state.round
-        if url is None or round_ == self._published:
+        """Write the state, of which a copy is taken, since the next round changes it; older checkpoints go after that."""
+        config, round_ = self._plan.config, self._state.round
+        if config.checkpoints_dir is None or round_ == self._published:
             return
         self._behind.wait()  # it reads the last copy
+        best = self._best = best_so_far(config.keep_best, self._best, round_, self._results)
+        folder = checkpoint.Checkpoints(config.checkpoints_dir)
         tensors = self._model.arrays(self._snapshot.copy_(self._state.params))
-        header = checkpoint_header(self._plan, self._results)
+        header = checkpoint_header(self._plan, self._results, best)
 
         def write() -> None:
             start = time.perf_counter()
-            name = checkpoint.Checkpoints(url).save(round_, tensors, header)
+            name = folder.save(round_, tensors, header, self._send.progress)
             seconds = time.perf_counter() - start
             self._send({"event": "checkpoint", "round": round_, "path": name, "seconds": seconds})
+            if trouble := folder.prune(config.keep_checkpoints, best.round if best else None):
+                self._send({"event": "said", "text": f"note: {trouble}"})
 
         self._behind.do(write)
         self._published = round_
@@ -69,6 +74,9 @@ class Coordinator:
     def finish(self) -> None:
         """After the last round: write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
         self._behind.wait()
+        if self._best is not None:
+            said = f"best round by {self._best.metric}: {self._best.round}, with {self._best.value:.4f}"
+            self._send({"event": "said", "text": said})
         if self._plan.config.checkpoints_dir is None:
             return
         self._model.load(self._state.params)
@@ -78,5 +86,5 @@ class Coordinator:
             files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
             (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
             folder = checkpoint.Checkpoints(self._plan.config.checkpoints_dir)
-            name = folder.put_folder(Path(staging), "model", last=COMPLETE)
+            name = folder.put_folder(Path(staging), "model", COMPLETE, self._send.progress)
         self._send({"event": "model", "path": name})

@@ -29,7 +29,7 @@ class SiteMetrics:
 class BatchMetrics:
     """What one evaluation batch yields."""
 
-    batch: int  # its number in the fixed order of the whole test set
+    batch: int  # its number in the fixed order of the whole set
     loss_sum: float
     confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions
 
@@ -51,16 +51,16 @@ def training(sites: Sequence[SiteMetrics]) -> dict[str, float]:
     return result
 
 
-def validation(batches: Iterable[BatchMetrics]) -> dict[str, float]:
-    """`validation.*` of the global model. Float sums run in batch order, whoever computed the batches."""
+def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dict[str, float]:
+    """`validation.*` of the global model, or what `name` says. Float sums run in batch order, whoever computed them."""
     ordered = sorted(batches, key=lambda b: b.batch)
     confusion = np.sum([b.confusion for b in ordered], axis=0)
     count = int(confusion.sum())
     return {
-        "validation.loss": sum(b.loss_sum for b in ordered) / count,
-        "validation.accuracy": int(np.trace(confusion)) / count,
-        "validation.macro_f1": macro_f1(confusion),
-        "validation.examples": count,
+        f"{name}.loss": sum(b.loss_sum for b in ordered) / count,
+        f"{name}.accuracy": int(np.trace(confusion)) / count,
+        f"{name}.macro_f1": macro_f1(confusion),
+        f"{name}.examples": count,
     }
 
 

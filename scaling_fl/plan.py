@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from scaling_fl.best import Best
 from scaling_fl.config import Config
 
 Event = dict[str, Any]  # {"event": kind, …}; the kinds stand where they are sent
@@ -37,13 +38,15 @@ class Plan:
     label_names: tuple[str, ...]
     shard_sizes: tuple[int, ...]
     shard_entropies: tuple[float, ...]  # bits
-    num_train: int
+    num_train: int  # examples on which the sites train
     num_test: int
     num_cut: int  # training texts that fill max_seq_len
     data_digest: str
     pad_token_id: int
     environment: dict[str, str]  # what bitwise equality depends on: versions, processor
     notes: tuple[str, ...]  # what the user should know
+    num_held_back: int = 0  # training examples that no site trains on
+    best: Best | None = None  # the best round so far, by `keep_best`
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round."""
@@ -52,4 +55,4 @@ class Plan:
     @property
     def evaluation_steps(self) -> int:
         """Evaluation batches, over all sites."""
-        return -(-self.num_test // self.config.evaluation_batch_size(self.num_test))
+        return sum(-(-n // self.config.evaluation_batch_size(n)) for n in (self.num_test, self.num_held_back))

@@ -5,6 +5,7 @@ workers open: token stores, shards, the model's architecture and tokenizer, and 
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import platform
@@ -18,6 +19,7 @@ import torch
 import transformers
 
 from scaling_fl import checkpoint, models, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
@@ -46,7 +48,11 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     task = tasks.load(config, report)
     notes += task.notes
     digest = task.digest()
-    shards = sharding.shard(task.train.labels, len(config.site_ids), config.iid_split, config.data_seed)
+    held_back = sharding.held_back(task.train.labels, config.validation_fraction, config.data_seed)
+    trained = np.setdiff1d(np.arange(len(task.train)), held_back)
+    dealt = sharding.shard(task.train.labels[trained], len(config.site_ids), config.iid_split, config.data_seed)
+    shards = [trained[part] for part in dealt]
+    notes += _selection_notes(config, len(held_back), len(task.train))
 
     send({"event": "said", "text": f"loading model={config.model}"})
     loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
@@ -58,7 +64,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
-    round_, finished = 0, False
+    round_, finished, best = 0, False, None
     tensors = initial = _initial_state(loaded.module)
     _check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
@@ -71,7 +77,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
             _check_same_job(config, header, digest)
             _check_same_tensors(source, tensors, initial)
             _check_finite(source, tensors)
-            round_ = header["round"]
+            round_, best = header["round"], best_in(header, config.keep_best)
             threads = _agree_on_threads(config, threads, header, notes)
             _compare_environments(header["environment"], environment(config, devices), notes)
             if damaged:
@@ -85,6 +91,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     if not finished:
         state_file.write_state(work / "state.safetensors", tensors, {"round": round_})
         np.savez(work / "shards.npz", *shards)
+        np.save(work / "held_back.npy", held_back)
         token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):
             key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)
@@ -114,19 +121,21 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 label_names=task.label_names,
                 shard_sizes=tuple(map(len, shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
-                num_train=len(task.train),
+                num_train=len(trained),
                 num_test=len(task.test),
-                num_cut=0 if finished else _num_cut(work, config, loaded.tokenizer.pad_token_id),
+                num_cut=0 if finished else _num_cut(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
                 environment=environment(config, devices),
                 notes=tuple(notes),
+                num_held_back=len(held_back),
+                best=best,
             ),
         }
     )
 
 
-def checkpoint_header(plan: Plan, results: dict[str, float | str]) -> dict[str, Any]:
+def checkpoint_header(plan: Plan, results: dict[str, float | str], best: Best | None) -> dict[str, Any]:
     """What a checkpoint says of itself, beside its round."""
     return {
         "job_name": plan.config.job_name,
@@ -135,6 +144,7 @@ def checkpoint_header(plan: Plan, results: dict[str, float | str]) -> dict[str, 
         "data_digest": plan.data_digest,
         "label_names": list(plan.label_names),
         "metrics": results,
+        "best": None if best is None else dataclasses.asdict(best),
         "environment": plan.environment,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -161,6 +171,19 @@ def _initial_state(module: torch.nn.Module) -> state_file.Arrays:
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     names = [entry.name for entry in layout.entries] + layout.integer_names
     return {name: tensors[name].detach().cpu().numpy() for name in names}
+
+
+def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list[str]:
+    notes = []
+    if num_held_back:
+        notes.append(f"{num_held_back:,} of {num_train:,} training rows are held back from all sites")
+    if config.keep_best is not None and config.keep_best.startswith("validation."):
+        notes.append(
+            f"keep_best={config.keep_best} chooses by the test set: what that measures of the best round is better than "
+            f"new texts will show; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
+            "chooses by rows that nobody trains on"
+        )
+    return notes
 
 
 def _devices(config: Config, notes: list[str]) -> tuple[str, ...]:
@@ -195,9 +218,9 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _num_cut(work: Path, config: Config, pad_token_id: int) -> int:
+def _num_cut(work: Path, trained: sharding.Indices, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
-    return int((tokens.TokenStore(work / "train", pad_token_id).lengths >= config.max_seq_len).sum())
+    return int((tokens.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())
 
 
 def _is_exported(checkpoints: checkpoint.Checkpoints, round_: int) -> bool:
@@ -220,7 +243,7 @@ def _check_header(source: str, header: dict[str, Any]) -> None:
         )
 
 
-def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: checkpoint.Arrays) -> None:
+def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
     def kind(arrays: state_file.Arrays, name: str) -> str:
         return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
 

@@ -55,9 +55,14 @@ def run(
 
 
 def _evaluate(resident: Resident, federation: Federation, state: ServerState) -> dict[str, float]:
-    """Metrics of the global model on the whole test set, the same on every worker."""
-    mine = evaluate(resident, state.params, federation.rank, federation.num_workers)
-    return metrics.validation(batch for part in federation.gather(mine) for batch in part)
+    """Metrics of the global model on the whole test set and on what is held back, the same on every worker."""
+    results: dict[str, float] = {}
+    for name, held_back in (("validation", False), ("held_back", True)):
+        if held_back and len(resident.held_back) == 0:
+            continue
+        mine = evaluate(resident, state.params, federation.rank, federation.num_workers, held_back)
+        results |= metrics.validation((batch for part in federation.gather(mine) for batch in part), name)
+    return results
 
 
 @contextmanager

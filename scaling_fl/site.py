@@ -1,7 +1,7 @@
 """One site: local training on its shard, and the delta that it yields. A site knows of no other site."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Resident:
     test: tokens.TokenStore
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
+    held_back: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of `train`; in no shard
 
     def __post_init__(self) -> None:
         if self.config.gradient_checkpointing:
@@ -151,8 +152,10 @@ def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
 
 
 @torch.inference_mode()
-def evaluate(resident: Resident, params: torch.Tensor, worker: int, num_workers: int) -> list[BatchMetrics]:
-    """Evaluate the server's `params` (size,) on this worker's part of the test set.
+def evaluate(
+    resident: Resident, params: torch.Tensor, worker: int, num_workers: int, held_back: bool = False
+) -> list[BatchMetrics]:
+    """Evaluate the server's `params` (size,) on this worker's part of the test set, or of the held-back examples.
 
     The whole set is cut into batches that don't depend on the number of workers; worker w takes batches
     w, w + num_workers, …, so that all workers together cover each example once. A batch that doesn't fit into the
@@ -162,15 +165,17 @@ def evaluate(resident: Resident, params: torch.Tensor, worker: int, num_workers:
     resident.model.module.eval()
     num_labels = resident.model.module.config.num_labels
     pending = []
-    fitting = resident.config.evaluation_batch_size(len(resident.test))
-    batches = tokens.evaluation_batches(resident.test, fitting)
+    store = resident.train if held_back else resident.test
+    examples = resident.held_back if held_back else np.arange(len(store))
+    fitting = resident.config.evaluation_batch_size(len(examples))
+    batches = tokens.evaluation_batches(store, examples, fitting)
     for number in range(worker, len(batches), num_workers):
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
         confusion = torch.zeros(num_labels**2, dtype=torch.int64, device=resident.device)
         rest = batches[number]
         while len(rest) > 0:
             try:
-                batch = resident.to_device(resident.test.batch(rest[:fitting]))
+                batch = resident.to_device(store.batch(rest[:fitting]))
                 logits = resident.logits(batch)
             except torch.OutOfMemoryError:
                 if fitting == 1:

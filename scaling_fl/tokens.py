@@ -139,9 +139,11 @@ def training_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def evaluation_batches(store: TokenStore, batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """The whole store in fixed batches, longest texts first: the same for any number of sites."""
-    return _cut(np.argsort(-store.lengths, kind="stable"), batch_size)
+def evaluation_batches(
+    store: TokenStore, examples: npt.NDArray[np.int64], batch_size: int
+) -> list[npt.NDArray[np.int64]]:
+    """These examples in fixed batches, longest texts first: the same for any number of sites."""
+    return _cut(examples[np.argsort(-store.lengths[examples], kind="stable")], batch_size)
 
 
 def _cut(indices: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:

@@ -63,6 +63,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         test=tokens.TokenStore(folder / "test", plan.pad_token_id),
         device=device,
         on_step=progress.step,
+        held_back=np.load(folder / "held_back.npy"),
     )
     with np.load(folder / "shards.npz") as shards:
         sites = [Site(rank, shards[f"arr_{rank}"], resident)]

@@ -51,6 +51,11 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("job_name", "a/b", "letters, digits"),
         ("job_name", "../x", "letters, digits"),
         ("checkpoints_dir", " ", "an unset shell variable?"),
+        ("keep_checkpoints", -1, "a whole number, 0 or more"),
+        ("keep_best", "accuracy", "one of validation.loss, validation.accuracy, validation.macro_f1, held_back.loss"),
+        ("keep_best", "held_back.loss", "no training rows are held back; give validation_fraction=0.1 as well"),
+        ("validation_fraction", 1, "a number from 0 to less than 1"),
+        ("validation_fraction", -0.1, "a number from 0 to less than 1"),
         ("seed", -1, "a whole number from 0 to 4294967295"),
         ("data_seed", 2**32, "a whole number from 0 to 4294967295"),
     ],
@@ -78,10 +83,14 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
     free = {
         "site_ids": (2, 2), "num_rounds": 99, "train_path": "x", "test_path": "y", "author": "me", "eval_every": 2,
         "checkpoint_every": 3, "checkpoints_dir": "z", "val_batch_size": 9, "threads_per_site": 1,
+        "keep_checkpoints": 0, "keep_best": "validation.loss",
     }  # fmt: skip
     dataclasses.replace(Config(job_name="j"), **free).check_resumable(before)
 
-    for key, value in [("learning_rate", 0.5), ("seed", 1), ("iid_split", False), ("model", "bert"), ("batch_size", 1)]:
+    for key, value in [
+        ("learning_rate", 0.5), ("seed", 1), ("iid_split", False), ("model", "bert"), ("batch_size", 1),
+        ("validation_fraction", 0.1),
+    ]:  # fmt: skip
         changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
         with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
             changed.check_resumable(before)

@@ -36,6 +36,8 @@ def test_validation_metrics_pool_unequal_batches_in_any_order() -> None:
         "validation.examples": 5,
     }
     assert metrics.validation(batches) == pytest.approx(expected)
+    others = {name.replace("validation", "held_back"): value for name, value in expected.items()}
+    assert metrics.validation(batches, "held_back") == pytest.approx(others)
 
 
 def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
