@@ -1,0 +1,93 @@
+"""The command when the place of its checkpoints fills up, or vanishes, in the middle of a run."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.state_file import read_state
+from tests import builders
+from tests.conftest import SCRIPT, ObjectStore, clean_environment
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Two sites with a local model of some thousand parameters."""
+    train, test = builders.write_csv(tmp_path / "train.csv", 60), builders.write_csv(tmp_path / "test.csv", 9, 1)
+    return [
+        "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",
+        "label_column=topic", f"model={builders.pretrained(tmp_path / 'model')}", "max_seq_len=16", "batch_size=8",
+        "threads_per_site=1", "job_name=j", "keep_checkpoints=0",
+    ]  # fmt: skip
+
+
+def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    first = command(*words, "num_rounds=1", "checkpoints_dir=one")
+    assert first.returncode == 0, first.stderr
+    size = (tmp_path / "one" / "round-000001.safetensors").stat().st_size
+    # A disk of the job's own, in a namespace of its own, which takes it away; so its content is copied out at the end.
+    argv = shlex.join([sys.executable, str(SCRIPT), *words, "num_rounds=9", "checkpoints_dir=small"])
+    script = (
+        f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2} none small || exit 77; "
+        f"{argv}; status=$?; cp -r small/. left; exit $status"
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if "unshare" in done.stderr or done.returncode == 77:
+        pytest.skip("this machine lets nobody mount anything")
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "checkpoints_dir=small: round-00000" in last
+    assert "can't be written (" in last
+    assert "No space left on device" in last
+    rounds = Checkpoints(str(tmp_path / "left")).rounds()
+    assert rounds
+    assert rounds == list(range(rounds[0], 0, -1))
+    for round_ in rounds:
+        assert read_state(tmp_path / "left" / f"round-{round_:06d}.safetensors")[1]["round"] == round_
+    resumed = command(*words, "num_rounds=9", "checkpoints_dir=left")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"job j resumes after round {rounds[0]}" in resumed.stdout
+
+
+def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
+    words: list[str], tmp_path: Path, object_store: ObjectStore
+) -> None:
+    bucket, environ, fs = object_store
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words, "num_rounds=99999", f"checkpoints_dir={bucket}/jobs/j"],
+        cwd=tmp_path, env=clean_environment() | environ | {"PYTHONUNBUFFERED": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[:1] == ["3"]:
+                break
+        while True:  # it isn't empty for long
+            fs.invalidate_cache()
+            try:
+                fs.rm(f"{bucket}/jobs", recursive=True)
+                fs.rmdir(bucket.partition("://")[2])
+                break
+            except Exception:
+                assert process.poll() is None
+        rest = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    last = rest.strip().splitlines()[-1]
+    assert f"checkpoints_dir={bucket}/jobs/j: round-0" in last
+    assert "can't be written (FileNotFoundError" in last
+    assert "Traceback" not in rest
