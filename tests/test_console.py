@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console as RichConsole
 
 from scaling_fl.console import Console, table_row
-from tests.test_tracking import plan
+from tests.tracking.builders import plan
 
 
 def test_the_plan_says_what_is_about_to_happen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Console().plan(plan(tmp_path))
+    Console().plan(plan())
     text = capsys.readouterr().out
     for said in (
         "2 sites on cpu, 1 thread each", "Bert, 0.0 M parameters, new: head", "9 training and 3 test examples, 2 classes",
-        "job j resumes after round 2", "   0         5     1.000 bits            1  cpu",
+        "job news resumes after round 2", "   0         5     1.000 bits            1  cpu",
         "   1         4     0.500 bits            1  cpu",
     ):  # fmt: skip
         assert said in text
@@ -33,7 +33,7 @@ def test_the_bar_goes_to_the_real_stderr_and_lines_to_captured_stdout(
 ) -> None:
     console, screen = Console(), io.StringIO()
     console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
-    the_plan = plan(tmp_path)
+    the_plan = plan()
     console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, the_plan)
     console.event({"event": "output", "source": "site 1 (cpu)", "text": "a warning"}, the_plan)
     console.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5}}, the_plan)
@@ -50,7 +50,7 @@ def test_without_a_terminal_there_is_no_bar(tmp_path: Path, monkeypatch: Any) ->
     stream = io.StringIO()
     monkeypatch.setattr(sys, "__stderr__", stream)
     console = Console()
-    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, plan(tmp_path))
+    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, plan())
     assert stream.getvalue() == ""
 
 

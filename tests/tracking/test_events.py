@@ -104,3 +104,19 @@ def test_a_folder_that_takes_no_events_is_an_error_that_names_it(tmp_path: Path)
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match=r"runs/_events/j\.jsonl: it can't be written .*or give -u"):
         EventLog(tmp_path / "runs" / "_events" / "j.jsonl")
+
+
+def test_a_disk_that_fills_is_said_in_a_line(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log._file = open("/dev/full", "ab")  # noqa: SIM115 (the log closes it)
+    with pytest.raises(UserError, match=r"news\.jsonl: it can't be written \(No space left on device\); make room"):
+        log.append("completed")
+    log.close()
+
+
+def test_what_can_not_be_written_is_found_and_nothing_is_left(tmp_path: Path) -> None:
+    events.check_writable(tmp_path / "new" / "runs")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/runs: it can't be written .*or give -u for no record"):
+        events.check_writable(tmp_path / "file" / "runs")
