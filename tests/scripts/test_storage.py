@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
         for line in process.stdout:
             if line.split()[:1] == ["3"]:
                 break
+        deadline = time.monotonic() + 60
         while True:  # it isn't empty for long
+            assert time.monotonic() < deadline
             fs.invalidate_cache()
             try:
                 fs.rm(f"{bucket}/jobs", recursive=True)
