@@ -180,8 +180,8 @@ class Config:
     stall_timeout: float = _key(
         600.0,
         "seconds without progress after which a process counts as hung, and the job as failed",
-        "a number, 1 or more",
-        lambda seconds: seconds >= 1,
+        "a number from 1 to 1000000",
+        lambda seconds: 1 <= seconds <= 1e6,
         free=True,
     )
     author: str | None = _key(None, "who runs this; recorded", free=True)
@@ -203,7 +203,9 @@ class Config:
         if config.warmup >= max(1, config.num_rounds):
             raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
         if config.max_restarts and config.checkpoints_dir is None:
-            raise UserError("max_restarts needs checkpoints_dir: the sites start again from the last checkpoint")
+            raise UserError(
+                f"max_restarts={config.max_restarts}: the sites start again from the last checkpoint; give checkpoints_dir as well"
+            )
         if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
             raise UserError(
                 f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl import checkpoint, models, resume, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -28,10 +28,6 @@ from scaling_fl.plan import Plan, Send
 from scaling_fl.site import precision
 
 COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
-
-# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
-_HEADER = {"job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict}
-_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
 
 
 def prepare(send: Send, config: Config, folder: str) -> None:
@@ -66,20 +62,16 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished, best = 0, False, None
     tensors = initial = _initial_state(loaded.module)
-    _check_finite(f"model={config.model}", initial)
+    resume.check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
         previous = checkpoints.newest()
         if previous is not None:
             tensors, header, damaged = previous
-            source = f"checkpoints_dir={config.checkpoints_dir}: round {header['round']}"
-            _check_header(source, header)
-            _check_same_job(config, header, digest)
-            _check_same_tensors(source, tensors, initial)
-            _check_finite(source, tensors)
+            resume.check(config, header, digest, tensors, initial)
             round_, best = header["round"], best_in(header, config.keep_best)
-            threads = _agree_on_threads(config, threads, header, notes)
-            _compare_environments(header["environment"], environment(config, devices), notes)
+            threads = resume.agree_on_threads(config, threads, header, notes)
+            resume.compare_environments(header["environment"], environment(config, devices), notes)
             if damaged:
                 checkpoints.set_aside(before=round_)
                 notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
@@ -230,63 +222,3 @@ def _is_exported(checkpoints: checkpoint.Checkpoints, round_: int) -> bool:
         return complete["round"] == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
     except (KeyError, TypeError, AttributeError):  # there is no such file, or it is damaged
         return False
-
-
-def _check_header(source: str, header: dict[str, Any]) -> None:
-    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
-    if "config" not in wrong:
-        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
-    if wrong or header["threads"] < 1:
-        raise UserError(
-            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
-            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
-        )
-
-
-def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
-    def kind(arrays: state_file.Arrays, name: str) -> str:
-        return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
-
-    for name in sorted(tensors.keys() | expected.keys()):
-        if kind(tensors, name) != kind(expected, name):
-            raise UserError(
-                f"{source}: this checkpoint is of another model: as {name} it holds {kind(tensors, name)}, expected "
-                f"{kind(expected, name)}; go back to the model and the library versions it began with, or choose another "
-                "folder"
-            )
-
-
-def _check_finite(source: str, tensors: state_file.Arrays) -> None:
-    for name, array in tensors.items():
-        if not np.isfinite(array.sum(dtype=np.float64)):
-            raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
-
-
-def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
-    if header["job_name"] != config.job_name:
-        raise UserError(
-            f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
-            f"write job_name={header['job_name']} to resume it, or choose another folder"
-        )
-    config.check_resumable(header["config"])
-    if header["data_digest"] != digest:
-        raise UserError(
-            f"job_name={config.job_name}: the data differ from those it began with "
-            f"(digest {header['data_digest'][:12]}…, now {digest[:12]}…); restore them, or start a new job"
-        )
-
-
-def _agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:
-    if config.threads_per_site is None:
-        return int(header["threads"])
-    if threads != header["threads"]:
-        notes.append(
-            f"threads_per_site was {header['threads']}, is {threads}: results will agree closely, but not bitwise"
-        )
-    return threads
-
-
-def _compare_environments(before: dict[str, str], now: dict[str, str], notes: list[str]) -> None:
-    changed = [f"{name} {was} → {now.get(name)}" for name, was in before.items() if now.get(name) != was]
-    if changed:
-        notes.append(f"the job resumes in another environment ({', '.join(changed)}): results may not agree bitwise")

@@ -220,18 +220,18 @@ MODELS = (
 
 CHECKPOINTS = (
     Row("a place for nothing", ("checkpoints_dir='nope://x': Protocol not known: nope; give a folder, s3://",), {"checkpoints_dir": "nope://x"}),
-    Row("a file in the way", ("checkpoints_dir=train.csv/out: it can't be ", "check the place, its permissions"), {"checkpoints_dir": "train.csv/out"}),
-    Row("a folder that can't be written", ("checkpoints_dir=/proc/here: it can't be written to", "check the place, its permissions"), {"checkpoints_dir": "/proc/here"}),
+    Row("a file in the way", ("checkpoints_dir=train.csv/out: it can't be ", "check the place, its free space, its permissions"), {"checkpoints_dir": "train.csv/out"}),
+    Row("a folder that can't be written", ("checkpoints_dir=/proc/here: it can't be written to", "check the place, its free space, its permissions"), {"checkpoints_dir": "/proc/here"}),
     Row("a pickle", ("checkpoints_dir=out: no checkpoint in it is sound: round-000001.safetensors is damaged (", "Restore one, or choose another folder"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
     Row("an empty checkpoint", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), b"")),
     Row("a truncated checkpoint", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, cut(str(CHECKPOINT))),
     Row("a header of 8 EiB", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), struct.pack("<Q", 2**63) + b"{}")),
-    Row("a folder of that name", ("round-000001.safetensors is damaged (it is a folder)", "Restore one"), OUT, lambda: (CHECKPOINT.unlink(), CHECKPOINT.mkdir())),
     Row("another's safetensors", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, lambda: shutil.copy("model/model.safetensors", CHECKPOINT)),
     Row("metadata that is no JSON", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("{")),
     Row("metadata that is a list", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("[1]")),
     Row("metadata nested without end", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("[" * 100_000)),
     Row("a version of the future", ("it has format version 2; this program reads version 1", "Restore one"), OUT, raw_metadata('{"format_version": 2, "sha256": ""}')),
+    Row("a best round that is none", ("the header of this checkpoint is none", "best"), OUT, header(best={"metric": 1})),
     Row("a wrong checksum", ("its checksum doesn't match its content", "Restore one"), OUT, raw_metadata('{"format_version": 1, "sha256": "0"}')),
     Row("a round under another's name", ("round-000007.safetensors is damaged (it was written as that of round 1)", "Restore one"), OUT, lambda: CHECKPOINT.rename("out/round-000007.safetensors")),
     Row("a round that is NaN", ("is damaged (it was written as that of round nan)", "Restore one"), OUT, header(round=float("nan"))),
@@ -280,7 +280,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = prepared(work, {})
         checkpoints = checkpoint.Checkpoints("out")
         checkpoints.probe()
-        checkpoints.save(1, checkpoint.read_state(work / "state.safetensors")[0], checkpoint_header(plan, {}))
+        checkpoints.save(1, checkpoint.read_state(work / "state.safetensors")[0], checkpoint_header(plan, {}, None))
     return folder
 
 
@@ -295,7 +295,7 @@ def home(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepared(work: Path, keys: Mapping[str, Any]) -> Plan:
     events: list[dict[str, Any]] = []
-    prepare(events.append, Config.from_mapping(SOUND | dict(keys)), str(work))
+    prepare(lambda event: events.append(event), Config.from_mapping(SOUND | dict(keys)), str(work))
     plan = events[-1]["plan"]
     assert isinstance(plan, Plan)
     return plan

@@ -170,10 +170,11 @@ def test_any_token_lists_come_back_and_each_site_sees_each_of_its_own_once(
     expected = [ids[:6] or [0] for ids in everything]  # a text without tokens has one that pads
 
     shards = sharding.shard(labels, min(num_sites, len(labels)), iid, seed=7)
+    everyone = np.arange(len(everything))
     epochs = [
         tokens.training_batches(store, shard, batch_size, grouped, 7, 1, site, 0) for site, shard in enumerate(shards)
     ]
-    for batches in (list(itertools.chain(*epochs)), tokens.evaluation_batches(store, batch_size)):
+    for batches in (list(itertools.chain(*epochs)), tokens.evaluation_batches(store, everyone, batch_size)):
         assert sorted(np.concatenate(batches).tolist()) == list(range(len(everything)))
         for indices in batches:
             assert len(indices) <= batch_size

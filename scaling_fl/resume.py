@@ -1,0 +1,94 @@
+"""Going on from a checkpoint: it must be this job's, of the same meaning, and hold what the model takes."""
+
+from typing import Any
+
+import numpy as np
+
+from scaling_fl import state_file
+from scaling_fl.config import Config
+from scaling_fl.errors import UserError
+
+# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
+_HEADER = {
+    "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
+    "metrics": dict,
+}  # fmt: skip
+_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
+_BEST = {"metric": str, "round": int, "value": float}
+
+
+def check(
+    config: Config, header: dict[str, Any], digest: str, tensors: state_file.Arrays, initial: state_file.Arrays
+) -> None:
+    """Raises `UserError` where the job can't go on from this checkpoint: `header` and `tensors`.
+
+    `digest` is that of the data, `initial` the state from which a new job would start.
+    """
+    source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
+    _check_header(source, header)
+    _check_same_job(config, header, digest)
+    _check_same_tensors(source, tensors, initial)
+    check_finite(source, tensors)
+
+
+def _check_header(source: str, header: dict[str, Any]) -> None:
+    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    if "config" not in wrong:
+        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
+    best = header.get("best")
+    if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
+        wrong.append("best")
+    if wrong or header["threads"] < 1:
+        raise UserError(
+            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
+            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
+        )
+
+
+def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
+    def kind(arrays: state_file.Arrays, name: str) -> str:
+        return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
+
+    for name in sorted(tensors.keys() | expected.keys()):
+        if kind(tensors, name) != kind(expected, name):
+            raise UserError(
+                f"{source}: this checkpoint is of another model: as {name} it holds {kind(tensors, name)}, expected "
+                f"{kind(expected, name)}; go back to the model and the library versions it began with, or choose another "
+                "folder"
+            )
+
+
+def check_finite(source: str, tensors: state_file.Arrays) -> None:
+    for name, array in tensors.items():
+        if not np.isfinite(array.sum(dtype=np.float64)):
+            raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
+
+
+def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
+    if header["job_name"] != config.job_name:
+        raise UserError(
+            f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
+            f"write job_name={header['job_name']} to resume it, or choose another folder"
+        )
+    config.check_resumable(header["config"])
+    if header["data_digest"] != digest:
+        raise UserError(
+            f"job_name={config.job_name}: the data differ from those it began with "
+            f"(digest {header['data_digest'][:12]}…, now {digest[:12]}…); restore them, or start a new job"
+        )
+
+
+def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:
+    if config.threads_per_site is None:
+        return int(header["threads"])
+    if threads != header["threads"]:
+        notes.append(
+            f"threads_per_site was {header['threads']}, is {threads}: results will agree closely, but not bitwise"
+        )
+    return threads
+
+
+def compare_environments(before: dict[str, str], now: dict[str, str], notes: list[str]) -> None:
+    changed = [f"{name} {was} → {now.get(name)}" for name, was in before.items() if now.get(name) != was]
+    if changed:
+        notes.append(f"the job resumes in another environment ({', '.join(changed)}): results may not agree bitwise")
