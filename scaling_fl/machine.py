@@ -56,10 +56,14 @@ def work_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def only_run_of(job_name: str, checkpoints_dir: str | None) -> Iterator[None]:
-    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder."""
+def only_run_of(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> Iterator[None]:
+    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder.
+
+    `recorded`: where this job has a record, if it has one, for the message.
+    """
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_lock(job_name, f"job_name={job_name}: a run of this job is alive on this machine"))
+        taken = f"job_name={job_name}: a run of this job is alive on this machine"
+        locks.enter_context(_lock(job_name, f"{taken}, recorded in {recorded}" if recorded else taken))
         if checkpoints_dir is not None:
             place = (
                 checkpoints_dir if "://" in checkpoints_dir else os.path.realpath(os.path.expanduser(checkpoints_dir))
@@ -72,13 +76,18 @@ def only_run_of(job_name: str, checkpoints_dir: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock(name: str, taken: str) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
-    with open(path, "a") as file:
+    with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 raise BlockingIOError  # removed by its owner meanwhile
         except (BlockingIOError, FileNotFoundError) as error:
-            raise UserError(f"{taken}; wait for its end, or take another one") from error
+            file.seek(0)
+            process = file.read().strip() or "?"
+            raise UserError(f"{taken} (process {process}); wait for its end, or take another one") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         try:
             yield
         finally:

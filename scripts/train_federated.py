@@ -182,7 +182,8 @@ def _alone(config: Config) -> Path | None:
     """Make sure that no other run has this job; its event file, if the run is recorded."""
     if not session.unobserved and (address := mongo.address(os.environ)):
         session.places.addresses.insert(0, address)
-    session.resources.enter_context(machine.only_run_of(str(config.job_name), config.checkpoints_dir))
+    recorded = session.places.known(events.file_of(RUNS, config))
+    session.resources.enter_context(machine.only_run_of(str(config.job_name), config.checkpoints_dir, recorded))
     if config.checkpoints_dir is not None:
         session.lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
         session.lease.check(session.console.line)

@@ -12,10 +12,10 @@ def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with machine.only_run_of("news", "out"):
         with machine.only_run_of("other", None):
             pass
-        with (
-            pytest.raises(UserError, match="job_name=news: a run of this job is alive"),
-            machine.only_run_of("news", "x"),
-        ):
+        taken = (
+            rf"job_name=news: a run of this job is alive on this machine, recorded in runs/3 \(process {os.getpid()}\)"
+        )
+        with pytest.raises(UserError, match=taken), machine.only_run_of("news", "x", recorded="runs/3"):
             pass
         place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
         with pytest.raises(UserError, match=place), machine.only_run_of("other", f"{os.getcwd()}/out/"):

@@ -92,12 +92,17 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     return [event for line in complete.split(b"\n") if (event := _parsed(line))], offset + len(complete)
 
 
+def file_of(runs: Path, config: Config) -> Path:
+    """The job's event file in `runs`, whether there is one or not."""
+    return runs / "_events" / f"{config.job_name}.jsonl"
+
+
 def history(runs: Path, config: Config) -> Path:
     """The job's event file in `runs`, after its copy beside the checkpoints has added what this disk has missed.
 
     Nothing is written where both are the same, or neither exists. Raises `UserError` where one can't be read.
     """
-    path = runs / "_events" / f"{config.job_name}.jsonl"
+    path = file_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
     there = Checkpoints(config.checkpoints_dir).read(MIRROR) if config.checkpoints_dir is not None else None
     merged = merge(here, there or b"")

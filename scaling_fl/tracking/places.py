@@ -8,7 +8,7 @@ from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.tracking import events, mongo
-from scaling_fl.tracking.file_record import FileRecord
+from scaling_fl.tracking.file_record import FileRecord, find
 from scaling_fl.tracking.replay import Mirror, Replay, Target
 
 
@@ -26,6 +26,12 @@ class Places:
         if config.checkpoints_dir is not None:
             targets.append(Mirror(Checkpoints(config.checkpoints_dir)))
         return targets
+
+    def known(self, history: Path) -> str:
+        """The job's records in files, for the user; empty where there is none."""
+        job_id = events.job_id(history)
+        found = [find(folder, job_id) for folder in self.folders] if job_id else []
+        return ", ".join(str(run) for run in found if run is not None)
 
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
         """Raises `UserError` where a folder can't be written, or a database knows another job of this name.

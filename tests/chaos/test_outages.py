@@ -137,6 +137,30 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     assert not (stranger.folder / "runs").exists()
 
 
+def test_a_job_that_runs_on_another_machine_keeps_others_out(tmp_path: Path) -> None:
+    here = job(tmp_path / "here", "")
+    for machine in ("a", "b"):  # where locks of the one are not seen by the other
+        (tmp_path / machine).mkdir()
+    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"))
+    wait_for_row(process, 1)
+    shutil.copytree(here.folder / "model", tmp_path / "there" / "model")
+    there = Job(
+        [*here.words, f"checkpoints_dir={here.folder}/out"], tmp_path / "there", {"TMPDIR": str(tmp_path / "b")}
+    )
+    refused = there.run()
+    assert refused.returncode == 1
+    assert "job news: a run on " in refused.stdout
+    assert f"(process {process.pid}) is alive and writes there; wait for its end" in refused.stderr
+    assert not (there.folder / "runs").exists()
+
+    process.kill()
+    process.communicate()
+    resumed = there.run(None, "num_rounds=2")
+    assert "waiting for up to" in resumed.stdout
+    assert resumed.returncode == 0, resumed.stderr
+    assert list((here.folder / "out").glob("lease.json")) == []
+
+
 SECRET = "s3cr/et@pass"
 
 

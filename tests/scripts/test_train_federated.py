@@ -286,10 +286,14 @@ def test_a_job_lives_in_an_object_store(
     assert_bitwise_equal(tmp_path / "local", tmp_path / "fetched", 2)
 
 
-def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_path: Path) -> None:
-    process = start(tmp_path, *words, "num_rounds=9999")
+def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_path: Path, command: Command) -> None:
+    words += ["num_rounds=9999", "job_name=live"]
+    process = start(tmp_path, *words)
     text = wait_for_row(process, 1)
     assert "3 sites on cpu" in text
+    twice = command(*words)
+    assert twice.returncode == 1
+    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait for its end" in twice.stderr
     # The fork server and the resource tracker don't map the token store; workers do.
     workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3
