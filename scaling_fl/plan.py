@@ -1,7 +1,7 @@
 """What the preparation hands to launcher and workers. The launcher unpickles it, so this module needs no torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scaling_fl.best import Best
@@ -47,6 +47,7 @@ class Plan:
     notes: tuple[str, ...]  # what the user should know
     num_held_back: int = 0  # training examples that no site trains on
     best: Best | None = None  # the best round so far, by `keep_best`
+    metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round."""

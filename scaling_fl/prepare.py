@@ -60,7 +60,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
-    round_, finished, best = 0, False, None
+    round_, finished, best, metrics = 0, False, None, dict[str, Any]()
     tensors = initial = _initial_state(loaded.module)
     resume.check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
@@ -69,7 +69,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
         if previous is not None:
             tensors, header, damaged = previous
             resume.check(config, header, digest, tensors, initial)
-            round_, best = header["round"], best_in(header, config.keep_best)
+            round_, metrics, best = header["round"], header["metrics"], best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
             if damaged:
@@ -122,6 +122,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 notes=tuple(notes),
                 num_held_back=len(held_back),
                 best=best,
+                metrics=metrics,
             ),
         }
     )

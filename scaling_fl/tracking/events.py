@@ -39,6 +39,7 @@ class EventLog:
             ) from error
         self._last = events[-1]["time"] if events else 0.0
         self.sources = {event["name"]: event["text"] for event in events if event["event"] == "source"}
+        self.rounds = {event["round"] for event in events if event["event"] == "round"}
         if not events:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
         elif is_open(events):

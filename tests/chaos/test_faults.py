@@ -47,6 +47,7 @@ class Job(NamedTuple):
         timeless = {
             name: (metric["steps"], metric["values"] if "second" not in name else None)
             for name, metric in metrics.items()
+            if name != "seconds.checkpoint"  # a killed launcher doesn't hear how long the last one took
         }
         return {"status": run["status"], "metrics": timeless, "shards": info["shards"], "model": info["files"]["model"]}
 
@@ -123,7 +124,9 @@ def test_nothing_is_lost(
     assert time.monotonic() - began < 45
     status, said = ENDINGS[fault["how"]]
     assert struck.returncode == status, struck.stderr + struck.stdout
-    assert said in struck.stderr.strip().splitlines()[-1] if said else True
+    if status > 128 and fault["place"] == "preparation":
+        said = "interrupted"
+    assert said in "".join(struck.stderr.strip().splitlines()[-1:])
     builders.wait_for_end(processes_in(tmp_path / "job"))
     # A killed launcher can't take its locks away, which exclude nobody any more.
     assert [name for name in left_behind(broken.folder) if status > 0 or not name.endswith(".lock")] == []

@@ -61,3 +61,4 @@ def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
     ids = [events.job_id(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
     assert [find(runs, str(id_)) for id_ in ids] == [runs / "5", runs / "6"]
     assert len(read(runs / "5" / "info.json")["starts"]) == 2
+    assert (runs / "5" / "cout.txt").read_text() == "hello\n", "not twice"

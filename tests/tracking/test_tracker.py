@@ -15,10 +15,10 @@ from scaling_fl.tracking.tracker import Tracker
 from tests.tracking import builders
 
 
-def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail) -> Tracker:
+def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **plan: Any) -> Tracker:
     (tmp_path / "base").mkdir(exist_ok=True)
     (tmp_path / "base" / "m.py").write_text("print()\n")
-    tracker = Tracker(EventLog(tmp_path / "news.jsonl"), builders.plan(), targets, say)
+    tracker = Tracker(EventLog(tmp_path / "news.jsonl"), builders.plan(**plan), targets, say)
     experiment = {"name": "scaling_fl", "base_dir": str(tmp_path / "base"), "sources": [("m.py", "md5")]}
     id_ = tracker.started_event(
         experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "odd": Path("x")}, None
@@ -42,7 +42,7 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
 
     lines, _ = events.read(tmp_path / "news.jsonl")
     assert [line["event"] for line in lines] == [
-        "created", "source", "started", "shards", "round", "output", "checkpoint", "restarted", "model", "completed",
+        "created", "source", "started", "shards", "round", "round", "output", "checkpoint", "restarted", "model", "completed",
     ], "progress is not kept"  # fmt: skip
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
     assert lines[2]["sacred"]["meta"] == {"comment": "c", "odd": "x"}
@@ -63,6 +63,14 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
     assert sum(line["event"] == "source" for line in lines) == 1, "the program's file hasn't changed"
     assert lines[-1]["trace"] == ["the trace"]
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "FAILED"
+
+
+def test_a_round_that_the_killed_launcher_did_not_hear_of_is_told_by_its_checkpoint(tmp_path: Path) -> None:
+    for _ in range(2):
+        tracker = started(tmp_path, [], round_=5, metrics={"train.loss": 0.5})
+        tracker.interrupted_event(None, "INTERRUPTED")
+    told = [event for event in events.read(tmp_path / "news.jsonl")[0] if event["event"] == "round"]
+    assert [(event["round"], event["metrics"]) for event in told] == [(5, {"train.loss": 0.5})], "once"
 
 
 class Unreachable:
