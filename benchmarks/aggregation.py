@@ -33,7 +33,7 @@ def work(send: Any, rank: int, num_workers: int, memory: SharedMemory, folder: s
     torch.set_num_threads(max(1, measure.CORES // num_workers))
     size = sum(TENSORS)
     federation = Federation(rank, ["cpu"] * num_workers, size, memory, Path(folder) / "rendezvous")
-    state = ServerState(federation.state, size, 0)
+    state = ServerState(federation.state[0], size, 0)
     buffer = torch.zeros(size)
     pieces = list(buffer.split(TENSORS))
 

@@ -135,10 +135,10 @@ def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str
     shared = federation.row.is_cuda
     home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, federation.row if shared else None)
     if rank == 0:
-        federation.state.copy_(home.model.flat)
+        federation.state[0].copy_(home.model.flat)
     torch.cuda.empty_cache()
     federation.wait()
-    state = ServerState(federation.state, home.model.layout.trained, 0)
+    state = ServerState(federation.state[0], home.model.layout.trained, 0)
     shard = np.arange(rank, count, num_sites)
     some = slice(size // 2, size // 2 + 100_000)  # of the encoder's matrices
     result: dict[str, Any] = {"through": federation.note or "CUDA IPC", "train": [], "aggregate": []}

@@ -14,6 +14,7 @@ from scaling_fl.values import checked
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (site.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
+SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = tuple(f"{of}.{what}" for of in ("validation", "held_back") for what in ("loss", "accuracy", "macro_f1"))
@@ -118,6 +119,24 @@ class Config:
         "of the local optimiser; biases and norms are spared",
         "a number, 0 or more",
         lambda d: 0 <= d < float("inf"),
+    )
+    server_optimiser: str = _key(
+        "sgd",
+        "what applies the mean delta: sgd (FedAvg; with server_momentum FedAvgM), adam, yogi or adagrad (FedAdam, …)",
+        f"one of {', '.join(SERVER_OPTIMISERS)}",
+        SERVER_OPTIMISERS.__contains__,
+    )
+    server_learning_rate: float | None = _key(
+        None,
+        "of the server's optimiser; default: 1 for sgd, else 0.001",
+        "a number above 0",
+        lambda rate: 0 < rate < float("inf"),
+    )
+    server_momentum: float | None = _key(
+        None,
+        "of the server's optimiser; default: 0.9 for adam and yogi, else 0",
+        "a number from 0 to below 1",
+        lambda momentum: 0 <= momentum < 1,
     )
     batch_size: int = _key(32, "examples per local step", **_at_least(1))
     gradient_accumulation_steps: int = _key(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scaling_fl import checkpoint
+from scaling_fl import checkpoint, server
 from scaling_fl.behind import Behind
 from scaling_fl.best import best_so_far
 from scaling_fl.flat import FlatModel
@@ -22,11 +22,12 @@ from scaling_fl.server import ServerState
 class Coordinator:
     """Follows the rounds of one worker."""
 
-    def __init__(self, send: Send, plan: Plan, model: FlatModel, state: ServerState):
+    def __init__(self, send: Send, plan: Plan, model: FlatModel, block: torch.Tensor, state: ServerState):
+        """`block` (1 + moments, size) is the memory of `state`."""
         self._send, self._plan, self._model, self._state = send, plan, model, state
         self._behind = Behind()
         # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
-        self._snapshot = torch.empty(state.params.shape)
+        self._block, self._snapshot = block, torch.empty(block.shape)
         self._published, self._best = state.round, plan.best
         self._results: dict[str, float | str] = {}
 
@@ -49,7 +50,7 @@ class Coordinator:
         self._behind.wait()  # it reads the last copy
         best = self._best = best_so_far(config.keep_best, self._best, round_, self._results)
         folder = checkpoint.Checkpoints(config.checkpoints_dir)
-        tensors = self._model.arrays(self._snapshot.copy_(self._state.params))
+        tensors = server.arrays(self._model, self._snapshot.copy_(self._block))
         header = checkpoint_header(self._plan, self._results, best)
 
         def write() -> None:

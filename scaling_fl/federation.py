@@ -59,8 +59,8 @@ class WeightedSum:
 class Federation:
     """The workers of this job, seen from one of them.
 
-    `row`: this worker's row (size,), in which it leaves its weighted sum; `state`: the server's row (size,), one for
-    each place; `part`: the slice of the state that this worker reduces and updates; `note`: what the user should know.
+    `row`: this worker's row (size,), in which it leaves its weighted sum; `state`: the server's rows (1 + moments, size),
+    parameters first, once for each place; `part`: the slice of the state that this worker reduces and updates; `note`: what the user should know.
     """
 
     def __init__(
@@ -70,13 +70,15 @@ class Federation:
         size: int,
         memory: SharedMemory,
         rendezvous: Path,
+        num_moments: int = 0,
         on_wait: Callable[[bool], None] = lambda waiting: None,
     ):
         """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
+        `num_moments`: rows that the server's optimiser needs.
 
         `on_wait` is told when this worker begins to wait for others, and when that is over.
         """
-        self._on_wait = on_wait
+        self._on_wait, self._num_moments = on_wait, num_moments
         # One machine: they need no other interface, and must not depend on what the hostname resolves to.
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
@@ -94,7 +96,7 @@ class Federation:
             places = devices
         self._members = [other for other, place in enumerate(places) if place == places[rank]]
         me, count = self._members.index(rank), len(self._members)
-        self._rows, self.row, self.state = rows[:count], rows[me], rows[count]
+        self._rows, self.row, self.state = rows[:count], rows[me], rows[count : count + 1 + num_moments]
         bounds = [size * i // count for i in range(count + 1)]
         self.part = slice(bounds[me], bounds[me + 1])
         leaders = [places.index(place) for place in dict.fromkeys(places)]
@@ -102,7 +104,7 @@ class Federation:
         self._sum: torch.Tensor | None = None
         self._leaders: Any = None
         if len(leaders) > 1:
-            self._sum = rows[count + 1]
+            self._sum = rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
@@ -110,7 +112,7 @@ class Federation:
         """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
         assert self._gpu is not None
         leader = devices.index(str(self._gpu))
-        shape = (_num_rows(devices, str(self._gpu)), size)
+        shape = (self._num_rows(devices, str(self._gpu)), size)
         rows, handle, refusal = None, b"", ""
         if leader == self.rank:
             try:
@@ -136,13 +138,17 @@ class Federation:
 
     def _host_rows(self, places: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
         """The rows of this worker's place in the machine's memory, in which all places stand one after another."""
-        counts = {place: _num_rows(places, place) for place in places}
+        counts = {place: self._num_rows(places, place) for place in places}
         everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
         if self._gpu is not None:
             self.note += ", pinned" if cuda_memory.pin(everything, self._gpu) else ", which can't be pinned either"
         mine = places[self.rank]
         first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
         return everything[first : first + counts[mine]]
+
+    def _num_rows(self, places: Sequence[str], place: str) -> int:
+        """For the place's workers, the server's state, and the sum over all places if there are several."""
+        return places.count(place) + 1 + self._num_moments + (len(set(places)) > 1)
 
     def exchange(self, *values: float) -> list[list[float]]:
         """These numbers of every worker, by rank, to every worker."""
@@ -257,11 +263,6 @@ class Federation:
     def leave(self) -> None:
         """End the connections; all workers come here."""
         dist.destroy_process_group()
-
-
-def _num_rows(places: Sequence[str], place: str) -> int:
-    """The place's workers, the server's state, and the sum over all places if there are several."""
-    return places.count(place) + 1 + (len(set(places)) > 1)
 
 
 def _loopback() -> str:

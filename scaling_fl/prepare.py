@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, resume, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl import checkpoint, models, resume, server, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -61,7 +61,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished, best, metrics = 0, False, None, dict[str, Any]()
-    tensors = initial = _initial_state(loaded.module)
+    tensors = initial = _initial_state(loaded.module, server.optimiser(config).num_moments)
     resume.check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
@@ -159,11 +159,12 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _initial_state(module: torch.nn.Module) -> state_file.Arrays:
+def _initial_state(module: torch.nn.Module, num_moments: int) -> state_file.Arrays:
     layout = Layout(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    names = [entry.name for entry in layout.entries] + layout.integer_names
-    return {name: tensors[name].detach().cpu().numpy() for name in names}
+    params = {entry.name: tensors[entry.name].detach().cpu().numpy() for entry in layout.entries}
+    integers = {name: tensors[name].cpu().numpy() for name in layout.integer_names}
+    return params | integers | server.initial_moments(num_moments, params)
 
 
 def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list[str]:

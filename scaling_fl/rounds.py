@@ -8,7 +8,7 @@ from scaling_fl import metrics
 from scaling_fl.config import Config
 from scaling_fl.federation import Federation, WeightedSum
 from scaling_fl.schedule import learning_rate
-from scaling_fl.server import SGD, ServerState
+from scaling_fl.server import SGD, Adaptive, ServerState
 from scaling_fl.site import Resident, Site, evaluate
 
 # Called on every worker after each round, and after the evaluation that precedes round 1.
@@ -21,7 +21,7 @@ def run(
     resident: Resident,
     federation: Federation,
     state: ServerState,
-    server: SGD,
+    server: SGD | Adaptive,
     on_round_end: OnRoundEnd,
 ) -> None:
     """Federated averaging from `state` to round `config.num_rounds`, on every worker at once.

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl import models, rounds, state_file, tokens
+from scaling_fl import models, rounds, server, state_file, tokens
 from scaling_fl.coordinator import Coordinator
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Plan, Send
-from scaling_fl.server import SGD, ServerState
+from scaling_fl.server import ServerState
 from scaling_fl.site import Resident, Site
 
 _PROGRESS_INTERVAL = 0.25  # seconds
@@ -35,7 +35,10 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         send.waiting = waiting
         send.progress()
 
-    federation = Federation(rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", on_wait)
+    optimiser = server.optimiser(plan.config)
+    federation = Federation(
+        rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", optimiser.num_moments, on_wait
+    )
     if rank == 0 and federation.note:
         send({"event": "said", "text": f"note: {federation.note}"})
     within_reach = federation.row.device == device  # the model trains in the row that is aggregated
@@ -46,13 +49,13 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
     if federation.is_leader:
-        model.fill(federation.state, state_file.read_state(folder / "state.safetensors")[0])
+        server.fill(model, federation.state, state_file.read_state(folder / "state.safetensors")[0])
     else:
         model.fill_integers(state_file.read_tensors(folder / "state.safetensors", model.layout.integer_names))
     federation.wait()  # nobody trains before the state is in place
-    state = ServerState(federation.state, model.layout.trained, plan.round)
+    state = ServerState(federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:])
 
-    coordinator = Coordinator(send, plan, model, state) if rank == 0 else None
+    coordinator = Coordinator(send, plan, model, federation.state, state) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = _Progress(send, rank)
@@ -74,7 +77,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round and state.round + 1)
-    rounds.run(plan.config, sites, resident, federation, state, SGD(), on_round_end)
+    rounds.run(plan.config, sites, resident, federation, state, optimiser, on_round_end)
     if coordinator is not None:
         coordinator.finish()
     federation.leave()

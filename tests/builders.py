@@ -71,6 +71,11 @@ def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
     return transformers.AutoModelForSequenceClassification.from_config(config)
 
 
+def flat_model() -> FlatModel:
+    module = bert()
+    return FlatModel(module, torch.zeros(Layout(module).size))
+
+
 def pretrained(folder: Path, kind: str = "bert") -> Path:
     """A local model folder with random weights but without a classification head, as a hub model is."""
     torch.manual_seed(3)
@@ -120,10 +125,10 @@ def worker(
     federation = Federation(rank, ["cpu"] * num_workers, size, memory or SharedMemory(), folder / "rendezvous")
     home = resident(folder, config, module, federation.row)
     if rank == 0:
-        federation.state.copy_(home.model.flat)
+        federation.state[0].copy_(home.model.flat)
     federation.wait()
     sites = [Site(number, shards[number], home) for number in hosted]
-    return sites, home, federation, ServerState(federation.state, home.model.layout.trained, round=0)
+    return sites, home, federation, ServerState(federation.state[0], home.model.layout.trained, round=0)
 
 
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:

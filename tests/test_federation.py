@@ -42,9 +42,9 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, p
         total.add(site, delta, examples)
     pieces = []
     for part, delta in federation.mean(total):
-        federation.state[part] = delta
+        federation.state[0][part] = delta
         pieces.append((part.start, part.stop))
-    state = federation.state.to("cpu", copy=True).numpy()
+    state = federation.state[0].to("cpu", copy=True).numpy()
     gathered = federation.gather({"rank": rank})
     federation.wait()
     federation.leave()

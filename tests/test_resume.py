@@ -37,7 +37,9 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (1, True, "linear", {"gradient_accumulation_steps": 3, "validation_fraction": 0.2}),
         (4, False, "linear", {"validation_fraction": 0.1, "max_grad_norm": 0.5}),
         (4, True, "cosine", {"gradient_accumulation_steps": 2, "num_local_epochs": 2}),
-        (1, False, "constant", {"optimiser": "sgd"}),
+        (1, False, "constant", {"optimiser": "sgd", "server_momentum": 0.9}),
+        (4, True, "linear", {"server_optimiser": "adam"}),
+        (1, False, "cosine", {"server_optimiser": "yogi", "server_learning_rate": 0.01}),
     ],
 )
 def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(
