@@ -89,9 +89,13 @@ class Config:
     max_seq_len: int = _key(128, "tokens kept of each text, special tokens included", **_at_least(4))
     optimiser: str = _key(
         "adamw",
-        "local optimiser, started afresh in each round: adamw, adam, sgd, adagrad or rmsprop",
+        "local optimiser: adamw, adam, sgd, adagrad or rmsprop",
         f"one of {', '.join(OPTIMISERS)}",
         OPTIMISERS.__contains__,
+    )
+    keep_optimiser: bool = _key(
+        False,
+        "True: each site keeps its optimiser's state from round to round, and in the checkpoints; False: a fresh one",
     )
     learning_rate: float = _key(
         5e-5, "of the local optimiser", "a number above 0", lambda rate: 0 < rate < float("inf")
@@ -234,6 +238,11 @@ class Config:
     def to_mapping(self) -> dict[str, Any]:
         """Plain values (lists, not tuples), as Sacred and JSON want them."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    def checkpoints(self, round_: int) -> bool:
+        """Whether a checkpoint is written after `round_`."""
+        due = round_ > 0 and (round_ % self.checkpoint_every == 0 or round_ == self.num_rounds)
+        return due and self.checkpoints_dir is not None
 
     def evaluates(self, round_: int) -> bool:
         """Whether the global model is evaluated after `round_`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scaling_fl import checkpoint, server
+from scaling_fl import checkpoint, kept, server
 from scaling_fl.behind import Behind
 from scaling_fl.best import best_so_far
 from scaling_fl.flat import FlatModel
@@ -39,7 +39,7 @@ class Coordinator:
         config, round_ = self._plan.config, self._state.round
         self._results = finite_or_text(results)
         self._send({"event": "round", "round": round_, "metrics": self._results})
-        if round_ > 0 and (round_ % config.checkpoint_every == 0 or round_ == config.num_rounds):
+        if config.checkpoints(round_):
             self._publish()
 
     def _publish(self) -> None:
@@ -51,6 +51,8 @@ class Coordinator:
         best = self._best = best_so_far(config.keep_best, self._best, round_, self._results)
         folder = checkpoint.Checkpoints(config.checkpoints_dir)
         tensors = server.arrays(self._model, self._snapshot.copy_(self._block))
+        if config.keep_optimiser:
+            tensors |= kept.take(Path(self._plan.folder), round_)
         header = checkpoint_header(self._plan, self._results, best)
 
         def write() -> None:
@@ -67,7 +69,8 @@ class Coordinator:
     def stop(self) -> None:
         """The job shall end: publish the last complete round, and hold all others where they are until this ends."""
         self._state.lock.acquire()
-        self._publish()
+        if not self._plan.config.keep_optimiser:  # the sites' optimisers are in their next round already
+            self._publish()
         self._behind.wait()
         self._send({"event": "stopped"})
         threading.Event().wait()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, resume, server, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl import checkpoint, kept, models, resume, server, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -61,14 +61,15 @@ def prepare(send: Send, config: Config, folder: str) -> None:
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished, best, metrics = 0, False, None, dict[str, Any]()
-    tensors = initial = _initial_state(loaded.module, server.optimiser(config).num_moments)
+    initial = _initial_state(loaded.module, server.optimiser(config).num_moments)
+    tensors: state_file.Arrays = initial
     resume.check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
         previous = checkpoints.newest()
         if previous is not None:
             tensors, header, damaged = previous
-            resume.check(config, header, digest, tensors, initial)
+            resume.check(config, header, digest, tensors, initial | kept.expected(config, Layout(loaded.module)))
             round_, metrics, best = header["round"], header["metrics"], best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
@@ -159,7 +160,7 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _initial_state(module: torch.nn.Module, num_moments: int) -> state_file.Arrays:
+def _initial_state(module: torch.nn.Module, num_moments: int) -> dict[str, Any]:
     layout = Layout(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     params = {entry.name: tensors[entry.name].detach().cpu().numpy() for entry in layout.entries}

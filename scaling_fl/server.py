@@ -110,7 +110,8 @@ def arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray[np.ge
 
 def fill(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write a state, as `arrays` gives it, into `block`, and the model's integer buffers."""
-    model.fill(block[0], {name: array for name, array in tensors.items() if not name.startswith(_MOMENT[:14])})
+    others = ("server_moment_", "site_")  # site_: what the workers take for themselves (kept.py)
+    model.fill(block[0], {name: array for name, array in tensors.items() if not name.startswith(others)})
     for number, moment in enumerate(block[1:]):
         for name, view in model.layout.views(moment).items():
             view.copy_(torch.from_numpy(tensors[_MOMENT.format(number) + name]))

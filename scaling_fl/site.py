@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeds, tokens
 from scaling_fl.config import Config
-from scaling_fl.flat import FlatModel
+from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.metrics import BatchMetrics, SiteMetrics
 from scaling_fl.schedule import learning_rate
 
@@ -25,6 +25,14 @@ _OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any
 }
 
 
+# What they keep of each segment of parameters, beside the number of steps; all of it zero at first.
+_KEPT = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "sgd": (),
+    "adagrad": ("sum",),
+    "rmsprop": ("square_avg",),
+}
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,6 +88,7 @@ class Site:
     number: int
     shard: npt.NDArray[np.int64]
     resident: Resident
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # with `keep_optimiser`: its state, by name
 
     @property
     def num_examples(self) -> int:
@@ -90,13 +99,16 @@ class Site:
         """Local training from the server's `params` (size,), which stay as they are.
 
         Returns delta = params − parameters after training (size,), in the model's own buffer: it is valid
-        until the model is loaded again. The optimiser starts afresh; order and dropout are functions of
+        until the model is loaded again. The optimiser starts afresh, unless it is kept; order and dropout are functions of
         (seed, round, site).
         """
         resident, config, model = self.resident, self.resident.config, self.resident.model
         model.load(params)
         model.module.train()
         optimiser = local_optimiser(config, model)
+        for name, value in self.kept.items():
+            segment, _, key = name.partition(".")
+            optimiser.state[optimiser.param_groups[int(segment)]["params"][0]][key] = value
         scaler = torch.amp.GradScaler(resident.device.type, enabled=precision(config, resident.device) == "fp16")
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
@@ -126,6 +138,10 @@ class Site:
                 step += 1
                 resident.on_step()
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
+        if config.keep_optimiser:
+            for number, group in enumerate(optimiser.param_groups):
+                state = optimiser.state[group["params"][0]].items()
+                self.kept.update({f"{number}.{key}": value for key, value in state})
         count = self.num_examples * config.num_local_epochs
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
@@ -140,15 +156,29 @@ def clip(gradient: torch.Tensor, max_norm: float) -> None:
 
 def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
     """A fresh optimiser over two flat tensors: what weight decay applies to, and what it spares."""
-    bounds = (0, model.layout.decayed, model.layout.trained)
     groups = []
-    for start, stop, decay in zip(bounds, bounds[1:], (config.weight_decay, 0.0), strict=False):
-        if start < stop:
-            segment = torch.nn.Parameter(model.flat[start:stop])
-            segment.grad = model.gradient[start:stop]
-            groups.append({"params": [segment], "weight_decay": decay})
+    for start, stop, decay in _segments(config, model.layout):
+        segment = torch.nn.Parameter(model.flat[start:stop])
+        segment.grad = model.gradient[start:stop]
+        groups.append({"params": [segment], "weight_decay": decay})
     kind, options = _OPTIMISERS[config.optimiser]
     return kind(groups, lr=config.learning_rate, **options)
+
+
+def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
+    """Start, stop and weight decay of the parts of the flat buffer that an optimiser steps."""
+    segments = [(0, layout.decayed, config.weight_decay), (layout.decayed, layout.trained, 0.0)]
+    return [(start, stop, decay) for start, stop, decay in segments if start < stop]
+
+
+def initially_kept(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
+    """What a site keeps of its optimiser before its first round, by name; the zeros take no memory."""
+    kept = {}
+    for number, (start, stop, _) in enumerate(_segments(config, layout)):
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_KEPT[config.optimiser], (stop - start,))
+        for key, shape in (shapes | {"step": ()} if shapes else shapes).items():
+            kept[f"{number}.{key}"] = np.broadcast_to(np.float32(0), shape)
+    return kept
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl import models, rounds, server, state_file, tokens
+from scaling_fl import kept, models, rounds, server, state_file, tokens
 from scaling_fl.coordinator import Coordinator
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
@@ -70,9 +70,16 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     )
     with np.load(folder / "shards.npz") as shards:
         sites = [Site(rank, shards[f"arr_{rank}"], resident)]
+    if plan.config.keep_optimiser and plan.round > 0:
+        for site in sites:
+            kept.load(folder / "state.safetensors", site)
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
+        if plan.config.keep_optimiser and plan.config.checkpoints(state.round):
+            for site in sites:
+                kept.write(folder, state.round, site)
+            federation.wait()  # the coordinator takes them all
         if coordinator is not None:
             coordinator.report(results)
 

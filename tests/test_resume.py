@@ -38,7 +38,9 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (4, False, "linear", {"validation_fraction": 0.1, "max_grad_norm": 0.5}),
         (4, True, "cosine", {"gradient_accumulation_steps": 2, "num_local_epochs": 2}),
         (1, False, "constant", {"optimiser": "sgd", "server_momentum": 0.9}),
-        (4, True, "linear", {"server_optimiser": "adam"}),
+        (4, True, "linear", {"server_optimiser": "adam", "keep_optimiser": True}),
+        (1, False, "constant", {"keep_optimiser": True, "optimiser": "rmsprop"}),
+        (4, False, "constant", {"keep_optimiser": True, "optimiser": "adagrad", "weight_decay": 0.01}),
         (1, False, "cosine", {"server_optimiser": "yogi", "server_learning_rate": 0.01}),
     ],
 )

@@ -243,3 +243,30 @@ def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
     assert resident.model.module._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "adagrad", "rmsprop", "sgd"])
+def test_a_kept_optimiser_over_two_rounds_is_one_over_two_epochs(tmp_path: Path, optimiser: str) -> None:
+    """With the second epoch's order taken from round 2, a batch for all, the rounds differ in nothing else."""
+    results = []
+    for rounds, epochs in ((2, 1), (1, 2)):
+        config = Config(
+            batch_size=len(SHARD), learning_rate=0.01, optimiser=optimiser, keep_optimiser=rounds == 2,
+            num_local_epochs=epochs,
+        )  # fmt: skip
+        resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+        site, params = Site(2, SHARD, resident), resident.model.flat.clone()
+        for round_ in range(1, rounds + 1):
+            params = params - site.train(params, round_)[0]
+        results.append(
+            {name: view for name, view in resident.model.layout.views(params).items() if "key.bias" not in name}
+        )
+        expected = site_module.initially_kept(config, resident.model.layout)
+        if rounds == 2:
+            assert {name: tuple(value.shape) for name, value in site.kept.items()} == {
+                name: array.shape for name, array in expected.items()
+            }
+        else:
+            assert site.kept == {}
+    for name, view in results[0].items():
+        torch.testing.assert_close(view, results[1][name], rtol=1e-5, atol=1e-6, msg=name)

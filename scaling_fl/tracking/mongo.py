@@ -149,7 +149,7 @@ class MongoEntry:
         said = self.address.without_password(_said(error))
         code = error.code if isinstance(error, errors.OperationFailure) else None
         chain = list(_causes(error))
-        if code in (18, 8000) or "authentication failed" in said.lower():
+        if code in (18, 8000):
             return f"it refuses the user or the password ({said}); check SACRED_USER and SACRED_PASSWORD"
         if code in (13, 33):
             return f"the user may not do this in database {self.address.database} ({said}); ask for the role readWrite"

@@ -215,6 +215,7 @@ def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> No
     assert (entry["_id"], entry["status"], entry["captured_out"]) == (1, "COMPLETED", "hello\nmore\n")
     assert entry["config"]["job_name"] == "news"
     assert entry["experiment"]["sources"] == [["m.py", b"print()\n"]]
+    assert first["metrics"].keys() == {"train.loss", "seconds.checkpoint", *(f"only.in.{n}" for n in (1, 2, 3, 4))}
     assert first["metrics"]["train.loss"]["steps"] == [1, 2, 3, 4]
     assert first["metrics"]["train.loss"]["values"] == [0.5, 0.25, 0.0625, 0.03]
     assert [artifact["name"] for artifact in entry["artifacts"]] == ["shards.csv", "metrics.csv"]
