@@ -128,8 +128,10 @@ def test_nothing_is_lost(
         said = "interrupted"
     assert said in "".join(struck.stderr.strip().splitlines()[-1:])
     builders.wait_for_end(processes_in(tmp_path / "job"))
-    # A killed launcher can't take its locks away, which exclude nobody any more.
-    assert [name for name in left_behind(broken.folder) if status > 0 or not name.endswith(".lock")] == []
+    left = left_behind(broken.folder)
+    if status < 0:  # the next start removes what a killed launcher had no time for; its locks exclude nobody
+        left = [name for name in left if not name.endswith(".lock") and not name.startswith(".partial-")]
+    assert left == []
     started = fault["place"] != "preparation"
     if started and status > 0:
         expected = "INTERRUPTED" if status > 128 else "FAILED"
