@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -67,7 +68,7 @@ class Child:
         while not self.connection.closed and self.connection.poll():
             try:
                 event = self.connection.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 self.connection.close()
             else:
                 self.sign_at = time.monotonic()
@@ -188,6 +189,8 @@ def _enter(
     output.close()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if os.path.isdir(litter[0]):
+        tempfile.tempdir = litter[0]  # what a killed child leaves goes with the work folder
     faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
     line = _Line(connection)
     threading.Thread(target=line.listen, args=(litter,), daemon=True).start()

@@ -1,5 +1,7 @@
 """What the user sees: the plan, a progress bar, a table row per round, and where everything was written."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,9 +45,13 @@ class Console:
     def line(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
         bar, self._bar = self._bar, None
-        if bar is not None:
-            bar.stop()
-        print(text, flush=True)
+        try:
+            if bar is not None:
+                bar.stop()
+            print(text, flush=True)
+        except OSError:  # the terminal is closed, or `tee` ended with the same Ctrl-C: nobody reads any more
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         self.listener(text)
         if bar is not None:
             bar.start()
@@ -153,7 +159,8 @@ class Console:
 
     def _clear(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
         self._bar, self._done = None, {}
 
 

@@ -12,6 +12,7 @@ import torch
 from scaling_fl import checkpoint, kept, server
 from scaling_fl.behind import Behind
 from scaling_fl.best import best_so_far
+from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.flat import FlatModel
 from scaling_fl.metrics import finite_or_text
 from scaling_fl.plan import Plan, Send
@@ -69,10 +70,15 @@ class Coordinator:
     def stop(self) -> None:
         """The job shall end: publish the last complete round, and hold all others where they are until this ends."""
         self._state.lock.acquire()
-        if not self._plan.config.keep_optimiser:  # the sites' optimisers are in their next round already
-            self._publish()
-        self._behind.wait()
-        self._send({"event": "stopped"})
+        try:
+            if not self._plan.config.keep_optimiser:  # the sites' optimisers are in their next round already
+                self._publish()
+            self._behind.wait()
+        except Exception as error:
+            failure = error if isinstance(error, UserError) else JobFailed(f"{type(error).__name__}: {error}")
+            self._send({"event": "failed", "failure": failure})
+        else:
+            self._send({"event": "stopped"})
         threading.Event().wait()
 
     def finish(self) -> None:

@@ -6,6 +6,7 @@ Children come from a fork server that has imported torch and transformers once.
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -108,13 +109,14 @@ def _fork_server() -> Any:
     before = os.environ.get("PYTHONPATH")
     # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
-    # What ends a job is the launcher's business alone. The server inherits this, and goes with the launcher.
-    handlers = {stop: signal.signal(stop, signal.SIG_IGN) for stop in signals.STOPS}
+    multiprocessing.resource_tracker.ensure_running()  # first: it meddles with the signals that are blocked
+    # What ends a job is the launcher's business alone. The server inherits that these are blocked, and goes with the
+    # launcher; one that comes meanwhile is delivered after it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPS)
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        for stop, handler in handlers.items():
-            signal.signal(stop, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
@@ -157,9 +159,13 @@ def _watch(children: list[Child], on_event: OnEvent, stall_timeout: float) -> Ex
         if stop_by is not None and time.monotonic() > stop_by:
             raise KeyboardInterrupt
         timeout = min(1.0, stall_timeout / 5) if deadline is None else max(0.0, deadline - time.monotonic())
+        waiting_since = time.monotonic()
         ready = wait([signals.wakeup, *(source for child in running for source in child.sources())], timeout)
         if not ready and deadline is not None:
             break
+        if time.monotonic() - waiting_since > timeout + stall_timeout / 5:  # this process was stopped, and they with it
+            for child in running:
+                child.progress_at = child.sign_at = time.monotonic()
         for child in running:
             child.receive(handle)
             if isinstance(child.failure, PeerLost):

@@ -3,6 +3,7 @@
 Locks of the operating system (machine.py) tell at once, but only on one machine.
 """
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl.checkpoint import Checkpoints
-from scaling_fl.errors import JobFailed, UserError
+from scaling_fl.errors import UserError
 
 FILE = "lease.json"
 SECONDS = 30.0  # without a renewal, after which the holder counts as dead
@@ -70,20 +71,28 @@ class Lease:
         self._thread.start()
 
     def confirm(self) -> None:
-        """Raises `JobFailed` where another run has taken the lease over."""
+        """Raises `UserError` where another run has taken the lease over."""
         if self.taken_by is not None:
-            raise JobFailed(
+            raise UserError(
                 f"job {self._job_name}: a run on {self.taken_by} has taken over, since this one gave no sign of life "
-                f"for {SECONDS:.0f} s; nothing is lost"
+                f"for {SECONDS:.0f} s; nothing is lost, and there is nothing to do"
             )
 
     def release(self) -> None:
-        """Let others have it at once."""
+        """Let others have it at once, and leave nothing half-written behind."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(2)
-            if self.taken_by is None:
+        if self._thread is None:
+            return
+        self._thread.join(2)
+        with contextlib.suppress(Exception):  # where the store is away, it runs out by itself
+            if self.is_mine():
+                self._checkpoints.tidy_up()
                 self._checkpoints.remove(FILE)
+
+    def is_mine(self) -> bool:
+        """Whether nobody has taken it over."""
+        found = self._checkpoints.read_json(FILE)
+        return self.taken_by is None and bool(found) and found["token"] == self._mine["token"]
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWAL):

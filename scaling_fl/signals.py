@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PREEMPTION = 15.0  # seconds to publish in; clusters kill after 30, some after 20
+_PREEMPTION = 10.0  # seconds to publish in; clusters kill after 30, some after 20
 _received: list[int] = []
 _asks_first = False
 wakeup, _alarm = os.pipe()  # what wakes whoever waits for other things

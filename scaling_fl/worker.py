@@ -1,6 +1,5 @@
 """A worker process: it opens what the preparation left, and takes its sites through the rounds."""
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +21,6 @@ _PROGRESS_INTERVAL = 0.25  # seconds
 def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
     models.quiet()
-    tempfile.tempdir = plan.folder  # what a killed worker leaves goes with that
     torch.set_num_threads(plan.threads)
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":

@@ -164,15 +164,14 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
                 f"{str(checked.checkpoints_dir).rstrip('/')}/model; for more rounds, raise num_rounds"
             )
             if history is not None and history.exists():
-                session.places.bring_up_to_date(checked, history, session.console.line)
+                session.places.bring_up_to_date(checked, history, session.console.line, finished=plan)
             sys.exit(0)
         if session.lease is not None:
             session.lease.take()
             session.resources.callback(session.lease.release)
-            session.resources.callback(Checkpoints(str(checked.checkpoints_dir)).tidy_up)
         if history is not None:
             log = events.EventLog(history)
-            session.tracker = Tracker(log, plan, session.places.targets(checked), session.console.line)
+            session.tracker = Tracker(log, plan, session.places.targets(checked, session.lease), session.console.line)
             session.console.listener = session.tracker.output
             experiment.observers.append(session.tracker)
     return {}
@@ -232,6 +231,8 @@ def train(_run: Run) -> None:
                 if tracker is not None:
                     tracker.restarted(str(error))
                 plan = _prepared(plan.config)
+                if plan.finished:  # it failed when all was done
+                    break
 
 
 @experiment.command(unobserved=True)

@@ -257,3 +257,41 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
             signal.signal(stop, handler)
     assert [event["text"] for event in events if event["event"] == "said"] == said
     assert multiprocessing.active_children() == []
+
+
+def take_a_moment(send: Any, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_a_launcher_that_was_stopped_itself_takes_nobody_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps = [2.5]
+
+    def slow_wait(*args: Any) -> list[Any]:
+        if naps:
+            time.sleep(naps.pop())
+        return plain(*args)
+
+    plain = launch.wait
+    monkeypatch.setattr(launch, "wait", slow_wait)
+    launch.run(f"{__name__}:take_a_moment", [(3.2,)], ["child"], "/none", lambda event: None, stall_timeout=2.0)
+    assert not naps
+
+
+def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+
+    def ensure_running() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("started")
+
+    done: list[str] = []
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
+    try:
+        signals.install()
+        with pytest.raises(KeyboardInterrupt):
+            launch.begin()
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert done == ["started"], "after it"

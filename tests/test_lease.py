@@ -6,7 +6,7 @@ import pytest
 
 from scaling_fl import lease as lease_module
 from scaling_fl.checkpoint import Checkpoints
-from scaling_fl.errors import JobFailed, UserError
+from scaling_fl.errors import UserError
 from scaling_fl.lease import FILE, Lease
 from tests.conftest import ObjectStore
 
@@ -76,10 +76,30 @@ def test_a_run_that_was_taken_over_ends(tmp_path: Path, monkeypatch: pytest.Monk
         if json.loads((tmp_path / FILE).read_text()) != theirs:  # a renewal under way came last
             theirs = elsewhere(tmp_path, age=0.0)
         time.sleep(0.01)
-    with pytest.raises(JobFailed, match="a run on far has taken over"):
+    with pytest.raises(UserError, match="a run on far has taken over"):
         lease.confirm()
     lease.release()
     assert json.loads((tmp_path / FILE).read_text()) == theirs, "it is theirs"
+
+
+def test_a_run_that_was_taken_over_touches_nothing_even_before_it_knows(tmp_path: Path) -> None:
+    lease = Lease(Checkpoints(str(tmp_path)), "news")
+    lease.take()
+    theirs = elsewhere(tmp_path, age=0.0)
+    (tmp_path / ".partial-theirs").touch()
+    lease.release()
+    assert json.loads((tmp_path / FILE).read_text()) == theirs
+    assert (tmp_path / ".partial-theirs").exists()
+
+
+def test_a_store_that_is_away_at_the_end_is_no_failure(tmp_path: Path) -> None:
+    lease = Lease(Checkpoints(str(tmp_path / "c")), "news")
+    (tmp_path / "c").mkdir()
+    lease.take()
+    (tmp_path / "c" / FILE).unlink()
+    (tmp_path / "c").rmdir()
+    (tmp_path / "c").touch()
+    lease.release()
 
 
 def test_a_lease_lives_in_an_object_store(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl import checkpoint, launch, worker
+from scaling_fl import checkpoint, launch, signals, worker
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import FlatModel
@@ -124,3 +126,21 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_job_at_the_next(small_con
         train_with_storage("broken", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
     assert rounds_seen == [0, 1, 2, 3], "the checkpoint of round 2 fails behind round 3"
     assert checkpoint.Checkpoints(str(tmp_path / "out")).rounds() == [1]
+
+
+def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = signal.signal(signal.SIGINT, signals._receive)
+    plan = prepare(dataclasses.replace(small_config, num_rounds=9999, checkpoint_every=9999), tmp_path / "work")
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["event"] == "round" and event["round"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with signals.asking_first(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+            train_with_storage("broken", plan, ask)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -44,6 +44,7 @@ class EventLog:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
         elif is_open(events):
             self.append("died", at=events[-1]["time"])
+        self.end = next((event["event"] for event in reversed(events) if event["event"] in ENDS), None)
 
     def append(self, event: str, **fields: Any) -> None:
         """Add one event; `fields` are plain values. A killed process loses nothing of what was appended."""

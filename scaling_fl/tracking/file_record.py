@@ -19,7 +19,7 @@ class FileRecord:
         self.run: Path | None = None
 
     def open(self, job_id: str) -> None:
-        self.run = find(self.folder, job_id)
+        self.run = find(self.folder, job_id) or self.run
         while self.run is None:
             number = 1 + max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=0)
             try:
@@ -32,6 +32,8 @@ class FileRecord:
         assert self.run is not None
         kinds = {event["event"] for event in events}
         whole = "created" in kinds
+        if whole:
+            self._write("info.json", record.info)  # first: by it the folder is found again
         with open(self.run / "cout.txt", "w" if whole else "a") as file:
             file.writelines(event["text"] + "\n" for event in events if event["event"] == "output")
         self._write("run.json", record.entry | self._extras(record))

@@ -2,8 +2,10 @@
 knows of MongoDB."""
 
 import hashlib
+import random
 import re
 import ssl
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,13 +58,13 @@ class MongoEntry:
         entry = runs.find_one({"info.job_id": job_id}, {"_id": 1})
         if entry is None:
             while True:
-                newest = runs.find_one({}, {"_id": 1}, sort=[("_id", -1)])
-                self._id = 1 + (newest["_id"] if newest and isinstance(newest["_id"], int) else 0)
+                newest = runs.find_one({"_id": {"$gte": 0}}, {"_id": 1}, sort=[("_id", -1)])  # of the numbers
+                self._id = 1 + int(newest["_id"] if newest else 0)
                 try:
                     runs.insert_one({"_id": self._id, "info": {"job_id": job_id}, "status": "RUNNING"})
                     break
                 except errors.DuplicateKeyError:  # another run took it
-                    continue
+                    time.sleep(random.random())
         else:
             self._id = entry["_id"]
 
@@ -94,20 +96,22 @@ class MongoEntry:
             entry["experiment"] = experiment | {"sources": sources}
             entry |= {"format": "MongoObserver-0.7.0", "config": record.config}
         if not kinds <= {"output"}:
-            changed = {event["round"] for event in events if "round" in event}
+            changed = None if whole or "started" in kinds else {event["round"] for event in events if "round" in event}
             entry["info"] = record.info | {"metrics": self._write_metrics(record, changed)}
         if whole or kinds & {"shards", *event_file.ENDS}:
             entry["artifacts"] = self._artifacts(record, path)
         database[self.address.collection].update_one({"_id": self._id}, {"$set": entry})
 
-    def _write_metrics(self, record: Record, changed: set[int]) -> list[dict[str, str]]:
-        """Bring the metrics' documents up to date with these rounds; their names and ids."""
+    def _write_metrics(self, record: Record, changed: set[int] | None) -> list[dict[str, str]]:
+        """Bring the metrics' documents up to date with these rounds, or with all; their names and ids."""
         collection = self._database()["metrics"]
         operations = [
             pymongo.UpdateOne({"run_id": self._id, "name": name}, {"$set": record.points(name)}, upsert=True)
             for name, points in record.metrics.items()
-            if not changed.isdisjoint(points)
+            if changed is None or not changed.isdisjoint(points)
         ]
+        if changed is None:
+            collection.delete_many({"run_id": self._id, "name": {"$nin": list(record.metrics)}})
         if operations:
             collection.bulk_write(operations, ordered=False)
         found = collection.find({"run_id": self._id}, {"name": 1})

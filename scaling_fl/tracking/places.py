@@ -7,6 +7,8 @@ from pathlib import Path
 from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.lease import Lease
+from scaling_fl.plan import Plan
 from scaling_fl.tracking import events, mongo
 from scaling_fl.tracking.file_record import FileRecord, find
 from scaling_fl.tracking.replay import Mirror, Replay, Target
@@ -19,12 +21,12 @@ class Places:
     folders: list[Path]
     addresses: list[mongo.Address] = field(default_factory=list)
 
-    def targets(self, config: Config) -> list[Target]:
-        """All of them for one job, and the copy of the events beside its checkpoints."""
+    def targets(self, config: Config, lease: Lease | None = None) -> list[Target]:
+        """All of them for one job, and the copy of the events beside its checkpoints, while the lease on them is held."""
         targets: list[Target] = [FileRecord(folder) for folder in self.folders]
         targets += [mongo.MongoEntry(address) for address in self.addresses]
         if config.checkpoints_dir is not None:
-            targets.append(Mirror(Checkpoints(config.checkpoints_dir)))
+            targets.append(Mirror(Checkpoints(config.checkpoints_dir), lease))
         return targets
 
     def known(self, history: Path) -> str:
@@ -51,9 +53,20 @@ class Places:
             finally:
                 entry.close()
 
-    def bring_up_to_date(self, config: Config, history: Path, say: Callable[[str], None]) -> bool:
-        """Replay a job that doesn't run into all of its records, once. Returns whether all of them have all."""
-        events.EventLog(history).close()  # the end of a killed run is appended
+    def bring_up_to_date(
+        self, config: Config, history: Path, say: Callable[[str], None], finished: Plan | None = None
+    ) -> bool:
+        """Replay a job that doesn't run into all of its records, once. Returns whether all of them have all.
+
+        `finished`: its plan, if nothing is left to do.
+        """
+        log = events.EventLog(history)  # the end of a killed run is appended
+        if finished is not None and log.end != "completed":  # all was done, and not all was heard of
+            if finished.round not in log.rounds:
+                log.append("round", round=finished.round, metrics=finished.metrics)
+            log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
+            log.append("completed")
+        log.close()
         replays = [Replay(history, target) for target in self.targets(config)]
         for replay in replays:
             replay.step()

@@ -32,7 +32,10 @@ class Record:
             case "created":
                 self.info |= {"job_name": event["job_name"], "job_id": event["job_id"]}
             case "started":
-                self.config = event["config"]
+                self.config, after = event["config"], event["start"]["after_round"]
+                # Rounds behind the checkpoint from which it goes on are run again.
+                kept = {name: {n: p for n, p in points.items() if n <= after} for name, points in self.metrics.items()}
+                self.metrics = {name: points for name, points in kept.items() if points and after > 0}
                 self.entry.setdefault("start_time", utc(time))
                 self.entry |= event["sacred"] | {"status": "RUNNING", "stop_time": None, "fail_trace": None}
                 self.info |= event["info"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.lease import Lease
 from scaling_fl.plan import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import Record, utc
@@ -43,13 +44,14 @@ class Mirror:
 
     name, title = "the copy of the events beside the checkpoints", ""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, lease: Lease | None = None):
+        self._checkpoints, self._lease = checkpoints, lease
 
     def open(self, job_id: str) -> None: ...
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
-        if any(event["event"] in ("started", "checkpoint", "restarted", *event_file.ENDS) for event in events):
+        due = any(event["event"] in ("started", "checkpoint", "restarted", *event_file.ENDS) for event in events)
+        if due and (self._lease is None or self._lease.taken_by is None):
             self._checkpoints.put_file(path, event_file.MIRROR)
 
     def place(self) -> str:
@@ -112,8 +114,8 @@ class Replay:
 
     def _run(self) -> None:
         while True:
-            last = self._closing.is_set()  # first: what is appended before it is replayed after it
             self._news.clear()
+            last = self._closing.is_set()  # before reading: what was appended before it is replayed
             began = time.monotonic()
             self.step()
             if last:

@@ -15,7 +15,7 @@ from scaling_fl.plan import Event, Plan
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
 
-_LAST_WORDS = 15.0  # seconds that the end of a job waits for a target at most
+_LAST_WORDS = 8.0  # seconds that the end of a job waits for a target at most
 
 
 class Tracker(RunObserver):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = ("preparation", "start-up", "training", "aggregation", "evaluation", "checkpoint", "model")
+PLACES = ("preparation", "start-up", "training", "aggregation", "evaluation", "checkpoint", "model", "end")
 # What happens there: to the process itself, or to the launcher.
 HOWS = ("raise", "memory", "kill", "stop", "launcher SIGKILL", "launcher SIGTERM", "launcher SIGINT")
 
@@ -63,6 +63,8 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
         before(checkpoint.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
         before(checkpoint.Checkpoints, "put_folder", fault)
+    elif fault["place"] == "end" and rank == 0:
+        before(Federation, "leave", fault)
     elif rank == fault["worker"]:
         here = lambda *args: now["round"] == fault["round"]  # noqa: E731
         match fault["place"]:

@@ -93,7 +93,7 @@ def schedule() -> list[Any]:
     for number, place in enumerate(faults.PLACES):
         for kind, how in enumerate(faults.HOWS):
             quick = kind == number % len(faults.HOWS)
-            coordinator = place in ("checkpoint", "model")
+            coordinator = place in ("checkpoint", "model", "end")
             fault = {
                 "place": place,
                 "how": how,
@@ -143,7 +143,7 @@ def test_nothing_is_lost(
     assert broken.state() == undisturbed.state()
     assert broken.record() == undisturbed.record()
     events = [json.loads(line) for line in (broken.folder / "out" / "events.jsonl").read_text().splitlines()]
-    assert sum(event["event"] == "started" for event in events) == 1 + started
+    assert sum(event["event"] == "started" for event in events) == 1 + (started and fault["place"] != "end")
     if started and status < 0:
         assert sum(event["event"] == "died" for event in events) == 1
     assert left_behind(broken.folder) == []
@@ -161,9 +161,12 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def test_sites_that_are_started_again_by_themselves_reach_the_same_result(undisturbed: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["aggregation", "end"])
+def test_sites_that_are_started_again_by_themselves_reach_the_same_result(
+    place: str, undisturbed: Job, tmp_path: Path
+) -> None:
     again = job(tmp_path / "job", "")
-    fault = {"place": "aggregation", "how": "kill", "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
+    fault = {"place": place, "how": "kill", "worker": 0, "round": 2, "marker": str(tmp_path / "marker")}
     done = again.run(fault, "max_restarts=2")
     assert done.returncode == 0, done.stderr
     assert "ended: killed by SIGKILL" in done.stdout

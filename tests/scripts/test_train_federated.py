@@ -330,6 +330,17 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
 
 
+def test_an_interrupt_that_ends_the_reader_of_the_output_too_is_still_one(words: list[str], tmp_path: Path) -> None:
+    process = start(tmp_path, *words, "num_rounds=9999", "checkpoint_every=9999", "job_name=tee", "checkpoints_dir=out")
+    wait_for_row(process, 2)
+    assert process.stdout is not None
+    process.stdout.close()  # as `| tee log` does it
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
+    assert len(list((tmp_path / "out").glob("round-*.safetensors"))) == 1, "what was complete is published"
+
+
 def test_parameters_that_are_no_longer_finite_end_the_job(command: Command, words: list[str], tmp_path: Path) -> None:
     done = command(*words, "optimiser=sgd", "learning_rate=1e30", "checkpoints_dir=out")
     assert done.returncode == 1

@@ -43,6 +43,21 @@ def test_a_replay_in_steps_is_a_replay_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "once" / "1" / "cout.txt").read_text() == "hello\nmore\n"
 
 
+def test_a_record_that_can_not_be_written_takes_one_number(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.close()
+    record = FileRecord(tmp_path / "runs")
+    replay = Replay(log.path, record)
+    record._write = None  # type: ignore[method-assign,assignment]
+    for _ in range(3):
+        replay.step()
+        assert replay.trouble is not None
+    del record._write
+    replay.step()
+    assert replay.trouble is None
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "_sources"]
+
+
 def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "4").mkdir(parents=True)  # somebody else's, without a record

@@ -235,6 +235,12 @@ def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: s
     Replay(log.path, resumed).step()
     assert resumed.place() == "run 1 in database lab"
     assert len(database(mongo).runs.find_one()["info"]["starts"]) == 2
+    anew = EventLog(log.path)
+    builders.start(anew, after_round=0)
+    builders.round_(anew, 1, 0.9)
+    anew.close()
+    Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab"))).step()
+    assert {m["name"]: m["values"] for m in database(mongo).metrics.find()} == {"train.loss": [0.9], "only.in.1": [1.5]}
 
     with pytest.raises(
         UserError, match=r"job_name=news: .* has it already, in run 1 \(RUNNING, h\); to resume it, use"

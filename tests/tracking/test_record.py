@@ -89,3 +89,14 @@ def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -
         "1,0.5,1.5,0.25,",
         "2,0.25,,,1.5",
     ]
+
+
+def test_a_job_that_begins_anew_keeps_nothing_of_rounds_that_it_has_not_run(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.append("interrupted")
+    builders.start(log, after_round=0)
+    builders.round_(log, 1, 0.9)
+    log.close()
+    folded = builders.folded(events.read(log.path)[0])
+    assert folded.points("train.loss")["values"] == [0.9]
+    assert folded.metrics.keys() == {"train.loss", "only.in.1"}

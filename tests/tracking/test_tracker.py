@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.plan import Event
 from scaling_fl.tracking import events
+from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.file_record import FileRecord
 from scaling_fl.tracking.record import Record
@@ -84,7 +86,9 @@ class Unreachable:
         if not self.reachable:
             raise ConnectionError("refused")
 
-    def write(self, record: Record, events: list[Event], path: Path) -> None: ...
+    def write(self, record: Record, events: list[Event], path: Path) -> None:
+        if not self.reachable:
+            raise ConnectionError("refused")
 
     def place(self) -> str:
         return ""
@@ -93,7 +97,11 @@ class Unreachable:
         return f"it can't be reached ({error})"
 
 
-def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(tmp_path: Path) -> None:
+def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "_BEAT", 0.05)
+    monkeypatch.setattr(replay_module, "_PAUSE", 0.05)
     said: list[str] = []
     target = Unreachable()
     tracker = started(tmp_path, [target], said.append)
@@ -102,19 +110,20 @@ def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(tmp
     def progress() -> None:
         tracker.event({"event": "progress", "worker": 0, "round": 1, "done": 1})
 
-    tracker.replays[0] = replay
-    while target.attempts == 0 or replay.trouble is None:
+    def until(troubled: bool) -> None:
+        deadline = time.monotonic() + 10
+        while (replay.trouble is not None) != troubled and time.monotonic() < deadline:
+            time.sleep(0.01)
         progress()
-    progress()
-    progress()
+        progress()
+
+    until(troubled=True)
     assert said == [
         "note: MongoDB at h: it can't be reached (refused); training goes on, and what is missing there follows"
     ]
-    target.reachable, replay.trouble = True, None
-    progress()
-    progress()
+    target.reachable = True
+    until(troubled=False)
     assert said[1:] == ["note: MongoDB at h is up to date again"]
     target.reachable = False
-    replay._record = None
     tracker.interrupted_event(None, "INTERRUPTED")
     assert said[2:] == ["MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"]
