@@ -27,6 +27,7 @@ from scaling_fl.plan import Event
 
 OnEvent = Callable[[Event], None]
 
+_START = 60.0  # seconds that a child may take before its first sign: for the fork server's imports
 _SIGN = 5.0  # seconds between a child's signs of life
 _TIDY = 2.0  # seconds for the libraries of a child that has ended by itself
 _CAUSES = {
@@ -43,7 +44,8 @@ class Child:
     def __init__(self, context: Any, target: str, job: tuple[Any, ...], name: str, folder: str, stall_timeout: float):
         self.name = name
         self.waiting = False  # for others
-        self.progress_at = self.sign_at = time.monotonic()  # when it last got on, and when it last gave a sign of life
+        # When it last got on, and when it last gave a sign of life; later than now, until the first one.
+        self.progress_at = self.sign_at = time.monotonic() + _START
         self.failure: Exception | None = None
         self.ended = False
         self.connection, theirs = context.Pipe()
