@@ -93,8 +93,9 @@ def run(
                     raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
         failure = _watch(children, on_event, stall_timeout)
     finally:
-        for child in children:
-            child.end()
+        with signals.deferred():
+            for child in children:
+                child.end()
     if failure is not None:
         raise failure
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PREEMPTION = 10.0  # seconds to publish in; clusters kill after 30, some after 20
 _received: list[int] = []
-_asks_first = False
+_asks_first = _defers = False
 wakeup, _alarm = os.pipe()  # what wakes whoever waits for other things
 
 
@@ -35,6 +35,17 @@ def asking_first() -> Iterator[None]:
         _asks_first = False
 
 
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, nothing interrupts: for what must be done to its end, and takes a moment only."""
+    global _defers
+    _defers = True
+    try:
+        yield
+    finally:
+        _defers = False
+
+
 def _receive(number: int, frame: types.FrameType | None) -> None:
     _received.append(number)
     with contextlib.suppress(BlockingIOError):
@@ -44,7 +55,7 @@ def _receive(number: int, frame: types.FrameType | None) -> None:
 
 def check() -> None:
     """Raises `KeyboardInterrupt` where it is due. Python loses one that is raised while it runs a finaliser."""
-    if len(_received) > int(_asks_first):
+    if len(_received) > int(_asks_first) and not _defers:
         raise KeyboardInterrupt
 
 

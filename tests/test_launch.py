@@ -295,3 +295,23 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
         for stop, handler in before.items():
             signal.signal(stop, handler)
     assert done == ["started"], "after it"
+
+
+def test_a_signal_that_comes_while_children_are_ended_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    plain = launch.Child.end
+
+    def end(child: launch.Child) -> None:
+        signal.raise_signal(signal.SIGINT)
+        plain(child)
+
+    monkeypatch.setattr(launch.Child, "end", end)
+    try:
+        signals.install()
+        with pytest.raises(JobFailed):
+            start(fail, ("wait for a peer",), ("raise",), ("wait for a peer",))
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert multiprocessing.active_children() == []
