@@ -33,7 +33,7 @@ renew() {
     local requirements=$1 stamp=$venv/.$1.installed wanted
     wanted=$(cat "$root/requirements.txt" "$root/$requirements" | cksum)
     local usable=no # not when its Python was upgraded away, or its making broke off
-    if "$venv/bin/python" -c 'import pip' 2>/dev/null; then usable=yes; fi
+    if "$venv/bin/python" -I -c 'import pip' 2>/dev/null; then usable=yes; fi
     [[ $usable == yes && -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     if [[ $usable == no ]]; then
         local python

@@ -108,20 +108,20 @@ def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scaling_fl.prepare", "scaling_fl.worker"])
     before = os.environ.get("PYTHONPATH")
-    # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
     multiprocessing.resource_tracker.ensure_running()  # first: it meddles with the signals that are blocked
     # What ends a job is the launcher's business alone. The server inherits that these are blocked, and goes with the
     # launcher; one that comes meanwhile is delivered after it.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPS)
     try:
+        # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last: a signal that waited is raised here
     return context
 
 

@@ -286,6 +286,7 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
         done.append("started")
 
     done: list[str] = []
+    path = os.environ.get("PYTHONPATH")
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
     try:
         signals.install()
@@ -295,6 +296,7 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
         for stop, handler in before.items():
             signal.signal(stop, handler)
     assert done == ["started"], "after it"
+    assert os.environ.get("PYTHONPATH") == path, "whatever is raised then, the environment is as it was"
 
 
 def test_a_signal_that_comes_while_children_are_ended_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def run(copy: Path) -> Run:
         return subprocess.run(
             [str(copy / "run-local.sh"), *arguments],
             cwd=cwd,
-            env=os.environ | {"PYTHON": sys.executable} | environ,
+            env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": ""} | environ,
             capture_output=True,
             text=True,
             timeout=120,
