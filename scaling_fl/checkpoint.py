@@ -170,26 +170,27 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.root}/{name}")
 
-    def newest(self) -> tuple[Arrays, dict[str, Any], list[str]] | None:
-        """The newest sound checkpoint, and what is wrong with newer ones, which `set_aside` takes away.
+    def newest(self, path: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
+        """Copy the newest sound checkpoint to `path`; tensors, header, and what is wrong with newer ones.
 
+        Those are there until `set_aside` takes them away.
         Raises `UserError` where there are checkpoints, but none is sound: to start anew would bury them.
         """
         damaged: list[str] = []
         with self._reachable("it can't be read"):
             for round_ in self.rounds():
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / _file_name(round_)
-                    self.fs.get_file(f"{self.root}/{path.name}", str(path))
-                    try:
-                        if path.is_dir():
-                            raise Damaged("it is a folder")
-                        tensors, header = read_state(path)
-                        if header.get("round") != round_:
-                            raise Damaged(f"it was written as that of round {header.get('round')}")
-                        return tensors, header, damaged
-                    except Damaged as error:
-                        damaged.append(f"{path.name} is damaged ({error})")
+                name = _file_name(round_)
+                self.fs.get_file(f"{self.root}/{name}", str(path))
+                try:
+                    if path.is_dir():
+                        path.rmdir()
+                        raise Damaged("it is a folder")
+                    tensors, header = read_state(path)
+                    if header.get("round") != round_:
+                        raise Damaged(f"it was written as that of round {header.get('round')}")
+                    return tensors, header, damaged
+                except Damaged as error:
+                    damaged.append(f"{name} is damaged ({error})")
         if damaged:
             raise UserError(
                 f"checkpoints_dir={self.url}: no checkpoint in it is sound: {'; '.join(damaged)}. "

@@ -5,15 +5,17 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import ChainMap
 from pathlib import Path
 
 import torch
 
-from scaling_fl import checkpoint, kept, server
+from scaling_fl import checkpoint, server, state_file
 from scaling_fl.behind import Behind
 from scaling_fl.best import best_so_far
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.flat import FlatModel
+from scaling_fl.kept import Store
 from scaling_fl.metrics import finite_or_text
 from scaling_fl.plan import Plan, Send
 from scaling_fl.prepare import COMPLETE, checkpoint_header
@@ -23,13 +25,17 @@ from scaling_fl.server import ServerState
 class Coordinator:
     """Follows the rounds of one worker."""
 
-    def __init__(self, send: Send, plan: Plan, model: FlatModel, block: torch.Tensor, state: ServerState):
-        """`block` (1 + moments, size) is the memory of `state`."""
-        self._send, self._plan, self._model, self._state = send, plan, model, state
+    def __init__(
+        self, send: Send, plan: Plan, model: FlatModel, block: torch.Tensor, state: ServerState, store: Store | None
+    ):
+        """`block` (1 + moments, size) is the memory of `state`; `store`: what sites keep, if they do."""
+        self._send, self._plan, self._model, self._state, self._store = send, plan, model, state, store
         self._behind = Behind()
         # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
         self._block, self._snapshot = block, torch.empty(block.shape)
-        self._published, self._best = state.round, plan.best
+        self._best = plan.best
+        # The last round that is reported, and the last one that is published with its report.
+        self._reported = self._published = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
 
     def report(self, results: dict[str, float]) -> None:
@@ -38,7 +44,7 @@ class Coordinator:
         Raises what the last checkpoint's writing met with.
         """
         config, round_ = self._plan.config, self._state.round
-        self._results = finite_or_text(results)
+        self._results, self._reported = finite_or_text(results), round_
         self._send({"event": "round", "round": round_, "metrics": self._results})
         if config.checkpoints(round_):
             self._publish()
@@ -49,12 +55,14 @@ class Coordinator:
         if config.checkpoints_dir is None or round_ == self._published:
             return
         self._behind.wait()  # it reads the last copy
-        best = self._best = best_so_far(config.keep_best, self._best, round_, self._results)
+        reported = self._reported == round_
+        results = self._results if reported else finite_or_text(self._state.results)
+        best = self._best = best_so_far(config.keep_best, self._best, round_, results)
         folder = checkpoint.Checkpoints(config.checkpoints_dir)
-        tensors = server.arrays(self._model, self._snapshot.copy_(self._block))
-        if config.keep_optimiser:
-            tensors |= kept.take(Path(self._plan.folder), round_)
-        header = checkpoint_header(self._plan, self._results, best)
+        tensors: state_file.Arrays = server.arrays(self._model, self._snapshot.copy_(self._block))
+        if self._store is not None:
+            tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
+        header = checkpoint_header(self._plan, results, best, reported)
 
         def write() -> None:
             start = time.perf_counter()
@@ -68,10 +76,13 @@ class Coordinator:
         self._published = round_
 
     def stop(self) -> None:
-        """The job shall end: publish the last complete round, and hold all others where they are until this ends."""
+        """The job shall end: publish the last complete round, and hold all others where they are until this ends.
+
+        If that round is not evaluated yet, its checkpoint says so, and the job that goes on from it begins with that.
+        """
         self._state.lock.acquire()
         try:
-            if not self._plan.config.keep_optimiser:  # the sites' optimisers are in their next round already
+            if self._state.round > 0:
                 self._publish()
             self._behind.wait()
         except Exception as error:

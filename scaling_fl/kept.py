@@ -1,54 +1,63 @@
-"""What sites keep of their optimisers (`keep_optimiser`), on its way into checkpoints and back.
+"""What sites keep from round to round (`keep_optimiser`): in files, since it may be more than memory holds."""
 
-Each worker leaves its sites' part in the work folder; the coordinator puts all of them into the checkpoint.
-"""
-
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-import safetensors.numpy
+import safetensors.torch
+import torch
 
-from scaling_fl.config import Config
-from scaling_fl.flat import Layout
-from scaling_fl.site import Site, initially_kept
+from scaling_fl.state_file import Arrays, TensorFiles
 
 PREFIX = "site_"
 
 
-def _name(site: int, name: str) -> str:
-    return f"{PREFIX}{site}.optimiser.{name}"
+def name(site: int, tensor: str) -> str:
+    """The name, in a checkpoint, of a tensor that a site keeps."""
+    return f"{PREFIX}{site}.{tensor}"
 
 
-def expected(config: Config, layout: Layout) -> dict[str, npt.NDArray[Any]]:
-    """What a checkpoint of this job holds of its sites, by tensor name: zeros of the right shapes."""
-    if not config.keep_optimiser:
-        return {}
-    sites = range(len(config.site_ids))
-    return {_name(site, name): array for site in sites for name, array in initially_kept(config, layout).items()}
+class Store:
+    """Each site's tensors as they were after the rounds in which it trained, shared by the workers of a machine.
 
+    What a round leaves is there until the next round but one, so that a complete round can be published while the
+    next is under way.
+    """
 
-def write(folder: Path, round_: int, site: Site) -> None:
-    """Leave what the site keeps after `round_` in the work folder."""
-    tensors = {_name(site.number, name): value.cpu().numpy() for name, value in site.kept.items()}
-    safetensors.numpy.save_file(tensors, folder / f"kept-{round_}-{site.number}.safetensors")
+    def __init__(self, folder: Path, start: Path):
+        """`folder` is the store's own; `start`: the state file that the job goes on from."""
+        self._folder, self._start = folder, start
+        self._at_start: dict[str, list[str]] = defaultdict(list)
+        for full in TensorFiles(start):
+            self._at_start[full.partition(".")[0]].append(full)
+        folder.mkdir(exist_ok=True)
 
+    def load(self, site: int) -> dict[str, torch.Tensor]:
+        """What the site has kept last, by name, on the CPU; nothing before its first round."""
+        own = self._rounds(self._folder / str(site))
+        file = TensorFiles(own[-1] if own else self._start)
+        names = file if own else self._at_start[f"{PREFIX}{site}"]
+        return {full.partition(".")[2]: torch.from_numpy(file[full]) for full in names}
 
-def take(folder: Path, round_: int) -> dict[str, npt.NDArray[Any]]:
-    """What all sites left after `round_`, by tensor name; it is gone from the work folder."""
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for path in folder.glob(f"kept-{round_}-*.safetensors"):
-        tensors |= safetensors.numpy.load_file(path)
-        path.unlink()
-    return tensors
+    def save(self, site: int, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep these, on whatever device they are, as those after `round_`."""
+        folder = self._folder / str(site)
+        folder.mkdir(exist_ok=True)
+        earlier = self._rounds(folder)
+        on_cpu = {name(site, tensor): value.cpu() for tensor, value in tensors.items()}
+        safetensors.torch.save_file(on_cpu, folder / f"{round_:09d}")
+        for path in earlier[:-1]:
+            path.unlink()
 
+    def as_of(self, round_: int) -> Arrays:
+        """What all sites kept when `round_` was complete, under the names that checkpoints give it.
 
-def load(path: Path, site: Site) -> None:
-    """Take what the site kept out of a state file."""
-    config, model = site.resident.config, site.resident.model
-    names = {_name(site.number, name): name for name in initially_kept(config, model.layout)}
-    with safetensors.safe_open(path, framework="pt", device=str(site.resident.device)) as file:
-        site.kept.update({name: file.get_tensor(full) for full, name in names.items()})
-    for name, value in site.kept.items():
-        if name.endswith(".step") and config.optimiser in ("adagrad", "rmsprop"):
-            site.kept[name] = value.cpu()
+        Holds the server's tensors of the start, too.
+        """
+        last = f"{round_:09d}"
+        folders = [self._rounds(folder) for folder in self._folder.iterdir()]
+        paths = [[path for path in rounds if path.name <= last][-1:] for rounds in folders]
+        return TensorFiles(self._start, *(path for found in paths for path in found))
+
+    def _rounds(self, folder: Path) -> list[Path]:
+        return sorted(folder.iterdir()) if folder.exists() else []

@@ -35,6 +35,7 @@ class Lease:
         }
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.runs: Callable[[], str] = lambda: ""  # where the holder is recorded, for those whom it keeps out
         self.taken_by: str | None = None  # the host that has taken it over while this process didn't renew it
 
     def check(self, say: Callable[[str], None]) -> None:
@@ -59,9 +60,11 @@ class Lease:
             if not again:
                 return
             if again != found:
+                recorded = f", recorded in {again['runs']}" if again.get("runs") else ""
                 raise UserError(
-                    f"checkpoints_dir={self._checkpoints.url}: a run on {again['host']} (process {again['process']}) is "
-                    "alive and writes there; wait for its end, or take another job_name and checkpoints_dir"
+                    f"checkpoints_dir={self._checkpoints.url}: a run on {again['host']} (process {again['process']}"
+                    f"{recorded}) is alive and writes there; wait for its end, or take another job_name and "
+                    "checkpoints_dir"
                 )
 
     def take(self) -> None:
@@ -106,7 +109,7 @@ class Lease:
                 continue
 
     def _write(self) -> None:
-        self._checkpoints.write_json(FILE, self._mine | {"time": time.time()})
+        self._checkpoints.write_json(FILE, self._mine | {"time": time.time(), "runs": self.runs()})
 
 
 def _place() -> str:

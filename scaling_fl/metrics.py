@@ -81,6 +81,6 @@ def label_entropy(labels: npt.NDArray[np.integer]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
-def finite_or_text(values: Mapping[str, float]) -> dict[str, float | str]:
+def finite_or_text(values: Mapping[str, float | str]) -> dict[str, float | str]:
     """The same numbers as strict JSON can hold them: NaN and infinities become text."""
-    return {key: value if np.isfinite(value) else str(value) for key, value in values.items()}
+    return {key: v if isinstance(v, str) or np.isfinite(v) else str(v) for key, v in values.items()}

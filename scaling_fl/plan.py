@@ -48,6 +48,7 @@ class Plan:
     num_held_back: int = 0  # training examples that no site trains on
     best: Best | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
+    reported: bool = False  # whether they are all; if not, that round is still to be evaluated
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round."""

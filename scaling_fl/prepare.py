@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, kept, models, resume, server, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl import checkpoint, models, resume, server, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -60,17 +60,19 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
-    round_, finished, best, metrics = 0, False, None, dict[str, Any]()
-    initial = _initial_state(loaded.module, server.optimiser(config).num_moments)
-    tensors: state_file.Arrays = initial
+    round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
+    layout = Layout(loaded.module)
+    initial, previous = _initial_state(loaded.module, server.optimiser(config).num_moments), None
     resume.check_finite(f"model={config.model}", initial)
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
-        previous = checkpoints.newest()
+        previous = checkpoints.newest(work / "state.safetensors")
         if previous is not None:
             tensors, header, damaged = previous
-            resume.check(config, header, digest, tensors, initial | kept.expected(config, Layout(loaded.module)))
-            round_, metrics, best = header["round"], header["metrics"], best_in(header, config.keep_best)
+            of_sites = resume.expected_of_sites(config, layout, len(shards), tensors)
+            resume.check(config, header, digest, tensors, initial | of_sites)
+            round_, metrics, reported = header["round"], header["metrics"], header["reported"]
+            best = best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
             if damaged:
@@ -80,9 +82,9 @@ def prepare(send: Send, config: Config, folder: str) -> None:
         if not finished:
             checkpoints.probe()
 
-    layout = Layout(loaded.module)
+    if previous is None:
+        state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
-        state_file.write_state(work / "state.safetensors", tensors, {"round": round_})
         np.savez(work / "shards.npz", *shards)
         np.save(work / "held_back.npy", held_back)
         token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
@@ -124,13 +126,16 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 num_held_back=len(held_back),
                 best=best,
                 metrics=metrics,
+                reported=reported,
             ),
         }
     )
 
 
-def checkpoint_header(plan: Plan, results: dict[str, float | str], best: Best | None) -> dict[str, Any]:
-    """What a checkpoint says of itself, beside its round."""
+def checkpoint_header(
+    plan: Plan, results: dict[str, float | str], best: Best | None, reported: bool = True
+) -> dict[str, Any]:
+    """What a checkpoint says of itself, beside its round. `reported`: whether `results` are all that there will be."""
     return {
         "job_name": plan.config.job_name,
         "config": plan.config.to_mapping(),
@@ -138,6 +143,7 @@ def checkpoint_header(plan: Plan, results: dict[str, float | str], best: Best | 
         "data_digest": plan.data_digest,
         "label_names": list(plan.label_names),
         "metrics": results,
+        "reported": reported,
         "best": None if best is None else dataclasses.asdict(best),
         "environment": plan.environment,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -3,15 +3,18 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from scaling_fl import state_file
+from scaling_fl import kept, state_file
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.flat import Layout
+from scaling_fl.site import initially_kept
 
 # What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
 _HEADER = {
     "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
-    "metrics": dict,
+    "metrics": dict, "reported": bool,
 }  # fmt: skip
 _HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
 _BEST = {"metric": str, "round": int, "value": float}
@@ -47,7 +50,8 @@ def _check_header(source: str, header: dict[str, Any]) -> None:
 
 def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
     def kind(arrays: state_file.Arrays, name: str) -> str:
-        return f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "nothing"
+        array = arrays.get(name)
+        return "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
 
     for name in sorted(tensors.keys() | expected.keys()):
         if kind(tensors, name) != kind(expected, name):
@@ -58,8 +62,19 @@ def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state
             )
 
 
+def expected_of_sites(
+    config: Config, layout: Layout, num_sites: int, tensors: state_file.Arrays
+) -> dict[str, npt.NDArray[Any]]:
+    """What a checkpoint holds of those sites that it has something of, by tensor name: zeros of the right shapes."""
+    if not config.keep_optimiser:
+        return {}
+    found = {name.partition(".")[0] for name in tensors}
+    sites = [site for site in range(num_sites) if f"{kept.PREFIX}{site}" in found]
+    return {kept.name(site, name): array for name, array in initially_kept(config, layout).items() for site in sites}
+
+
 def check_finite(source: str, tensors: state_file.Arrays) -> None:
-    for name, array in tensors.items():
+    for name, array in tensors.items():  # one at a time: all may be larger than memory
         if not np.isfinite(array.sum(dtype=np.float64)):
             raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from scaling_fl import metrics
 from scaling_fl.config import Config
@@ -12,7 +13,7 @@ from scaling_fl.server import SGD, Adaptive, ServerState
 from scaling_fl.site import Resident, Site, evaluate
 
 # Called on every worker after each round, and after the evaluation that precedes round 1.
-OnRoundEnd = Callable[[ServerState, dict[str, float]], None]
+OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
 
 
 def run(
@@ -23,35 +24,44 @@ def run(
     state: ServerState,
     server: SGD | Adaptive,
     on_round_end: OnRoundEnd,
+    reported: bool = False,
 ) -> None:
     """Federated averaging from `state` to round `config.num_rounds`, on every worker at once.
 
-    `sites` are those that this worker hosts. Every worker enters every line of this loop.
+    `sites` are those that this worker hosts. Every worker enters every line of this loop. `reported`: whether the
+    round of `state` is; if not, that comes first.
     """
-    if state.round == 0:
-        on_round_end(state, _evaluate(resident, federation, state))
+    if not reported:
+        _report(config, resident, federation, state, on_round_end)
     for round_ in range(state.round + 1, config.num_rounds + 1):
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "train"):
+        results: dict[str, Any] = {}
+        with _timed(results, "train"):
             total, site_metrics = WeightedSum(single=len(sites) == 1), []
             for site in sites:
                 delta, trained = site.train(state.params, round_)
                 total.add(site.number, delta, site.num_examples)
                 site_metrics.append(trained)
             everyone = [m for of_worker in federation.gather(site_metrics) for m in of_worker]
+        results |= metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
+        results["examples_per_second"] = sum(m.count for m in everyone) / results["seconds.train"]
         with state.lock:
-            with _timed(seconds, "aggregate"):
+            with _timed(results, "aggregate"):
                 for part, delta in federation.mean(total):
                     server.step(state, delta, part)
-            state.round = round_
+            state.round, state.results = round_, results
+        _report(config, resident, federation, state, on_round_end)
 
-            results = metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
-            if config.evaluates(round_):
-                with _timed(seconds, "evaluate"):
-                    results |= _evaluate(resident, federation, state)
-            results["examples_per_second"] = sum(m.count for m in everyone) / seconds["train"]
-            results |= {f"seconds.{phase}": value for phase, value in seconds.items()}
-            on_round_end(state, results)
+
+def _report(
+    config: Config, resident: Resident, federation: Federation, state: ServerState, on_round_end: OnRoundEnd
+) -> None:
+    """Evaluate the round that is complete, where it is due, and tell of it. Meanwhile it can be published already."""
+    evaluated: dict[str, Any] = {}
+    if config.evaluates(state.round):
+        with _timed(evaluated, "evaluate"):
+            evaluated |= _evaluate(resident, federation, state)
+    with state.lock:
+        on_round_end(state, state.results | evaluated)
 
 
 def _evaluate(resident: Resident, federation: Federation, state: ServerState) -> dict[str, float]:
@@ -66,7 +76,7 @@ def _evaluate(resident: Resident, federation: Federation, state: ServerState) ->
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def _timed(results: dict[str, Any], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start
+    results[f"seconds.{phase}"] = time.perf_counter() - start

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from scaling_fl import kept
 from scaling_fl.config import Config
 from scaling_fl.flat import FlatModel
 
@@ -24,7 +25,8 @@ class ServerState:
     trained: int  # params[:trained] are trained; what follows is averaged and never optimised
     round: int  # the last round that is complete; 0 before any training
     moments: torch.Tensor | None = None  # (n, size), of the optimiser; zero before the first round
-    # Held from a round's aggregation until it is reported: without it, `params` are those of a round half done.
+    results: dict[str, Any] = field(default_factory=dict)  # what is known of that round, before it is evaluated
+    # Held while a round becomes complete, and while it is reported: without it, `params` are those of a round half done.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def slices(self, part: slice) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -110,8 +112,8 @@ def arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray[np.ge
 
 def fill(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write a state, as `arrays` gives it, into `block`, and the model's integer buffers."""
-    others = ("server_moment_", "site_")  # site_: what the workers take for themselves (kept.py)
-    model.fill(block[0], {name: array for name, array in tensors.items() if not name.startswith(others)})
+    others = ("server_moment_", kept.PREFIX)
+    model.fill(block[0], {name: tensors[name] for name in tensors if not name.startswith(others)})
     for number, moment in enumerate(block[1:]):
         for name, view in model.layout.views(moment).items():
             view.copy_(torch.from_numpy(tensors[_MOMENT.format(number) + name]))

@@ -1,6 +1,6 @@
 """One site: local training on its shard, and the delta that it yields. A site knows of no other site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from scaling_fl import seeds, tokens
 from scaling_fl.config import Config
 from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.kept import Store
 from scaling_fl.metrics import BatchMetrics, SiteMetrics
 from scaling_fl.schedule import learning_rate
 
@@ -54,6 +55,7 @@ class Resident:
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
     held_back: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of `train`; in no shard
+    store: Store | None = None  # of what sites keep, with `keep_optimiser`
 
     def __post_init__(self) -> None:
         if self.config.gradient_checkpointing:
@@ -88,7 +90,6 @@ class Site:
     number: int
     shard: npt.NDArray[np.int64]
     resident: Resident
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # with `keep_optimiser`: its state, by name
 
     @property
     def num_examples(self) -> int:
@@ -106,9 +107,8 @@ class Site:
         model.load(params)
         model.module.train()
         optimiser = local_optimiser(config, model)
-        for name, value in self.kept.items():
-            segment, _, key = name.partition(".")
-            optimiser.state[optimiser.param_groups[int(segment)]["params"][0]][key] = value
+        if resident.store is not None:
+            _take_up(optimiser, resident.store.load(self.number), config)
         scaler = torch.amp.GradScaler(resident.device.type, enabled=precision(config, resident.device) == "fp16")
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
@@ -138,10 +138,8 @@ class Site:
                 step += 1
                 resident.on_step()
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
-        if config.keep_optimiser:
-            for number, group in enumerate(optimiser.param_groups):
-                state = optimiser.state[group["params"][0]].items()
-                self.kept.update({f"{number}.{key}": value for key, value in state})
+        if resident.store is not None:
+            resident.store.save(self.number, round_, _put_down(optimiser))
         count = self.num_examples * config.num_local_epochs
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
@@ -165,6 +163,21 @@ def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
     return kind(groups, lr=config.learning_rate, **options)
 
 
+def _put_down(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state, by name."""
+    states = [optimiser.state[group["params"][0]] for group in optimiser.param_groups]
+    return {f"optimiser.{number}.{key}": value for number, state in enumerate(states) for key, value in state.items()}
+
+
+def _take_up(optimiser: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor], config: Config) -> None:
+    """Give an optimiser the state that `_put_down` gave."""
+    for name, value in kept.items():
+        _, number, key = name.split(".")
+        (segment,) = optimiser.param_groups[int(number)]["params"]
+        on_cpu = key == "step" and config.optimiser in ("adagrad", "rmsprop")
+        optimiser.state[segment][key] = value if on_cpu else value.to(segment.device)
+
+
 def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
     """Start, stop and weight decay of the parts of the flat buffer that an optimiser steps."""
     segments = [(0, layout.decayed, config.weight_decay), (layout.decayed, layout.trained, 0.0)]
@@ -177,7 +190,7 @@ def initially_kept(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.f
     for number, (start, stop, _) in enumerate(_segments(config, layout)):
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_KEPT[config.optimiser], (stop - start,))
         for key, shape in (shapes | {"step": ()} if shapes else shapes).items():
-            kept[f"{number}.{key}"] = np.broadcast_to(np.float32(0), shape)
+            kept[f"optimiser.{number}.{key}"] = np.broadcast_to(np.float32(0), shape)
     return kept
 
 

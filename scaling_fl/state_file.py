@@ -1,22 +1,22 @@
 """A state file: the tensors of a state by name, and a JSON header, in one file that proves itself whole.
 
 It is safetensors with one metadata entry, the header, which ends in a SHA-256 over tensors and header. Nothing is
-ever unpickled. This module needs no torch.
+ever unpickled. A state may be larger than memory: it is written and read tensor by tensor. This module needs no torch.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
-import safetensors.numpy
 
 FORMAT_VERSION = 1
+_KINDS = {"f": "F", "i": "I", "u": "U"}  # numpy's and safetensors' letters
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -25,46 +25,73 @@ class Damaged(Exception):
     """A state file that is truncated, altered, or of a version that this program doesn't know."""
 
 
+class TensorFiles(Arrays):
+    """The tensors of safetensors files by name, each read when it is asked for; the last file with a name counts.
+
+    The files may be removed meanwhile.
+    """
+
+    def __init__(self, *paths: Path):
+        opened = [safetensors.safe_open(path, framework="numpy") for path in paths]
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self._files[name].get_tensor(name)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
     """Write a state file. It isn't forced to the disk: that is the business of whoever publishes it."""
     header = dict(header) | {"format_version": FORMAT_VERSION}
-    header["sha256"] = _digest(tensors, header)
-    safetensors.numpy.save_file(
-        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
-        path,
-        metadata={"scaling_fl": json.dumps(header)},
-    )
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)  # safetensors makes it the owner's alone
+    sha256, kinds = _digest(tensors, header)
+    head: dict[str, Any] = {"__metadata__": {"scaling_fl": json.dumps(header | {"sha256": sha256})}}
+    names, stop = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name)), 0  # so that each is aligned
+    for name in names:
+        dtype, shape = kinds[name]
+        start, stop = stop, stop + dtype.itemsize * int(np.prod(shape))
+        kind = "BOOL" if dtype == np.bool_ else f"{_KINDS[dtype.kind]}{8 * dtype.itemsize}"
+        head[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    path.unlink(missing_ok=True)  # whoever reads the old file keeps it
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            file.write(_bytes(np.asarray(tensors[name], order="C")))
 
 
-def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def read_state(path: Path) -> tuple[TensorFiles, dict[str, Any]]:
     """Tensors and header of a state file. Raises `Damaged` where it isn't exactly what was written."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["scaling_fl"])
-            version, sha256 = header["format_version"], header.pop("sha256")
-            if version != FORMAT_VERSION:
-                raise Damaged(f"it has format version {version}; this program reads version {FORMAT_VERSION}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        if _digest(tensors, header) != sha256:
+        version, sha256 = header["format_version"], header.pop("sha256")
+        if version != FORMAT_VERSION:
+            raise Damaged(f"it has format version {version}; this program reads version {FORMAT_VERSION}")
+        tensors = TensorFiles(path)
+        if _digest(tensors, header)[0] != sha256:
             raise Damaged("its checksum doesn't match its content")
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
     return tensors, header
 
 
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """Some tensors of a state file, unchecked: for readers beside the one that checks it with `read_state`."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in names}
-
-
-def _digest(tensors: Arrays, header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+def _digest(tensors: Arrays, header: Mapping[str, Any]) -> tuple[str, dict[str, tuple[np.dtype[Any], tuple[int, ...]]]]:
+    """SHA-256 over header and tensors; and the tensors' types and shapes."""
+    digest, kinds = hashlib.sha256(json.dumps(header, sort_keys=True).encode()), {}
     for name in sorted(tensors):
         array = np.asarray(tensors[name], order="C")
+        kinds[name] = array.dtype, array.shape
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+        digest.update(_bytes(array))
+    return digest.hexdigest(), kinds
+
+
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

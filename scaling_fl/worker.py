@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl import kept, models, rounds, server, state_file, tokens
+from scaling_fl import models, rounds, server, tokens
 from scaling_fl.coordinator import Coordinator
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.kept import Store
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Plan, Send
 from scaling_fl.server import ServerState
 from scaling_fl.site import Resident, Site
+from scaling_fl.state_file import TensorFiles
 
 _PROGRESS_INTERVAL = 0.25  # seconds
 
@@ -47,13 +49,16 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
     if federation.is_leader:
-        server.fill(model, federation.state, state_file.read_state(folder / "state.safetensors")[0])
+        server.fill(model, federation.state, TensorFiles(folder / "state.safetensors"))
     else:
-        model.fill_integers(state_file.read_tensors(folder / "state.safetensors", model.layout.integer_names))
+        model.fill_integers(TensorFiles(folder / "state.safetensors"))
     federation.wait()  # nobody trains before the state is in place
-    state = ServerState(federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:])
+    state = ServerState(
+        federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:], results=dict(plan.metrics)
+    )
 
-    coordinator = Coordinator(send, plan, model, federation.state, state) if rank == 0 else None
+    store = Store(folder / "kept", folder / "state.safetensors") if plan.config.keep_optimiser else None
+    coordinator = Coordinator(send, plan, model, federation.state, state, store) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = _Progress(send, rank)
@@ -65,24 +70,18 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         device=device,
         on_step=progress.step,
         held_back=np.load(folder / "held_back.npy"),
+        store=store,
     )
     with np.load(folder / "shards.npz") as shards:
         sites = [Site(rank, shards[f"arr_{rank}"], resident)]
-    if plan.config.keep_optimiser and plan.round > 0:
-        for site in sites:
-            kept.load(folder / "state.safetensors", site)
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
-        if plan.config.keep_optimiser and plan.config.checkpoints(state.round):
-            for site in sites:
-                kept.write(folder, state.round, site)
-            federation.wait()  # the coordinator takes them all
         if coordinator is not None:
             coordinator.report(results)
 
-    progress.restart(state.round and state.round + 1)
-    rounds.run(plan.config, sites, resident, federation, state, optimiser, on_round_end)
+    progress.restart(state.round + plan.reported)
+    rounds.run(plan.config, sites, resident, federation, state, optimiser, on_round_end, plan.reported)
     if coordinator is not None:
         coordinator.finish()
     federation.leave()

@@ -173,6 +173,8 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
             log = events.EventLog(history)
             session.tracker = Tracker(log, plan, session.places.targets(checked, session.lease), session.console.line)
             session.console.listener = session.tracker.output
+            if session.lease is not None:
+                session.lease.runs = session.tracker.runs
             experiment.observers.append(session.tracker)
     return {}
 

@@ -21,9 +21,9 @@ def checkpoints(request: Any, tmp_path: Path) -> Checkpoints:
     return Checkpoints(f"{prefix}{tmp_path}/a b/c")
 
 
-def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
+def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert checkpoints.rounds() == []
-    assert checkpoints.newest() is None
+    assert checkpoints.newest(tmp_path / "newest") is None
     checkpoints.probe()
     for round_ in (1, 2, 12):
         name = checkpoints.save(round_, {"w": np.array([round_])}, HEADER)
@@ -38,7 +38,7 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
     assert checkpoints.rounds() == [12, 2, 1]
 
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000012.safetensors", b"cut")
-    found = checkpoints.newest()
+    found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     tensors, header, damaged = found
     assert (tensors["w"].tolist(), header["round"]) == ([2], 2)
@@ -50,12 +50,12 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints) -> None:
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000012.safetensors.damaged") == b"cut"
 
 
-def test_checkpoints_of_which_none_is_sound_are_not_started_over(checkpoints: Checkpoints) -> None:
+def test_checkpoints_of_which_none_is_sound_are_not_started_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.probe()
     checkpoints.save(3, TENSORS, HEADER)
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
     with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
-        checkpoints.newest()
+        checkpoints.newest(tmp_path / "newest")
     assert checkpoints.rounds() == [3]
 
 
@@ -135,7 +135,7 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path / "c") == ["model", "round-000001.safetensors"]
-    found = checkpoints.newest()
+    found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], TENSORS["w"])
     assert checkpoints.read_json("model/done") == (1 if what == "checkpoint" else None), (
@@ -214,4 +214,4 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: it can't be read \(NoCredentialsError"):
-        Checkpoints("s3://lab/x").newest()
+        Checkpoints("s3://lab/x").newest(tmp_path / "newest")

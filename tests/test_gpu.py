@@ -135,7 +135,7 @@ def test_a_job_of_two_sites_on_one_gpu_runs_resumes_and_agrees_with_the_cpu(
         (tmp_path / name).mkdir()
         config = dataclasses.replace(small_config, **common | keys)
         launch.train(launch.prepare(config, str(tmp_path / name), lambda event: None), lambda event: None)
-        newest = checkpoint.Checkpoints(str(config.checkpoints_dir)).newest()
+        newest = checkpoint.Checkpoints(str(config.checkpoints_dir)).newest(tmp_path / "newest")
         assert newest is not None
         assert newest[1]["round"] == config.num_rounds
         return newest[0]

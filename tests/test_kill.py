@@ -21,12 +21,12 @@ def start(url: str, moment: str) -> "subprocess.Popen[str]":
     )
 
 
-def assert_sound(checkpoints: Checkpoints, published: int) -> None:
+def assert_sound(checkpoints: Checkpoints, published: int, tmp_path: Path) -> None:
     """All that is listed is sound: what was published, and perhaps the next one, whose writer could no longer say so."""
     rounds = checkpoints.rounds()
     assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
     while rounds:
-        found = checkpoints.newest()
+        found = checkpoints.newest(tmp_path / "newest")
         assert found is not None
         tensors, header, damaged = found
         assert (header["round"], damaged) == (rounds[0], [])
@@ -50,7 +50,7 @@ def test_a_writer_that_is_killed_at_a_moment_leaves_what_was_published(
     assert len(left) == 1, "it was in the middle of something"
     checkpoints.probe()
     assert not left[0].exists()
-    assert_sound(checkpoints, published)
+    assert_sound(checkpoints, published, tmp_path)
 
 
 def test_a_writer_that_is_killed_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path) -> None:
@@ -64,11 +64,13 @@ def test_a_writer_that_is_killed_in_the_middle_of_a_file_leaves_the_one_before(t
         assert time.monotonic() < deadline
     process.kill()
     lines = process.communicate()[0].split()
-    assert_sound(Checkpoints(str(tmp_path / "c")), int(lines[-1]) if lines else 2)
+    assert_sound(Checkpoints(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
 
 
 @pytest.mark.parametrize("sent", [1, 3_000, 500_000, 1_000_000])
-def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_before(line: Line, sent: int) -> None:
+def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_before(
+    line: Line, tmp_path: Path, sent: int
+) -> None:
     url = os.environ["TEST_BUCKET"] + "/jobs/killed"
     process = start(url, "never")
     assert process.stdout is not None
@@ -79,4 +81,4 @@ def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_befor
     lines = process.communicate(timeout=60)[0].split()
     assert process.returncode == -9
     line.down = False
-    assert_sound(Checkpoints(url), int(lines[-1]) if lines else 2)
+    assert_sound(Checkpoints(url), int(lines[-1]) if lines else 2, tmp_path)

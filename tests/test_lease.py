@@ -30,6 +30,10 @@ def test_a_lease_is_renewed_and_goes_with_its_run(tmp_path: Path, monkeypatch: p
         time.sleep(0.01)
     assert json.loads((tmp_path / FILE).read_text())["time"] > first["time"]
     lease.confirm()
+    lease.runs = lambda: "runs/4"
+    while json.loads((tmp_path / FILE).read_text())["runs"] != "runs/4" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert json.loads((tmp_path / FILE).read_text())["runs"] == "runs/4"
     lease.release()
     assert list(tmp_path.iterdir()) == []
 

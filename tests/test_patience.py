@@ -58,7 +58,7 @@ def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Call
 
 @pytest.mark.parametrize("tries", [1, 3])
 def test_an_outage_is_waited_for(
-    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tries: int
+    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tries: int, tmp_path: Path
 ) -> None:
     line.down = True
 
@@ -71,14 +71,14 @@ def test_an_outage_is_waited_for(
     checkpoints.save(2, state(2), HEADER, on_progress=lambda: told.append(len(naps)))
     assert tuple(naps) == patience.WAITS[:tries]
     assert set(range(tries + 1)) <= set(told), "waiting isn't hanging"
-    found = checkpoints.newest()
+    found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 2
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
 
 def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
-    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line.cut_after(500_000, lambda: None)
 
@@ -90,7 +90,7 @@ def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
     monkeypatch.setattr(patience.time, "sleep", nap)
     checkpoints.save(2, state(2), HEADER)
     assert tuple(naps) == patience.WAITS[:1]
-    found = checkpoints.newest()
+    found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
@@ -117,7 +117,7 @@ def test_a_model_is_waited_for_as_well(
 
 
 def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
-    checkpoints: Checkpoints, line: Line, naps: list[float]
+    checkpoints: Checkpoints, line: Line, naps: list[float], tmp_path: Path
 ) -> None:
     line.down = True
     with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: round-000002\.safetensors can't be written \("):
@@ -125,7 +125,7 @@ def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
     assert tuple(naps) == patience.WAITS
     line.down = False
     assert checkpoints.rounds() == [1]
-    assert checkpoints.newest() is not None
+    assert checkpoints.newest(tmp_path / "newest") is not None
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_may_not_be_removed_is_said_and_stays(checkpoints: Checkpoints, lin
 
 
 def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as future:
         future.setattr(state_file, "FORMAT_VERSION", 2)
@@ -189,7 +189,7 @@ def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
     flipped = whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]
     for round_, content in ((3, flipped), (4, whole[: len(whole) // 2]), (5, b"")):
         checkpoints.fs.pipe_file(f"{checkpoints.root}/round-00000{round_}.safetensors", content)
-    found = checkpoints.newest()
+    found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 1
     for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 2"), strict=True):

@@ -1,43 +1,75 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scaling_fl import rounds
 from scaling_fl.config import Config
+from scaling_fl.metrics import BatchMetrics
 from scaling_fl.server import SGD, ServerState
+from scaling_fl.site import Resident
 from tests import builders
 
 SHARDS = [np.arange(7), np.arange(7, 40)]
 
 
 @pytest.mark.parametrize(
-    ("first", "eval_every", "rounds_seen", "evaluated"),
-    [(0, 1, [0, 1, 2, 3], [0, 1, 2, 3]), (0, 2, [0, 1, 2, 3], [0, 2, 3]), (2, 5, [3], [3]), (3, 1, [], [])],
+    ("first", "reported", "eval_every", "rounds_seen", "evaluated"),
+    [
+        (0, False, 1, [0, 1, 2, 3], [0, 1, 2, 3]),
+        (0, False, 2, [0, 1, 2, 3], [0, 2, 3]),
+        (2, True, 5, [3], [3]),
+        (2, False, 1, [2, 3], [2, 3]),
+        (2, False, 5, [2, 3], [3]),
+        (3, True, 1, [], []),
+    ],
 )
 def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
-    tmp_path: Path, first: int, eval_every: int, rounds_seen: list[int], evaluated: list[int]
+    tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
 ) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
     sites, resident, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS, [0, 1])
-    state.round = first
+    state.round, state.results = first, {"known": 1.0}
     seen: dict[int, dict[str, float]] = {}
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         assert state.round not in seen
         seen[state.round] = results
 
-    rounds.run(config, sites, resident, federation, state, SGD(), on_round_end)
+    rounds.run(config, sites, resident, federation, state, SGD(), on_round_end, reported)
     federation.leave()
+    assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
     assert list(seen) == rounds_seen
     assert [round_ for round_, results in seen.items() if "validation.accuracy" in results] == evaluated
     for round_, results in seen.items():
         names = {"seconds.train", "seconds.aggregate", "examples_per_second", "site.0.train.loss", "site.1.train.loss"}
-        assert (names <= results.keys()) == (round_ > 0)
-        if round_ > 0:
+        assert (names <= results.keys()) == (round_ > first)
+        if round_ > first:
             expected = (7 * results["site.0.train.loss"] + 33 * results["site.1.train.loss"]) / 40
             assert results["train.loss"] == pytest.approx(expected)
             assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
+
+
+def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS, [0, 1])
+    state, seen = worker[3], []
+
+    def evaluate(resident: Resident, params: torch.Tensor, *which: Any) -> list[BatchMetrics]:
+        assert state.lock.acquire(blocking=False)
+        seen.append((state.round, state.results.get("site.1.train.loss"), params.clone()))
+        state.lock.release()
+        return plain(resident, params, *which)
+
+    plain = rounds.evaluate
+    monkeypatch.setattr(rounds, "evaluate", evaluate)
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append((results["site.1.train.loss"],)), reported=True)
+    worker[2].leave()
+    (round_, loss, params), (reported,) = seen
+    assert (round_, loss) == (1, reported)
+    assert torch.equal(params, state.params)
 
 
 def test_federated_training_learns(tmp_path: Path) -> None:

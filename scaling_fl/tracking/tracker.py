@@ -71,7 +71,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
             },
         )
         self._log.append("shards", shards=table)
-        if plan.round and plan.round not in self._log.rounds:  # the launcher was killed before it heard of it
+        if plan.reported and plan.round not in self._log.rounds:  # the launcher was killed before it heard of it
             self._log.append("round", round=plan.round, metrics=plan.metrics)
         for replay in self.replays:
             replay.start()
@@ -105,6 +105,10 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def failed_event(self, fail_time: Any, fail_trace: list[str]) -> None:
         self._end("failed", trace=fail_trace)
+
+    def runs(self) -> str:
+        """The runs that this job is in its records."""
+        return ", ".join(place for replay in self.replays if (place := replay.target.place()))
 
     def places(self) -> dict[str, str]:
         """Where the job is recorded, for the user."""

@@ -38,6 +38,9 @@ def strike(fault: dict[str, Any]) -> None:
         case ["launcher", name]:
             os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
             time.sleep(0.5)  # so that it strikes here
+        case ["launcher", name, "slow"]:
+            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
+            time.sleep(60)
 
 
 def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:

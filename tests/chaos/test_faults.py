@@ -28,13 +28,22 @@ class Job(NamedTuple):
     folder: Path
     environ: dict[str, str]
 
-    def run(self, fault: dict[str, Any] | None = None, *more: str) -> "subprocess.CompletedProcess[str]":
+    def start(self, fault: dict[str, Any] | None = None, *more: str) -> "subprocess.Popen[str]":
         environ = clean_environment() | self.environ
         environ["CHAOS"] = json.dumps(fault or {"place": "", "how": "", "worker": -1, "round": -1, "marker": "/"})
-        return subprocess.run(
-            [sys.executable, faults.__file__, *self.words, *more], cwd=self.folder, env=environ, capture_output=True,
-            text=True, timeout=120, check=False,
+        return subprocess.Popen(
+            [sys.executable, faults.__file__, *self.words, *more], cwd=self.folder, env=environ,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def run(self, fault: dict[str, Any] | None = None, *more: str) -> "subprocess.CompletedProcess[str]":
+        process = self.start(fault, *more)
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(self.words, process.returncode, out, err)
 
     def state(self) -> dict[str, bytes]:
         tensors, _ = checkpoint.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")
@@ -69,6 +78,14 @@ def job(folder: Path, server: str) -> Job:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
     whole = job(tmp_path_factory.mktemp("undisturbed"), "")
     done = whole.run()
+    assert done.returncode == 0, done.stderr
+    return whole
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    whole = job(tmp_path_factory.mktemp("kept"), "")
+    done = whole.run(None, "keep_optimiser=True")
     assert done.returncode == 0, done.stderr
     return whole
 
@@ -175,19 +192,28 @@ def test_sites_that_are_started_again_by_themselves_reach_the_same_result(
     assert again.record() == undisturbed.record()
 
 
-def test_a_job_that_is_asked_to_end_publishes_what_is_complete(undisturbed: Job, tmp_path: Path) -> None:
-    asked = job(tmp_path / "job", "")
-    fault = {
-        "place": "training",
-        "how": "launcher SIGTERM",
-        "worker": 1,
-        "round": 2,
-        "marker": str(tmp_path / "marker"),
-    }
-    stopped = asked.run(fault, "checkpoint_every=3")
-    assert stopped.returncode == 128 + signal.SIGTERM
-    assert "stopping: the last complete round is published first" in stopped.stdout
-    assert [path.name for path in sorted((asked.folder / "out").glob("round-*"))] == ["round-000001.safetensors"]
-    resumed = asked.run(None, "checkpoint_every=3")
-    assert "job news resumes after round 1" in resumed.stdout
-    assert asked.state() == undisturbed.state()
+@pytest.mark.parametrize("more", [[], ["keep_optimiser=True"]])
+@pytest.mark.parametrize(
+    ("place", "how", "complete"), [("training", "launcher SIGTERM", 1), ("evaluation", "launcher SIGTERM slow", 2)]
+)
+def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
+    undisturbed: Job, kept: Job, tmp_path: Path, place: str, how: str, complete: int, more: list[str]
+) -> None:
+    """Within the time that a cluster gives: a round is complete before its evaluation, however long that takes."""
+    asked, expected = job(tmp_path / "job", ""), kept if more else undisturbed
+    fault = {"place": place, "how": how, "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
+    process = asked.start(fault, "checkpoint_every=3", *more)
+    while not (tmp_path / "marker").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    struck = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - struck < 20
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "stopping: the last complete round is published first" in out
+    rounds = [path.name for path in sorted((asked.folder / "out").glob("round-*"))]
+    assert rounds == [f"round-{complete:06d}.safetensors"]
+    resumed = asked.run(None, "checkpoint_every=3", *more)
+    assert f"job news resumes after round {complete}" in resumed.stdout
+    assert asked.state() == expected.state()
+    assert asked.record() == expected.record()

@@ -140,11 +140,12 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     assert not (stranger.folder / "runs").exists()
 
 
-def test_a_job_that_runs_on_another_machine_keeps_others_out(tmp_path: Path) -> None:
-    here = job(tmp_path / "here", "")
+def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp_path: Path) -> None:
+    server.begin()
+    here = job(tmp_path / "here", server.address)
     for machine in ("a", "b"):  # where locks of the one are not seen by the other
         (tmp_path / machine).mkdir()
-    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"))
+    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"), **here.environ)
     wait_for_row(process, 1)
     shutil.copytree(here.folder / "model", tmp_path / "there" / "model")
     there = Job(
@@ -153,7 +154,8 @@ def test_a_job_that_runs_on_another_machine_keeps_others_out(tmp_path: Path) -> 
     refused = there.run()
     assert refused.returncode == 1
     assert "job news: a run on " in refused.stdout
-    assert f"(process {process.pid}) is alive and writes there; wait for its end" in refused.stderr
+    holder = f"(process {process.pid}, recorded in runs/1, run 1 in database here)"
+    assert f"{holder} is alive and writes there; wait for its end" in refused.stderr
     assert not (there.folder / "runs").exists()
 
     process.kill()
