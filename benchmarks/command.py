@@ -66,7 +66,7 @@ def sites(number: int) -> str:
 class Job:
     """The command, typed in a new folder in `parent`. As a context, it is stopped at the end if it still runs."""
 
-    def __init__(self, parent: Path, keys: dict[str, Any], *python: str):
+    def __init__(self, parent: Path, keys: dict[str, Any], *python: str, **environ: str):
         self.folder = Path(tempfile.mkdtemp(dir=parent))
         self.typed_at = time.time()
         words = [f"{key}={value}" for key, value in keys.items()]
@@ -74,7 +74,7 @@ class Job:
             self.process = subprocess.Popen(
                 [sys.executable, *(python or [str(measure.ROOT / "scripts" / "train_federated.py")]), "with", *words],
                 cwd=self.folder,
-                env=os.environ | NO_MONGO | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(parent / "cache")},
+                env=os.environ | NO_MONGO | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(parent / "cache")} | environ,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -28,6 +28,7 @@ SCRIPTS = (
     "aggregation",
     "checkpoint",
     "local_training",
+    "outage",
     "reading",
     "round_overhead",
     "scaling",
