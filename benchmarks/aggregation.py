@@ -20,7 +20,7 @@ import torch.distributed as dist
 import transformers
 
 from scaling_fl import launch
-from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.federation import Federation
 from scaling_fl.memory import SharedMemory
 from scaling_fl.server import SGD, ServerState
 
@@ -38,8 +38,8 @@ def work(send: Any, rank: int, num_workers: int, memory: SharedMemory, folder: s
     pieces = list(buffer.split(TENSORS))
 
     def ours() -> None:
-        total = WeightedSum(single=True)
-        total.add(rank, federation.row, 100.0 + rank)
+        total = federation.total()
+        total.add(rank, federation.row, 1 / num_workers)
         for part, delta in federation.mean(total):
             SGD().step(state, delta, part)
 

@@ -25,7 +25,7 @@ import transformers
 
 from scaling_fl import launch, models, tokens
 from scaling_fl.config import Config
-from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.memory import SharedMemory
 from scaling_fl.server import SGD, ServerState
@@ -153,8 +153,8 @@ def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str
         samples = federation.gather((len(shard), sample.numpy()))
         federation.wait()
         begun = time.perf_counter()
-        total = WeightedSum(single=True)
-        total.add(rank, delta, len(shard))
+        total = federation.total()
+        total.add(rank, delta, len(shard) / count)
         for part, piece in federation.mean(total):
             SGD().step(state, piece, part)
         ended = time.perf_counter()

@@ -16,6 +16,7 @@ from scaling_fl.values import checked
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
 SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
+SAMPLINGS = ("uniform", "by_examples")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = tuple(f"{of}.{what}" for of in ("validation", "held_back") for what in ("loss", "accuracy", "macro_f1"))
 
@@ -45,10 +46,30 @@ class Config:
 
     site_ids: tuple[int, ...] = _key(
         (0, 0),
-        "one site, and one process, per entry: the index of its GPU; -1 is the CPU",
+        "one process per entry: the index of its GPU; -1 is the CPU",
         "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
         lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
-        free=True,  # but not their number: see `check_resumable`
+        free=True,  # but not the number of sites: see `check_resumable`
+    )
+    num_sites: int | None = _key(
+        None, "sites in all, hosted by the processes of `site_ids`; default: one per entry", **_at_least(1), free=True
+    )
+    sites_per_round: int | None = _key(None, "sites that take part in a round; default: all", **_at_least(1))
+    participation: float | None = _key(
+        None,
+        "the same as a share of all sites",
+        "a number above 0, up to 1",
+        lambda share: 0 < share <= 1,
+    )
+    sampling: str = _key(
+        "uniform",
+        "how those are drawn: uniform, or by_examples (in proportion to their examples; their deltas then weigh the same)",
+        f"one of {', '.join(SAMPLINGS)}",
+        SAMPLINGS.__contains__,
+    )
+    exact_sum: bool = _key(
+        True,
+        "True: deltas are summed in fixed point, so that the result doesn't depend on which process trained which site",
     )
     num_rounds: int = _key(10, "rounds of local training and aggregation", **_at_least(1), free=True)
     num_local_epochs: int = _key(1, "passes over its own shard that a site makes in a round", **_at_least(1))
@@ -229,6 +250,10 @@ class Config:
             raise UserError(
                 f"max_restarts={config.max_restarts}: the sites start again from the last checkpoint; give checkpoints_dir as well"
             )
+        if config.participation is not None and config.sites_per_round is not None:
+            raise UserError(
+                f"sites_per_round={config.sites_per_round} participation={config.participation:g}: they say the same; give one"
+            )
         if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
             raise UserError(
                 f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"
@@ -268,8 +293,9 @@ class Config:
             changed.append(
                 f"num_rounds was {before['num_rounds']}, is {self.num_rounds}, on which the learning rate depends"
             )
-        if len(before["site_ids"]) != len(self.site_ids):
-            changed.append(f"the number of sites was {len(before['site_ids'])}, is {len(self.site_ids)}")
+        sites = [config.get("num_sites") or len(config["site_ids"]) for config in (before, now)]
+        if sites[0] != sites[1]:
+            changed.append(f"the number of sites was {sites[0]}, is {sites[1]}")
         if changed:
             raise UserError(
                 f"job_name={self.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "

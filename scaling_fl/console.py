@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scaling_fl import cohort
 from scaling_fl.plan import Event, Plan
 
 # Width, heading, metric, format: 80 characters with the round. What a round has not measured stays blank.
@@ -62,9 +63,12 @@ class Console:
         config, devices = plan.config, sorted(set(plan.devices))
         through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
         through += ", NCCL between GPUs" * (len(devices) > 1)
+        sites = _number(plan.num_sites, "site")
+        if not plan.one_each:
+            sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
         self.line(
-            f"{_number(len(plan.devices), 'site')} on {', '.join(devices)}, "
-            f"{_number(plan.threads, 'thread')} each; aggregation through {through}, control over gloo"
+            f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
+            f"aggregation through {through}, control over gloo"
         )
         head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
         self.line(
@@ -76,14 +80,18 @@ class Console:
             f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
         )
         sizes, entropies = plan.shard_sizes, plan.shard_entropies
-        self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}  device")
+        device = "  device" if plan.one_each else ""
+        self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}")
         for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
+            where = f"  {plan.devices[site]}" if plan.one_each else ""
             self.line(
-                f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}  "
-                f"{plan.devices[site]}"
+                f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}{where}"
             )
         if len(sizes) > _MAX_SITES_SHOWN:
-            self.line(f"   … and {len(sizes) - _MAX_SITES_SHOWN} more")
+            self.line(
+                f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; all have {min(sizes):,} to {max(sizes):,} examples, "
+                f"half of them {sorted(sizes)[(len(sizes) - 1) // 2]:,} or less"
+            )
         if plan.round:
             self.line(f"job {config.job_name} resumes after round {plan.round}")
         self.line()
@@ -120,8 +128,7 @@ class Console:
         elif self._bar is None:  # a worker's last word of a round that has its row
             return
         if self._bar is None:
-            total = sum(map(plan.local_steps, range(len(plan.devices)))) * (event["round"] > 0)
-            total += plan.evaluation_steps * plan.config.evaluates(event["round"])
+            total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluates(event["round"])
             self._bar = self._new_bar(f"round {event['round']}/{plan.config.num_rounds}", total, "steps")
         self._done[event["worker"]] = event["done"]
         self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
@@ -165,7 +172,7 @@ class Console:
 
 
 def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun if count == 1 else 'processes' if noun == 'process' else noun + 's'}"
 
 
 def table_row(round_: int, results: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from scaling_fl import cuda_memory
 from scaling_fl.errors import JobFailed, PeerLost
 from scaling_fl.memory import SharedMemory
+from scaling_fl.sums import LIMIT, WeightedSum, accumulate, largest, to_float
 
 # Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long.
 _TIMEOUT = datetime.timedelta(hours=6)
@@ -32,35 +33,12 @@ _TIMEOUT = datetime.timedelta(hours=6)
 _PIECE = {"cpu": 2**18, "cuda": 2**22}
 
 
-class WeightedSum:
-    """Σ weight × delta over the sites that one worker trains in a round: `scale` × `value`.
-
-    A delta lives in the buffer in which the worker's next site trains. With `single`, there is no next site,
-    and the sum takes that buffer over as it is, instead of a copy.
-    """
-
-    def __init__(self, single: bool):
-        self.single, self.weight, self.scale = single, 0.0, 0.0
-        self.value: torch.Tensor | None = None
-        self.sites: list[int] = []
-
-    def add(self, site: int, delta: torch.Tensor, weight: float) -> None:
-        """Add the delta (size,) of a site."""
-        if self.single:
-            self.value, self.scale = delta, weight
-        elif self.value is None:
-            self.value, self.scale = delta.mul(weight), 1.0
-        else:
-            self.value.add_(delta, alpha=weight)
-        self.weight += weight
-        self.sites.append(site)
-
-
 class Federation:
     """The workers of this job, seen from one of them.
 
-    `row`: this worker's row (size,), in which it leaves its weighted sum; `state`: the server's rows (1 + moments, size),
-    parameters first, once for each place; `part`: the slice of the state that this worker reduces and updates; `note`: what the user should know.
+    `row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
+    `state`: the server's rows (1 + moments, size), parameters first, once for each place; `part`: the slice of the state
+    that this worker reduces and updates; `note`: what the user should know.
     """
 
     def __init__(
@@ -72,13 +50,18 @@ class Federation:
         rendezvous: Path,
         num_moments: int = 0,
         on_wait: Callable[[bool], None] = lambda waiting: None,
+        exact: bool = True,
+        single: bool = True,
     ):
         """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
-        `num_moments`: rows that the server's optimiser needs.
+        `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single`: no worker
+        trains more than one site in a round.
 
         `on_wait` is told when this worker begins to wait for others, and when that is over.
         """
         self._on_wait, self._num_moments = on_wait, num_moments
+        self._exact, self._single = exact, single
+        self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
         # One machine: they need no other interface, and must not depend on what the hostname resolves to.
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
@@ -96,7 +79,9 @@ class Federation:
             places = devices
         self._members = [other for other, place in enumerate(places) if place == places[rank]]
         me, count = self._members.index(rank), len(self._members)
-        self._rows, self.row, self.state = rows[:count], rows[me], rows[count : count + 1 + num_moments]
+        own, others = rows[: count * self._width], rows[count * self._width :]
+        self._rows = own if self._width == 1 else _as_fixed(own)
+        self.row, self.state = self._rows[me], others[: 1 + num_moments]
         bounds = [size * i // count for i in range(count + 1)]
         self.part = slice(bounds[me], bounds[me + 1])
         leaders = [places.index(place) for place in dict.fromkeys(places)]
@@ -104,7 +89,7 @@ class Federation:
         self._sum: torch.Tensor | None = None
         self._leaders: Any = None
         if len(leaders) > 1:
-            self._sum = rows[-1]
+            self._sum = _as_fixed(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
@@ -148,7 +133,8 @@ class Federation:
 
     def _num_rows(self, places: Sequence[str], place: str) -> int:
         """For the place's workers, the server's state, and the sum over all places if there are several."""
-        return places.count(place) + 1 + self._num_moments + (len(set(places)) > 1)
+        over_places = (1 + self._exact) * (len(set(places)) > 1)
+        return places.count(place) * self._width + 1 + self._num_moments + over_places
 
     def exchange(self, *values: float) -> list[list[float]]:
         """These numbers of every worker, by rank, to every worker."""
@@ -186,59 +172,73 @@ class Federation:
         if self._gpu is not None:
             torch.cuda.synchronize(self._gpu)
 
-    def mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Example-weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
+    def home(self, device: torch.device) -> torch.Tensor:
+        """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""
+        if self._single and self.row.device == device:
+            return self.row
+        return torch.zeros(self.state.shape[1], device=device)
 
-        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that the
-        result doesn't depend on who comes first. A piece is valid until the next one. After the last one all workers
+    def total(self) -> WeightedSum:
+        """An empty sum, for this worker's sites of a round."""
+        return WeightedSum(self.row, self._single)
+
+    def mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
+
+        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that even a sum of floats
+        doesn't depend on who comes first. A piece is valid until the next one. After the last one all workers
         have come to the end: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
-        if a delta isn't finite.
+        if a delta isn't finite, or too large for fixed point.
         """
-        if total.value is not None and total.value.data_ptr() != self.row.data_ptr():
-            self.row.copy_(total.value)
         self._finish()
-        accounts = self.exchange(total.weight, total.scale)
-        weight = sum(weight for weight, _ in accounts)
+        scales = self.exchange(total.scale)
         terms = [
-            (row, accounts[member][1] / weight)
+            (row, scales[member][0])
             for row, member in zip(self._rows, self._members, strict=True)
-            if accounts[member][0] > 0
+            if scales[member][0] > 0
         ]
-        sums = [torch.zeros((), device=self.row.device)]
-        for piece, delta in self._reduced(terms) if self._leaders is None else self._reduced_everywhere(terms):
-            sums.append(delta.sum())
+        limit = LIMIT if self._exact else float("inf")
+        extremes = [torch.tensor([0.0, *total.largest.values()], device=self.row.device).max()]
+        for piece, delta in self._reduced(terms, extremes) if self._sum is None else self._everywhere(terms, extremes):
+            extremes.append(largest(delta))
             yield piece, delta
-        finite = torch.isfinite(torch.stack(sums)).all().item()
+        sound = (torch.stack(extremes) < limit).all().item()
         self._finish()
-        if not all(others for (others,) in self.exchange(finite)):
-            own = total.sites if total.value is not None and not torch.isfinite(self.row.sum()) else []
-            bad = sorted(site for sites in self.gather(own) for site in sites)
+        if not all(others for (others,) in self.exchange(sound)):
+            bad = sorted(site for sites in self.gather(total.bad_sites(limit)) for site in sites)
             raise JobFailed(
                 f"the parameters of site {' or '.join(map(str, bad))} are no longer finite numbers after local "
-                "training; lower learning_rate, and look for broken texts or labels"
+                f"training{f', or moved by {limit:g} or more' * self._exact}; lower learning_rate, and look for broken "
+                "texts or labels"
             )
 
-    def _reduced(self, terms: list[tuple[torch.Tensor, float]]) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Σ factor × row over the rows of this place."""
+    def _reduced(
+        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor], raw: bool = False
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Σ scale × row over the rows of this place; `raw`: in fixed point, if that is what it is summed in.
+
+        To `extremes` go the largest values of what is put into fixed point.
+        """
         length = _PIECE[self.row.device.type]
-        buffer = torch.empty(length, device=self.row.device)
+        buffer = torch.empty(length, device=self.row.device, dtype=torch.int64 if self._exact else torch.float32)
         for start in range(self.part.start, self.part.stop, length):
             piece = slice(start, min(start + length, self.part.stop))
-            delta = buffer[: piece.stop - piece.start]
+            summed = buffer[: piece.stop - piece.start]
             if not terms:
-                delta.zero_()
-            for number, (row, factor) in enumerate(terms):
-                if number == 0:
-                    torch.mul(row[piece], factor, out=delta)
-                else:
-                    delta.add_(row[piece], alpha=factor)
-            yield piece, delta
+                summed.zero_()
+            for number, (row, scale) in enumerate(terms):
+                if row.dtype != summed.dtype:
+                    extremes.append(largest(row[piece]))
+                accumulate(summed, row[piece], scale, first=number == 0)
+            yield piece, summed if raw else to_float(summed)
 
-    def _reduced_everywhere(self, terms: list[tuple[torch.Tensor, float]]) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _everywhere(
+        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """The same over all places: one collective, of the leaders."""
         assert self._sum is not None
-        for piece, delta in self._reduced(terms):
-            self._sum[piece] = delta
+        for piece, summed in self._reduced(terms, extremes, raw=True):
+            self._sum[piece] = summed
         self.wait()
         if self.is_leader:
             with self._collective():
@@ -247,7 +247,7 @@ class Federation:
         length = _PIECE[self.row.device.type]
         for start in range(self.part.start, self.part.stop, length):
             piece = slice(start, min(start + length, self.part.stop))
-            yield piece, self._sum[piece]
+            yield piece, to_float(self._sum[piece])
 
     @contextlib.contextmanager
     def _collective(self) -> Iterator[None]:
@@ -263,6 +263,11 @@ class Federation:
     def leave(self) -> None:
         """End the connections; all workers come here."""
         dist.destroy_process_group()
+
+
+def _as_fixed(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of float32 as half as many of int64."""
+    return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)
 
 
 def _loopback() -> str:

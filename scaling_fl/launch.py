@@ -61,9 +61,8 @@ def train(plan: Plan, on_event: OnEvent) -> None:
     memory = SharedMemory()
     try:
         jobs = [(plan, rank, memory) for rank in range(len(plan.devices))]
-        names = [f"site {rank} ({device})" for rank, device in enumerate(plan.devices)]
         with signals.asking_first():
-            run("scaling_fl.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout)
+            run("scaling_fl.worker:work", jobs, plan.worker_names(), plan.folder, on_event, plan.config.stall_timeout)
     finally:
         memory.close()
 

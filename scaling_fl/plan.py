@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from scaling_fl import cohort
 from scaling_fl.best import Best
 from scaling_fl.config import Config
 
@@ -31,7 +32,7 @@ class Plan:
     round: int  # the last complete round; 0 for a new job
     finished: bool  # nothing is left to do: all rounds are done and the final model is written
     threads: int  # per site
-    devices: tuple[str, ...]  # per site
+    devices: tuple[str, ...]  # per worker
     architecture: str
     num_parameters: int
     new_parameters: tuple[str, ...]  # of the model, drawn anew (the head)
@@ -50,9 +51,28 @@ class Plan:
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
     reported: bool = False  # whether they are all; if not, that round is still to be evaluated
 
+    @property
+    def num_sites(self) -> int:
+        return len(self.shard_sizes)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether worker N trains site N, and nothing else."""
+        return cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
+
+    def worker_names(self) -> list[str]:
+        """What workers are called in messages."""
+        return [
+            f"{'site' if self.one_each else 'worker'} {rank} ({device})" for rank, device in enumerate(self.devices)
+        ]
+
     def local_steps(self, site: int) -> int:
-        """Local steps of a site in a round."""
+        """Local steps of a site in a round in which it takes part."""
         return -(-self.shard_sizes[site] // self.config.batch_size) * self.config.num_local_epochs
+
+    def round_steps(self, round_: int) -> int:
+        """Local steps of all sites of a round; 0 before the first."""
+        return sum(map(self.local_steps, cohort.draw(self.config, self.shard_sizes, round_))) if round_ > 0 else 0
 
     @property
     def evaluation_steps(self) -> int:

@@ -23,6 +23,7 @@ from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
+from scaling_fl.hosting import write_shards
 from scaling_fl.metrics import label_entropy
 from scaling_fl.plan import Plan, Send
 from scaling_fl.site import precision
@@ -46,8 +47,11 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     digest = task.digest()
     held_back = sharding.held_back(task.train.labels, config.validation_fraction, config.data_seed)
     trained = np.setdiff1d(np.arange(len(task.train)), held_back)
-    dealt = sharding.shard(task.train.labels[trained], len(config.site_ids), config.iid_split, config.data_seed)
+    num_sites = config.num_sites or len(config.site_ids)
+    dealt = sharding.shard(task.train.labels[trained], num_sites, config.iid_split, config.data_seed)
     shards = [trained[part] for part in dealt]
+    if config.sites_per_round is not None and config.sites_per_round > len(shards):
+        raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     notes += _selection_notes(config, len(held_back), len(task.train))
 
     send({"event": "said", "text": f"loading model={config.model}"})
@@ -85,7 +89,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
-        np.savez(work / "shards.npz", *shards)
+        write_shards(work, shards)
         np.save(work / "held_back.npy", held_back)
         token_types = task.train.pairs is not None and models.takes_token_types(loaded.module)
         for name, split in (("train", task.train), ("test", task.test)):

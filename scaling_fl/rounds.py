@@ -7,7 +7,8 @@ from typing import Any
 
 from scaling_fl import metrics
 from scaling_fl.config import Config
-from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.federation import Federation
+from scaling_fl.hosting import Hosting
 from scaling_fl.schedule import learning_rate
 from scaling_fl.server import SGD, Adaptive, ServerState
 from scaling_fl.site import Resident, Site, evaluate
@@ -18,7 +19,7 @@ OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
 
 def run(
     config: Config,
-    sites: list[Site],
+    hosting: Hosting,
     resident: Resident,
     federation: Federation,
     state: ServerState,
@@ -28,21 +29,24 @@ def run(
 ) -> None:
     """Federated averaging from `state` to round `config.num_rounds`, on every worker at once.
 
-    `sites` are those that this worker hosts. Every worker enters every line of this loop. `reported`: whether the
-    round of `state` is; if not, that comes first.
+    Every worker enters every line of this loop. `reported`: whether the round of `state` is; if not, that comes first.
     """
     if not reported:
         _report(config, resident, federation, state, on_round_end)
     for round_ in range(state.round + 1, config.num_rounds + 1):
         results: dict[str, Any] = {}
         with _timed(results, "train"):
-            total, site_metrics = WeightedSum(single=len(sites) == 1), []
-            for site in sites:
-                delta, trained = site.train(state.params, round_)
-                total.add(site.number, delta, site.num_examples)
-                site_metrics.append(trained)
-            everyone = [m for of_worker in federation.gather(site_metrics) for m in of_worker]
+            total, mine, start = federation.total(), [], time.perf_counter()
+            for site, weight in hosting.cohort(round_):
+                with _named(site, round_):
+                    delta, trained = site.train(state.params, round_)
+                total.add(site.number, delta, weight)
+                mine.append(trained)
+            work = federation.gather((mine, time.perf_counter() - start))
+        everyone = [trained for of_worker, _ in work for trained in of_worker]
         results |= metrics.training(everyone) | {"learning_rate": learning_rate(config, round_, 1.0)}
+        busy = [seconds for _, seconds in work]
+        results["seconds.idle"] = max(busy) - sum(busy) / len(busy)  # of a worker, until the slowest is done
         results["examples_per_second"] = sum(m.count for m in everyone) / results["seconds.train"]
         with state.lock:
             with _timed(results, "aggregate"):
@@ -73,6 +77,15 @@ def _evaluate(resident: Resident, federation: Federation, state: ServerState) ->
         mine = evaluate(resident, state.params, federation.rank, federation.num_workers, held_back)
         results |= metrics.validation((batch for part in federation.gather(mine) for batch in part), name)
     return results
+
+
+@contextmanager
+def _named(site: Site, round_: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"at site {site.number}, in round {round_}")
+        raise
 
 
 @contextmanager

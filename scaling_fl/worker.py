@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl import models, rounds, server, tokens
+from scaling_fl import cohort, models, rounds, server, tokens
 from scaling_fl.coordinator import Coordinator
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.hosting import Hosting, Shards
 from scaling_fl.kept import Store
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Plan, Send
 from scaling_fl.server import ServerState
-from scaling_fl.site import Resident, Site
+from scaling_fl.site import Resident
 from scaling_fl.state_file import TensorFiles
 
 _PROGRESS_INTERVAL = 0.25  # seconds
@@ -35,14 +36,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         send.waiting = waiting
         send.progress()
 
-    optimiser = server.optimiser(plan.config)
+    optimiser, shards = server.optimiser(plan.config), Shards(folder)
     federation = Federation(
-        rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", optimiser.num_moments, on_wait
-    )
+        rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", optimiser.num_moments, on_wait,
+        exact=plan.config.exact_sum, single=cohort.size(plan.config, len(shards.sizes)) <= len(plan.devices),
+    )  # fmt: skip
     if rank == 0 and federation.note:
         send({"event": "said", "text": f"note: {federation.note}"})
-    within_reach = federation.row.device == device  # the model trains in the row that is aggregated
-    flat = federation.row if within_reach else torch.zeros_like(federation.row, device=device)
+    flat = federation.home(device)
     model = FlatModel(module, flat, arbitrary=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # where the parameters were before
@@ -72,8 +73,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         held_back=np.load(folder / "held_back.npy"),
         store=store,
     )
-    with np.load(folder / "shards.npz") as shards:
-        sites = [Site(rank, shards[f"arr_{rank}"], resident)]
+    hosting = Hosting(resident, shards, rank, len(plan.devices))
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
@@ -81,7 +81,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, sites, resident, federation, state, optimiser, on_round_end, plan.reported)
+    rounds.run(plan.config, hosting, resident, federation, state, optimiser, on_round_end, plan.reported)
     if coordinator is not None:
         coordinator.finish()
     federation.leave()

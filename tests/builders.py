@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import launch, models, tokens
+from scaling_fl import cohort, launch, models, server, tokens
 from scaling_fl.config import Config
 from scaling_fl.federation import Federation
 from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.hosting import Hosting, Shards, write_shards
 from scaling_fl.memory import SharedMemory
 from scaling_fl.server import ServerState
-from scaling_fl.site import Resident, Site
+from scaling_fl.site import Resident
 
 WORDS = {
     0: ["river", "stone", "forest", "mountain", "meadow"],
@@ -115,20 +116,24 @@ def worker(
     config: Config,
     module: Any,
     shards: Sequence[np.ndarray],
-    hosted: Sequence[int],
     rank: int = 0,
     num_workers: int = 1,
     memory: SharedMemory | None = None,
-) -> tuple[list[Site], Resident, Federation, ServerState]:
-    """A worker that hosts the sites `hosted`; `module` gives the initial server state."""
-    size = Layout(module).size
-    federation = Federation(rank, ["cpu"] * num_workers, size, memory or SharedMemory(), folder / "rendezvous")
-    home = resident(folder, config, module, federation.row)
+) -> tuple[Hosting, Resident, Federation, ServerState]:
+    """A worker that hosts its share of the sites; `module` gives the initial server state."""
+    num_moments = server.optimiser(config).num_moments
+    federation = Federation(
+        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), folder / "rendezvous", num_moments,
+        exact=config.exact_sum, single=cohort.size(config, len(shards)) <= num_workers,
+    )  # fmt: skip
+    home = resident(folder, config, module, federation.home(torch.device("cpu")))
     if rank == 0:
+        write_shards(folder, shards)
         federation.state[0].copy_(home.model.flat)
     federation.wait()
-    sites = [Site(number, shards[number], home) for number in hosted]
-    return sites, home, federation, ServerState(federation.state[0], home.model.layout.trained, round=0)
+    hosting = Hosting(home, Shards(folder), rank, num_workers)
+    trained, moments = home.model.layout.trained, federation.state[1:]
+    return hosting, home, federation, ServerState(federation.state[0], trained, round=0, moments=moments)
 
 
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from scaling_fl import cuda_memory
 from scaling_fl import federation as federation_module
 from scaling_fl.errors import JobFailed, PeerLost
-from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.federation import Federation
 from scaling_fl.memory import SharedMemory
 
-SIZE = 1003  # not a multiple of the number of workers
+SIZE = 1010  # not a multiple of the number of workers; rows begin where 64-bit integers may
 
 
 def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
@@ -21,9 +21,11 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
     return [(site, torch.randn(SIZE, generator=torch.Generator().manual_seed(site)), n) for site, n in sites]
 
 
-def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str]) -> dict[str, Any]:
+def aggregate(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
+) -> dict[str, Any]:
     federation_module._PIECE = dict.fromkeys(federation_module._PIECE, 100)
-    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous")
+    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous", exact=exact, single=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -33,13 +35,9 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, p
             return _original(*args, **kwargs)
 
         setattr(dist, name, counted)
-    hosted = deltas(rank)
-    total = WeightedSum(single=len(hosted) == 1)
-    for site, delta, examples in hosted:
-        if len(hosted) == 1:  # as a lone site on the CPU does: its model lives in the worker's row
-            federation.row.copy_(delta)
-            delta = federation.row
-        total.add(site, delta, examples)
+    total = federation.total()
+    for site, delta, examples in deltas(rank):
+        total.add(site, delta, examples / 40)
     pieces = []
     for part, delta in federation.mean(total):
         federation.state[0][part] = delta
@@ -54,19 +52,20 @@ def aggregate(rank: int, num_workers: int, memory: SharedMemory, folder: Path, p
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(
     ("places", "lengths"),
     [
-        (["cpu", "cpu", "cpu"], [[334, 334, 335]]),
-        (["cpu:1", "cpu:0", "cpu:1"], [[501, 502], [1003]]),  # two memories, as of two GPUs
-        (["cpu:0", "cpu:0", "cpu:1"], [[501, 502], [1003]]),  # the second has no site in this round
-        (["cpu:0", "cpu:1", "cpu:2"], [[1003], [1003], [1003]]),
+        (["cpu", "cpu", "cpu"], [[336, 337, 337]]),
+        (["cpu:1", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # two memories, as of two GPUs
+        (["cpu:0", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # the second has no site in this round
+        (["cpu:0", "cpu:1", "cpu:2"], [[1010], [1010], [1010]]),
     ],
 )
 def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
-    run_distributed: Any, places: list[str], lengths: list[list[int]]
+    run_distributed: Any, places: list[str], lengths: list[list[int]], exact: bool
 ) -> None:
-    results = run_distributed(aggregate, 3, places)
+    results = run_distributed(aggregate, 3, places, exact)
     everyone = [d for rank in range(3) for d in deltas(rank)]
     expected = sum(delta.double() * examples / 40 for _, delta, examples in everyone)
     for result in results:
@@ -90,10 +89,48 @@ def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
         assert max(stop - start for start, stop in bounds) == 100
 
 
-def diverge(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    federation = Federation(rank, ["cpu"] * num_workers, SIZE, memory, folder / "rendezvous")
-    total = WeightedSum(single=True)
-    total.add(rank + 4, torch.full((SIZE,), float("nan") if rank == 1 else 1.0), 1)
+def lone(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
+) -> np.ndarray:
+    """Worker N has the site `order[N]`, whose delta it trained within its row."""
+    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous", exact=True)
+    total, site = federation.total(), order[rank]
+    home = federation.home(torch.device("cpu"))
+    home.copy_(torch.randn(SIZE, generator=torch.Generator().manual_seed(site)))
+    total.add(site, home, [5, 9, 26][site] / 40)
+    for part, delta in federation.mean(total):
+        federation.state[0][part] = delta
+    state = federation.state[0].numpy().copy()
+    federation.wait()
+    federation.leave()
+    return state
+
+
+def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed: Any) -> None:
+    """One worker per site, in any order, or several sites on one; one memory or several."""
+    states = [result["state"] for result in run_distributed(aggregate, 3, ["cpu"] * 3)]
+    states += run_distributed(lone, 3, ["cpu"] * 3, [0, 1, 2])
+    states += run_distributed(lone, 3, ["cpu"] * 3, [2, 0, 1])
+    states += run_distributed(lone, 3, ["cpu:0", "cpu:1", "cpu:0"], [1, 2, 0])
+    for state in states:
+        assert np.array_equal(state, states[0])
+    floats = run_distributed(aggregate, 3, ["cpu"] * 3, False)[0]["state"]
+    assert not np.array_equal(floats, states[0]), "or there was nothing to show"
+
+
+def diverge(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
+) -> str:
+    federation = Federation(
+        rank, ["cpu"] * num_workers, SIZE, memory, folder / "rendezvous", exact=exact, single=single
+    )
+    total = federation.total()
+    delta = torch.ones(SIZE)
+    if rank == 1:
+        delta[7] = value
+    total.add(rank + 4, delta, 1 / 3)
+    if not single:
+        total.add(rank + 14, torch.ones(SIZE), 1 / 3)
     try:
         list(federation.mean(total))
     except JobFailed as error:
@@ -101,10 +138,22 @@ def diverge(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> 
     return "no error"
 
 
-def test_a_delta_that_is_not_finite_stops_every_worker_and_names_the_site(run_distributed: Any) -> None:
-    messages = run_distributed(diverge, 3)
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize(
+    ("value", "exact", "refused"),
+    [
+        (float("nan"), True, True), (float("nan"), False, True), (float("-inf"), True, True), (float("inf"), False, True),
+        (-16384.0, True, True), (-16383.9, True, False), (1e6, False, False),
+    ],
+)  # fmt: skip
+def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
+    run_distributed: Any, value: float, exact: bool, refused: bool, single: bool
+) -> None:
+    messages = run_distributed(diverge, 3, value, exact, single)
     assert len(set(messages)) == 1
-    assert messages[0].startswith("the parameters of site 5 are no longer finite")
+    said = "the parameters of site 5 are no longer finite numbers after local training"
+    assert messages[0].startswith(said if refused else "no error")
+    assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
 
 
 def aggregate_like_gpus(
@@ -183,17 +232,3 @@ def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
 
 def test_a_broken_connection_is_told_from_other_errors(run_distributed: Any) -> None:
     assert run_distributed(lose_a_peer, 2) == ["lost", "left"]
-
-
-@pytest.mark.parametrize("single", [True, False])
-def test_a_weighted_sum_survives_the_reuse_of_the_buffer(single: bool) -> None:
-    buffer = torch.ones(3)
-    total = WeightedSum(single)
-    total.add(0, buffer, 2)
-    if not single:
-        buffer.fill_(10.0)  # the next site trains in it
-        total.add(1, buffer, 3)
-    assert total.value is not None
-    assert (total.scale * total.value).tolist() == ([2.0] * 3 if single else [32.0] * 3)
-    assert total.sites == ([0] if single else [0, 1])
-    assert total.weight == (2 if single else 5)

@@ -14,6 +14,7 @@ from scaling_fl import launch, metrics, rounds, state_file
 from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.hosting import Shards
 from scaling_fl.plan import Plan
 from scaling_fl.server import SGD
 from scaling_fl.site import evaluate
@@ -32,8 +33,8 @@ def test_every_row_is_held_back_or_in_one_shard(small_config: Config, tmp_path: 
     config = dataclasses.replace(small_config, site_ids=(-1,) * sites, iid_split=iid, validation_fraction=0.2)
     plan = prepare(config, tmp_path / "work")
     held_back = np.load(tmp_path / "work" / "held_back.npy")
-    with np.load(tmp_path / "work" / "shards.npz") as file:
-        shards = [file[f"arr_{site}"] for site in range(sites)]
+    dealt = Shards(tmp_path / "work")
+    shards = [dealt[site] for site in range(sites)]
     assert sorted(np.concatenate([held_back, *shards]).tolist()) == list(range(41))
     # round(0.2 × 41) = 8 rows, the other 33 among the sites.
     assert (plan.num_held_back, plan.num_train, sum(plan.shard_sizes)) == (8, 33, 33)
@@ -75,14 +76,12 @@ def test_held_back_examples_are_evaluated_once_each_however_many_workers(tmp_pat
 def test_rounds_report_what_is_held_back_each_time_the_test_set_is_evaluated(tmp_path: Path, some: bool) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=2, batch_size=16)
     rest = np.setdiff1d(np.arange(40), HELD_BACK)
-    sites, resident, federation, state = builders.worker(
-        tmp_path, config, builders.bert(), [rest[:7], rest[7:]], [0, 1]
-    )
+    hosting, resident, federation, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
     if some:
         resident = dataclasses.replace(resident, held_back=HELD_BACK)
     seen: dict[int, dict[str, float]] = {}
     rounds.run(
-        config, sites, resident, federation, state, SGD(), lambda state, results: seen.update({state.round: results})
+        config, hosting, resident, federation, state, SGD(), lambda state, results: seen.update({state.round: results})
     )
     federation.leave()
     for round_, results in seen.items():

@@ -10,6 +10,7 @@ from scaling_fl import checkpoint, launch
 from scaling_fl import prepare as prepare_module
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.hosting import Shards
 from scaling_fl.plan import Plan
 from scaling_fl.tokens import TokenStore
 from tests import builders
@@ -28,8 +29,8 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert plan.new_parameters == ("classifier.bias", "classifier.weight")
     assert [plan.local_steps(site) for site in (0, 1)] == [3, 3]
     assert plan.evaluation_steps == 1
-    with np.load(tmp_path / "work" / "shards.npz") as shards:
-        assert sorted(np.concatenate([shards["arr_0"], shards["arr_1"]]).tolist()) == list(range(41))
+    shards = Shards(tmp_path / "work")
+    assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
 
 
 def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_config: Config, tmp_path: Path) -> None:

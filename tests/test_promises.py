@@ -13,10 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import metrics, rounds, seeds, server, sharding, tokens
 from scaling_fl.config import Config
-from scaling_fl.federation import Federation, WeightedSum
+from scaling_fl.federation import Federation
+from scaling_fl.hosting import Hosting
 from scaling_fl.memory import SharedMemory
 from scaling_fl.server import SGD, ServerState
-from scaling_fl.site import Resident, Site, evaluate
+from scaling_fl.site import Resident, evaluate
 from tests import builders
 
 # Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
@@ -29,8 +30,8 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """A worker in this process that hosts all sites."""
     opened: list[Federation] = []
 
-    def build(config: Config, module: Any, shards: list[np.ndarray], hosted: list[int] | None = None) -> Any:
-        worker = builders.worker(tmp_path, config, module, shards, hosted or list(range(len(shards))))
+    def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
+        worker = builders.worker(tmp_path, config, module, shards)
         opened.append(worker[2])
         return worker
 
@@ -41,14 +42,14 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 def train_federated(
     config: Config,
-    sites: list[Site],
+    hosting: Hosting,
     resident: Resident,
     federation: Federation,
     state: ServerState,
 ) -> list[dict[str, float]]:
     """All rounds; the metrics of each."""
     results: list[dict[str, float]] = []
-    rounds.run(config, sites, resident, federation, state, SGD(), lambda _, values: results.append(values))
+    rounds.run(config, hosting, resident, federation, state, SGD(), lambda _, values: results.append(values))
     return results
 
 
@@ -88,8 +89,8 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
     plain = copy.deepcopy(module)
-    sites, resident, federation, state = alone(config, module, [np.arange(40)])
-    train_federated(config, sites, resident, federation, state)
+    hosting, resident, federation, state = alone(config, module, [np.arange(40)])
+    train_federated(config, hosting, resident, federation, state)
 
     plain.train()
     for round_ in (1, 2, 3):
@@ -107,16 +108,16 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     assert_same_parameters(by_name(resident, state.params), plain)
 
 
-@pytest.mark.parametrize("hosting", ["one worker", "three workers"])
+@pytest.mark.parametrize("hosts", ["one worker", "three workers"])
 def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
-    hosting: str, alone: Callable[..., Any], run_distributed: Callable[..., Any], tmp_path: Path
+    hosts: str, alone: Callable[..., Any], run_distributed: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, optimiser="sgd", learning_rate=0.5, **WHOLE_SHARD)
     module = builders.bert(dropout=0.0)
     plain = copy.deepcopy(module)
-    if hosting == "one worker":
-        sites, resident, federation, state = alone(config, module, SHARDS)
-        train_federated(config, sites, resident, federation, state)
+    if hosts == "one worker":
+        hosting, resident, federation, state = alone(config, module, SHARDS)
+        train_federated(config, hosting, resident, federation, state)
         actual = by_name(resident, state.params)
     else:
         builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
@@ -138,25 +139,25 @@ def federated_parameters(
 ) -> dict[str, np.ndarray]:
     """In a worker process: one site per worker; the server's parameters after all rounds, by name."""
     module = builders.bert(dropout=0.0)
-    worker = builders.worker(folder, config, module, SHARDS, [rank], rank, num_workers, memory)
+    worker = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     train_federated(config, *worker)
     worker[2].leave()
     return {name: tensor.numpy() for name, tensor in by_name(worker[1], worker[3].params).items()}
 
 
-@pytest.mark.parametrize("hosted", [[0, 1, 2], [2, 0, 1]])
+@pytest.mark.parametrize("exact", [True, False])
 def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
-    alone: Callable[..., Any], hosted: list[int]
+    alone: Callable[..., Any], exact: bool
 ) -> None:
-    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4)
-    sites, resident, federation, state = alone(config, builders.bert(), SHARDS, hosted)
+    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
+    hosting, resident, federation, state = alone(config, builders.bert(), SHARDS)
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
-    for site in sites:
+    for site, _ in hosting.cohort(1):
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
-    train_federated(config, sites, resident, federation, state)
+    train_federated(config, hosting, resident, federation, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
 
@@ -186,9 +187,10 @@ def module_with_buffers() -> Any:
 
 
 def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
-    worker = builders.worker(folder, config, module_with_buffers(), SHARDS, [rank], rank, num_workers, memory)
-    sites, resident, federation, state = worker
-    own_delta = digest(sites[0].train(state.params, 1)[0])
+    worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
+    hosting, resident, federation, state = worker
+    ((own, _),) = hosting.cohort(1)
+    own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
     resident.model.load(state.params)
     federation.leave()
@@ -204,17 +206,17 @@ def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: 
 
 def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    sites, resident, federation, state = alone(config, module_with_buffers(), SHARDS)
+    hosting, resident, federation, state = alone(config, module_with_buffers(), SHARDS)
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
-    for site in sites:
+    for site, _ in hosting.cohort(1):
         delta, _ = site.train(state.params, 1)
         after = by_name(resident, state.params - delta)["dropout.running_mean"]
         expected += after * site.num_examples / 40
 
-    total = WeightedSum(single=False)
-    for site in sites:
-        total.add(site.number, site.train(state.params, 1)[0], site.num_examples)
+    total = federation.total()
+    for site, weight in hosting.cohort(1):
+        total.add(site.number, site.train(state.params, 1)[0], weight)
     for part, delta in federation.mean(total):
         server.SGD(learning_rate=0.0).step(state, delta, part)
     end = by_name(resident, state.params)
@@ -227,7 +229,7 @@ def test_6_the_same_seed_gives_bitwise_the_same_and_another_seed_does_not(tmp_pa
         config = Config(site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=4, seed=seed)
         folder = tmp_path / f"run {seed}"
         folder.mkdir(exist_ok=True)
-        worker = builders.worker(folder, config, builders.bert(), SHARDS, [0, 1, 2])
+        worker = builders.worker(folder, config, builders.bert(), SHARDS)
         torch.seed()  # the state of torch's generator must not matter
         train_federated(config, *worker)
         worker[2].leave()

@@ -1,0 +1,70 @@
+"""Weighted sums of deltas, in float32 or in fixed point.
+
+Sums of floats depend on the order of the addends, so that the same sites on other workers would give another last bit.
+In fixed point they don't: each weighted delta is rounded to whole multiples of 2^-48, and sums of whole numbers are
+exact. They can't overflow: weights sum to 1, and each |delta| stays below 2^14, so that the sum stays below 2^62.
+"""
+
+import torch
+
+_SCALE = 2.0**48
+LIMIT = 2.0**14
+
+
+class WeightedSum:
+    """Σ weight × delta over the sites that one worker trains in a round; all workers' weights together sum to 1.
+
+    `row` (size,) takes the sum: float32, or int64 in fixed point. With `single`, the worker has one site at most, and
+    its delta stays as it is where it lies, with the weight beside it as `scale`: who reads it multiplies.
+    """
+
+    def __init__(self, row: torch.Tensor, single: bool):
+        self.row, self.single, self.scale = row, single, 0.0  # 0: there is nothing in it
+        self.sites: list[int] = []
+        self.largest: dict[int, float] = {}  # |delta| of a site, where the row no longer tells it
+
+    def add(self, site: int, delta: torch.Tensor, weight: float) -> None:
+        """Add the delta (size,) of a site, which may lie in the row already if it is the only one."""
+        if self.single:
+            if delta.data_ptr() != self.row.data_ptr():
+                self.row.copy_(delta)
+            self.scale = weight
+        else:
+            delta = delta.to(self.row.device)
+            self.largest[site] = largest(delta).item()
+            for start in range(0, len(delta), 2**18):  # what a core's cache holds
+                piece = slice(start, start + 2**18)
+                accumulate(self.row[piece], delta[piece], weight, first=not self.sites)
+            self.scale = 1.0
+        self.sites.append(site)
+
+    def bad_sites(self, limit: float) -> list[int]:
+        """Those with a delta that isn't finite, or reaches `limit`."""
+        if self.single:
+            return [site for site in self.sites if not largest(self.row).item() < limit]
+        return [site for site, value in self.largest.items() if not value < limit]
+
+
+def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> None:
+    """total ← total + scale × addend, or scale × addend if it is the first. (n,) each.
+
+    A float32 `addend` is put into fixed point where `total` is; one that is in fixed point has scale 1.
+    """
+    if total.dtype == torch.int64:
+        fixed = addend if addend.dtype == torch.int64 else addend.mul(scale * _SCALE).long()
+        total.copy_(fixed) if first else total.add_(fixed)
+    elif first:
+        torch.mul(addend, scale, out=total)
+    else:
+        total.add_(addend, alpha=scale)
+
+
+def to_float(total: torch.Tensor) -> torch.Tensor:
+    """A sum as float32."""
+    return total.mul(1 / _SCALE) if total.dtype == torch.int64 else total
+
+
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """The largest |value|; NaN if one is NaN."""
+    low, high = torch.aminmax(values)
+    return torch.maximum(-low, high)

@@ -1,0 +1,83 @@
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling_fl import cohort
+from scaling_fl.config import Config
+
+SIZES = [5, 9, 26, 1, 400, 33]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, 6), ({"sites_per_round": 4}, 4), ({"participation": 0.5}, 3), ({"participation": 0.01}, 1),
+        ({"participation": 1.0}, 6), ({"participation": 0.26}, 2),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
+    config = Config(**keys)
+    assert cohort.size(config, 6) == expected
+    drawn = cohort.draw(config, SIZES, 3)
+    assert len(set(drawn)) == expected
+    assert drawn == sorted(drawn)
+    assert set(drawn) <= set(range(6))
+
+
+def test_a_cohort_is_a_function_of_seed_and_round() -> None:
+    def cohorts(seed: int) -> list[list[int]]:
+        return [cohort.draw(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]
+
+    assert cohorts(1) == cohorts(1)
+    assert cohorts(1) != cohorts(2)
+    assert len({tuple(drawn) for drawn in cohorts(1)}) > 10, "another one each round"
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
+def test_sites_are_drawn_as_often_as_they_should(sampling: str) -> None:
+    config = Config(sites_per_round=1, sampling=sampling)
+    sizes = [10, 20, 30, 40]
+    counts = Counter(cohort.draw(config, sizes, round_)[0] for round_ in range(4000))
+    for site, size in enumerate(sizes):
+        share = 0.25 if sampling == "uniform" else size / 100
+        assert counts[site] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
+def test_the_expected_delta_of_a_cohort_of_one_is_that_of_all_sites_where_drawing_is_by_examples(sampling: str) -> None:
+    """Drawn by examples, weight 1 each: E = Σ n_k/n × delta_k. Drawn uniformly, the sites' sizes don't enter."""
+    config = Config(sites_per_round=1, sampling=sampling)
+    deltas, sizes = np.array([1.0, 10.0, 100.0]), [1, 3, 6]
+    means = []
+    for round_ in range(4000):
+        drawn = cohort.draw(config, sizes, round_)
+        means.append(sum(w * deltas[k] for k, w in zip(drawn, cohort.weights(config, sizes, drawn), strict=True)))
+    expected = deltas @ (np.array(sizes) / 10) if sampling == "by_examples" else deltas.mean()
+    assert np.mean(means) == pytest.approx(expected, rel=0.07)
+
+
+def test_weights_are_shares_of_the_cohorts_examples() -> None:
+    assert cohort.weights(Config(), SIZES, [0, 1, 2]) == [5 / 40, 9 / 40, 26 / 40]
+    by_examples = Config(sampling="by_examples", sites_per_round=3)
+    assert cohort.weights(by_examples, SIZES, [0, 1, 2]) == [1 / 3] * 3
+    everyone = cohort.weights(Config(sampling="by_examples"), SIZES, list(range(6)))
+    assert everyone == [size / 474 for size in SIZES], "nothing is drawn where all take part"
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())
+def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: int, data: st.DataObject) -> None:
+    drawn = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
+    dealt = cohort.deal(sizes, drawn, num_workers)
+    assert len(dealt) == num_workers
+    assert sorted(site for sites in dealt for site in sites) == drawn
+    loads = [sum(sizes[site] for site in sites) for sites in dealt]
+    # Graham 1969: 4/3 − 1/3m of the best, which is no less than an even share and than the longest site.
+    best = max(sum(loads) / num_workers, max(sizes[site] for site in drawn))
+    if len(drawn) <= num_workers:
+        assert dealt == [[site] for site in drawn] + [[]] * (num_workers - len(drawn)), "site N on worker N if all do"
+    assert max(loads) <= min(loads) + max(sizes[site] for site in drawn) or len(drawn) <= num_workers
+    assert max(loads) <= 2 * best
