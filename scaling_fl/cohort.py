@@ -16,6 +16,11 @@ def size(config: Config, num_sites: int) -> int:
     return num_sites if config.sites_per_round is None else config.sites_per_round
 
 
+def single(config: Config, num_sites: int, num_workers: int) -> bool:
+    """Whether no worker trains more than one site in a round."""
+    return config.baseline == "centralised" or size(config, num_sites) <= num_workers
+
+
 def draw(config: Config, sizes: Sequence[int], round_: int) -> list[int]:
     """The sites that take part, in ascending order: a function of (seed, round). `sizes`: examples, by site.
 

@@ -16,6 +16,7 @@ from scaling_fl.values import checked
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
 SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
+BASELINES = ("local_only", "centralised")
 SAMPLINGS = ("uniform", "by_examples")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = tuple(f"{of}.{what}" for of in ("validation", "held_back") for what in ("loss", "accuracy", "macro_f1"))
@@ -70,6 +71,12 @@ class Config:
     exact_sum: bool = _key(
         True,
         "True: deltas are summed in fixed point, so that the result doesn't depend on which process trained which site",
+    )
+    baseline: str | None = _key(
+        None,
+        "instead of federated averaging: local_only (each site trains on alone) or centralised (one site has all data)",
+        f"one of {', '.join(BASELINES)}",
+        BASELINES.__contains__,
     )
     num_rounds: int = _key(10, "rounds of local training and aggregation", **_at_least(1), free=True)
     num_local_epochs: int = _key(1, "passes over its own shard that a site makes in a round", **_at_least(1))
@@ -254,6 +261,10 @@ class Config:
             raise UserError(
                 f"sites_per_round={config.sites_per_round} participation={config.participation:g}: they say the same; give one"
             )
+        if config.baseline == "local_only" and (config.participation or config.sites_per_round):
+            raise UserError(
+                "baseline=local_only: each site trains on its own in every round; leave sites_per_round and participation out"
+            )
         if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
             raise UserError(
                 f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"
@@ -263,6 +274,16 @@ class Config:
     def to_mapping(self) -> dict[str, Any]:
         """Plain values (lists, not tuples), as Sacred and JSON want them."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether there is one in the end."""
+        return self.baseline != "local_only"
+
+    @property
+    def sites_keep(self) -> bool:
+        """Whether sites keep anything from round to round."""
+        return self.keep_optimiser or not self.has_global_model
 
     def checkpoints(self, round_: int) -> bool:
         """Whether a checkpoint is written after `round_`."""

@@ -63,7 +63,7 @@ class Console:
         config, devices = plan.config, sorted(set(plan.devices))
         through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
         through += ", NCCL between GPUs" * (len(devices) > 1)
-        sites = _number(plan.num_sites, "site")
+        sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
         if not plan.one_each:
             sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
         self.line(

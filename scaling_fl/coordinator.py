@@ -98,7 +98,7 @@ class Coordinator:
         if self._best is not None:
             said = f"best round by {self._best.metric}: {self._best.round}, with {self._best.value:.4f}"
             self._send({"event": "said", "text": said})
-        if self._plan.config.checkpoints_dir is None:
+        if self._plan.config.checkpoints_dir is None or not self._plan.config.has_global_model:
             return
         self._model.load(self._state.params)
         with tempfile.TemporaryDirectory() as staging:

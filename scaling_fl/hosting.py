@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ class Shards:
     def __getitem__(self, site: int) -> Indices:
         return np.asarray(self._indices[self._bounds[site] : self._bounds[site + 1]])
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Examples, by site."""
         sizes: list[int] = np.diff(self._bounds).tolist()
@@ -52,6 +53,11 @@ class Hosting:
         """
         config, sizes = self.resident.config, self.shards.sizes
         drawn = cohort.draw(config, sizes, round_)
+        if config.baseline == "centralised":  # the same examples as the cohort would have
+            if self.rank == 0:
+                examples = np.sort(np.concatenate([self.shards[site] for site in drawn]))
+                yield Site(0, examples, self.resident), 1.0
+            return
         weights = dict(zip(drawn, cohort.weights(config, sizes, drawn), strict=True))
         for site in cohort.deal(sizes, drawn, self.num_workers)[self.rank]:
             yield Site(site, self.shards[site], self.resident), weights[site]

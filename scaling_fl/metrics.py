@@ -34,8 +34,11 @@ class BatchMetrics:
     confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions
 
 
-def training(sites: Sequence[SiteMetrics]) -> dict[str, float]:
-    """`train.*` over all sites, the worst and best site, and `site.N.train.*` for each."""
+MOST_SITES = 64  # of which each has metrics of its own: more make no curves that anyone looks at
+
+
+def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
+    """`train.*` over all sites of a round, the worst and best site, and `site.N.train.*` for `each`."""
     count = sum(site.count for site in sites)
     result = {
         "train.loss": sum(site.loss_sum for site in sites) / count,
@@ -45,7 +48,7 @@ def training(sites: Sequence[SiteMetrics]) -> dict[str, float]:
         "train.worst_site.accuracy": min(site.accuracy for site in sites),
         "train.best_site.accuracy": max(site.accuracy for site in sites),
     }
-    for site in sorted(sites, key=lambda s: s.site):
+    for site in sorted(sites, key=lambda s: s.site) if each else ():
         result[f"site.{site.site}.train.loss"] = site.loss
         result[f"site.{site.site}.train.accuracy"] = site.accuracy
     return result
@@ -62,6 +65,15 @@ def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dic
         f"{name}.macro_f1": macro_f1(confusion),
         f"{name}.examples": count,
     }
+
+
+def over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over sites of what each has measured with a model of its own, and the worst and best accuracy."""
+    result = {name: sum(site[name] for site in sites) / len(sites) for name in sites[0]}
+    for name in [name for name in result if name.endswith(".accuracy")]:
+        values, of = [site[name] for site in sites], name.removesuffix(".accuracy")
+        result |= {f"{of}.worst_site.accuracy": min(values), f"{of}.best_site.accuracy": max(values)}
+    return result
 
 
 def macro_f1(confusion: npt.NDArray[np.int64]) -> float:

@@ -58,7 +58,8 @@ class Plan:
     @property
     def one_each(self) -> bool:
         """Whether worker N trains site N, and nothing else."""
-        return cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
+        everyone = cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
+        return everyone and self.config.baseline != "centralised"
 
     def worker_names(self) -> list[str]:
         """What workers are called in messages."""
@@ -76,5 +77,6 @@ class Plan:
 
     @property
     def evaluation_steps(self) -> int:
-        """Evaluation batches, over all sites."""
-        return sum(-(-n // self.config.evaluation_batch_size(n)) for n in (self.num_test, self.num_held_back))
+        """Evaluation batches, over all workers."""
+        models = 1 if self.config.has_global_model else self.num_sites
+        return models * sum(-(-n // self.config.evaluation_batch_size(n)) for n in (self.num_test, self.num_held_back))

@@ -82,7 +82,8 @@ def prepare(send: Send, config: Config, folder: str) -> None:
             if damaged:
                 checkpoints.set_aside(before=round_)
                 notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
-            finished = round_ >= config.num_rounds and _is_exported(checkpoints, round_)
+            exported = not config.has_global_model or _is_exported(checkpoints, round_)
+            finished = round_ >= config.num_rounds and exported
         if not finished:
             checkpoints.probe()
 

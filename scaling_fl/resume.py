@@ -66,8 +66,6 @@ def expected_of_sites(
     config: Config, layout: Layout, num_sites: int, tensors: state_file.Arrays
 ) -> dict[str, npt.NDArray[Any]]:
     """What a checkpoint holds of those sites that it has something of, by tensor name: zeros of the right shapes."""
-    if not config.keep_optimiser:
-        return {}
     found = {name.partition(".")[0] for name in tensors}
     sites = [site for site in range(num_sites) if f"{kept.PREFIX}{site}" in found]
     return {kept.name(site, name): array for name, array in initially_kept(config, layout).items() for site in sites}

@@ -55,7 +55,7 @@ class Resident:
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
     held_back: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of `train`; in no shard
-    store: Store | None = None  # of what sites keep, with `keep_optimiser`
+    store: Store | None = None  # of what sites keep, if they do
 
     def __post_init__(self) -> None:
         if self.config.gradient_checkpointing:
@@ -96,19 +96,25 @@ class Site:
         """n_k of McMahan et al. 2017: the weight of this site's delta."""
         return len(self.shard)
 
+    def own(self, params: torch.Tensor) -> torch.Tensor:
+        """The parameters (size,) of this site's own model; `params` before its first round."""
+        store = self.resident.store
+        return params if store is None else store.load(self.number).get("params", params)
+
     def train(self, params: torch.Tensor, round_: int) -> tuple[torch.Tensor, SiteMetrics]:
         """Local training from the server's `params` (size,), which stay as they are.
 
         Returns delta = params − parameters after training (size,), in the model's own buffer: it is valid
         until the model is loaded again. The optimiser starts afresh, unless it is kept; order and dropout are functions of
-        (seed, round, site).
+        (seed, round, site). Without a global model, a site starts from where it stopped.
         """
         resident, config, model = self.resident, self.resident.config, self.resident.model
+        kept = {} if resident.store is None else resident.store.load(self.number)
+        params = kept.pop("params", params)
         model.load(params)
         model.module.train()
         optimiser = local_optimiser(config, model)
-        if resident.store is not None:
-            _take_up(optimiser, resident.store.load(self.number), config)
+        _take_up(optimiser, kept, config)
         scaler = torch.amp.GradScaler(resident.device.type, enabled=precision(config, resident.device) == "fp16")
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
@@ -137,9 +143,10 @@ class Site:
                 scaler.update()
                 step += 1
                 resident.on_step()
-        delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         if resident.store is not None:
-            resident.store.save(self.number, round_, _put_down(optimiser))
+            own = {} if config.has_global_model else {"params": model.flat}
+            resident.store.save(self.number, round_, own | (_put_down(optimiser) if config.keep_optimiser else {}))
+        delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         count = self.num_examples * config.num_local_epochs
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
@@ -185,8 +192,10 @@ def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
 
 
 def initially_kept(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
-    """What a site keeps of its optimiser before its first round, by name; the zeros take no memory."""
-    kept = {}
+    """What a site keeps, by name, with zeros in the place of values; they take no memory."""
+    kept = {} if config.has_global_model else {"params": np.broadcast_to(np.float32(0), (layout.size,))}
+    if not config.keep_optimiser:
+        return kept
     for number, (start, stop, _) in enumerate(_segments(config, layout)):
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_KEPT[config.optimiser], (stop - start,))
         for key, shape in (shapes | {"step": ()} if shapes else shapes).items():

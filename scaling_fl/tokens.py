@@ -132,10 +132,10 @@ def training_batches(
     order = rng.permutation(shard)
     if not group_by_length:
         return _cut(order, batch_size)
-    lengths = store.lengths
     batches = []
     for window in _cut(order, WINDOW * batch_size):
-        batches += _cut(window[np.argsort(-lengths[window], kind="stable")], batch_size)
+        lengths = store.offsets[window + 1] - store.offsets[window]
+        batches += _cut(window[np.argsort(-lengths, kind="stable")], batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

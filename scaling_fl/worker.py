@@ -39,7 +39,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     optimiser, shards = server.optimiser(plan.config), Shards(folder)
     federation = Federation(
         rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", optimiser.num_moments, on_wait,
-        exact=plan.config.exact_sum, single=cohort.size(plan.config, len(shards.sizes)) <= len(plan.devices),
+        exact=plan.config.exact_sum, single=cohort.single(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip
     if rank == 0 and federation.note:
         send({"event": "said", "text": f"note: {federation.note}"})
@@ -58,7 +58,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:], results=dict(plan.metrics)
     )
 
-    store = Store(folder / "kept", folder / "state.safetensors") if plan.config.keep_optimiser else None
+    store = Store(folder / "kept", folder / "state.safetensors") if plan.config.sites_keep else None
     coordinator = Coordinator(send, plan, model, federation.state, state, store) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
@@ -81,7 +81,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, hosting, resident, federation, state, optimiser, on_round_end, plan.reported)
+    rounds.run(plan.config, hosting, federation, state, optimiser, on_round_end, plan.reported)
     if coordinator is not None:
         coordinator.finish()
     federation.leave()

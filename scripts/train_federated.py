@@ -159,9 +159,11 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         history = _alone(checked)
         plan = session.plan = _prepared(checked)
         if plan.finished:
+            folder = str(checked.checkpoints_dir).rstrip("/")
+            model = f"the model is in {folder}/model" if checked.has_global_model else f"checkpoints are in {folder}"
             session.console.line(
-                f"job {checked.job_name} is finished: {plan.round} rounds are done, and the model is in "
-                f"{str(checked.checkpoints_dir).rstrip('/')}/model; for more rounds, raise num_rounds"
+                f"job {checked.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise "
+                "num_rounds"
             )
             if history is not None and history.exists():
                 session.places.bring_up_to_date(checked, history, session.console.line, finished=plan)

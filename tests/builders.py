@@ -119,12 +119,12 @@ def worker(
     rank: int = 0,
     num_workers: int = 1,
     memory: SharedMemory | None = None,
-) -> tuple[Hosting, Resident, Federation, ServerState]:
+) -> tuple[Hosting, Federation, ServerState]:
     """A worker that hosts its share of the sites; `module` gives the initial server state."""
     num_moments = server.optimiser(config).num_moments
     federation = Federation(
         rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), folder / "rendezvous", num_moments,
-        exact=config.exact_sum, single=cohort.size(config, len(shards)) <= num_workers,
+        exact=config.exact_sum, single=cohort.single(config, len(shards), num_workers),
     )  # fmt: skip
     home = resident(folder, config, module, federation.home(torch.device("cpu")))
     if rank == 0:
@@ -133,7 +133,7 @@ def worker(
     federation.wait()
     hosting = Hosting(home, Shards(folder), rank, num_workers)
     trained, moments = home.model.layout.trained, federation.state[1:]
-    return hosting, home, federation, ServerState(federation.state[0], trained, round=0, moments=moments)
+    return hosting, federation, ServerState(federation.state[0], trained, round=0, moments=moments)
 
 
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:

@@ -76,13 +76,12 @@ def test_held_back_examples_are_evaluated_once_each_however_many_workers(tmp_pat
 def test_rounds_report_what_is_held_back_each_time_the_test_set_is_evaluated(tmp_path: Path, some: bool) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=2, batch_size=16)
     rest = np.setdiff1d(np.arange(40), HELD_BACK)
-    hosting, resident, federation, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
+    hosting, federation, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
+    resident = hosting.resident
     if some:
-        resident = dataclasses.replace(resident, held_back=HELD_BACK)
+        hosting = dataclasses.replace(hosting, resident=dataclasses.replace(resident, held_back=HELD_BACK))
     seen: dict[int, dict[str, float]] = {}
-    rounds.run(
-        config, hosting, resident, federation, state, SGD(), lambda state, results: seen.update({state.round: results})
-    )
+    rounds.run(config, hosting, federation, state, SGD(), lambda state, results: seen.update({state.round: results}))
     federation.leave()
     for round_, results in seen.items():
         assert ("validation.loss" in results) == (round_ in (0, 2, 3))

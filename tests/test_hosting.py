@@ -46,12 +46,12 @@ def final(
     """In a worker process: the server's parameters after all rounds."""
     torch.set_num_threads(1)
     folder = place(folder, num_workers, config, dealt)
-    hosting, resident, federation, state = builders.worker(
+    hosting, federation, state = builders.worker(
         folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
     )
     if dealt:
         hosting = Dealt(**vars(hosting))
-    rounds.run(config, hosting, resident, federation, state, server.optimiser(config), lambda *_: None)
+    rounds.run(config, hosting, federation, state, server.optimiser(config), lambda *_: None)
     federation.leave()
     return state.params.numpy().copy()
 

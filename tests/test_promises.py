@@ -32,7 +32,7 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
         worker = builders.worker(tmp_path, config, module, shards)
-        opened.append(worker[2])
+        opened.append(worker[1])
         return worker
 
     yield build
@@ -43,13 +43,12 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def train_federated(
     config: Config,
     hosting: Hosting,
-    resident: Resident,
     federation: Federation,
     state: ServerState,
 ) -> list[dict[str, float]]:
     """All rounds; the metrics of each."""
     results: list[dict[str, float]] = []
-    rounds.run(config, hosting, resident, federation, state, SGD(), lambda _, values: results.append(values))
+    rounds.run(config, hosting, federation, state, SGD(), lambda _, values: results.append(values))
     return results
 
 
@@ -89,8 +88,9 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
     plain = copy.deepcopy(module)
-    hosting, resident, federation, state = alone(config, module, [np.arange(40)])
-    train_federated(config, hosting, resident, federation, state)
+    hosting, federation, state = alone(config, module, [np.arange(40)])
+    resident = hosting.resident
+    train_federated(config, hosting, federation, state)
 
     plain.train()
     for round_ in (1, 2, 3):
@@ -116,8 +116,9 @@ def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
     module = builders.bert(dropout=0.0)
     plain = copy.deepcopy(module)
     if hosts == "one worker":
-        hosting, resident, federation, state = alone(config, module, SHARDS)
-        train_federated(config, hosting, resident, federation, state)
+        hosting, federation, state = alone(config, module, SHARDS)
+        resident = hosting.resident
+        train_federated(config, hosting, federation, state)
         actual = by_name(resident, state.params)
     else:
         builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
@@ -141,8 +142,8 @@ def federated_parameters(
     module = builders.bert(dropout=0.0)
     worker = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     train_federated(config, *worker)
-    worker[2].leave()
-    return {name: tensor.numpy() for name, tensor in by_name(worker[1], worker[3].params).items()}
+    worker[1].leave()
+    return {name: tensor.numpy() for name, tensor in by_name(worker[0].resident, worker[2].params).items()}
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -150,14 +151,15 @@ def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     alone: Callable[..., Any], exact: bool
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
-    hosting, resident, federation, state = alone(config, builders.bert(), SHARDS)
+    hosting, federation, state = alone(config, builders.bert(), SHARDS)
+    resident = hosting.resident
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
     for site, _ in hosting.cohort(1):
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
-    train_federated(config, hosting, resident, federation, state)
+    train_federated(config, hosting, federation, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
 
@@ -188,7 +190,8 @@ def module_with_buffers() -> Any:
 
 def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
     worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
-    hosting, resident, federation, state = worker
+    hosting, federation, state = worker
+    resident = hosting.resident
     ((own, _),) = hosting.cohort(1)
     own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
@@ -206,7 +209,8 @@ def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: 
 
 def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    hosting, resident, federation, state = alone(config, module_with_buffers(), SHARDS)
+    hosting, federation, state = alone(config, module_with_buffers(), SHARDS)
+    resident = hosting.resident
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
     for site, _ in hosting.cohort(1):
@@ -232,8 +236,8 @@ def test_6_the_same_seed_gives_bitwise_the_same_and_another_seed_does_not(tmp_pa
         worker = builders.worker(folder, config, builders.bert(), SHARDS)
         torch.seed()  # the state of torch's generator must not matter
         train_federated(config, *worker)
-        worker[2].leave()
-        return digest(worker[3].params)
+        worker[1].leave()
+        return digest(worker[2].params)
 
     assert final(1) == final(1)
     assert final(1) != final(2)

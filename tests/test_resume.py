@@ -42,6 +42,10 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (1, False, "constant", {"keep_optimiser": True, "optimiser": "rmsprop"}),
         (4, False, "constant", {"keep_optimiser": True, "optimiser": "adagrad", "weight_decay": 0.01}),
         (1, False, "cosine", {"server_optimiser": "yogi", "server_learning_rate": 0.01}),
+        (2, True, "constant", {"num_sites": 9, "participation": 0.4, "keep_optimiser": True}),
+        (2, False, "linear", {"num_sites": 5, "sites_per_round": 3, "sampling": "by_examples", "exact_sum": False}),
+        (2, True, "linear", {"num_sites": 3, "baseline": "local_only", "keep_optimiser": True}),
+        (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
     ],
 )
 def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(

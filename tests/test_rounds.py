@@ -30,7 +30,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
     tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
 ) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
-    hosting, resident, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    hosting, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state.round, state.results = first, {"known": 1.0}
     seen: dict[int, dict[str, float]] = {}
 
@@ -38,7 +38,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
         assert state.round not in seen
         seen[state.round] = results
 
-    rounds.run(config, hosting, resident, federation, state, SGD(), on_round_end, reported)
+    rounds.run(config, hosting, federation, state, SGD(), on_round_end, reported)
     federation.leave()
     assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
     assert list(seen) == rounds_seen
@@ -55,7 +55,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
 def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
-    state, seen = worker[3], []
+    state, seen = worker[2], []
 
     def evaluate(resident: Resident, params: torch.Tensor, *which: Any) -> list[BatchMetrics]:
         assert state.lock.acquire(blocking=False)
@@ -66,7 +66,7 @@ def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypa
     plain = rounds.evaluate
     monkeypatch.setattr(rounds, "evaluate", evaluate)
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append((results["site.1.train.loss"],)), reported=True)
-    worker[2].leave()
+    worker[1].leave()
     (round_, loss, params), (reported,) = seen
     assert (round_, loss) == (1, reported)
     assert torch.equal(params, state.params)
@@ -77,6 +77,6 @@ def test_federated_training_learns(tmp_path: Path) -> None:
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     seen: list[float] = []
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["validation.accuracy"]))
-    worker[2].leave()
+    worker[1].leave()
     assert seen[0] < 0.6
     assert seen[-1] > 0.75

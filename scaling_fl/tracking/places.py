@@ -64,7 +64,8 @@ class Places:
         if finished is not None and log.end != "completed":  # all was done, and not all was heard of
             if finished.round not in log.rounds:
                 log.append("round", round=finished.round, metrics=finished.metrics)
-            log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
+            if config.has_global_model:
+                log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
             log.append("completed")
         log.close()
         replays = [Replay(history, target) for target in self.targets(config)]

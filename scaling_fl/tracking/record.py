@@ -9,6 +9,7 @@ from scaling_fl.plan import Event
 
 # Of a long output the entry holds the two ends, so that it stays far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters
+MOST_SHARDS = 1000  # rows of the shard table in `info`; all are in shards.csv
 _STATUS = {"completed": "COMPLETED", "failed": "FAILED", "interrupted": "INTERRUPTED", "died": "FAILED"}
 _DIED = "the launcher ended without a word: it was killed, or its machine was lost\n"
 
@@ -21,6 +22,7 @@ class Record:
         self.info: dict[str, Any] = {"starts": [], "files": {}}
         self.entry: dict[str, Any] = {"status": "RUNNING", "resources": [], "result": None, "fail_trace": None}
         self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name, round: value, time
+        self.shards: list[dict[str, Any]] = []
         self.sources: dict[str, str] = {}  # the program's files: name, text
         self.output_length, self._head, self._tail = 0, "", ""
 
@@ -43,7 +45,8 @@ class Record:
             case "source":
                 self.sources[event["name"]] = event["text"]
             case "shards":
-                self.info["shards"] = event["shards"]
+                self.shards = event["shards"]
+                self.info["shards"] = self.shards[:MOST_SHARDS]
             case "round":
                 for name, value in event["metrics"].items():  # a round that is run again replaces its values
                     self.metrics.setdefault(name, {})[event["round"]] = (float(value), time)
@@ -91,7 +94,7 @@ class Record:
             {"round": step} | {name: points[step][0] for name, points in self.metrics.items() if step in points}
             for step in rounds
         ]
-        return {"shards.csv": _csv(self.info.get("shards", [])), "metrics.csv": _csv(table)}
+        return {"shards.csv": _csv(self.shards), "metrics.csv": _csv(table)}
 
 
 def utc(time: float) -> datetime.datetime:
