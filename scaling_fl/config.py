@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scaling_fl import tasks
+from scaling_fl import combinations, partitions, tasks
 from scaling_fl.errors import UserError
 from scaling_fl.values import checked
 
@@ -35,6 +35,11 @@ def _at_least(minimum: int) -> dict[str, Any]:
     return {"expected": f"a whole number, {minimum} or more", "valid": lambda value: value >= minimum}
 
 
+def _one_of(values: tuple[str, ...]) -> dict[str, Any]:
+    return {"expected": f"one of {', '.join(values)}", "valid": values.__contains__}
+
+
+_ABOVE_0: dict[str, Any] = {"expected": "a number above 0", "valid": lambda value: 0 < value < float("inf")}
 _SEED: dict[str, Any] = {
     "expected": "a whole number from 0 to 4294967295",
     "valid": lambda value: 0 <= value < 2**32,
@@ -50,7 +55,7 @@ class Config:
         "one process per entry: the index of its GPU; -1 is the CPU",
         "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
         lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
-        free=True,  # but not the number of sites: see `check_resumable`
+        free=True,  # but not the number of sites: see resume.py
     )
     num_sites: int | None = _key(
         None, "sites in all, hosted by the processes of `site_ids`; default: one per entry", **_at_least(1), free=True
@@ -80,7 +85,33 @@ class Config:
     )
     num_rounds: int = _key(10, "rounds of local training and aggregation", **_at_least(1), free=True)
     num_local_epochs: int = _key(1, "passes over its own shard that a site makes in a round", **_at_least(1))
-    iid_split: bool = _key(True, "True: examples are dealt at random; False: sorted by label, then cut (non-IID)")
+    partition: str | None = _key(
+        None,
+        "who holds what: iid (the default), by_label, dirichlet, labels_per_site, sizes or column; see Sites",
+        **_one_of(partitions.PARTITIONS),
+        free=True,  # but not what it and `iid_split` mean: see resume.py
+    )
+    iid_split: bool | None = _key(None, "short for a partition: True for iid, False for by_label", free=True)
+    alpha: float | None = _key(
+        None,
+        "dirichlet: the smaller, the fewer labels a site has much of",
+        "a number above 0 (from 1e-9 to 1e9)",
+        lambda alpha: 1e-9 <= alpha <= 1e9,
+    )
+    balanced: bool = _key(False, "dirichlet: True gives all sites the same size; False draws that, too")
+    labels_per_site: int | None = _key(
+        None, "labels_per_site: pieces of one label, mostly, that each site gets", **_at_least(1)
+    )
+    size_law: str | None = _key(None, "sizes: lognormal (the default) or power", **_one_of(partitions.SIZE_LAWS))
+    size_skew: float | None = _key(
+        None, "sizes: sigma of the logarithms, or minus the exponent of the power law; default: 1", **_ABOVE_0
+    )
+    partition_column: str | None = _key(
+        None, "column: the training file's column whose values are the sites (agnews, csv, hub, spooky_author, yelp)"
+    )
+    min_examples_per_site: int = _key(
+        1, "sites that draw fewer get some from the largest; by a column they can't: it is refused", **_at_least(1)
+    )
     task_name: str = _key(
         "agnews",
         "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see Tasks",
@@ -115,24 +146,16 @@ class Config:
     )
     model: str = _key("distilbert", "distilbert, bert, albert, tiny, a hub id, or a local folder")
     max_seq_len: int = _key(128, "tokens kept of each text, special tokens included", **_at_least(4))
-    optimiser: str = _key(
-        "adamw",
-        "local optimiser: adamw, adam, sgd, adagrad or rmsprop",
-        f"one of {', '.join(OPTIMISERS)}",
-        OPTIMISERS.__contains__,
-    )
+    optimiser: str = _key("adamw", "local optimiser: adamw, adam, sgd, adagrad or rmsprop", **_one_of(OPTIMISERS))
     keep_optimiser: bool = _key(
         False,
         "True: each site keeps its optimiser's state from round to round, and in the checkpoints; False: a fresh one",
     )
-    learning_rate: float = _key(
-        5e-5, "of the local optimiser", "a number above 0", lambda rate: 0 < rate < float("inf")
-    )
+    learning_rate: float = _key(5e-5, "of the local optimiser", **_ABOVE_0)
     lr_schedule: str = _key(
         "constant",
         "learning rate over all rounds, after warm-up: constant, linear or cosine (the last two fall to 0)",
-        f"one of {', '.join(SCHEDULES)}",
-        SCHEDULES.__contains__,
+        **_one_of(SCHEDULES),
     )
     warmup: float = _key(
         0.0,
@@ -141,10 +164,7 @@ class Config:
         lambda w: 0 <= w < float("inf"),
     )
     max_grad_norm: float | None = _key(
-        None,
-        "gradients longer than this are cut to it, in each local step; default: never",
-        "a number above 0",
-        lambda norm: 0 < norm < float("inf"),
+        None, "gradients longer than this are cut to it, in each local step; default: never", **_ABOVE_0
     )
     weight_decay: float = _key(
         0.0,
@@ -155,14 +175,10 @@ class Config:
     server_optimiser: str = _key(
         "sgd",
         "what applies the mean delta: sgd (FedAvg; with server_momentum FedAvgM), adam, yogi or adagrad (FedAdam, …)",
-        f"one of {', '.join(SERVER_OPTIMISERS)}",
-        SERVER_OPTIMISERS.__contains__,
+        **_one_of(SERVER_OPTIMISERS),
     )
     server_learning_rate: float | None = _key(
-        None,
-        "of the server's optimiser; default: 1 for sgd, else 0.001",
-        "a number above 0",
-        lambda rate: 0 < rate < float("inf"),
+        None, "of the server's optimiser; default: 1 for sgd, else 0.001", **_ABOVE_0
     )
     server_momentum: float | None = _key(
         None,
@@ -183,8 +199,7 @@ class Config:
     precision: str = _key(
         "auto",
         "of forward and backward passes: fp32, bf16, fp16 or auto (bf16 on GPUs that have it, else fp32); parameters stay float32",
-        f"one of {', '.join(PRECISIONS)}",
-        PRECISIONS.__contains__,
+        **_one_of(PRECISIONS),
     )
     tf32: bool = _key(False, "True: GPUs may round the factors of fp32 matrix products to 10 bits, which is faster")
     compile: bool = _key(
@@ -218,8 +233,7 @@ class Config:
     keep_best: str | None = _key(
         None,
         "metric by which the best round's checkpoint is kept besides: `held_back.accuracy`, `validation.loss` …",
-        f"one of {', '.join(BEST_BY)}",
-        BEST_BY.__contains__,
+        **_one_of(BEST_BY),
         free=True,
     )
     max_restarts: int = _key(
@@ -251,24 +265,7 @@ class Config:
                 raise UserError(f"{name}={values[name]!r}: there is no such key; {hint}")
         hints = typing.get_type_hints(cls)
         config = cls(**{name: checked(fields[name], hints[name], value) for name, value in values.items()})
-        if config.warmup >= max(1, config.num_rounds):
-            raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
-        if config.max_restarts and config.checkpoints_dir is None:
-            raise UserError(
-                f"max_restarts={config.max_restarts}: the sites start again from the last checkpoint; give checkpoints_dir as well"
-            )
-        if config.participation is not None and config.sites_per_round is not None:
-            raise UserError(
-                f"sites_per_round={config.sites_per_round} participation={config.participation:g}: they say the same; give one"
-            )
-        if config.baseline == "local_only" and (config.participation or config.sites_per_round):
-            raise UserError(
-                "baseline=local_only: each site trains on its own in every round; leave sites_per_round and participation out"
-            )
-        if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
-            raise UserError(
-                f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"
-            )
+        combinations.check(config)
         return config
 
     def to_mapping(self) -> dict[str, Any]:
@@ -297,28 +294,3 @@ class Config:
     def evaluation_batch_size(self, num_examples: int) -> int:
         """Small sets are cut finer, so that no worker is idle: into 64 batches, unless they fall below 32 examples."""
         return min(self.val_batch_size, max(32, -(-num_examples // 64)))
-
-    def check_resumable(self, before: Mapping[str, Any]) -> None:
-        """Refuse to go on with a job whose meaning would change.
-
-        `before` is the configuration in its checkpoint. Raises `UserError` naming each key with both values.
-        """
-        now = self.to_mapping()
-        changed = [
-            f"{field.name} was {before[field.name]!r}, is {now[field.name]!r}"
-            for field in dataclasses.fields(self)
-            if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
-        ]
-        scheduled = self.lr_schedule != "constant" or 0 < self.warmup < 1
-        if scheduled and before["num_rounds"] != self.num_rounds:
-            changed.append(
-                f"num_rounds was {before['num_rounds']}, is {self.num_rounds}, on which the learning rate depends"
-            )
-        sites = [config.get("num_sites") or len(config["site_ids"]) for config in (before, now)]
-        if sites[0] != sites[1]:
-            changed.append(f"the number of sites was {sites[0]}, is {sites[1]}")
-        if changed:
-            raise UserError(
-                f"job_name={self.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "
-                "Use the earlier values, or a new job_name and checkpoints_dir"
-            )

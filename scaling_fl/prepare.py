@@ -26,6 +26,7 @@ from scaling_fl.flat import Layout
 from scaling_fl.hosting import write_shards
 from scaling_fl.metrics import label_entropy
 from scaling_fl.plan import Plan, Send
+from scaling_fl.selection import Indices
 from scaling_fl.site import precision
 
 COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
@@ -45,11 +46,7 @@ def prepare(send: Send, config: Config, folder: str) -> None:
     task = tasks.load(config, report)
     notes += task.notes
     digest = task.digest()
-    held_back = sharding.held_back(task.train.labels, config.validation_fraction, config.data_seed)
-    trained = np.setdiff1d(np.arange(len(task.train)), held_back)
-    num_sites = config.num_sites or len(config.site_ids)
-    dealt = sharding.shard(task.train.labels[trained], num_sites, config.iid_split, config.data_seed)
-    shards = [trained[part] for part in dealt]
+    held_back, trained, shards = sharding.deal(config, task.train, notes)
     if config.sites_per_round is not None and config.sites_per_round > len(shards):
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     notes += _selection_notes(config, len(held_back), len(task.train))
@@ -224,7 +221,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _num_cut(work: Path, trained: sharding.Indices, config: Config, pad_token_id: int) -> int:
+def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
     return int((tokens.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scaling_fl import models, tasks, tokens
 from scaling_fl.config import Config
 from scaling_fl.plan import Send
-from scaling_fl.sharding import stratified
+from scaling_fl.selection import stratified
 from scaling_fl.tasks import Split, Task
 
 _MAX_LABELS = 30
@@ -41,7 +41,7 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
     lines += [f"note: {note}" for note in task.notes]
 
-    names = [_shown(name, _LABEL_WIDTH) for name in task.label_names]
+    names = [shown(name, _LABEL_WIDTH) for name in task.label_names]
     width = max(map(len, ("label", *names[:_MAX_LABELS])))
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
@@ -84,11 +84,11 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
-        lines.append(f"{names[task.train.labels[index]]}: {_shown(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
+        lines.append(f"{names[task.train.labels[index]]}: {shown(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
     return lines
 
 
-def _shown(text: str, width: int) -> str:
+def shown(text: str, width: int) -> str:
     """On one line, cut, and without what would command a terminal."""
     line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
     return line if len(line) <= width else f"{line[:width]} …"

@@ -1,63 +1,92 @@
-"""Who holds which training examples: pure functions of labels, number of sites, scheme and seed."""
+"""Who holds which training rows, as the configuration says."""
+
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from scaling_fl import seeds
+from scaling_fl import partitions
+from scaling_fl.config import Config
 from scaling_fl.errors import UserError
+from scaling_fl.selection import Indices, held_back
+from scaling_fl.tasks import Split
+from scaling_fl.tasks.tables import in_order
 
-Indices = npt.NDArray[np.int64]
+
+class Dealt(NamedTuple):
+    """The training rows: each is held back, or in one shard."""
+
+    held_back: Indices
+    trained: Indices  # all others
+    shards: list[Indices]  # of each site, in the rows' order
 
 
-def shard(labels: npt.NDArray[np.integer], num_sites: int, iid: bool, seed: int) -> list[Indices]:
-    """Deal the examples 0…N-1 to the sites.
+def deal(config: Config, split: Split, notes: list[str]) -> Dealt:
+    """Hold back `validation_fraction` of the rows, and deal the others to the sites by the configured partition.
 
-    Shards are disjoint, their union is the whole set, and their sizes differ by at most one. `iid` deals a
-    seeded shuffle; otherwise the examples are sorted by label and cut into contiguous runs, the non-IID
-    setting of Hilmkil et al. 2021.
-
-    Raises `UserError` when a site would get no example.
+    Raises `UserError` where that can't be.
     """
-    if len(labels) < num_sites:
-        raise UserError(
-            f"{len(labels)} training examples are too few for {num_sites} sites: each needs one; "
-            "use fewer site_ids, or more data"
-        )
-    if iid:
-        order = seeds.generator(seed, "shards").permutation(len(labels))
+    held = held_back(split.labels, config.validation_fraction, config.data_seed)
+    trained = np.setdiff1d(np.arange(len(split)), held)
+    if partitions.chosen(config.to_mapping()) == "column":
+        shards = _by_column(config, split, trained)
     else:
-        order = np.argsort(labels, kind="stable")
-    return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_sites)]
+        shards = _drawn(config, split.labels[trained], notes)
+    return Dealt(held, trained, [trained[shard] for shard in shards])
 
 
-def held_back(labels: npt.NDArray[np.integer], fraction: float, seed: int) -> Indices:
-    """The share `fraction` of the examples that no site gets: each label in its proportion, seeded.
-
-    Raises `UserError` where that is no example, though some were asked for, or all of them.
-    """
-    count = round(fraction * len(labels))
-    if fraction > 0 and not 0 < count < len(labels):
+def _drawn(config: Config, labels: partitions.Labels, notes: list[str]) -> list[Indices]:
+    """By labels and chance. Sites that draw fewer than `min_examples_per_site` get some from the largest: it is noted."""
+    num_sites, minimum = config.num_sites or len(config.site_ids), config.min_examples_per_site
+    if len(labels) < num_sites * minimum:
+        fewer = "use fewer site_ids" if config.num_sites is None else f"lower num_sites={num_sites}"
         raise UserError(
-            f"validation_fraction={fraction:g}: of {len(labels)} training examples that is "
-            f"{'each one' if count else 'none'}; give another one, or more data"
+            f"{len(labels)} training examples are too few for {num_sites} sites: each needs "
+            + (f"one; {fewer}" if minimum == 1 else f"min_examples_per_site={minimum}; lower it, {fewer}")
+            + ", or more data"
         )
-    return stratified(labels, count, seed, "held back")
+    drawn = _owners(config, labels, num_sites)
+    owners = partitions.with_minimum(drawn, num_sites, config.data_seed, minimum)
+    if num_moved := int((drawn != owners).sum()):
+        notes.append(
+            f"{num_moved:,} of {len(labels):,} training rows were moved from the largest sites to those that had drawn "
+            f"fewer than min_examples_per_site={minimum}"
+        )
+    return partitions.shards(owners, num_sites)
 
 
-def stratified(labels: npt.NDArray[np.integer], keep: int, seed: int, purpose: str = "stratified") -> Indices:
-    """`keep` of the examples, in their order, each label in its proportion (largest remainders; seeded).
+def _owners(config: Config, labels: partitions.Labels, num_sites: int) -> partitions.Owners:
+    seed = config.data_seed
+    match partitions.chosen(config.to_mapping()):
+        case "by_label":
+            return partitions.by_label(labels, num_sites)
+        case "dirichlet":
+            assert config.alpha is not None
+            scheme = partitions.dirichlet_balanced if config.balanced else partitions.dirichlet
+            return scheme(labels, num_sites, seed, config.alpha)
+        case "labels_per_site":
+            assert config.labels_per_site is not None
+            return partitions.labels_per_site(labels, num_sites, seed, config.labels_per_site)
+        case "sizes":
+            return partitions.sizes(labels, num_sites, seed, config.size_law or "lognormal", config.size_skew or 1.0)
+    return partitions.iid(labels, num_sites, seed)
 
-    `keep` of N or more keeps all N.
-    """
-    if keep >= len(labels):
-        return np.arange(len(labels), dtype=np.int64)
-    values, counts = np.unique(labels, return_counts=True)
-    quotas = counts * keep / len(labels)
-    kept = np.floor(quotas).astype(np.int64)
-    largest_remainders = np.argsort(kept - quotas, kind="stable")[: keep - kept.sum()]
-    kept[largest_remainders] += 1
-    rng = seeds.generator(seed, purpose)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == value))[:number] for value, number in zip(values, kept, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+def _by_column(config: Config, split: Split, trained: Indices) -> list[Indices]:
+    assert split.sites is not None
+    order = in_order(set(split.sites))
+    what = f"partition_column={config.partition_column!r}: the training rows have {len(order):,} different values there"
+    if config.num_sites not in (None, len(order)):
+        raise UserError(f"{what}, each of which is a site, and num_sites={config.num_sites}; leave num_sites out")
+    if len(order) < len(config.site_ids):
+        raise UserError(
+            f"{what}, each of which is a site: fewer than the {len(config.site_ids)} processes of site_ids; "
+            "use fewer site_ids, or another column"
+        )
+    shards = partitions.shards(partitions.by_value([split.sites[row] for row in trained], order), len(order))
+    smallest, value = min(zip(map(len, shards), order, strict=True))
+    if smallest < config.min_examples_per_site:
+        raise UserError(
+            f"{what}, of which {value!r} has {smallest} to train on, fewer than min_examples_per_site="
+            f"{config.min_examples_per_site}; lower it, lower validation_fraction, or join values in the file"
+        )
+    return shards

@@ -3,6 +3,7 @@
 
     ./run-local.sh scripts/train_federated.py with demo
     ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
+    ./run-local.sh scripts/train_federated.py show_shards with demo partition=dirichlet alpha=0.1 num_sites=32
     ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
         task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
 
@@ -259,10 +260,19 @@ def sync(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
     """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
+    _show("scaling_fl.preview:show", "the preview", _config)
+
+
+@experiment.command(unobserved=True)
+def show_shards(_config: dict[str, Any]) -> None:
+    """Who would hold what: sites × labels, as a table and as a picture. Nothing is trained or written."""
+    _show("scaling_fl.show_shards:show", "the table of shards", _config)
+
+
+def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
     with _clear_errors(), machine.work_folder() as folder:
-        jobs = [(Config.from_mapping(_config),)]
-        launch.run("scaling_fl.preview:show", jobs, ["the preview"], folder, session.console.event)
+        launch.run(target, [(Config.from_mapping(config),)], [name], folder, session.console.event)
 
 
 def main(argv: list[str]) -> None:

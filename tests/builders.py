@@ -21,6 +21,7 @@ from scaling_fl.hosting import Hosting, Shards, write_shards
 from scaling_fl.memory import SharedMemory
 from scaling_fl.server import ServerState
 from scaling_fl.site import Resident
+from scaling_fl.state_file import read_state
 
 WORDS = {
     0: ["river", "stone", "forest", "mountain", "meadow"],
@@ -134,6 +135,12 @@ def worker(
     hosting = Hosting(home, Shards(folder), rank, num_workers)
     trained, moments = home.model.layout.trained, federation.state[1:]
     return hosting, federation, ServerState(federation.state[0], trained, round=0, moments=moments)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and header of a state file, in memory."""
+    tensors, header = read_state(path)
+    return dict(tensors), header
 
 
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:

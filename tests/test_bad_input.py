@@ -81,7 +81,7 @@ def header(**changes: Any) -> Spoil:
     """Another header in the checkpoint, with the right checksum. None: the entry isn't there."""
 
     def spoil() -> None:
-        tensors, before = checkpoint.read_state(CHECKPOINT)
+        tensors, before = builders.read(CHECKPOINT)
         now = {key: value for key, value in (before | changes).items() if value is not None}
         checkpoint.write_state(CHECKPOINT, tensors, now)
 
@@ -92,7 +92,7 @@ def tensors(change: Callable[[dict[str, Any]], object]) -> Spoil:
     """Other tensors in the checkpoint, with the right checksum."""
 
     def spoil() -> None:
-        found, before = checkpoint.read_state(CHECKPOINT)
+        found, before = builders.read(CHECKPOINT)
         change(found)
         checkpoint.write_state(CHECKPOINT, found, before)
 
@@ -129,6 +129,7 @@ def parquet() -> None:
 
 HEADERLESS: dict[str, Any] = {"text_column": None, "label_column": None}
 OUT = {"checkpoints_dir": "out"}
+BY_COLUMN = {"partition": "column", "partition_column": "topic"}
 
 KEYS = (
     Row("an unknown key", ("num_round=3: there is no such key; did you mean num_rounds?",), {"num_round": 3}),
@@ -151,12 +152,25 @@ KEYS = (
     Row("text that is not UTF-8", ("author='caf\\udce9': expected text in UTF-8",), {"author": "caf\udce9"}),
     Row("an unknown optimiser", ("optimiser='lion': expected one of adamw, adam, sgd",), {"optimiser": "lion"}),
     Row("warm-up beyond the end", ("warmup=2: num_rounds=2 ends before it; lower it",), {"warmup": 2}),
+    Row("an unknown partition", ("partition='iid_split': expected one of iid, by_label, dirichlet",), {"partition": "iid_split"}),
+    Row("two partitions", ("iid_split=False: it is short for partition=by_label, but partition=iid is given as well; leave one",), {"iid_split": False, "partition": "iid"}),
+    Row("a key of another partition", ("alpha=0.1: it belongs to partition=dirichlet, and this is partition=iid; leave it out",), {"alpha": 0.1}),
+    Row("a switch of another partition", ("balanced=True: it belongs to partition=dirichlet, and this is partition=by_label",), {"balanced": True, "iid_split": False}),
+    Row("a column without its partition", ("partition_column='topic': it belongs to partition=column, and this is partition=iid",), {"partition_column": "topic"}),
+    Row("no alpha", ("partition='dirichlet': it needs alpha; write alpha=0.5 as well",), {"partition": "dirichlet"}),
+    Row("an alpha of nothing", ("alpha=0: expected a number above 0",), {"partition": "dirichlet", "alpha": 0}),
+    Row("an alpha without end", ("alpha=1e+300: expected a number above 0 (from 1e-9 to 1e9)",), {"partition": "dirichlet", "alpha": 1e300}),
+    Row("an unknown law", ("size_law='zipf': expected one of lognormal, power",), {"partition": "sizes", "size_law": "zipf"}),
+    Row("a skew below 0", ("size_skew=-1: expected a number above 0",), {"partition": "sizes", "size_skew": -1}),
+    Row("no column", ("partition='column': it needs partition_column; write partition_column=NAME as well",), {"partition": "column"}),
+    Row("a site without an example", ("min_examples_per_site=0: expected a whole number, 1 or more",), {"min_examples_per_site": 0}),
+    Row("a column for a task that has none", ("partition_column='topic': task_name=demo has no use for it; it takes none",), {**BY_COLUMN, "task_name": "demo", "text_column": None, "label_column": None, "train_path": None, "test_path": None}),
     Row("an unknown task", ("task_name='ag': expected one of agnews, csv",), {"task_name": "ag"}),
     Row("a key that the task lacks", ("label_column: task_name=csv needs it; write",), {"label_column": None}),
     Row("a key that another task has", ("dataset='x': task_name=csv has no use for it; it takes",), {"dataset": "x"}),
     Row("one column for two things", ("label_column='body': text_column names the same",), {"label_column": "body"}),
     Row("texts longer than the model takes", ("max_seq_len=65: model=./model takes 64 tokens",), {"max_seq_len": 65}),
-)
+)  # fmt: skip
 
 DATA = (
     Row("a missing file", ("train_path='no.csv': there is no such file",), {"train_path": "no.csv"}),
@@ -192,6 +206,15 @@ DATA = (
     Row("a zip", ("train_path='t.csv.zip': a zip may hold many files; unpack it",), {"train_path": "t.csv.zip"}, put("t.csv.zip", b"PK\3\4")),
     Row("a truncated Parquet file", ("train_path='train.parquet': it can't be read: ArrowInvalid", "is it whole"), {"train_path": "train.parquet"}, lambda: (parquet(), cut("train.parquet")())),
     Row("fewer examples than sites", ("3 training examples are too few for 4 sites", "use fewer site_ids, or more data"), {"site_ids": [-1] * 4, "max_train_examples": 3}),
+    Row("fewer examples than num_sites", ("41 training examples are too few for 42 sites: each needs one; lower num_sites=42, or more data",), {"num_sites": 42}),
+    Row("fewer examples than the sites' minimum", ("41 training examples are too few for 2 sites: each needs min_examples_per_site=21; lower it, use fewer site_ids, or",), {"min_examples_per_site": 21}),
+    Row("more labels per site than there are", ("labels_per_site=4: the training examples have 3 labels; lower it",), {"partition": "labels_per_site", "labels_per_site": 4}),
+    Row("more pieces than examples", ("labels_per_site=3: 14 sites would need 42 pieces of 41 training examples; lower it, or use",), {"partition": "labels_per_site", "labels_per_site": 3, "num_sites": 14}),
+    Row("no such column for the sites", ("partition_column='town': train.csv has no column town; it has topic, body",), {**BY_COLUMN, "partition_column": "town"}),
+    Row("a row of no site", ("train.csv, row 3, column town: it is empty, so that the row belongs to no site; fill it in",), {**BY_COLUMN, "partition_column": "town"}, put("train.csv", "topic,body,town\na,b,x\nc,d, \n")),
+    Row("another number of sites than values", ("partition_column='topic': the training rows have 3 different values there, each of which is a site, and num_sites=5; leave",), {**BY_COLUMN, "num_sites": 5}),
+    Row("fewer values than processes", ("have 3 different values there, each of which is a site: fewer than the 4 processes of site_ids; use fewer",), {**BY_COLUMN, "site_ids": [-1] * 4}),
+    Row("a value with too few rows", ("have 2 different values there, of which 'y' has 1 to train on, fewer than min_examples_per_site=2; lower it",), {**BY_COLUMN, "partition_column": "town", "min_examples_per_site": 2}, put("train.csv", "topic,body,town\nclass 0,b,x\nclass 1,d,y\nclass 2,e,x\n")),
     Row("an archive of reviews cut short", ("train_path='a.tar.gz': it can't be read: ", "is all of it there?"), {**HEADERLESS, "task_name": "imdb", "train_path": "a.tar.gz", "test_path": None}, put("a.tar.gz", gzip.compress(os.urandom(9999))[:5000])),
     Row("a folder without reviews", ("train_path='model': expected 12,500 reviews in train/neg, found 0",), {**HEADERLESS, "task_name": "imdb", "train_path": "model", "test_path": None}),
     Row("no saved data set", ("dataset=./no: there is no such folder; give a hub id",), {"task_name": "hub", "dataset": "./no", "train_path": None, "test_path": None}),
@@ -239,6 +262,15 @@ CHECKPOINTS = (
     Row("threads of text", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong kind; restore"), OUT, header(threads="many")),
     Row("threads below one", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong kind; restore"), OUT, header(threads=-1)),
     Row("an environment that is a list", ("checkpoints_dir=out: round 1: ", "environment is missing or of the wrong kind; restore"), OUT, header(environment=[])),
+    Row("an unreported round that isn't said to be one", ("checkpoints_dir=out: round 1: ", "reported is missing or of the wrong kind; restore"), OUT, header(reported="no")),
+    Row("fewer sites than processes", ("num_sites=1: fewer than the 2 processes of site_ids; use fewer of them",), {"num_sites": 1}),
+    Row("a cohort larger than all", ("sites_per_round=9: there are 2 sites; lower it",), {"sites_per_round": 9}),
+    Row("a cohort said twice", ("sites_per_round=2 participation=0.5: they say the same; give one",), {"sites_per_round": 2, "participation": 0.5}),
+    Row("no participation", ("participation=0.0: expected a number above 0, up to 1",), {"participation": 0.0}),
+    Row("a way to draw that there is not", ("sampling='size': expected one of uniform, by_examples",), {"sampling": "size"}),
+    Row("drawing where nothing is drawn", ("sampling='by_examples': all sites take part in each round; give sites_per_round",), {"sampling": "by_examples"}),
+    Row("a cohort of sites that train alone", ("baseline=local_only: each site trains on its own in every round; leave",), {"baseline": "local_only", "participation": 0.5}),
+    Row("another number of sites", ("job_name=j can't be resumed with another meaning: the number of sites was 2, is 4.",), {**OUT, "num_sites": 4}),
     Row("a configuration of NaN", ("checkpoints_dir=out: round 1: ", "config is missing or of the wrong kind; restore"), OUT, header(config=float("nan"))),
     Row("a configuration without sites", ("checkpoints_dir=out: round 1: ", "site_ids, num_rounds is missing"), OUT, header(config={})),
     Row("a missing tensor", ("checkpoints_dir=out: round 1: this checkpoint is of another model", "it holds nothing, expected float32 [3]; go back"), OUT, tensors(lambda found: found.pop("classifier.bias"))),
@@ -248,6 +280,8 @@ CHECKPOINTS = (
     Row("a tensor that is not finite", ("checkpoints_dir=out: round 1: classifier.bias holds numbers that are not finite; restore it",), OUT, tensors(lambda found: found.update({"classifier.bias": np.full(3, np.inf, np.float32)}))),
     Row("another job's folder", ("checkpoints_dir=out: it holds the checkpoints of job j; write job_name=j to resume it",), {**OUT, "job_name": "k"}),
     Row("a job with another meaning", ("job_name=j can't be resumed with another meaning: seed was 20210201, is 5. Use the earlier",), {**OUT, "seed": 5}),
+    Row("a job with another partition", ("job_name=j can't be resumed with another meaning: partition was 'iid', is 'sizes'. Use",), {**OUT, "partition": "sizes"}),
+    Row("a job with a higher minimum", ("can't be resumed with another meaning: min_examples_per_site was 1, is 2. Use",), {**OUT, "min_examples_per_site": 2}),
     Row("a job with other data", ("job_name=j: the data differ from those it began with", "restore them, or start a new job"), {**OUT, "max_test_examples": None}, put("test.csv", "topic,body\nclass 0,river\n")),
 )  # fmt: skip
 
@@ -261,6 +295,7 @@ TYPED = (
     Row("a configuration cut short", ("c.json: it can't be read as a configuration",), {"c.json": None}, put("c.json", '{"seed": ')),
     Row("a missing file", ("train_path='no.csv': there is no such file",), {"train_path": "no.csv"}),
     Row("fewer examples than sites", ("2 training examples are too few for 3 sites", "use fewer site_ids"), {"site_ids": [-1] * 3, "max_train_examples": 2}),
+    Row("a key of another partition", ("labels_per_site=2: it belongs to partition=labels_per_site, and this is partition=iid",), {"labels_per_site": 2}),
     Row("checkpoints that can't be written", ("checkpoints_dir=/proc/here: it can't be written to", "check the place"), {"checkpoints_dir": "/proc/here"}),
     Row("a pickle for a checkpoint", ("no checkpoint in it is sound", "Restore one"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
     Row("records that can't be written", ("runs: it can't be written (", "type the command in a folder of yours"), {"checkpoints_dir": "new"}, put("runs", "")),

@@ -5,6 +5,7 @@ import pytest
 
 from scaling_fl.config import OPTIMISERS, Config
 from scaling_fl.errors import UserError
+from scaling_fl.resume import check_meaning
 
 
 def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
@@ -85,22 +86,46 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
         "checkpoint_every": 3, "checkpoints_dir": "z", "val_batch_size": 9, "threads_per_site": 1,
         "keep_checkpoints": 0, "keep_best": "validation.loss",
     }  # fmt: skip
-    dataclasses.replace(Config(job_name="j"), **free).check_resumable(before)
+    check_meaning(dataclasses.replace(Config(job_name="j"), **free), before)
 
     for key, value in [
-        ("learning_rate", 0.5), ("seed", 1), ("iid_split", False), ("model", "bert"), ("batch_size", 1),
+        ("learning_rate", 0.5), ("seed", 1), ("alpha", 0.1), ("model", "bert"), ("batch_size", 1),
         ("validation_fraction", 0.1),
     ]:  # fmt: skip
         changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
         with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
-            changed.check_resumable(before)
+            check_meaning(changed, before)
+    other = Config(job_name="j", site_ids=(0, 1), partition="by_label")
+    with pytest.raises(UserError, match="partition was 'iid', is 'by_label'"):
+        check_meaning(other, before)
     for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
         scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
-        scheduled.check_resumable(scheduled.to_mapping())
+        check_meaning(scheduled, scheduled.to_mapping())
         with pytest.raises(UserError, match="num_rounds was 4, is 3, on which the learning rate depends"):
-            scheduled.check_resumable(scheduled.to_mapping() | {"num_rounds": 4})
+            check_meaning(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is 3"):
-        Config(job_name="j", site_ids=(0, 1, 1)).check_resumable(before)
+        check_meaning(Config(job_name="j", site_ids=(0, 1, 1)), before)
+
+
+def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_another() -> None:
+    words: list[tuple[str, dict[str, Any]]] = [
+        ("iid", {}), ("iid", {"iid_split": True}), ("iid", {"partition": "iid"}), ("by_label", {"iid_split": False}),
+        ("by_label", {"partition": "by_label"}), ("sizes", {"partition": "sizes"}),
+    ]  # fmt: skip
+    for was, earlier in words:
+        # A checkpoint from before there were other partitions than these two has none of the later keys.
+        before = Config(**earlier).to_mapping()
+        old = {key: value for key, value in before.items() if key in ("iid_split", "site_ids", "num_rounds")}
+        for now, later in words:
+            for header in [before] if was == "sizes" else [before, old | {"iid_split": was == "iid"}]:
+                if now == was:
+                    check_meaning(Config(**later), header)
+                else:
+                    with pytest.raises(UserError, match=f"partition was '{was}', is '{now}'"):
+                        check_meaning(Config(**later), header)
+    parts = Config(partition="labels_per_site", labels_per_site=2)
+    with pytest.raises(UserError, match="labels_per_site was 2, is 3"):
+        check_meaning(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
 
 
 def test_every_optimiser_of_the_configuration_is_built() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from scaling_fl import metrics, rounds, seeds, server, sharding, tokens
+from scaling_fl import metrics, partitions, rounds, seeds, server, tokens
 from scaling_fl.config import Config
 from scaling_fl.federation import Federation
 from scaling_fl.hosting import Hosting
@@ -286,7 +286,8 @@ def test_9_evaluation_covers_each_test_example_once_however_many_workers(tmp_pat
 @pytest.mark.parametrize(("count", "num_sites"), [(10, 3), (7, 7), (100, 8), (5, 1)])
 def test_10_shards_are_a_partition_into_sizes_that_differ_by_at_most_one(iid: bool, count: int, num_sites: int) -> None:
     labels = builders.texts_and_labels(count)[1]
-    shards = sharding.shard(labels, num_sites, iid, seed=3)
+    owners = partitions.iid(labels, num_sites, seed=3) if iid else partitions.by_label(labels, num_sites)
+    shards = partitions.shards(owners, num_sites)
     assert len(shards) == num_sites
     assert sorted(np.concatenate(shards).tolist()) == list(range(count))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scaling_fl import sharding, tokens
+from scaling_fl import partitions, tokens
 from scaling_fl.command_line import keep_text
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -169,7 +169,9 @@ def test_any_token_lists_come_back_and_each_site_sees_each_of_its_own_once(
     assert np.iinfo(store.tokens.dtype).max >= size - 1
     expected = [ids[:6] or [0] for ids in everything]  # a text without tokens has one that pads
 
-    shards = sharding.shard(labels, min(num_sites, len(labels)), iid, seed=7)
+    num_sites = min(num_sites, len(labels))
+    owners = partitions.iid(labels, num_sites, seed=7) if iid else partitions.by_label(labels, num_sites)
+    shards = partitions.shards(owners, num_sites)
     everyone = np.arange(len(everything))
     epochs = [
         tokens.training_batches(store, shard, batch_size, grouped, 7, 1, site, 0) for site, shard in enumerate(shards)

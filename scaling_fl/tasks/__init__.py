@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scaling_fl.errors import UserError
 from scaling_fl.report import Report, unreported
-from scaling_fl.sharding import stratified
+from scaling_fl.selection import stratified
 
 if TYPE_CHECKING:
     from scaling_fl.config import Config
@@ -32,6 +32,7 @@ KEYS = (
     "text_column",
     "text_pair_column",
     "label_column",
+    "partition_column",
     "keep_br_tags",
     "dataset",
     "dataset_config",
@@ -48,13 +49,15 @@ class Split:
     labels: npt.NDArray[np.int64]  # (N,), 0…C-1
     pairs: list[str] | None = None  # N second texts, for tasks on pairs
     notes: tuple[str, ...] = ()  # what the user should know of how they were read
+    sites: list[str] | None = None  # whose each of the N is, by `partition_column`
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Split":
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        return Split([self.texts[i] for i in indices], self.labels[indices], pairs)
+        sites = None if self.sites is None else [self.sites[i] for i in indices]
+        return Split([self.texts[i] for i in indices], self.labels[indices], pairs, sites=sites)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -76,8 +79,9 @@ class Task:
     notes: tuple[str, ...] = ()  # what the user should know; set by `load`
 
     def digest(self) -> str:
-        """SHA-256 over the contents of both splits and the labels' names."""
-        return hashlib.sha256("\0".join((*self.label_names, self.train.digest, self.test.digest)).encode()).hexdigest()
+        """SHA-256 over the contents of both splits, the labels' names, and whose the training examples are."""
+        parts = (*self.label_names, self.train.digest, self.test.digest, *(self.train.sites or ()))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def names() -> list[str]:

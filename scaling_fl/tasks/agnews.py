@@ -6,7 +6,7 @@ from scaling_fl.report import Report
 from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
-TAKES = ("text_column",)
+TAKES = ("text_column", "partition_column")
 COLUMNS = ("Class Index", "Title", "Description")
 LABEL_NAMES = ("World", "Sports", "Business", "Sci/Tech")
 CLASSES = {"1": 0, "2": 1, "3": 2, "4": 3}
@@ -17,11 +17,12 @@ def load(config: Config, report: Report) -> Task:
     text_column = config.text_column or "Description"
     if text_column not in TEXTS:
         raise UserError(f"text_column={text_column!r}: task_name=agnews has {', '.join(TEXTS)}")
-    wanted = dict.fromkeys(("Class Index", *TEXTS[text_column]))
+    columns = dict.fromkeys(("Class Index", *TEXTS[text_column]))
 
     def split(key: str) -> Split:
-        table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
+        table = tables.read(getattr(config, key), key, tables.wanted(config, key, columns), headerless=COLUMNS)
         texts = [" ".join(parts) for parts in zip(*map(table.texts, TEXTS[text_column]), strict=True)]
-        return Split(texts, table.classes("Class Index", CLASSES), notes=table.notes)
+        labels, sites = table.classes("Class Index", CLASSES), table.sites(config.partition_column)
+        return Split(texts, labels, notes=table.notes, sites=sites)
 
     return Task(split("train_path"), split("test_path"), LABEL_NAMES)

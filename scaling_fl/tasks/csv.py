@@ -8,12 +8,14 @@ from scaling_fl.report import Report
 from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path", "text_column", "label_column")
-TAKES = ("text_pair_column",)
+TAKES = ("text_pair_column", "partition_column")
 
 
 def load(config: Config, report: Report) -> Task:
-    wanted = columns(config)
-    train, test = (tables.read(getattr(config, key), key, wanted) for key in ("train_path", "test_path"))
+    train, test = (
+        tables.read(getattr(config, key), key, tables.wanted(config, key, columns(config)))
+        for key in ("train_path", "test_path")
+    )
     return classification(config, train, test, str(config.train_path))
 
 
@@ -48,8 +50,7 @@ def classification(
 
     def split(table: tables.Table) -> Split:
         pairs = None if config.text_pair_column is None else table.texts(pair)
-        return Split(
-            table.texts(text), table.classes(label, classes, source, exact=names is not None), pairs, table.notes
-        )
+        labels = table.classes(label, classes, source, exact=names is not None)
+        return Split(table.texts(text), labels, pairs, table.notes, table.sites(config.partition_column))
 
     return Task(split(train), split(test), tuple(classes))

@@ -13,7 +13,7 @@ from scaling_fl.report import Report
 from scaling_fl.tasks import Task, csv, formats, tables
 
 NEEDS = ("dataset", "text_column", "label_column")
-TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column")
+TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "partition_column")
 
 
 def load(config: Config, report: Report) -> Task:
@@ -77,7 +77,7 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
         raise UserError(
             f"{key}={spec}: {error}; the splits are {', '.join(sizes)}, and train[:80%] is a part of one"
         ) from error
-    wanted = csv.columns(config)
+    wanted = tables.wanted(config, key, csv.columns(config))
     values: dict[str, list[Any]] = {name: [] for name in wanted}
     files, names = list[tuple[str, Sequence[int]]](), dict[str, None]()
     all_named = True

@@ -8,7 +8,7 @@ from scaling_fl.report import Report
 from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
-TAKES = ()
+TAKES = ("partition_column",)
 AUTHORS = {"EAP": "Edgar Allan Poe", "HPL": "H. P. Lovecraft", "MWS": "Mary Wollstonecraft Shelley"}
 CLASSES = {author: number for number, author in enumerate(AUTHORS)}
 
@@ -18,5 +18,7 @@ def load(config: Config, report: Report) -> Task:
 
 
 def _split(config: Config, key: str) -> Split:
-    table = tables.read(getattr(config, key), key, dict.fromkeys(("text", "author")))
-    return Split(table.texts("text"), table.classes("author", CLASSES), notes=table.notes)
+    wanted = tables.wanted(config, key, dict.fromkeys(("text", "author")))
+    table = tables.read(getattr(config, key), key, wanted)
+    labels, sites = table.classes("author", CLASSES), table.sites(config.partition_column)
+    return Split(table.texts("text"), labels, notes=table.notes, sites=sites)

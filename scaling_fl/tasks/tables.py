@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.tasks import formats
 
@@ -44,18 +45,7 @@ class Table:
 
         Raises `UserError` at the first that is missing, or neither; and where several have decimals: regression.
         """
-        labels = []
-        for index, value in enumerate(self.columns[column]):
-            if isinstance(value, str):
-                value = value.strip()
-            if value is None or value == "" or value != value:  # the last: a float that is not a number
-                raise UserError(f"{self.place(index, column)}: the label is empty")
-            if not isinstance(value, str | int | float):
-                raise UserError(
-                    f"{self.place(index, column)}: expected a word or a whole number, found {type(value).__name__}"
-                )
-            labels.append(_whole(str(value)))
-            self._check_encoding(index, column, labels[-1])
+        labels = self._words(column, "the label is empty")
         numbers = {label: _number(label) for label in set(labels)}
         decimals = {label for label, number in numbers.items() if number is not None and not _is_whole(number)}
         if len(decimals) > 1 or (decimals and None not in numbers.values()):
@@ -65,6 +55,27 @@ class Table:
                 "is regression, and this program classifies: make classes of them, such as low and high"
             )
         return labels
+
+    def sites(self, column: str | None) -> list[str] | None:
+        """Whose each row is: words or numbers, read as labels are; None where no column is wanted that tells."""
+        if column is None or column not in self.columns:
+            return None
+        return self._words(column, "it is empty, so that the row belongs to no site; fill it in, or take the row out")
+
+    def _words(self, column: str, if_empty: str) -> list[str]:
+        words = []
+        for index, value in enumerate(self.columns[column]):
+            if isinstance(value, str):
+                value = value.strip()
+            if value is None or value == "" or value != value:  # the last: a float that is not a number
+                raise UserError(f"{self.place(index, column)}: {if_empty}")
+            if not isinstance(value, str | int | float):
+                raise UserError(
+                    f"{self.place(index, column)}: expected a word or a whole number, found {type(value).__name__}"
+                )
+            words.append(_whole(str(value)))
+            self._check_encoding(index, column, words[-1])
+        return words
 
     def _check_encoding(self, index: int, column: str, value: str) -> None:
         if not formats.is_text(value):
@@ -114,6 +125,13 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
             notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
         files.append((path, numbers))
     return Table(kept, files, tuple(notes))
+
+
+def wanted(config: Config, key: str, columns: formats.Wanted) -> dict[str, str | None]:
+    """These columns of the files that `key` names, and of those for training the one that tells whose a row is."""
+    training = key in ("train_path", "train_split")
+    sites = {config.partition_column: "partition_column"} if training and config.partition_column is not None else {}
+    return sites | dict(columns)
 
 
 def in_order(labels: set[str]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from scaling_fl.report import Report
 from scaling_fl.tasks import Split, Task, tables
 
 NEEDS = ("train_path", "test_path")
-TAKES = ()
+TAKES = ("partition_column",)
 COLUMNS = ("stars", "text")
 CLASSES = {"1": 0, "2": 1, "3": 2, "4": 3, "5": 4}
 LABEL_NAMES = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
@@ -16,9 +16,11 @@ def load(config: Config, report: Report) -> Task:
 
 
 def _split(config: Config, key: str) -> Split:
-    table = tables.read(getattr(config, key), key, dict.fromkeys(COLUMNS), headerless=COLUMNS)
+    wanted = tables.wanted(config, key, dict.fromkeys(COLUMNS))
+    table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
     texts = table.texts("text")
     for index, text in enumerate(texts):  # in place: these files are large
         if "\\n" in text:
             texts[index] = text.replace("\\n", "\n")  # line breaks come as backslash, n
-    return Split(texts, table.classes("stars", CLASSES), notes=table.notes)
+    labels, sites = table.classes("stars", CLASSES), table.sites(config.partition_column)
+    return Split(texts, labels, notes=table.notes, sites=sites)

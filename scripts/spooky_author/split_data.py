@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scaling_fl.errors import UserError
-from scaling_fl.sharding import stratified
+from scaling_fl.selection import stratified
 from scaling_fl.tasks import formats, spooky_author, tables
 
 

@@ -103,7 +103,7 @@ def prepare(send: Any, *job: Any) -> None:
 
     fault = json.loads(os.environ["CHAOS"])
     if fault["place"] == "preparation":
-        before(module.sharding, "shard", fault)
+        before(module.sharding, "deal", fault)
     module.prepare(send, *job)
 
 

@@ -110,6 +110,23 @@ def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: lis
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_shards_are_shown_without_a_site_or_a_record(command: Command, words: list[str], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    more = ["partition=dirichlet", "alpha=0.1", "num_sites=9", "validation_fraction=0.1"]
+    shown = command("show_shards", *words, *more)
+    assert shown.returncode == 0, shown.stderr
+    assert "partition=dirichlet alpha=0.1: 9 sites, 90 training rows; 10 more are held back" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines() if line.strip()[:1].isdigit()][:9] == list(
+        "012345678"
+    )
+    assert "sites on cpu" not in shown.stdout
+    refused = command("show_shards", *words, "partition=column", "partition_column=town")
+    assert refused.returncode == 1
+    assert "partition_column='town': " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_env_is_honoured_and_what_is_set_already_wins(words: list[str], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for folder in ("scripts", "scaling_fl"):

@@ -52,6 +52,24 @@ def test_splits_may_be_parts_and_sums(tmp_path: Path) -> None:
     assert task.test.texts == ["", "gull"]
 
 
+def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> None:
+    users = datasets.Features({**FEATURES, "user": datasets.Value("int64")})
+    train = {**TRAIN, "user": [7, 10, 7, 9, 10]}
+    saved = {
+        "train": datasets.Dataset.from_dict(train, features=users),
+        "test": datasets.Dataset.from_dict(TEST, features=FEATURES),
+    }
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    task = load(str(tmp_path / "saved"), partition="column", partition_column="user")
+    assert task.train.sites == ["7", "10", "7", "9", "10"]
+    by_topic = load(str(tmp_path / "saved"), partition="column", partition_column="topic")
+    assert by_topic.train.sites == ["sea", "air", "land", "land", "air"]
+    with pytest.raises(
+        UserError, match=r"partition_column='town': dataset=.* has no column town; it has body, topic, user"
+    ):
+        load(str(tmp_path / "saved"), partition="column", partition_column="town")
+
+
 def test_a_single_data_set_is_its_split_train(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TRAIN, features=FEATURES).save_to_disk(tmp_path / "one")
     task = load(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
