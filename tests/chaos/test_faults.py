@@ -217,3 +217,22 @@ def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
     assert f"job news resumes after round {complete}" in resumed.stdout
     assert asked.state() == expected.state()
     assert asked.record() == expected.record()
+
+
+@pytest.mark.parametrize("how", ["kill", "launcher SIGKILL"])
+def test_a_cohort_that_was_killed_goes_on_bitwise_on_another_number_of_processes(tmp_path: Path, how: str) -> None:
+    keys = ["num_sites=7", "sites_per_round=4", "keep_optimiser=True", "partition=dirichlet", "alpha=0.5"]
+    whole, broken = job(tmp_path / "whole", ""), job(tmp_path / "broken", "")
+    done = whole.run(None, *keys)
+    assert done.returncode == 0, done.stderr
+    assert "7 sites, 4 a round, in 3 processes on cpu" in done.stdout
+    fault = {"place": "training", "how": how, "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
+    struck = broken.run(fault, *keys)
+    assert struck.returncode == (1 if how == "kill" else -signal.SIGKILL)
+    assert "worker 1 (cpu)" in struck.stderr or how != "kill"
+    builders.wait_for_end(processes_in(tmp_path / "broken"))
+    resumed = broken.run(None, *keys, "site_ids=[-1,-1]")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "job news resumes after round 1" in resumed.stdout
+    assert broken.state() == whole.state()
+    assert broken.record() == whole.record()
