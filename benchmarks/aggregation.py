@@ -11,7 +11,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -32,7 +31,7 @@ def work(send: Any, rank: int, num_workers: int, memory: SharedMemory, folder: s
     """One worker: each way in turn, `repeats` times. The seconds of a repeat are those of the slowest worker."""
     torch.set_num_threads(max(1, measure.CORES // num_workers))
     size = sum(TENSORS)
-    federation = Federation(rank, ["cpu"] * num_workers, size, memory, Path(folder) / "rendezvous")
+    federation = Federation(rank, ["cpu"] * num_workers, size, memory, f"file://{folder}/rendezvous")
     state = ServerState(federation.state[0], size, 0)
     buffer = torch.zeros(size)
     pieces = list(buffer.split(TENSORS))

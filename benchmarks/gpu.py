@@ -131,7 +131,7 @@ def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str
     torch.set_num_threads(max(1, measure.CORES // num_sites))
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
-    federation = Federation(rank, [str(DEVICE)] * num_sites, size, memory, Path(folder) / "rendezvous")
+    federation = Federation(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
     shared = federation.row.is_cuda
     home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, federation.row if shared else None)
     if rank == 0:

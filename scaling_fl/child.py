@@ -110,6 +110,13 @@ class Child:
         """Whether it waits, and nobody lets it go on: of all children at once, that is a hang."""
         return self.waiting and time.monotonic() - self.progress_at > stall_timeout
 
+    def hung(self, stall_timeout: float, on_event: OnEvent) -> Exception:
+        """The failure that this is."""
+        return JobFailed(
+            f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if that can be: raise "
+            f"stall_timeout). {self.stack(on_event) or 'It is stopped, and tells nothing.'}"
+        )
+
     def stack(self, on_event: OnEvent) -> str:
         """Where its threads are, as it tells by itself, if it can."""
         lines: list[str] = []

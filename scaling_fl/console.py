@@ -66,10 +66,16 @@ class Console:
         sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
         if not plan.one_each:
             sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
+        if plan.nodes:
+            sites += f" on {len(set(plan.nodes))} nodes ({len(plan.ranks_here)} of the processes here)"
+            through += ", one process of each node over the network"
         self.line(
             f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
             f"aggregation through {through}, control over gloo"
         )
+        if plan.node > 0:
+            self.line(f"this is node {plan.node}: node 0 shows the rounds, and keeps records and checkpoints")
+            return
         head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
         self.line(
             f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"

@@ -1,4 +1,4 @@
-"""The three ways in which a run ends early."""
+"""The ways in which a run ends early."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
 
 class JobFailed(Exception):
     """A process of the job failed. The message tells which one, where it ran, and why."""
+
+
+class NodeLost(JobFailed):
+    """Another node of the job is gone, so that starting again here can't help."""
 
 
 class PeerLost(JobFailed):

@@ -14,7 +14,6 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,13 +46,17 @@ class Federation:
         devices: Sequence[str],
         size: int,
         memory: SharedMemory,
-        rendezvous: Path,
+        rendezvous: str,
         num_moments: int = 0,
         on_wait: Callable[[bool], None] = lambda waiting: None,
         exact: bool = True,
         single: bool = True,
+        nodes: Sequence[int] = (),
+        interface: str | None = None,
     ):
         """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
+        `rendezvous`: a URL, of a file or of a port of worker 0. `nodes`: every worker's, if there are several, which reach
+        each other over the network's `interface`.
         `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single`: no worker
         trains more than one site in a round.
 
@@ -62,21 +65,23 @@ class Federation:
         self._on_wait, self._num_moments = on_wait, num_moments
         self._exact, self._single = exact, single
         self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
-        # One machine: they need no other interface, and must not depend on what the hostname resolves to.
+        # On one machine they need no other interface, and nowhere should depend on what the hostname resolves to.
         for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
+            if known := interface or (None if nodes else _loopback()):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
+        self._nodes = list(nodes) or [0] * len(devices)
         self.rank, self.num_workers, self.note = rank, len(devices), ""
         with self._collective():
             dist.init_process_group(
-                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(devices), timeout=_TIMEOUT
+                "gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=_TIMEOUT
             )
         self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
-        rows = self._gpu_rows(devices, size) if self._gpu is not None else None
+        places = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
+        rows = self._gpu_rows(places, size) if self._gpu is not None else None
         if rows is None:
-            places = ["host"] * len(devices) if self._gpu is not None else devices
+            if self._gpu is not None:
+                places = [f"{node} host" for node in self._nodes]
             rows = self._host_rows(places, size, memory)
-        else:
-            places = devices
         self._members = [other for other, place in enumerate(places) if place == places[rank]]
         me, count = self._members.index(rank), len(self._members)
         own, others = rows[: count * self._width], rows[count * self._width :]
@@ -93,11 +98,11 @@ class Federation:
             with self._collective():
                 self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
-    def _gpu_rows(self, devices: Sequence[str], size: int) -> torch.Tensor | None:
+    def _gpu_rows(self, places: Sequence[str], size: int) -> torch.Tensor | None:
         """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
         assert self._gpu is not None
-        leader = devices.index(str(self._gpu))
-        shape = (self._num_rows(devices, str(self._gpu)), size)
+        leader = places.index(places[self.rank])
+        shape = (self._num_rows(places, places[self.rank]), size)
         rows, handle, refusal = None, b"", ""
         if leader == self.rank:
             try:
@@ -122,8 +127,9 @@ class Federation:
         return rows
 
     def _host_rows(self, places: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
-        """The rows of this worker's place in the machine's memory, in which all places stand one after another."""
-        counts = {place: self._num_rows(places, place) for place in places}
+        """The rows of this worker's place in its node's memory, in which that one's places stand one after another."""
+        here = [place for place, node in zip(places, self._nodes, strict=True) if node == self._nodes[self.rank]]
+        counts = {place: self._num_rows(places, place) for place in here}
         everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
         if self._gpu is not None:
             self.note += ", pinned" if cuda_memory.pin(everything, self._gpu) else ", which can't be pinned either"
@@ -171,6 +177,14 @@ class Federation:
         """Until this worker's GPU has done what it was told."""
         if self._gpu is not None:
             torch.cuda.synchronize(self._gpu)
+
+    def share_state(self) -> None:
+        """Give worker 0's `state` to all places."""
+        self.wait()
+        if self._leaders is not None and self.is_leader:
+            with self._collective():
+                dist.broadcast(self.state, 0, group=self._leaders)
+        self.wait()
 
     def home(self, device: torch.device) -> torch.Tensor:
         """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""

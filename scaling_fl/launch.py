@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from scaling_fl import signals
+from scaling_fl import signals, team
 from scaling_fl.child import Child, OnEvent
 from scaling_fl.config import Config
 from scaling_fl.errors import JobFailed, PeerLost
+from scaling_fl.link import ALONE, Link, Peer
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Event, Plan
 
@@ -34,6 +35,8 @@ SETTINGS = {
     # What one step frees the next one takes, instead of new pages from the system.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    # Addresses without a name are no news.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
 
@@ -42,8 +45,8 @@ def begin() -> None:
     _fork_server()
 
 
-def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:
-    """Run the preparation child. Raises `UserError` on bad input, `JobFailed` on any other failure."""
+def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) -> Plan:
+    """Run the preparation child, on every node. Raises `UserError` on bad input, `JobFailed` on any other failure."""
     plans: list[Plan] = []
 
     def keep_plan(event: Event) -> None:
@@ -52,17 +55,19 @@ def prepare(config: Config, folder: str, on_event: OnEvent) -> Plan:
         else:
             on_event(event)
 
-    run("scaling_fl.prepare:prepare", [(config, folder)], ["the preparation"], folder, keep_plan, config.stall_timeout)
-    return plans[0]
+    job = (config, folder, link.node.count > 1)
+    run("scaling_fl.prepare:prepare", [job], ["the preparation"], folder, keep_plan, config.stall_timeout, link)
+    return team.join(plans[0], link)
 
 
-def train(plan: Plan, on_event: OnEvent) -> None:
-    """Run one worker per site until all are done. Raises `JobFailed` with the first failure."""
+def train(plan: Plan, on_event: OnEvent, link: Link = ALONE) -> None:
+    """Run this node's workers until all are done. Raises `JobFailed` with the first failure."""
     memory = SharedMemory()
     try:
-        jobs = [(plan, rank, memory) for rank in range(len(plan.devices))]
+        jobs = [(plan, rank, memory) for rank in plan.ranks_here]
+        names = [plan.worker_name(rank) for rank in plan.ranks_here]
         with signals.asking_first():
-            run("scaling_fl.worker:work", jobs, plan.worker_names(), plan.folder, on_event, plan.config.stall_timeout)
+            run("scaling_fl.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link)
     finally:
         memory.close()
 
@@ -74,12 +79,14 @@ def run(
     folder: str,
     on_event: OnEvent,
     stall_timeout: float = 600.0,
+    link: Link = ALONE,
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have ended well.
 
     `names` stand in messages; `folder` is removed by a child that finds the launcher dead. A child without progress
     for `stall_timeout` seconds counts as failed. Raises the failure of the child that failed first, after all others
-    were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published.
+    were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published. With other
+    nodes at `link`, what happens there counts as if it happened here.
     """
     context = _fork_server()
     children: list[Child] = []
@@ -90,7 +97,8 @@ def run(
                     children.append(Child(context, target, job, name, folder, stall_timeout))
                 except (EOFError, ConnectionError) as error:
                     raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
-        failure = _watch(children, on_event, stall_timeout)
+        link.begin()
+        failure = _watch(children, link, on_event, stall_timeout)
     finally:
         with signals.deferred():
             for child in children:
@@ -134,8 +142,10 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _watch(children: list[Child], on_event: OnEvent, stall_timeout: float) -> Exception | None:
-    """Pass events on until all children have ended, or one has failed. Returns the first failure's cause.
+def _watch(children: list[Child], link: Link, on_event: OnEvent, stall_timeout: float) -> Exception | None:
+    """Pass events on until all children, here and on other nodes, have ended, or one has failed.
+
+    Returns the first failure's cause.
 
     When a worker dies, the others' connections to it break, and may be reported before its death is seen: after
     a broken connection the others are heard for a moment, and it gives way to any other cause.
@@ -149,40 +159,39 @@ def _watch(children: list[Child], on_event: OnEvent, stall_timeout: float) -> Ex
             raise KeyboardInterrupt
         on_event(event)
 
-    while running := [child for child in children if not child.ended]:
+    told = False  # the others that this node has done its part
+    members: list[Child | Peer] = [*children, *link.peers]
+    while running := [member for member in members if not member.ended]:
         signals.check()
         if signals.asked() and stop_by is None:
             stop_by = time.monotonic() + signals.patience()
             on_event({"event": "said", "text": "stopping: the last complete round is published first"})
-            with contextlib.suppress(OSError):  # it is ending by itself
-                running[0].connection.send("stop")
+            if not link.ask_to_stop():
+                with contextlib.suppress(OSError):  # it is ending by itself
+                    children[0].connection.send("stop")
         if stop_by is not None and time.monotonic() > stop_by:
             raise KeyboardInterrupt
         timeout = min(1.0, stall_timeout / 5) if deadline is None else max(0.0, deadline - time.monotonic())
         waiting_since = time.monotonic()
-        ready = wait([signals.wakeup, *(source for child in running for source in child.sources())], timeout)
+        ready = wait([signals.wakeup, *(source for member in running for source in member.sources())], timeout)
         if not ready and deadline is not None:
             break
         if time.monotonic() - waiting_since > timeout + stall_timeout / 5:  # this process was stopped, and they with it
-            for child in running:
-                child.progress_at = child.sign_at = time.monotonic()
-        for child in running:
-            child.receive(handle)
-            if isinstance(child.failure, PeerLost):
-                lost = lost or child.failure
+            for member in running:
+                member.progress_at = member.sign_at = time.monotonic()
+        for member in running:
+            member.receive(handle)
+            if isinstance(member.failure, PeerLost):
+                lost = lost or member.failure
                 deadline = deadline or time.monotonic() + _GRACE
-            elif child.failure is not None:
-                return child.failure
-        hanging = [child for child in running if not child.ended and child.hangs(stall_timeout)]
-        if hanging or (len(running) > 1 and all(child.waits_for_nobody(stall_timeout) for child in running)):
-            return _hung(hanging or running, on_event, stall_timeout)
+            elif member.failure is not None:
+                return member.failure
+        if not told and all(child.ended for child in children):
+            link.done()
+            told = True
+        hanging = [member for member in running if not member.ended and member.hangs(stall_timeout)]
+        link.waits = all(child.waits_for_nobody(stall_timeout) for child in children)
+        if hanging or (len(running) > 1 and all(member.waits_for_nobody(stall_timeout) for member in running)):
+            longest = min(hanging or running, key=lambda member: member.progress_at)
+            return longest.hung(stall_timeout, on_event)
     return lost
-
-
-def _hung(children: list[Child], on_event: OnEvent, stall_timeout: float) -> Exception:
-    """The failure of the child that has been without progress for longest."""
-    child = min(children, key=lambda child: child.progress_at)
-    return JobFailed(
-        f"{child.name} made no progress for {stall_timeout:.0f} s and counts as hung (if that can be: raise "
-        f"stall_timeout). {child.stack(on_event) or 'It is stopped, and tells nothing.'}"
-    )

@@ -50,6 +50,13 @@ class Plan:
     best: Best | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
     reported: bool = False  # whether they are all; if not, that round is still to be evaluated
+    digests: dict[str, str] = field(default_factory=dict)  # of what all nodes must have alike
+    port: int = 0  # where node 0's workers could meet the others'
+    # With several nodes:
+    nodes: tuple[int, ...] = ()  # per worker
+    node: int = 0  # this one
+    rendezvous: str = ""  # where workers meet; else in the work folder
+    interface: str | None = None  # the network's, over which the others are reached
 
     @property
     def num_sites(self) -> int:
@@ -61,11 +68,14 @@ class Plan:
         everyone = cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
         return everyone and self.config.baseline != "centralised"
 
-    def worker_names(self) -> list[str]:
-        """What workers are called in messages."""
-        return [
-            f"{'site' if self.one_each else 'worker'} {rank} ({device})" for rank, device in enumerate(self.devices)
-        ]
+    @property
+    def ranks_here(self) -> list[int]:
+        """The workers of this node."""
+        return [rank for rank in range(len(self.devices)) if not self.nodes or self.nodes[rank] == self.node]
+
+    def worker_name(self, rank: int) -> str:
+        """What a worker is called in messages."""
+        return f"{'site' if self.one_each else 'worker'} {rank} ({self.devices[rank]})"
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round in which it takes part."""

@@ -7,8 +7,10 @@ workers open: token stores, shards, the model's architecture and tokenizer, and 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import platform
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,7 @@ from scaling_fl.site import precision
 COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
 
 
-def prepare(send: Send, config: Config, folder: str) -> None:
+def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False) -> None:
     """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
     models.quiet()
     send.waiting = True  # for a download, perhaps: it may be long without a word
@@ -129,6 +131,8 @@ def prepare(send: Send, config: Config, folder: str) -> None:
                 best=best,
                 metrics=metrics,
                 reported=reported,
+                digests=_digests(work, digest, initial) if several_nodes and not finished else {},
+                port=_free_port() if several_nodes else 0,
             ),
         }
     )
@@ -224,6 +228,31 @@ def _cores() -> int:
 def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
     return int((tokens.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())
+
+
+def _digests(work: Path, data: str, initial: state_file.Arrays) -> dict[str, str]:
+    """SHA-256 of what all nodes of a job must have alike."""
+
+    def of(*arrays: Any) -> str:
+        whole = hashlib.sha256()
+        for array in arrays:
+            whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return whole.hexdigest()
+
+    files = {name: np.load(work / name) for name in ("shards.npy", "bounds.npy", "held_back.npy")}
+    tokens_of = [sorted((work / name).iterdir()) for name in ("train", "test")]
+    return {
+        "data": data,
+        "shards": of(*files.values()),
+        "tokens": of(*(np.fromfile(path, np.uint8) for paths in tokens_of for path in paths)),
+        "models": of(*(initial[name] for name in sorted(initial))),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def _is_exported(checkpoints: checkpoint.Checkpoints, round_: int) -> bool:

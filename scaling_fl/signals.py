@@ -68,6 +68,17 @@ def asked() -> bool:
     return bool(_received)
 
 
+def pass_on(number: int) -> None:
+    """Another node was asked to end: it counts as if this one had been, but never as a second time."""
+    if not _received:
+        _received.append(number)
+
+
+def received() -> int:
+    """The signal that asked first."""
+    return _received[0] if _received else int(signal.SIGINT)
+
+
 def patience() -> float:
     """Seconds that the end may take: a user who can ask again has all the time."""
     return float("inf") if _received[0] == signal.SIGINT else _PREEMPTION
@@ -75,4 +86,4 @@ def patience() -> float:
 
 def exit_status() -> int:
     """The shell's status for an end by signal. Above 128, which clusters take for "start it again"."""
-    return 128 + (_received[0] if _received else signal.SIGINT)
+    return 128 + received()

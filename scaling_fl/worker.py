@@ -25,6 +25,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
     models.quiet()
     torch.set_num_threads(plan.threads)
+    rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -38,7 +39,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
     optimiser, shards = server.optimiser(plan.config), Shards(folder)
     federation = Federation(
-        rank, plan.devices, Layout(module).size, memory, folder / "rendezvous", optimiser.num_moments, on_wait,
+        rank, plan.devices, Layout(module).size, memory, rendezvous, optimiser.num_moments, on_wait,
+        nodes=plan.nodes, interface=plan.interface,
         exact=plan.config.exact_sum, single=cohort.single(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip
     if rank == 0 and federation.note:
@@ -49,11 +51,11 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         torch.cuda.empty_cache()  # where the parameters were before
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
-    if federation.is_leader:
+    if rank == 0 or (federation.is_leader and not plan.nodes):
         server.fill(model, federation.state, TensorFiles(folder / "state.safetensors"))
     else:
         model.fill_integers(TensorFiles(folder / "state.safetensors"))
-    federation.wait()  # nobody trains before the state is in place
+    federation.share_state() if plan.nodes else federation.wait()  # nobody trains before the state is in place
     state = ServerState(
         federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:], results=dict(plan.metrics)
     )

@@ -39,13 +39,14 @@ from sacred.config import load_config_file  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
-from scaling_fl import machine, signals  # noqa: E402
+from scaling_fl import machine, nodes, signals, team  # noqa: E402
 from scaling_fl.checkpoint import Checkpoints  # noqa: E402
 from scaling_fl.command_line import NAMED_CONFIGS, keep_text  # noqa: E402
 from scaling_fl.config import Config  # noqa: E402
 from scaling_fl.console import Console  # noqa: E402
-from scaling_fl.errors import JobFailed, UserError  # noqa: E402
+from scaling_fl.errors import JobFailed, NodeLost, UserError  # noqa: E402
 from scaling_fl.lease import Lease  # noqa: E402
+from scaling_fl.link import ALONE, Link  # noqa: E402
 from scaling_fl.plan import Event, Plan  # noqa: E402
 from scaling_fl.tracking import events, mongo  # noqa: E402
 from scaling_fl.tracking.places import Places  # noqa: E402
@@ -81,6 +82,7 @@ class Session:
         self.places = Places([RUNS])
         self.plan: Plan | None = None
         self.lease: Lease | None = None
+        self.link: Link = ALONE
         self.tracker: Tracker | None = None
         self.written: dict[str, str] = {}  # what is where, for the user
 
@@ -108,9 +110,14 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        session.link.end_with(error)
         raise Refused(error) from error
     except JobFailed as error:
+        session.link.end_with(error)
         raise Failed(error) from error
+    except KeyboardInterrupt as error:
+        session.link.end_with(error)
+        raise
     finally:
         session.console.close()  # before Sacred prints the error
 
@@ -157,10 +164,13 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
-        history = _alone(checked)
+        session.link = Link(nodes.this(os.environ), session.console.line)
+        session.resources.callback(session.link.close)
+        checked = team.agree(checked, session.link)
+        history = _alone(checked) if session.link.node.rank == 0 else None
         plan = session.plan = _prepared(checked)
         if plan.finished:
-            folder = str(checked.checkpoints_dir).rstrip("/")
+            folder = str(checked.checkpoints_dir or "node 0's checkpoints_dir").rstrip("/")
             model = f"the model is in {folder}/model" if checked.has_global_model else f"checkpoints are in {folder}"
             session.console.line(
                 f"job {checked.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise "
@@ -200,7 +210,7 @@ def _alone(config: Config) -> Path | None:
 
 def _prepared(config: Config) -> Plan:
     folder = session.resources.enter_context(machine.work_folder())
-    return launch.prepare(config, folder, session.console.event)
+    return launch.prepare(config, folder, session.console.event, session.link)
 
 
 @experiment.main
@@ -224,11 +234,12 @@ def train(_run: Run) -> None:
     with _clear_errors():
         for attempt in itertools.count(1):
             try:
-                launch.train(plan, on_event)
+                launch.train(plan, on_event, session.link)
                 break
             except JobFailed as error:
-                if attempt > plan.config.max_restarts:
+                if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
                     raise
+                session.link.end_with(error)
                 console.close()
                 console.line(
                     f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"

@@ -124,7 +124,7 @@ def worker(
     """A worker that hosts its share of the sites; `module` gives the initial server state."""
     num_moments = server.optimiser(config).num_moments
     federation = Federation(
-        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), folder / "rendezvous", num_moments,
+        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
         exact=config.exact_sum, single=cohort.single(config, len(shards), num_workers),
     )  # fmt: skip
     home = resident(folder, config, module, federation.home(torch.device("cpu")))

@@ -25,7 +25,7 @@ def aggregate(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
 ) -> dict[str, Any]:
     federation_module._PIECE = dict.fromkeys(federation_module._PIECE, 100)
-    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous", exact=exact, single=False)
+    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -93,7 +93,7 @@ def lone(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
 ) -> np.ndarray:
     """Worker N has the site `order[N]`, whose delta it trained within its row."""
-    federation = Federation(rank, places, SIZE, memory, folder / "rendezvous", exact=True)
+    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
     total, site = federation.total(), order[rank]
     home = federation.home(torch.device("cpu"))
     home.copy_(torch.randn(SIZE, generator=torch.Generator().manual_seed(site)))
@@ -122,7 +122,7 @@ def diverge(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
 ) -> str:
     federation = Federation(
-        rank, ["cpu"] * num_workers, SIZE, memory, folder / "rendezvous", exact=exact, single=single
+        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=single
     )
     total = federation.total()
     delta = torch.ones(SIZE)
@@ -218,7 +218,7 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
 
 
 def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, folder / "rendezvous")
+    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
     federation.wait()
     if rank == 1:
         federation.leave()

@@ -1,0 +1,283 @@
+"""The line between the launchers of several nodes: who is there, do all have the same, is everyone alive.
+
+Each launcher has one connection to that of node 0, over which both send JSON lines, a sign of life every 2 s among them.
+Nothing that comes over it is ever unpickled.
+"""
+
+import contextlib
+import fcntl
+import json
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scaling_fl import signals
+from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.nodes import Node
+from scaling_fl.plan import Event
+
+_SIGN = 2.0  # seconds between signs of life
+LOST = 10.0  # seconds without one, after which a node is lost
+_MEETING = 1800.0  # seconds in which all nodes must have come: clusters start them one after another
+_LONGEST = 2**24  # bytes of a message
+
+Say = Callable[[str], None]
+
+
+class Peer:
+    """Another node's launcher; to this one's watch it is one more child."""
+
+    def __init__(self, connection: socket.socket, name: str):
+        connection.settimeout(5.0)  # who doesn't even read is lost, and must not hold this node up
+        self.name = name
+        self.failure: Exception | None = None
+        self.progress_at = self.sign_at = time.monotonic()
+        self.done, self.phase = 0, 0  # the last phase that it has done, and that this node is in
+        self.waits = False  # whether none of its workers gets on
+        self.values: list[Any] = []
+        self._socket, self._turn, self._rest = connection, threading.Lock(), b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has done its part of this phase."""
+        return self.done >= self.phase
+
+    def sources(self) -> list[Any]:
+        """What to wait for."""
+        return [self._socket]
+
+    def tell(self, kind: str, value: Any = None) -> None:
+        """Send it a message. That it is gone shows elsewhere."""
+        with contextlib.suppress(OSError), self._turn:
+            self._socket.sendall(json.dumps([kind, value]).encode() + b"\n")
+
+    def receive(self, on_event: Callable[[Event], None]) -> None:
+        """Handle all that has arrived."""
+        while select.select([self._socket], [], [], 0)[0]:
+            try:
+                data = self._socket.recv(2**16)
+            except OSError:
+                data = b""
+            if not data or len(self._rest) > _LONGEST:
+                self.failure = self.failure or NodeLost(f"{self.name} is lost: its launcher closed the connection")
+                return
+            self.progress_at = time.monotonic()
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                kind, value = json.loads(line)
+                self._handle(kind, value, on_event)
+
+    def _handle(self, kind: str, value: Any, on_event: Callable[[Event], None]) -> None:
+        match kind:
+            case "alive":
+                self.waits = bool(value)
+            case "value":
+                self.values.append(value)
+            case "done":
+                self.done = value
+            case "failed" | "refused" if value[0] >= self.phase:  # not what was over when this node began again
+                self.failure = self.failure or (UserError if kind == "refused" else JobFailed)(value[1])
+            case "stop":
+                signals.pass_on(value)
+            case "stopped":
+                signals.pass_on(value)
+                on_event({"event": "stopped"})
+
+    def hangs(self, stall_timeout: float) -> bool:
+        """Whether it has given no sign of life for too long."""
+        return time.monotonic() - self.progress_at > LOST
+
+    def waits_for_nobody(self, stall_timeout: float) -> bool:
+        """Whether that is so of all its workers."""
+        return self.waits
+
+    def hung(self, stall_timeout: float, on_event: Callable[[Event], None]) -> Exception:
+        """What its silence means."""
+        return NodeLost(f"{self.name} is lost: no sign of life from it for {LOST:.0f} s")
+
+    def end(self) -> None:
+        """Let go of it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class Link:
+    """This node's connections: to all others from node 0, to node 0 from the others. Alone: none."""
+
+    def __init__(self, node: Node, say: Say):
+        """Meet the others. Raises `UserError` where that can't be."""
+        self.node, self.peers, self.addresses = node, list[Peer](), [""]
+        self._closed = threading.Event()
+        self.waits = False  # whether none of this node's workers gets on
+        if node.count > 1:
+            self.addresses = self._listen(say) if node.rank == 0 else self._call(say)
+            threading.Thread(target=self._give_signs, daemon=True).start()
+
+    def _listen(self, say: Say) -> list[str]:
+        node, deadline = self.node, time.monotonic() + _MEETING
+        try:
+            server = socket.create_server(("", node.port), reuse_port=False)
+        except OSError as error:
+            raise UserError(
+                f"MASTER_PORT={node.port}: node 0 can't listen there ({error}); give another one"
+            ) from error
+        found: dict[int, tuple[Peer, str]] = {}
+        own = ""
+        with server:
+            server.settimeout(1.0)
+            said = 0.0
+            while len(found) < node.count - 1:
+                missing = [str(rank) for rank in range(1, node.count) if rank not in found]
+                if time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    say(f"node 0 of {node.count} waits at port {node.port} for node {', '.join(missing)}")
+                if time.monotonic() > deadline:
+                    for peer, _ in found.values():
+                        peer.tell("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
+                    raise UserError(
+                        f"node {', '.join(missing)} of {node.count} didn't come within {_MEETING / 60:.0f} minutes; is the "
+                        "command running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
+                    )
+                signals.check()
+                try:
+                    connection, (host, *_) = server.accept()
+                except TimeoutError:
+                    continue
+                rank, refusal = self._greet(connection, found)
+                peer = Peer(connection, f"node {rank} ({host})")
+                if refusal:
+                    say(f"note: a node at {host} is refused: {refusal}")
+                    peer.tell("refused", [0, refusal])
+                    peer.end()
+                elif rank is not None:
+                    found[rank] = peer, host
+                    own = connection.getsockname()[0]
+        self.peers = [found[rank][0] for rank in sorted(found)]
+        for peer in self.peers:
+            peer.progress_at = time.monotonic()
+            peer.tell("value", "welcome")
+        return [own, *(found[rank][1] for rank in sorted(found))]
+
+    def _greet(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
+        """The rank that a caller says it has, and why it can't be let in; neither where it is no launcher."""
+        connection.settimeout(5.0)
+        try:
+            kind, rank, count = json.loads(connection.makefile("rb").readline(200))
+        except (OSError, ValueError, TypeError):
+            connection.close()
+            return None, ""
+        if kind != "scaling_fl" or type(rank) is not int:
+            return None, "it speaks another version"
+        if count != self.node.count:
+            return rank, f"WORLD_SIZE={count} there, and {self.node.count} at node 0; give all nodes the same"
+        if not 1 <= rank < self.node.count:
+            return rank, f"RANK={rank}: node 0 is here; give each node its own, from 1 to {self.node.count - 1}"
+        if rank in found:
+            return rank, f"RANK={rank}: the node at {found[rank][1]} has it already; give each node its own"
+        return rank, ""
+
+    def _call(self, say: Say) -> list[str]:
+        node, deadline, said = self.node, time.monotonic() + _MEETING, 0.0
+        where = f"node 0 at {node.address}:{node.port}"
+        while True:
+            signals.check()
+            try:
+                connection = socket.create_connection((node.address, node.port), timeout=5)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{where} doesn't answer ({error}); is the command running there, and are MASTER_ADDR and "
+                        "MASTER_PORT its own?"
+                    ) from error
+                if time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    say(f"node {node.rank} of {node.count} waits for {where}")
+                time.sleep(0.5)
+        connection.sendall(json.dumps(["scaling_fl", node.rank, node.count]).encode() + b"\n")
+        self.peers = [Peer(connection, f"node 0 ({connection.getpeername()[0]})")]
+        self._wait_for_values(deadline)
+        return [connection.getpeername()[0]]
+
+    def _give_signs(self) -> None:
+        while not self._closed.wait(_SIGN):
+            for peer in self.peers:
+                peer.tell("alive", self.waits)
+
+    def interface(self) -> str | None:
+        """The network interface over which the others are reached; None where the system doesn't say."""
+        own = self.addresses[0] if self.node.rank == 0 else self.peers[0].sources()[0].getsockname()[0]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # it has no IPv4 address
+                    answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+                    if socket.inet_ntoa(answer[20:24]) == own.removeprefix("::ffff:"):
+                        return name
+        return None
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The values (plain JSON) of all nodes, by rank, on every node. Raises what another node ends with."""
+        if self.node.count == 1:
+            return [value]
+        if self.node.rank > 0:
+            self.peers[0].tell("value", value)
+            (everything,) = self._wait_for_values()
+            return list(everything)
+        everything = [value, *self._wait_for_values()]
+        for peer in self.peers:
+            peer.tell("value", everything)
+        return everything
+
+    def _wait_for_values(self, deadline: float = float("inf")) -> list[Any]:
+        """The next value of each peer."""
+        while not all(peer.values for peer in self.peers):
+            signals.check()
+            select.select([source for peer in self.peers for source in peer.sources()], [], [], 1.0)
+            for peer in self.peers:
+                peer.receive(lambda event: None)
+                if not peer.values and (peer.failure or (peer.hangs(0) and deadline == float("inf"))):
+                    raise peer.failure or peer.hung(0, lambda event: None)
+        return [peer.values.pop(0) for peer in self.peers]
+
+    def begin(self) -> None:
+        """A phase begins, which has ended when all nodes have done their part."""
+        for peer in self.peers:
+            peer.phase += 1
+            peer.values.clear()
+            if not isinstance(peer.failure, NodeLost):
+                peer.failure = None
+
+    def done(self) -> None:
+        """This node has done its part of the phase."""
+        for peer in self.peers:
+            peer.tell("done", peer.phase)
+
+    def ask_to_stop(self) -> bool:
+        """Have node 0 see to it that the job ends. False: this is node 0."""
+        if self.node.rank > 0:
+            self.peers[0].tell("stop", signals.received())
+        return self.node.rank > 0
+
+    def end_with(self, error: BaseException) -> None:
+        """Tell the others why this node ends. What it heard from one of them is passed on as it is."""
+        for peer in self.peers:
+            if isinstance(error, KeyboardInterrupt):
+                peer.tell("stopped", signals.received())
+            else:
+                heard = any(error is other.failure for other in self.peers)
+                said = str(error) if heard else f"on node {self.node.rank} ({socket.gethostname()}): {error}"
+                peer.tell("refused" if isinstance(error, UserError) else "failed", [peer.phase, said])
+
+    def close(self) -> None:
+        """Let go of the others."""
+        self._closed.set()
+        for peer in self.peers:
+            peer.end()
+
+
+ALONE = Link(Node(), print)

@@ -1,0 +1,78 @@
+"""Which node of how many this machine is, as its cluster tells in the environment."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scaling_fl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine, or container, of a job: number `rank` of `count`. Node 0 listens at `address`, `port`."""
+
+    rank: int = 0
+    count: int = 1
+    address: str = ""
+    port: int = 29500
+
+
+def this(environ: Mapping[str, str]) -> Node:
+    """What this node is, from the first of these that says anything; one node alone where none does.
+
+    Vertex AI (`CLUSTER_SPEC`), Kubeflow (`PET_NNODES`, `PET_NODE_RANK`, …), torchrun with one process per node, the plain
+    `WORLD_SIZE` (of nodes), `RANK`, `MASTER_ADDR`, `MASTER_PORT`. Raises `UserError` where they make no sense.
+    """
+    if int(environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
+        raise UserError(
+            f"LOCAL_WORLD_SIZE={environ['LOCAL_WORLD_SIZE']}: start one process per node (torchrun --nproc-per-node=1): "
+            "it starts one more for each entry of site_ids by itself"
+        )
+    if environ.get("CLUSTER_SPEC"):
+        node = _vertex(environ["CLUSTER_SPEC"])
+    elif environ.get("PET_NNODES"):
+        node = _variables(environ, "PET_NODE_RANK", "PET_NNODES", "PET_MASTER_ADDR", "PET_MASTER_PORT")
+    else:
+        node = _variables(environ, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if environ.get("TORCHELASTIC_RUN_ID"):  # torchrun itself listens at that port
+        node = dataclasses.replace(node, port=node.port + 1)
+    if not 0 <= node.rank < node.count:
+        raise UserError(
+            f"node {node.rank} of {node.count}: ranks go from 0 to {node.count - 1}; give each node its own"
+        )
+    return node
+
+
+def _vertex(text: str) -> Node:
+    """Pool 0 has one replica, the primary; other pools follow in the order of their numbers."""
+    try:
+        spec = json.loads(text)
+        pools = sorted(
+            (name, hosts) for name, hosts in spec["cluster"].items() if name.startswith("workerpool") and hosts
+        )
+        before = {name: sum(len(hosts) for _, hosts in pools[:number]) for number, (name, _) in enumerate(pools)}
+        host, _, port = pools[0][1][0].rpartition(":")
+        rank = before[spec["task"]["type"]] + int(spec["task"]["index"])
+        return Node(rank, sum(len(hosts) for _, hosts in pools), host, int(port))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"CLUSTER_SPEC={text!r}: it isn't what Vertex AI writes there ({type(error).__name__}: {error}); unset it, or "
+            "mend it"
+        ) from error
+
+
+def _variables(environ: Mapping[str, str], rank: str, count: str, address: str, port: str) -> Node:
+    def number(name: str, default: int) -> int:
+        text = environ.get(name) or str(default)
+        try:
+            return int(text)
+        except ValueError as error:
+            raise UserError(f"{name}={text!r}: expected a whole number") from error
+
+    node = Node(number(rank, 0), number(count, 1), environ.get(address) or "", number(port, 29500))
+    if node.count > 1 and not node.address:
+        raise UserError(f"{count}={node.count}: {address} must name node 0's host; set it on all nodes")
+    if node.count > 1 and not environ.get(rank):
+        raise UserError(f"{count}={node.count}: {rank} must say which node this is, from 0 to {node.count - 1}")
+    return node

@@ -1,0 +1,99 @@
+"""Machines of a network: namespaces of the system, each with an interface and an address of its own, on one bridge."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import SCRIPT, clean_environment
+
+PORT = 29500
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def missing() -> str:
+    """Why there can't be such a network here; empty if it can be."""
+    name = f"sf{os.getpid()}probe"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "del", name)
+    except FileNotFoundError:
+        return "the command `ip` is missing (Debian: apt-get install iproute2)"
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces can't be made here: {error.stderr.strip()}"
+    return ""
+
+
+class Machine:
+    """One of them; number N has the address 10.77.0.(N + 1)."""
+
+    def __init__(self, number: int, switch: str, folder: Path):
+        self.number, self.address = number, f"10.77.0.{number + 1}"
+        self.namespace, self._switch, self._port = f"sf{os.getpid()}m{number}", switch, f"port{number}"
+        self.folder = folder / f"machine{number}"
+        (self.folder / "tmp").mkdir(parents=True)
+        _ip("netns", "add", self.namespace)
+        _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        _ip("-n", switch, "link", "set", self._port, "master", "bridge", "up")
+        for words in (
+            ["addr", "add", f"{self.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["link", "set", "lo", "up"]
+        ):  # fmt: skip
+            _ip("-n", self.namespace, *words)
+
+    def start(self, *arguments: str, count: int, rank: int | None = None, **environ: str) -> "subprocess.Popen[str]":
+        """The command, as node `rank` (this machine's number) of `count`."""
+        plain = {
+            "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
+            "RANK": str(self.number if rank is None else rank), "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, sys.executable, str(SCRIPT), "with", *arguments],
+            cwd=self.folder, env=clean_environment() | plain | environ, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def cut(self, up: bool = False) -> None:
+        """Take the machine off the network, or connect it again."""
+        _ip("-n", self._switch, "link", "set", self._port, "up" if up else "down")
+
+    def slow_down(self, *how: str) -> None:
+        """Have the traffic control of the system limit what the machine sends."""
+        words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *how]
+        subprocess.run(words, check=True, capture_output=True)
+
+    def sent(self) -> int:
+        """Bytes that it has sent so far."""
+        found: list[dict[str, Any]] = json.loads(_ip("-n", self.namespace, "-s", "-j", "link", "show", "eth0"))
+        return int(found[0]["stats64"]["tx"]["bytes"])
+
+    def close(self) -> None:
+        for pid in _ip("netns", "pids", self.namespace).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _ip("netns", "del", self.namespace)
+
+
+@contextlib.contextmanager
+def network(count: int, folder: Path) -> Iterator[list[Machine]]:
+    """So many machines; with all that runs on them, they go at the end."""
+    switch = f"sf{os.getpid()}switch"  # a namespace as well: no firewall of this machine's has a say in it
+    _ip("netns", "add", switch)
+    machines: list[Machine] = []
+    try:
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for number in range(count):
+            machines.append(Machine(number, switch, folder))
+        yield machines
+    finally:
+        for machine in machines:
+            machine.close()
+        _ip("netns", "del", switch)

@@ -1,0 +1,242 @@
+"""A job on several machines with addresses of their own: the same result as on one, and no machine left waiting."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaling_fl import state_file
+from tests import builders
+from tests.nodes.network import Machine, missing, network
+from tests.scripts.test_train_federated import start, wait_for_row
+
+pytestmark = pytest.mark.nodes
+SITES = ("[-1,-1]", "[-1]", "[-1,-1,-1]")  # of each machine
+Process = subprocess.Popen
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each machine has a copy of."""
+    folder = tmp_path_factory.mktemp("files")
+    builders.write_csv(folder / "train.csv", 59)
+    builders.write_csv(folder / "t.csv", 23, 1)
+    builders.pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[list[Machine]]:
+    if why := missing():
+        pytest.skip(why)
+    with network(3, tmp_path) as found:
+        yield found
+
+
+def keys(files: Path, *more: str) -> list[str]:
+    return [
+        "num_rounds=3", "num_local_epochs=2", "task_name=csv", f"train_path={files}/train.csv", f"test_path={files}/t.csv",
+        "text_column=body", "label_column=topic", f"model={files}/model", "batch_size=4", "max_seq_len=16",
+        "learning_rate=0.01", "threads_per_site=1", "job_name=news", "checkpoints_dir=out", *more,
+    ]  # fmt: skip
+
+
+def begin(machines: Sequence[Machine], files: Path, *more: str, **environ: str) -> list["Process[str]"]:
+    return [
+        machine.start(*keys(files, *more), f"site_ids={SITES[machine.number]}", count=len(machines), **environ)
+        for machine in machines
+    ]
+
+
+def end(processes: Sequence["Process[str]"], seconds: float = 90) -> list[str]:
+    """Their output, once all have ended."""
+    deadline = time.monotonic() + seconds
+    return [process.communicate(timeout=max(0.1, deadline - time.monotonic()))[0] for process in processes]
+
+
+def state(folder: Path, round_: int = 3, name: str = "out") -> dict[str, Any]:
+    return dict(state_file.read_state(folder / name / f"round-{round_:06d}.safetensors")[0])
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        assert np.array_equal(array, b[name]), name
+
+
+@pytest.fixture(scope="module")
+def on_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The state of the same six sites on one machine."""
+    folder = tmp_path_factory.mktemp("one")
+    words = ["with", *keys(files), "site_ids=[-1,-1,-1,-1,-1,-1]"]
+    process = start(folder, *words)
+    out = process.communicate(timeout=90)[0]
+    assert process.returncode == 0, out
+    return state(folder)
+
+
+def test_six_sites_on_three_machines_are_six_sites_on_one(
+    machines: list[Machine], files: Path, on_one: dict[str, Any]
+) -> None:
+    """Node 1 comes late; a network of 100 Mbit/s is slow, and changes nothing. Then all is done, and is said to be."""
+    for machine in machines:
+        machine.slow_down("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
+    first, third = (
+        machine.start(*keys(files), f"site_ids={SITES[machine.number]}", count=3)
+        for machine in (machines[0], machines[2])
+    )
+    time.sleep(4)
+    second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3)
+    outputs = end([first, second, third])
+    assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
+    assert "waits at port 29500 for node 1" in outputs[0]
+    assert "6 sites on 3 nodes (2 of the processes here) on cpu" in outputs[0]
+    assert "this is node 1: node 0 shows the rounds" in outputs[1]
+    assert_same(state(machines[0].folder), on_one)
+    assert not (machines[1].folder / "out").exists(), "node 0 keeps the checkpoints"
+    assert not (machines[1].folder / "runs").exists()
+
+    processes = begin(machines, files)
+    for output in end(processes):
+        assert "job news is finished" in output
+    assert [process.returncode for process in processes] == [0, 0, 0]
+
+
+def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(
+    machines: list[Machine], files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    per_round = []
+    for sites in (("[-1]", "[-1]", "[-1]"), SITES):
+        processes = [
+            machine.start(
+                *keys(files, "num_rounds=12", "eval_every=100", f"job_name=n{len(sites[2])}", f"checkpoints_dir=out{len(sites[2])}", "model=tiny"),
+                f"site_ids={sites[machine.number]}", count=3,
+            )
+            for machine in machines
+        ]  # fmt: skip
+        text = wait_for_row(processes[0], 2)
+        before = [machine.sent() for machine in machines]
+        wait_for_row(processes[0], 11, text)
+        per_round.append([(after.sent() - sent) / 9 for after, sent in zip(machines, before, strict=True)])
+        end(processes)
+    size = sum(
+        array.size
+        for name, array in state(machines[0].folder, 12, f"out{len(SITES[2])}").items()
+        if array.dtype == np.float32
+    )
+    ring = 2 * 2 / 3 * 8 * size  # of 64-bit numbers, between three leaders
+    with capsys.disabled():
+        for sites, sent in zip((3, 6), per_round, strict=True):
+            print(
+                f"\n{sites} sites on 3 nodes: {[round(value) for value in sent]} bytes sent a round; a ring's sum: {ring:.0f}"
+            )
+    for sent in per_round:
+        assert max(sent) < 1.1 * ring, "and what headers and control cost"
+    assert sum(per_round[1]) < 1.02 * sum(per_round[0]), "twice the sites send no more"
+
+
+@pytest.mark.parametrize("what", ["killed", "cut off"])
+def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
+    machines: list[Machine], files: Path, on_one: dict[str, Any], what: str
+) -> None:
+    processes = begin(machines, files, "num_rounds=999")
+    wait_for_row(processes[0], 3)
+    lost = time.monotonic()
+    if what == "killed":
+        os.killpg(processes[2].pid, signal.SIGKILL)
+    else:
+        machines[2].cut()
+    outputs = end(processes, 30)
+    assert time.monotonic() - lost < 20
+    assert "node 2 (10.77.0.3) is lost: " in outputs[0].splitlines()[-2]
+    assert "node 2 (10.77.0.3) is lost: " in outputs[1]
+    assert [process.returncode for process in processes[:2]] == [1, 1]
+    if what == "cut off":
+        assert processes[2].returncode == 1
+        assert "node 0 (10.77.0.1) is lost: no sign of life from it for 10 s" in outputs[2]
+    machines[2].cut(up=True)
+    for path in (machines[0].folder / "out").glob("round-*"):
+        if path.name > "round-000002":
+            path.unlink()
+    again = begin(machines, files)
+    outputs = end(again)
+    assert [process.returncode for process in again] == [0, 0, 0], "\n".join(outputs)
+    assert "resumes after round" in outputs[0] or "round    loss" in outputs[0]
+
+
+def test_a_site_that_fails_on_another_machine_is_named_here(machines: list[Machine], files: Path) -> None:
+    processes = begin(machines, files, "num_rounds=999")
+    wait_for_row(processes[0], 1)
+    os.kill(worker_on(machines[2]), signal.SIGKILL)
+    outputs = end(processes, 30)
+    assert [process.returncode for process in processes] == [1, 1, 1]
+    for output in outputs[:2]:
+        assert "on node 2 (" in output
+        assert "ended: killed by SIGKILL" in output
+
+
+def worker_on(machine: Machine) -> int:
+    """A site's process: those have most threads."""
+    pids = subprocess.check_output(["ip", "netns", "pids", machine.namespace], text=True).split()
+    return int(max(pids, key=lambda pid: len(list(Path(f"/proc/{pid}/task").iterdir()))))
+
+
+def test_asked_on_any_machine_all_stop_and_what_is_complete_is_published(machines: list[Machine], files: Path) -> None:
+    processes = begin(machines, files, "num_rounds=999", "checkpoint_every=500")
+    wait_for_row(processes[0], 2)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = end(processes, 30)
+    assert [process.returncode for process in processes] == [143, 143, 143], "\n".join(outputs)
+    assert len(list((machines[0].folder / "out").glob("round-*"))) == 1
+
+
+def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], files: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for path in files.iterdir():
+        (others / path.name).symlink_to(path)
+    (others / "train.csv").unlink()
+    builders.write_csv(others / "train.csv", 58)
+    processes = [
+        machine.start(*keys(others if machine.number == 1 else files), f"site_ids={SITES[machine.number]}", count=3)
+        for machine in machines
+    ]
+    outputs = end(processes)
+    assert [process.returncode for process in processes] == [1, 1, 1]
+    for output in outputs:
+        assert "node 1 and node 0 have different data (digest " in output
+        assert "Traceback" not in output
+    assert not (machines[0].folder / "runs").exists()
+
+    processes = begin(machines[:1], files, WORLD_SIZE="3")
+    twins = [machines[1].start(*keys(files), "site_ids=[-1]", count=3) for _ in range(2)]
+    while all(process.poll() is None for process in twins):
+        time.sleep(0.05)
+    refused = next(process for process in twins if process.poll() is not None)
+    assert refused.returncode == 1
+    assert "RANK=1: the node at 10.77.0.2 has it already; give each node its own" in refused.communicate()[0]
+    alien = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
+    assert "WORLD_SIZE=4 there, and 3 at node 0; give all nodes the same" in end([alien])[0]
+    wrong = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
+    assert "node 3 of 3: ranks go from 0 to 2" in end([wrong])[0]
+    other = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
+    outputs = end([*processes, *(twin for twin in twins if twin is not refused), other])
+    for output in outputs:
+        assert "node 2 and node 0 were told different things: learning_rate=0.5 and 0.01; give all the same" in output
+
+
+def test_sites_start_again_on_all_machines(machines: list[Machine], files: Path, on_one: dict[str, Any]) -> None:
+    processes = begin(machines, files, "max_restarts=2", "num_rounds=300")
+    text = wait_for_row(processes[0], 2)
+    os.kill(worker_on(machines[1]), signal.SIGKILL)
+    text = wait_for_row(processes[0], 4, text + "round    loss")
+    assert "restart 1 of 2, from the last checkpoint" in text
+    processes[0].send_signal(signal.SIGTERM)
+    end(processes, 30)
+    assert [process.returncode for process in processes] == [143, 143, 143]
