@@ -149,12 +149,15 @@ class Link:
                 except TimeoutError:
                     continue
                 rank, refusal = self._greet(connection, found)
+                if rank is None:  # it is no launcher
+                    connection.close()
+                    continue
                 peer = Peer(connection, f"node {rank} ({host})")
                 if refusal:
                     say(f"note: a node at {host} is refused: {refusal}")
                     peer.tell("refused", [0, refusal])
                     peer.end()
-                elif rank is not None:
+                else:
                     found[rank] = peer, host
                     own = connection.getsockname()[0]
         self.peers = [found[rank][0] for rank in sorted(found)]
@@ -164,15 +167,14 @@ class Link:
         return [own, *(found[rank][1] for rank in sorted(found))]
 
     def _greet(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
-        """The rank that a caller says it has, and why it can't be let in; neither where it is no launcher."""
+        """The rank that a caller says it has, if it is a launcher, and why it can't be let in."""
         connection.settimeout(5.0)
         try:
             kind, rank, count = json.loads(connection.makefile("rb").readline(200))
         except (OSError, ValueError, TypeError):
-            connection.close()
             return None, ""
         if kind != "scaling_fl" or type(rank) is not int:
-            return None, "it speaks another version"
+            return None, ""
         if count != self.node.count:
             return rank, f"WORLD_SIZE={count} there, and {self.node.count} at node 0; give all nodes the same"
         if not 1 <= rank < self.node.count:

@@ -161,6 +161,9 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         checked = Config.from_mapping(config)
         if command_name != train.__name__:
             return {}
+        if checked.checkpoints_dir is None and (place := os.environ.get("AIP_CHECKPOINT_DIR")):  # Vertex AI's
+            checked = dataclasses.replace(checked, checkpoints_dir=place)
+            session.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
