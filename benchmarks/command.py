@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ NO_MONGO = dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = [f"word{number}" for number in range(4000)]
 SHAPES: dict[str, Callable[[], Any]] = {
+    "BERT-tiny": lambda: transformers.BertConfig(  # 4.4 M parameters (Turc et al. 2019)
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+    ),
     "MiniLM": lambda: transformers.BertConfig(  # 22.7 M parameters
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     ),
@@ -48,12 +51,12 @@ def model_folder(folder: Path, shape: str) -> tuple[Path, int]:
 
 def data(folder: Path, rows: int, test_rows: int, words: int) -> dict[str, Any]:
     """The keys of a task with two classes: files of so many texts of so many words."""
-    rng = np.random.default_rng(0)
+    rng, vocabulary = np.random.default_rng(0), np.array(WORDS)
     for name, number in (("train.csv", rows), ("test.csv", test_rows)):
         with open(folder / name, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows([" ".join(rng.choice(WORDS, words)), "ab"[row % 2]] for row in range(number))
+            writer.writerows([" ".join(rng.choice(vocabulary, words)), "ab"[row % 2]] for row in range(number))
     paths = {"train_path": folder / "train.csv", "test_path": folder / "test.csv"}
     return {"task_name": "csv", "text_column": "text", "label_column": "label", **paths}
 
@@ -115,25 +118,34 @@ class Job:
         return self.rounds()
 
     def memory(self) -> int:
-        """Bytes of memory of all its processes; what several of them share counts once (proportional set size)."""
-        total = 0
-        for pid in self._processes():
-            try:
-                with open(f"/proc/{pid}/smaps_rollup") as file:
-                    total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-            except (OSError, StopIteration):  # it has ended
-                continue
-        return total
+        """Bytes of memory of all its processes."""
+        return memory(self.process.pid)
 
-    def _processes(self) -> Iterator[int]:
-        children: dict[int, list[int]] = {}
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(path.read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(path.parent.name))
-        found = [self.process.pid]
-        for pid in found:  # it grows
-            found += children.get(pid, [])
-        return iter(found)
+
+def memory(process: int, itself: bool = True) -> int:
+    """Bytes of memory of a process, or not of `itself`, and of those that came from it.
+
+    What several of them share counts once (proportional set size).
+    """
+    total = 0
+    for pid in _family(process)[not itself :]:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as file:
+                total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+        except (OSError, StopIteration):  # it has ended
+            continue
+    return total
+
+
+def _family(process: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found = [process]
+    for pid in found:  # it grows
+        found += children.get(pid, [])
+    return found

@@ -68,6 +68,7 @@ print(json.dumps(ours.recv()))
 for child in children:
     child.join()
 """
+PFL_REQUIREMENTS = ("pfl[pytorch]==0.6.0", "transformers==5.23.0")
 PFL = """
 import functools, json, sys, time
 import numpy as np, torch, transformers
@@ -84,6 +85,7 @@ from pfl.internal.ops import pytorch_ops
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 folder, rounds, rate, cores = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+cohort = int(sys.argv[5])
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -103,10 +105,11 @@ torch.set_num_threads(max(1, cores // pytorch_ops.distributed.world_size))
 module, sgd = Model(), functools.partial(torch.optim.SGD, fused=True)
 batches = torch.from_numpy(np.load(f"{folder}/batches.npy"))
 mask, labels = torch.ones_like(batches[0]), torch.arange(len(batches[0])) % 2
-users = {user: Dataset([ids, mask, labels], user_id=user) for user, ids in enumerate(batches)}
-data = FederatedDataset(users.__getitem__, MinimizeReuseUserSampler(list(users)))
+users = range(len(batches))
+data = FederatedDataset(
+    lambda user: Dataset([batches[user], mask, labels], user_id=user), MinimizeReuseUserSampler(list(users)))
 FederatedAveraging().run(
-    NNAlgorithmParams(rounds, evaluation_frequency=rounds + 1, train_cohort_size=len(users), val_cohort_size=None),
+    NNAlgorithmParams(rounds, evaluation_frequency=rounds + 1, train_cohort_size=cohort, val_cohort_size=None),
     SimulatedBackend(data, data, [WeightByDatapoints()]),
     PyTorchModel(module, sgd, sgd(module.parameters(), 1.0)),
     NNTrainHyperParams(local_batch_size=len(labels), local_num_epochs=1, local_learning_rate=rate),
@@ -182,7 +185,6 @@ def make(folder: Path) -> None:
     for name, rows in (("train", texts), ("test", texts[:2])):
         with open(folder / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *((text, row % 2) for row, text in enumerate(rows))])
-    (folder / "pfl_rounds.py").write_text(PFL)
     (folder / "flower_rounds.py").write_text(FLOWER)  # a module: actors would unpickle what `-c` defines at each call
 
 
@@ -207,6 +209,17 @@ def scaling_fl(folder: Path, num_rounds: int) -> list[float]:
     return [event["time"] for event in events if event["event"] == "round"][1:-1]  # the first precedes round 1
 
 
+def pfl_research(python: str, folder: Path, num_rounds: int, processes: int, cohort: int) -> list[float]:
+    """The ends of the rounds of pfl-research on the model and the batches (users, row, token) in `folder`."""
+    (folder / "pfl_rounds.py").write_text(PFL)
+    torchrun = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+    arguments = ["--standalone", "--nproc-per-node", processes, folder / "pfl_rounds.py"]
+    ends: list[float] = measure.script(
+        python, torchrun, *arguments, folder, num_rounds, LEARNING_RATE, measure.CORES, cohort
+    )
+    return ends
+
+
 def timed(run: Callable[[], list[float]]) -> dict[str, Any]:
     """Seconds from the start of a process to the end of its first round, and of each further round."""
     start = time.time()
@@ -219,7 +232,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    pfl = measure.peer("pfl", "pfl[pytorch]==0.6.0", "transformers==5.23.0")
+    pfl = measure.peer("pfl", *PFL_REQUIREMENTS)
     flower = measure.peer("flower", "flwr[simulation]==1.41.0", "transformers==5.23.0")
     num_rounds = options.rounds
 
@@ -227,14 +240,6 @@ def main() -> None:
         folder = Path(name)
         make(folder)
         measure.wait_until_quiet()
-
-        def run_pfl(processes: int) -> list[float]:
-            torchrun = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
-            arguments = ["--standalone", "--nproc-per-node", processes, folder / "pfl_rounds.py"]
-            ends: list[float] = measure.script(
-                pfl, torchrun, *arguments, folder, num_rounds, LEARNING_RATE, measure.CORES
-            )
-            return ends
 
         def run_flower() -> list[float]:
             code = "import flower_rounds; flower_rounds.main()"
@@ -254,8 +259,8 @@ def main() -> None:
             "bare steps, a process per site": lambda: bare(NUM_SITES),
             "bare steps, our settings": lambda: bare(NUM_SITES, **launch.SETTINGS),
             "bare steps, one process": lambda: bare(1),
-            "pfl-research, one process": lambda: run_pfl(1),
-            "pfl-research, a process per core": lambda: run_pfl(measure.CORES),
+            "pfl-research, one process": lambda: pfl_research(pfl, folder, num_rounds, 1, NUM_SITES),
+            "pfl-research, a process per core": lambda: pfl_research(pfl, folder, num_rounds, measure.CORES, NUM_SITES),
             "Flower": run_flower,
         }
         results = measure.in_turn({name: (lambda run=run: timed(run)) for name, run in runs.items()}, options.repeats)

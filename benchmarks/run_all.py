@@ -27,6 +27,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 SCRIPTS = (
     "aggregation",
     "checkpoint",
+    "hosting",
     "local_training",
     "outage",
     "reading",

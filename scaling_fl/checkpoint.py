@@ -36,7 +36,8 @@ class Checkpoints:
         try:
             # s3fs gives an answer 15 s, in which a part of an upload must go out, too: too few on a slow line.
             options = {"config_kwargs": {"read_timeout": 120}} if url.startswith("s3://") else {}
-            self.fs, self.root = fsspec.url_to_fs(url, **options)
+            self.fs, root = fsspec.url_to_fs(url, **options)
+            self.root = root.rstrip("/") or root
         except (ValueError, ImportError) as error:
             raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
         self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)

@@ -49,7 +49,7 @@ def test_the_commands_of_the_jobs_are_sound(name: str) -> None:
         everyone = [job["spec"]["trainer"]["args"]]
     else:
         pools = job["workerPoolSpecs"]
-        assert [pool["replicaCount"] for pool in pools][0] == 1, "node 0"
+        assert pools[0]["replicaCount"] == 1, "node 0"
         everyone = [pool["containerSpec"]["args"] for pool in pools]
     for script, word, *keys in everyone:
         assert (ROOT / script).is_file()
@@ -79,7 +79,7 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     process.communicate()
     shutil.rmtree(tmp_path / "runs")
     fs.invalidate_cache()
-    (newest, *_) = [int(path[-18:-12]) for path in sorted(fs.glob(f"{bucket}/news/checkpoints/round-*"), reverse=True)]
+    newest = max(int(path[-18:-12]) for path in fs.glob(f"{bucket}/news/checkpoints/round-*"))
 
     again = start(tmp_path, *words, f"num_rounds={newest + 1}", **vertex)
     rest = again.communicate(timeout=60)[0]

@@ -44,6 +44,23 @@ def test_sums_in_fixed_point_do_not_depend_on_the_order_and_those_of_floats_do()
     torch.testing.assert_close(results[torch.int64][0], expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_whole_numbers_are_added_by_numpy_or_by_torch_to_the_same_bits(num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        addends = torch.randn(3, 2**16 + 5, generator=torch.Generator().manual_seed(2)) * 100
+        total = torch.empty(addends.shape[1], dtype=torch.int64)
+        for number, addend in enumerate(addends):
+            accumulate(total, addend, 1 / 3, first=number == 0)
+        expected = (addends * (2.0**48 / 3)).long().sum(0)  # rounded to whole multiples first, then added
+        assert torch.equal(total, expected)
+        accumulate(total, expected, 1.0, first=False)
+        assert torch.equal(total, 2 * expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sums_of_the_largest_deltas_do_not_overflow() -> None:
     just_below = torch.full((8,), torch.finfo(torch.float32).eps * -8192 + 16384)
     total = torch.empty(8, dtype=torch.int64)
