@@ -10,6 +10,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from scaling_fl import signals, team
 from scaling_fl.child import Child, OnEvent
 from scaling_fl.config import Config
-from scaling_fl.errors import JobFailed, PeerLost
+from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.link import ALONE, Link, Peer
 from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Event, Plan
@@ -42,7 +43,8 @@ SETTINGS = {
 
 def begin() -> None:
     """Start the process that imports what all children need. It needs no waiting for; without this, `run` starts it."""
-    _fork_server()
+    with contextlib.suppress(UserError):  # `run` says it
+        _fork_server()
 
 
 def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) -> Plan:
@@ -123,6 +125,11 @@ def _fork_server() -> Any:
         # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
         multiprocessing.forkserver.ensure_running()
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR={tempfile.gettempdir()}: no socket can be made there ({error}); name another folder for temporary "
+            "files, with a short path"
+        ) from error
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]

@@ -299,6 +299,18 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
     assert os.environ.get("PYTHONPATH") == path, "whatever is raised then, the environment is as it was"
 
 
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure_running() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
+    launch.begin()  # it is only early: who needs it says what is wrong
+    with pytest.raises(
+        UserError, match=r"TMPDIR=/.*: no socket can be made there \(AF_UNIX path too long\); name another"
+    ):
+        start(speak, (0,))
+
+
 def test_a_signal_that_comes_while_children_are_ended_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOPS}

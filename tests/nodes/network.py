@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ class Machine:
         self.number, self.address = number, f"10.77.0.{number + 1}"
         self.namespace, self._switch, self._port = f"sf{os.getpid()}m{number}", switch, f"port{number}"
         self.folder = folder / f"machine{number}"
-        (self.folder / "tmp").mkdir(parents=True)
+        self.folder.mkdir()
+        self._temporary = tempfile.mkdtemp(prefix="sf", dir="/tmp")  # short, as names of sockets must be
         _ip("netns", "add", self.namespace)
         _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         _ip("-n", switch, "link", "set", self._port, "master", "bridge", "up")
@@ -52,7 +55,7 @@ class Machine:
         """The command, as node `rank` (this machine's number) of `count`."""
         plain = {
             "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
-            "RANK": str(self.number if rank is None else rank), "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1",
+            "RANK": str(self.number if rank is None else rank), "TMPDIR": self._temporary, "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, sys.executable, str(SCRIPT), "with", *arguments],
@@ -79,6 +82,7 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _ip("netns", "del", self.namespace)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
