@@ -171,7 +171,7 @@ def _watch(children: list[Child], link: Link, on_event: OnEvent, stall_timeout: 
     while running := [member for member in members if not member.ended]:
         signals.check()
         if signals.asked() and stop_by is None:
-            stop_by = time.monotonic() + signals.patience()
+            stop_by = time.monotonic() + signals.patience() + link.patience
             on_event({"event": "said", "text": "stopping: the last complete round is published first"})
             if not link.ask_to_stop():
                 with contextlib.suppress(OSError):  # it is ending by itself

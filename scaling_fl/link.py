@@ -43,8 +43,8 @@ class Peer:
 
     @property
     def ended(self) -> bool:
-        """Whether it has done its part of this phase."""
-        return self.done >= self.phase
+        """Whether it has done its part of this phase, if one has begun."""
+        return self.done >= self.phase > 0
 
     def sources(self) -> list[Any]:
         """What to wait for."""
@@ -63,7 +63,8 @@ class Peer:
             except OSError:
                 data = b""
             if not data or len(self._rest) > _LONGEST:
-                self.failure = self.failure or NodeLost(f"{self.name} is lost: its launcher closed the connection")
+                if not self.ended:
+                    self.failure = self.failure or NodeLost(f"{self.name} is lost: its launcher closed the connection")
                 return
             self.progress_at = time.monotonic()
             *lines, self._rest = (self._rest + data).split(b"\n")
@@ -258,6 +259,11 @@ class Link:
         """This node has done its part of the phase."""
         for peer in self.peers:
             peer.tell("done", peer.phase)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that this node gives the others, beside what it gives itself, to end as they were asked."""
+        return 5.0 if self.node.rank > 0 else 0.0
 
     def ask_to_stop(self) -> bool:
         """Have node 0 see to it that the job ends. False: this is node 0."""

@@ -114,6 +114,24 @@ def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None
         assert future.result(30) == [0, 1]
 
 
+def test_a_node_that_has_done_its_part_may_go() -> None:
+    def act(link: Link) -> Any:
+        link.begin()
+        link.done()
+        if link.node.rank == 1:
+            return None  # and closes the connection
+        time.sleep(0.5)
+        (peer,) = link.peers
+        peer.receive(pytest.fail)
+        link.begin()
+        peer.receive(pytest.fail)
+        return peer.done, str(peer.failure)
+
+    done, failure = all_of(2, act)[0].result(30)
+    assert done == 1
+    assert failure == "node 1 (127.0.0.1) is lost: its launcher closed the connection", "once there is more to do"
+
+
 def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     events: list[dict[str, Any]] = []
