@@ -48,7 +48,7 @@ from scaling_fl.errors import JobFailed, NodeLost, UserError  # noqa: E402
 from scaling_fl.lease import Lease  # noqa: E402
 from scaling_fl.link import ALONE, Link  # noqa: E402
 from scaling_fl.plan import Event, Plan  # noqa: E402
-from scaling_fl.tracking import events, mongo  # noqa: E402
+from scaling_fl.tracking import events, mongo, secret_manager  # noqa: E402
 from scaling_fl.tracking.places import Places  # noqa: E402
 from scaling_fl.tracking.tracker import Tracker  # noqa: E402
 
@@ -197,7 +197,7 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
 
 def _alone(config: Config) -> Path | None:
     """Make sure that no other run has this job; its event file, if the run is recorded."""
-    if not session.unobserved and (address := mongo.address(os.environ)):
+    if not session.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
         session.places.addresses.insert(0, address)
     recorded = session.places.known(events.file_of(RUNS, config))
     session.resources.enter_context(machine.only_run_of(str(config.job_name), config.checkpoints_dir, recorded))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     process = start(tmp_path, *words, "num_rounds=9999", **vertex)
     text = wait_for_row(process, 2)
     assert f"checkpoints_dir={bucket}/news/checkpoints/, which is AIP_CHECKPOINT_DIR" in text
+    deadline = time.monotonic() + 60
+    while not fs.glob(f"{bucket}/news/checkpoints/round-*") and time.monotonic() < deadline:
+        time.sleep(0.1)
+        fs.invalidate_cache()
     os.killpg(process.pid, signal.SIGKILL)  # the machine is taken away, with its disk
     process.communicate()
     shutil.rmtree(tmp_path / "runs")

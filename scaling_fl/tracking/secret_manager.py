@@ -1,0 +1,36 @@
+"""Values that lie in Google Cloud's Secret Manager, so that no job that is sent to a cloud holds them."""
+
+import base64
+import os
+from collections.abc import Mapping
+
+from scaling_fl.errors import UserError
+
+_SCHEME = "secret://"
+_SERVICE = "https://secretmanager.googleapis.com/v1"
+
+
+def resolved(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the secret in the place of each `SACRED_…=secret://projects/P/secrets/S/versions/V`.
+
+    They are read with the credentials that the machine has for Google Cloud. Raises `UserError` where that fails.
+    """
+    named = {key: value for key, value in environ.items() if key.startswith("SACRED_") and value.startswith(_SCHEME)}
+    return dict(environ) | {key: _read(key, value) for key, value in named.items()}
+
+
+def _read(key: str, value: str) -> str:
+    import google.auth  # loaded by those who use it
+    from google.auth.transport.requests import AuthorizedSession
+
+    service = os.environ.get("SECRET_MANAGER_ENDPOINT") or _SERVICE
+    try:
+        credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+        answer = AuthorizedSession(credentials).get(f"{service}/{value.removeprefix(_SCHEME)}:access", timeout=30)
+        answer.raise_for_status()
+        return base64.b64decode(answer.json()["payload"]["data"]).decode().strip()
+    except Exception as error:  # google.auth's, those of requests, and those of what answers
+        raise UserError(
+            f"{key}={value}: Secret Manager doesn't give it ({type(error).__name__}: {error}); expected "
+            "secret://projects/PROJECT/secrets/NAME/versions/latest, and the role secretAccessor for this machine's account"
+        ) from error
