@@ -111,7 +111,6 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     sys.path.insert(1, str(ROOT / "scripts"))
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so does the job
     import train_federated
 
     from scaling_fl import launch
