@@ -21,6 +21,10 @@ class Behind:
 
     def wait(self) -> None:
         """Until the last work has ended. Raises its error."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        last = self._last
+        try:
+            if last is not None:
+                last.result()
+        finally:
+            if self._last is last:  # only now: another thread may wait for it as well
+                self._last = None

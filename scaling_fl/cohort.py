@@ -1,7 +1,7 @@
 """Which sites take part in a round, what their deltas weigh, and who trains them: pure functions that need no torch."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from scaling_fl.config import Config
 
 
 def size(config: Config, num_sites: int) -> int:
-    """How many sites take part in a round."""
+    """How many sites take part in a round; fewer where one is drawn several times."""
     if config.participation is not None:
         return max(1, round(config.participation * num_sites))
     return num_sites if config.sites_per_round is None else config.sites_per_round
@@ -21,32 +21,24 @@ def single(config: Config, num_sites: int, num_workers: int) -> bool:
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 
 
-def draw(config: Config, sizes: Sequence[int], round_: int) -> list[int]:
-    """The sites that take part, in ascending order: a function of (seed, round). `sizes`: examples, by site.
+def draw(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
+    """The sites that take part, in ascending order, and what their deltas weigh in the mean: the sum is 1.
 
-    Without replacement; each site is as likely as any other, or as it has examples.
+    A function of (seed, round). `sizes`: examples, by site. Drawn uniformly, each site once at most, deltas weigh n_k / n
+    (McMahan et al. 2017). Drawn by examples, each draw weighs the same, and a site may be drawn several times (Li et al.
+    2020, scheme I): so the mean is, in expectation, that over all sites.
     """
-    count = size(config, len(sizes))
-    if count == len(sizes):
-        return list(range(count))
-    shares = np.array(sizes) / sum(sizes) if config.sampling == "by_examples" else None
-    chosen = seeds.generator(config.seed, "cohort", round_).choice(len(sizes), count, replace=False, p=shares)
-    return sorted(chosen.tolist())
+    count, rng = size(config, len(sizes)), seeds.generator(config.seed, "cohort", round_)
+    if count < len(sizes) and config.sampling == "by_examples":
+        drawn = rng.choice(len(sizes), count, p=np.array(sizes) / sum(sizes))
+        sites, times = np.unique(drawn, return_counts=True)
+        return dict(zip(sites.tolist(), (times / count).tolist(), strict=True))
+    chosen = range(count) if count == len(sizes) else sorted(rng.choice(len(sizes), count, replace=False).tolist())
+    total = sum(sizes[site] for site in chosen)
+    return {site: sizes[site] / total for site in chosen}
 
 
-def weights(config: Config, sizes: Sequence[int], cohort: Sequence[int]) -> list[float]:
-    """What the deltas of a cohort weigh in the mean; their sum is 1.
-
-    n_k / n (McMahan et al. 2017). Sites that were drawn as they have examples weigh the same (Li et al. 2020, scheme
-    II): otherwise their examples would count twice.
-    """
-    if config.sampling == "by_examples" and len(cohort) < len(sizes):
-        return [1 / len(cohort)] * len(cohort)
-    total = sum(sizes[site] for site in cohort)
-    return [sizes[site] / total for site in cohort]
-
-
-def deal(sizes: Sequence[int], cohort: Sequence[int], num_workers: int) -> list[list[int]]:
+def deal(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:
     """The sites of a cohort that each worker trains, so that all finish at about the same time.
 
     No more sites than workers: one each, in order. Otherwise longest first, each to the worker with least to do

@@ -69,7 +69,7 @@ class Config:
     )
     sampling: str = _key(
         "uniform",
-        "how those are drawn: uniform, or by_examples (in proportion to their examples; their deltas then weigh the same)",
+        "how those are drawn: uniform, or by_examples (in proportion to them; each draw weighs the same, and repeats count)",
         f"one of {', '.join(SAMPLINGS)}",
         SAMPLINGS.__contains__,
     )

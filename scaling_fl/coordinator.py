@@ -82,7 +82,7 @@ class Coordinator:
         """
         self._state.lock.acquire()
         try:
-            if self._state.round > 0:
+            if self._state.round > 0 and not self._state.torn:  # torn: aggregation has failed
                 self._publish()
             self._behind.wait()
         except Exception as error:

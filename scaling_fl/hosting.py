@@ -58,6 +58,5 @@ class Hosting:
                 examples = np.sort(np.concatenate([self.shards[site] for site in drawn]))
                 yield Site(0, examples, self.resident), 1.0
             return
-        weights = dict(zip(drawn, cohort.weights(config, sizes, drawn), strict=True))
         for site in cohort.deal(sizes, drawn, self.num_workers)[self.rank]:
-            yield Site(site, self.shards[site], self.resident), weights[site]
+            yield Site(site, self.shards[site], self.resident), drawn[site]

@@ -50,10 +50,11 @@ def run(
         results["seconds.idle"] = max(busy) - sum(busy) / len(busy)  # of a worker, until the slowest is done
         results["examples_per_second"] = sum(m.count for m in everyone) / results["seconds.train"]
         with state.lock:
+            state.torn = True
             with _timed(results, "aggregate"):
                 for part, delta in federation.mean(total) if config.has_global_model else ():
                     server.step(state, delta, part)
-            state.round, state.results = round_, results
+            state.round, state.results, state.torn = round_, results, False
         _report(hosting, federation, state, on_round_end)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PREEMPTION = 10.0  # seconds to publish in; clusters kill after 30, some after 20
 _received: list[int] = []
+_passed_on: list[int] = []
 _asks_first = _defers = False
 wakeup, _alarm = os.pipe()  # what wakes whoever waits for other things
 
@@ -55,7 +56,8 @@ def _receive(number: int, frame: types.FrameType | None) -> None:
 
 def check() -> None:
     """Raises `KeyboardInterrupt` where it is due. Python loses one that is raised while it runs a finaliser."""
-    if len(_received) > int(_asks_first) and not _defers:
+    times = len(_received) or len(_passed_on[:1])
+    if times > int(_asks_first) and not _defers:
         raise KeyboardInterrupt
 
 
@@ -65,23 +67,22 @@ def asked() -> bool:
         with contextlib.suppress(BlockingIOError):
             os.set_blocking(wakeup, False)
             os.read(wakeup, 64)
-    return bool(_received)
+    return bool(_received or _passed_on)
 
 
 def pass_on(number: int) -> None:
-    """Another node was asked to end: it counts as if this one had been, but never as a second time."""
-    if not _received:
-        _received.append(number)
+    """Another node was asked to end: it counts as if this one had been, once, whether this one is as well or not."""
+    _passed_on.append(number)
 
 
 def received() -> int:
     """The signal that asked first."""
-    return _received[0] if _received else int(signal.SIGINT)
+    return (_received or _passed_on or [int(signal.SIGINT)])[0]
 
 
 def patience() -> float:
     """Seconds that the end may take: a user who can ask again has all the time."""
-    return float("inf") if _received[0] == signal.SIGINT else _PREEMPTION
+    return float("inf") if received() == signal.SIGINT else _PREEMPTION
 
 
 def exit_status() -> int:

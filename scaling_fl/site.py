@@ -15,6 +15,7 @@ from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.kept import Store
 from scaling_fl.metrics import BatchMetrics, SiteMetrics
 from scaling_fl.schedule import learning_rate
+from scaling_fl.sums import diverged, largest
 
 # Every one works elementwise, so that it is the same over one flat tensor as over many.
 _OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
@@ -145,6 +146,8 @@ class Site:
                 resident.on_step()
         if resident.store is not None:
             own = {} if config.has_global_model else {"params": model.flat}
+            if own and not largest(model.flat) < float("inf"):  # nobody will aggregate it, and see
+                raise diverged([self.number])
             resident.store.save(self.number, round_, own | (_put_down(optimiser) if config.keep_optimiser else {}))
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         count = self.num_examples * config.num_local_epochs

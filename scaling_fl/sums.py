@@ -1,12 +1,16 @@
 """Weighted sums of deltas, in float32 or in fixed point.
 
 Sums of floats depend on the order of the addends, so that the same sites on other workers would give another last bit.
-In fixed point they don't: each weighted delta is rounded to whole multiples of 2^-48, and sums of whole numbers are
+In fixed point they don't: each weighted delta is cut to whole multiples of 2^-48, and sums of whole numbers are
 exact. They can't overflow: weights sum to 1, and each |delta| stays below 2^14, so that the sum stays below 2^62.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+
+from scaling_fl.errors import JobFailed
 
 _SCALE = 2.0**48
 LIMIT = 2.0**14
@@ -46,6 +50,15 @@ class WeightedSum:
         return [site for site, value in self.largest.items() if not value < limit]
 
 
+def diverged(sites: Sequence[int], limit: float = float("inf")) -> JobFailed:
+    """What it means that the deltas of these sites aren't finite, or reach `limit`."""
+    return JobFailed(
+        f"the parameters of site {' or '.join(map(str, sites))} are no longer finite numbers after local "
+        f"training{f', or moved by {limit:g} or more' * (limit < float('inf'))}; lower learning_rate, and look for broken "
+        "texts or labels"
+    )
+
+
 def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> None:
     """total ← total + scale × addend, or scale × addend if it is the first. (n,) each.
 
@@ -54,7 +67,7 @@ def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: b
     if total.dtype == torch.int64:
         scaled = addend if addend.dtype == torch.int64 else addend.mul(scale * _SCALE)
         if first:
-            total.copy_(scaled)  # rounds as long() does
+            total.copy_(scaled)  # cuts as long() does
         else:
             _add_whole(total, scaled.long())
     elif first:

@@ -23,13 +23,15 @@ def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
     config = Config(**keys)
     assert cohort.size(config, 6) == expected
     drawn = cohort.draw(config, SIZES, 3)
-    assert len(set(drawn)) == expected
-    assert drawn == sorted(drawn)
+    assert len(drawn) == expected
+    assert list(drawn) == sorted(drawn)
     assert set(drawn) <= set(range(6))
+    total = sum(SIZES[site] for site in drawn)
+    assert drawn == {site: SIZES[site] / total for site in drawn}
 
 
 def test_a_cohort_is_a_function_of_seed_and_round() -> None:
-    def cohorts(seed: int) -> list[list[int]]:
+    def cohorts(seed: int) -> list[dict[int, float]]:
         return [cohort.draw(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]
 
     assert cohorts(1) == cohorts(1)
@@ -41,31 +43,33 @@ def test_a_cohort_is_a_function_of_seed_and_round() -> None:
 def test_sites_are_drawn_as_often_as_they_should(sampling: str) -> None:
     config = Config(sites_per_round=1, sampling=sampling)
     sizes = [10, 20, 30, 40]
-    counts = Counter(cohort.draw(config, sizes, round_)[0] for round_ in range(4000))
+    counts = Counter(next(iter(cohort.draw(config, sizes, round_))) for round_ in range(4000))
     for site, size in enumerate(sizes):
         share = 0.25 if sampling == "uniform" else size / 100
         assert counts[site] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
-def test_the_expected_delta_of_a_cohort_of_one_is_that_of_all_sites_where_drawing_is_by_examples(sampling: str) -> None:
-    """Drawn by examples, weight 1 each: E = Σ n_k/n × delta_k. Drawn uniformly, the sites' sizes don't enter."""
-    config = Config(sites_per_round=1, sampling=sampling)
-    deltas, sizes = np.array([1.0, 10.0, 100.0]), [1, 3, 6]
+def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
+    """Drawn by examples: that of all sites, Σ n_k/n × delta_k, whatever the size of the cohort. Drawn uniformly, and
+    weighed by examples: of one site, the plain mean; of two, the mean over the three pairs.
+    """
+    config = Config(sites_per_round=count, sampling=sampling)
+    deltas, sizes = np.array([1.0, 10.0, 100.0]), np.array([1, 3, 6])
+    pairs = np.mean([deltas[[a, b]] @ sizes[[a, b]] / sizes[[a, b]].sum() for a, b in ((0, 1), (0, 2), (1, 2))])
+    expected = deltas @ sizes / 10 if sampling == "by_examples" else deltas.mean() if count == 1 else pairs
     means = []
     for round_ in range(4000):
-        drawn = cohort.draw(config, sizes, round_)
-        means.append(sum(w * deltas[k] for k, w in zip(drawn, cohort.weights(config, sizes, drawn), strict=True)))
-    expected = deltas @ (np.array(sizes) / 10) if sampling == "by_examples" else deltas.mean()
+        drawn = cohort.draw(config, sizes.tolist(), round_)
+        assert sum(drawn.values()) == pytest.approx(1)
+        means.append(sum(weight * deltas[site] for site, weight in drawn.items()))
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
 
 
-def test_weights_are_shares_of_the_cohorts_examples() -> None:
-    assert cohort.weights(Config(), SIZES, [0, 1, 2]) == [5 / 40, 9 / 40, 26 / 40]
-    by_examples = Config(sampling="by_examples", sites_per_round=3)
-    assert cohort.weights(by_examples, SIZES, [0, 1, 2]) == [1 / 3] * 3
-    everyone = cohort.weights(Config(sampling="by_examples"), SIZES, list(range(6)))
-    assert everyone == [size / 474 for size in SIZES], "nothing is drawn where all take part"
+def test_nothing_is_drawn_where_all_take_part() -> None:
+    everyone = cohort.draw(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
+    assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())

@@ -27,13 +27,12 @@ class Dealt(Hosting):
     def cohort(self, round_: int) -> Any:
         config, sizes = self.resident.config, self.shards.sizes
         drawn = cohort.draw(config, sizes, round_)
-        weights = dict(zip(drawn, cohort.weights(config, sizes, drawn), strict=True))
         rng = np.random.default_rng([round_, self.num_workers])
         one_each = len(drawn) <= self.num_workers
         workers = rng.permutation(self.num_workers) if one_each else rng.integers(self.num_workers, size=len(drawn))
-        for site, worker in zip(rng.permutation(drawn), workers, strict=False):
+        for site, worker in zip(rng.permutation(list(drawn)), workers, strict=False):
             if worker == self.rank:
-                yield Site(int(site), self.shards[site], self.resident), weights[site]
+                yield Site(int(site), self.shards[site], self.resident), drawn[site]
 
 
 def place(folder: Path, num_workers: int, config: Config, dealt: bool) -> Path:

@@ -166,7 +166,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     assert metrics["train.loss"]["steps"] == [1, 2, 3]
     for name in (
         "train.accuracy", "train.worst_site.accuracy", "train.best_site.loss", "site.2.train.loss",
-        "examples_per_second", "seconds.train", "seconds.aggregate", "seconds.evaluate", "seconds.checkpoint",
+        "examples_per_second", "seconds.train", "seconds.aggregate", "seconds.idle", "seconds.checkpoint",
     ):  # fmt: skip
         assert metrics[name]["steps"] == [1, 2, 3], name
         assert all(type(value) is float for value in metrics[name]["values"])
