@@ -58,7 +58,7 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) 
             on_event(event)
 
     job = (config, folder, link.node.count > 1)
-    run("scaling_fl.prepare:prepare", [job], ["the preparation"], folder, keep_plan, config.stall_timeout, link)
+    run("scaling_fl.prepare:prepare", [job], ["the preparation"], folder, keep_plan, config.stall_timeout, link, True)
     return team.join(plans[0], link)
 
 
@@ -82,13 +82,15 @@ def run(
     on_event: OnEvent,
     stall_timeout: float = 600.0,
     link: Link = ALONE,
+    all_may_wait: bool = False,
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have ended well.
 
     `names` stand in messages; `folder` is removed by a child that finds the launcher dead. A child without progress
     for `stall_timeout` seconds counts as failed. Raises the failure of the child that failed first, after all others
     were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published. With other
-    nodes at `link`, what happens there counts as if it happened here.
+    nodes at `link`, what happens there counts as if it happened here. Unless `all_may_wait`, for something outside, it is
+    a hang when all children wait and nobody gets on.
     """
     context = _fork_server()
     children: list[Child] = []
@@ -100,7 +102,7 @@ def run(
                 except (EOFError, ConnectionError) as error:
                     raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
         link.begin()
-        failure = _watch(children, link, on_event, stall_timeout)
+        failure = _watch(children, link, on_event, stall_timeout, all_may_wait)
     finally:
         with signals.deferred():
             for child in children:
@@ -149,7 +151,9 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _watch(children: list[Child], link: Link, on_event: OnEvent, stall_timeout: float) -> Exception | None:
+def _watch(
+    children: list[Child], link: Link, on_event: OnEvent, stall_timeout: float, all_may_wait: bool
+) -> Exception | None:
     """Pass events on until all children, here and on other nodes, have ended, or one has failed.
 
     Returns the first failure's cause.
@@ -198,7 +202,8 @@ def _watch(children: list[Child], link: Link, on_event: OnEvent, stall_timeout: 
             told = True
         hanging = [member for member in running if not member.ended and member.hangs(stall_timeout)]
         link.waits = all(child.waits_for_nobody(stall_timeout) for child in children)
-        if hanging or (len(running) > 1 and all(member.waits_for_nobody(stall_timeout) for member in running)):
+        stuck = len(running) > 1 and all(member.waits_for_nobody(stall_timeout) for member in running)
+        if hanging or (stuck and not all_may_wait):
             longest = min(hanging or running, key=lambda member: member.progress_at)
             return longest.hung(stall_timeout, on_event)
     return lost

@@ -37,6 +37,7 @@ class Peer:
         self.failure: Exception | None = None
         self.progress_at = self.sign_at = time.monotonic()
         self.done, self.phase = 0, 0  # the last phase that it has done, and that this node is in
+        self.attempt = 0  # of all nodes together, after failures
         self.waits = False  # whether none of its workers gets on
         self.values: list[Any] = []
         self._socket, self._turn, self._rest = connection, threading.Lock(), b""
@@ -55,6 +56,14 @@ class Peer:
         with contextlib.suppress(OSError), self._turn:
             self._socket.sendall(json.dumps([kind, value]).encode() + b"\n")
 
+    def is_gone(self) -> bool:
+        """Whether it has closed the connection, before it has said anything that is still to be read."""
+        try:
+            readable = select.select([self._socket], [], [], 0)[0]
+            return bool(readable) and not self._socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
     def receive(self, on_event: Callable[[Event], None]) -> None:
         """Handle all that has arrived."""
         while select.select([self._socket], [], [], 0)[0]:
@@ -69,7 +78,11 @@ class Peer:
             self.progress_at = time.monotonic()
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                kind, value = json.loads(line)
+                try:
+                    kind, value = json.loads(line)
+                except (ValueError, TypeError):
+                    self.failure = NodeLost(f"{self.name} is no launcher of this program: it says {line[:40]!r}")
+                    return
                 self._handle(kind, value, on_event)
 
     def _handle(self, kind: str, value: Any, on_event: Callable[[Event], None]) -> None:
@@ -80,7 +93,7 @@ class Peer:
                 self.values.append(value)
             case "done":
                 self.done = value
-            case "failed" | "refused" if value[0] >= self.phase:  # not what was over when this node began again
+            case "failed" | "refused" if value[0] >= self.attempt:  # not what was over when this node began again
                 self.failure = self.failure or (UserError if kind == "refused" else JobFailed)(value[1])
             case "stop":
                 signals.pass_on(value)
@@ -180,7 +193,7 @@ class Link:
             return rank, f"WORLD_SIZE={count} there, and {self.node.count} at node 0; give all nodes the same"
         if not 1 <= rank < self.node.count:
             return rank, f"RANK={rank}: node 0 is here; give each node its own, from 1 to {self.node.count - 1}"
-        if rank in found:
+        if rank in found and not found[rank][0].is_gone():
             return rank, f"RANK={rank}: the node at {found[rank][1]} has it already; give each node its own"
         return rank, ""
 
@@ -240,6 +253,8 @@ class Link:
         """The next value of each peer."""
         while not all(peer.values for peer in self.peers):
             signals.check()
+            if time.monotonic() > deadline:
+                raise UserError(f"{self.peers[0].name} didn't let this node in within {_MEETING / 60:.0f} minutes")
             select.select([source for peer in self.peers for source in peer.sources()], [], [], 1.0)
             for peer in self.peers:
                 peer.receive(lambda event: None)
@@ -251,6 +266,11 @@ class Link:
         """A phase begins, which has ended when all nodes have done their part."""
         for peer in self.peers:
             peer.phase += 1
+
+    def again(self) -> None:
+        """After a failure of which all have heard, all begin again."""
+        for peer in self.peers:
+            peer.attempt += 1
             peer.values.clear()
             if not isinstance(peer.failure, NodeLost):
                 peer.failure = None
@@ -279,7 +299,7 @@ class Link:
             else:
                 heard = any(error is other.failure for other in self.peers)
                 said = str(error) if heard else f"on node {self.node.rank} ({socket.gethostname()}): {error}"
-                peer.tell("refused" if isinstance(error, UserError) else "failed", [peer.phase, said])
+                peer.tell("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
 
     def close(self) -> None:
         """Let go of the others."""

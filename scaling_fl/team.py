@@ -1,7 +1,7 @@
 """Several nodes as one job: what all must have alike, and the plan that they make together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_fl.config import Config
@@ -54,11 +54,12 @@ def join(plan: Plan, link: Link) -> Plan:
     mine = {
         "digests": plan.digests, "devices": plan.devices, "threads": plan.threads, "round": plan.round,
         "finished": plan.finished, "reported": plan.reported, "metrics": plan.metrics, "port": plan.port,
+        "environment": plan.environment,
     }  # fmt: skip
     everyone = link.exchange(mine)
     first = everyone[0]
     for rank, theirs in enumerate(everyone):
-        _check_same(rank, theirs["digests"], first["digests"])
+        _check_same(rank, theirs, first)
     return dataclasses.replace(
         plan,
         devices=tuple(device for theirs in everyone for device in theirs["devices"]),
@@ -71,13 +72,34 @@ def join(plan: Plan, link: Link) -> Plan:
         metrics=first["metrics"],
         rendezvous=f"tcp://{link.node.address}:{first['port']}",
         interface=link.interface(),
+        notes=(*plan.notes, *_differences(everyone)),
     )
 
 
 def _check_same(rank: int, theirs: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-    for what, digest in first.items():
-        if theirs[what] != digest:
+    for what, digest in first["digests"].items():
+        if theirs["digests"][what] != digest:
             raise UserError(
-                f"node {rank} and node 0 have different {what} (digest {theirs[what][:12]}… and {digest[:12]}…); give all "
-                "nodes the same files, and the same versions of the libraries"
+                f"node {rank} and node 0 have different {what} (digest {theirs['digests'][what][:12]}… and {digest[:12]}…); "
+                "give all nodes the same files, and the same versions of the libraries"
             )
+    kinds = [(node["devices"][0].partition(":")[0], node["environment"]["precision"]) for node in (theirs, first)]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"node {rank} trains on {kinds[0][0]} in {kinds[0][1]}, node 0 on {kinds[1][0]} in {kinds[1][1]}; give all the "
+            "same kind (site_ids=[-1] for the CPU, precision=…), and see whether each node's GPUs are there"
+        )
+
+
+def _differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes on environments that differ, so that results may not agree bitwise with those of others."""
+    first, notes = everyone[0]["environment"], []
+    for rank, theirs in enumerate(everyone):
+        changed = [
+            f"{name} {value}, not {first.get(name)}"
+            for name, value in theirs["environment"].items()
+            if value != first.get(name)
+        ]
+        if changed:
+            notes.append(f"node {rank} has another environment than node 0 ({', '.join(changed)})")
+    return notes

@@ -77,6 +77,7 @@ class Session:
 
     def __init__(self, resources: contextlib.ExitStack):
         self.resources = resources
+        self.work = resources.enter_context(contextlib.ExitStack())  # what lasts as long as an attempt
         self.console = Console()
         self.unobserved = False
         self.places = Places([RUNS])
@@ -128,6 +129,8 @@ def _check_config_file(word: str) -> None:
         raise UserError(
             f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
         )
+    if word.endswith(".pickle"):
+        raise UserError(f"{word}: a pickle may run anything; write the configuration as JSON or YAML")
     try:
         values = load_config_file(word)
     except Exception as error:  # each file format has its own
@@ -158,12 +161,9 @@ def remember_options(options: dict[str, Any]) -> None:
 def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
     """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
     with _clear_errors():
-        checked = Config.from_mapping(config)
+        checked = _config_of(config)
         if command_name != train.__name__:
             return {}
-        if checked.checkpoints_dir is None and (place := os.environ.get("AIP_CHECKPOINT_DIR")):  # Vertex AI's
-            checked = dataclasses.replace(checked, checkpoints_dir=place)
-            session.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
         if checked.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             checked = dataclasses.replace(checked, job_name=name)
@@ -195,6 +195,15 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
     return {}
 
 
+def _config_of(values: dict[str, Any]) -> Config:
+    """What was typed, and where Vertex AI wants the checkpoints, unless that was typed."""
+    place = os.environ.get("AIP_CHECKPOINT_DIR")
+    if place and values["checkpoints_dir"] is None:
+        values = values | {"checkpoints_dir": place}
+        session.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
+    return Config.from_mapping(values)
+
+
 def _alone(config: Config) -> Path | None:
     """Make sure that no other run has this job; its event file, if the run is recorded."""
     if not session.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
@@ -212,7 +221,8 @@ def _alone(config: Config) -> Path | None:
 
 
 def _prepared(config: Config) -> Plan:
-    folder = session.resources.enter_context(machine.work_folder())
+    session.work.close()  # of the attempt before
+    folder = session.work.enter_context(machine.work_folder())
     return launch.prepare(config, folder, session.console.event, session.link)
 
 
@@ -243,6 +253,7 @@ def train(_run: Run) -> None:
                 if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
                     raise
                 session.link.end_with(error)
+                session.link.again()
                 console.close()
                 console.line(
                     f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"
@@ -258,7 +269,7 @@ def train(_run: Run) -> None:
 def sync(_config: dict[str, Any]) -> None:
     """Bring a job's records up to date from its events: runs/_events/JOB.jsonl, or those in checkpoints_dir."""
     with _clear_errors():
-        config = Config.from_mapping(_config)
+        config = _config_of(_config)
         if config.job_name is None:
             raise UserError("sync: which job? Write job_name=…, and checkpoints_dir=… if its events are only there")
         history = _alone(config)

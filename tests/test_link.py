@@ -134,6 +134,7 @@ def test_a_node_that_has_done_its_part_may_go() -> None:
 
 def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(signals, "_passed_on", [])
     events: list[dict[str, Any]] = []
 
     def act(link: Link) -> Any:
@@ -196,3 +197,72 @@ def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen there"),
     ):
         Link(Node(0, 3, "127.0.0.1", port), lambda text: None)
+
+
+def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
+    def act(link: Link) -> Any:
+        if link.node.rank == 0:
+            link.end_with(UserError("job_name=news: a run of this job is alive"))
+            time.sleep(0.3)
+            return None
+        link.begin()
+        (peer,) = link.peers
+        while peer.failure is None:
+            peer.receive(pytest.fail)
+        return peer.failure
+
+    failure = all_of(2, act)[1].result(30)
+    assert isinstance(failure, UserError)
+    assert "a run of this job is alive" in str(failure)
+
+
+def test_what_failed_before_all_began_again_is_over() -> None:
+    def act(link: Link) -> Any:
+        if link.node.rank == 0:
+            link.end_with(JobFailed("a bug"))
+            link.again()
+            time.sleep(0.5)
+            return None
+        time.sleep(0.2)
+        (peer,) = link.peers
+        link.again()
+        peer.receive(pytest.fail)
+        return peer.failure
+
+    assert all_of(2, act)[1].result(30) is None
+
+
+def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor() -> None:
+    port, said = free_port(), list[str]()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(lambda: Link(Node(0, 3, "127.0.0.1", port), said.append))
+        while True:
+            try:
+                dead = socket.create_connection(("127.0.0.1", port))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
+        time.sleep(0.3)
+        dead.close()
+        others = [pool.submit(lambda rank=rank: Link(Node(rank, 3, "127.0.0.1", port), said.append)) for rank in (1, 2)]
+        links = [future.result(30) for future in (first, *others)]
+        results = [pool.submit(link.exchange, link.node.rank) for link in links]
+        assert [result.result(30) for result in results] == [[0, 1, 2]] * 3
+    for link in links:
+        link.close()
+
+
+def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked_first in ("here", "elsewhere"):
+        monkeypatch.setattr(signals, "_received", [])
+        monkeypatch.setattr(signals, "_passed_on", [])
+        with signals.asking_first():
+            for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
+                (signals._received.append if where == "here" else signals.pass_on)(15)
+                signals.check()  # it raises where somebody asked twice
+            assert signals.asked()
+            assert signals.exit_status() == 143
+            signals._received.append(15)
+            with pytest.raises(KeyboardInterrupt):
+                signals.check()

@@ -82,14 +82,16 @@ def test_a_lone_node_keeps_its_configuration_and_plan() -> None:
 def part(**changes: Any) -> dict[str, Any]:
     usual = {
         "digests": {"data": "d" * 64, "models": "m" * 64}, "devices": ["cpu"], "threads": 4, "round": 0, "finished": False,
-        "reported": False, "metrics": {}, "port": 0,
+        "reported": False, "metrics": {}, "port": 0, "environment": {"torch": "2", "precision": "fp32"},
     }  # fmt: skip
     return usual | changes
 
 
 def test_the_plan_of_all_nodes_is_that_of_node_0_with_everyones_processes() -> None:
     first = part(devices=["cpu", "cpu"], threads=2, round=5, reported=True, metrics={"train.loss": 1.0}, port=4711)
-    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], devices=("cpu",))
+    mine = dataclasses.replace(
+        builders.plan(round_=0), digests=part()["digests"], devices=("cpu",), environment=part()["environment"]
+    )
     plan = team.join(mine, Told(1, {0: first, 2: part(devices=["cpu"] * 3)}))  # type: ignore[arg-type]
     assert plan.nodes == (0, 0, 1, 2, 2, 2)
     assert plan.devices == ("cpu",) * 6
@@ -99,10 +101,27 @@ def test_the_plan_of_all_nodes_is_that_of_node_0_with_everyones_processes() -> N
 
 
 def test_other_data_or_another_model_are_refused_on_every_node() -> None:
-    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"])
+    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
     other = part(digests={"data": "d" * 64, "models": "x" * 64})
     for others in ({0: part(), 2: other}, {0: other, 2: part()}):
         with pytest.raises(UserError, match=r"have different models \(digest "):
             team.join(mine, Told(1, others))  # type: ignore[arg-type]
     finished = part(finished=True, digests={})
     assert team.join(mine, Told(1, {0: finished})).finished  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; give all the same kind"),
+        ({"environment": {"torch": "2", "precision": "bf16"}}, "node 2 trains on cpu in bf16, node 0 on cpu in fp32"),
+    ],
+)
+def test_nodes_that_would_compute_otherwise_are_refused(theirs: dict[str, Any], said: str) -> None:
+    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
+    with pytest.raises(UserError) as error:
+        team.join(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
+    assert said in str(error.value)
+    other = part(environment={"torch": "3", "precision": "fp32"})
+    plan = team.join(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
+    assert plan.notes == ("node 2 has another environment than node 0 (torch 3, not 2)",)
