@@ -81,6 +81,8 @@ def run(
     for `stall_timeout` seconds counts as failed. Raises the failure of the child that failed first, after all others
     were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published.
     """
+    if os.environ.get("SCALING_FL_DEBUG"):  # whom a debugger holds doesn't hang
+        stall_timeout = float("inf")
     context = _fork_server()
     children: list[Child] = []
     try:
