@@ -1,7 +1,7 @@
 """A debugger at a container: it attaches to the launcher and to every process that follows, as editors do."""
 
+import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -76,10 +76,6 @@ class Client(threading.Thread):
             length = int(header.split(b":")[1])
             self._stream.readline()
             yield json.loads(self._stream.read(length))
-
-    def close(self) -> None:
-        self._socket.close()
-        self._stream.close()
 
 
 class Debugger:
@@ -175,7 +171,8 @@ def test_a_debugger_that_goes_away_takes_nothing_along(
         assert time.monotonic() < deadline, (tmp_path / "output").read_text()
         time.sleep(0.1)
     for client in debugger.clients:
-        client.send("disconnect", terminateDebuggee=False)
+        with contextlib.suppress(OSError):  # its process has ended
+            client.send("disconnect", terminateDebuggee=False)
     assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
 
 
@@ -197,4 +194,3 @@ def test_a_container_without_the_debug_file_opens_no_port(copy: Path, tmp_path: 
         check=False,
     )
     assert done.stdout == "None\n", done.stderr
-    assert os.path.exists(copy / "docker-compose.debug.yaml")
