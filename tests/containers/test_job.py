@@ -140,10 +140,9 @@ def test_two_calls_at_once_do_not_meet(copy: Path, folder: Path, environ: dict[s
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_reaches_the_job_once(
+def test_a_job_that_is_asked_to_end_publishes_and_tells_by_its_status(
     copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals, status: int
 ) -> None:
-    """Twice would end it without publishing. It goes to the whole group, as a terminal's and a cluster's do."""
     job = subprocess.Popen(
         [str(copy / "run-local.sh"), *ENDLESS], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -154,6 +153,34 @@ def test_a_signal_reaches_the_job_once(
     assert job.returncode == status, output
     assert output.count("stopping: the last complete round is published first") == 1, output
     assert list((folder / "out").glob("round-*.safetensors"))
+
+
+COUNT = """
+import signal, time
+received = []
+for number in (1, 2, 15):
+    signal.signal(number, lambda number, frame: received.append(number))
+print("ready", flush=True)
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    time.sleep(0.1)
+print(received)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_job_once(
+    copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals
+) -> None:
+    """Twice would end a job without publishing. It goes to the whole group, as a terminal's does."""
+    job = subprocess.Popen(
+        [str(copy / "run-local.sh"), "-c", COUNT], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    _until(job, re.compile("ready"))
+    os.killpg(job.pid, number)
+    output = job.communicate(timeout=60)[0]
+    assert output.split() == [f"[{number.value}]"]
 
 
 def _until(job: "subprocess.Popen[str]", pattern: "re.Pattern[str]") -> str:
