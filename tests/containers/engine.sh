@@ -58,9 +58,11 @@ start() {
 }
 
 up() {
-    local folder=$1 base waited=0
+    local folder=$1 tool base waited=0
     [[ $EUID -eq 0 ]] || fail 'only root can start an engine'
-    command -v dockerd debootstrap >/dev/null || fail 'dockerd and debootstrap are needed: apt-get install docker.io debootstrap'
+    for tool in docker dockerd debootstrap; do
+        command -v "$tool" >/dev/null || fail "$tool is missing: apt-get install docker.io debootstrap iptables"
+    done
     base=$(sed -n 's/^ARG BASE=//p' "$root/Dockerfile")
     mkdir -p "$folder"
     start "$folder" &
