@@ -33,6 +33,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         return
     script, folder = str(ROOT / "tests" / "containers" / "engine.sh"), tmp_path_factory.mktemp("engine")
+    folder.chmod(0o755)  # for tests as another user
     started = subprocess.run([script, "up", str(folder)], capture_output=True, text=True, timeout=1200, check=False)
     try:
         if started.returncode != 0:
