@@ -3,11 +3,14 @@
 #
 #   ./run-local.sh [--no-docker] scripts/train_federated.py with demo
 #   ./run-local.sh [--no-docker] -m pytest
+#   COMPOSE_FILE="docker-compose.yaml:docker-compose.debug.yaml" ./run-local.sh scripts/train_federated.py with demo
 #
-# What follows goes to Python as it is; its exit status comes back. Python is that of a virtual environment
-# `.venv` beside this file, which is made from requirements.txt at the first call, and brought up to date when
-# that file has changed. Modules for development (-m pytest, ruff, mypy) add requirements-dev.txt.
-# PYTHON names the interpreter to make it with. Settings in `.env` are honoured (see .env.template).
+# What follows goes to Python as it is; its exit status comes back. Where a Docker engine and Compose answer, that is
+# the Python of an image, which is built first if it isn't up to date; this folder is /workspace in the container, and
+# Ctrl-C and SIGTERM reach the job. Elsewhere, or with --no-docker, it is that of a virtual environment `.venv` beside
+# this file, which is made from requirements.txt at the first call, and brought up to date when that file has changed;
+# modules for development (-m pytest, ruff, mypy) add requirements-dev.txt, and PYTHON names the interpreter to make
+# it with. Settings in `.env` are honoured (see .env.template).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -46,17 +49,135 @@ renew() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
+# What is missing for a container; nothing if it can run.
+missing_for_docker() {
+    local answer version
+    if ! command -v docker >/dev/null; then
+        echo 'docker is not installed'
+    elif ! answer=$(within 10 docker info --format '{{.ServerVersion}}' 2>&1); then
+        echo "no Docker engine answers (${answer##*$'\n'})"
+    elif ! version=$(docker compose version --short 2>/dev/null); then
+        echo 'Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)'
+    elif ! printf '%s\n' 2.24 "${version#v}" | sort -CV; then
+        echo "Docker Compose is ${version#v}, and 2.24 is needed"
+    fi
+}
+
+within() {
+    if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
+}
+
+# Run a command in the background and wait for it; `status` is its exit status. Signals are passed to `on_signal`.
+status=0
+job=''
+follow() {
+    "$@" <&0 &
+    job=$!
+    while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
+    status=0
+    wait "$job" || status=$?
+}
+
+in_container() {
+    local name file folder_made='' security engine_runtimes
+    local -a files compose terminal=(--no-TTY)
+    # A name of its own for each call, so that calls don't meet.
+    name=scaling_fl-$(date +%Y%m%d-%H%M%S)-$$-$RANDOM
+    security=$(docker info --format '{{.SecurityOptions}} {{range $name, $_ := .Runtimes}}{{$name}} {{end}}')
+    engine_runtimes=" ${security##*] }"
+    export SCALING_FL_FOLDER=$PWD SCALING_FL_USER SCALING_FL_COMMIT SCALING_FL_IMAGE SCALING_FL_CACHE SCALING_FL_CACHE_EXISTS
+    SCALING_FL_USER=$(id -u):$(id -g)
+    if [[ $security == *name=rootless* ]]; then SCALING_FL_USER=0:0; fi # there, root in a container is the caller
+    # Two copies of this folder must not run each other's code.
+    SCALING_FL_IMAGE=${SCALING_FL_IMAGE:-scaling_fl-$(printf %s "$root" | cksum | cut -d ' ' -f 1)}
+    SCALING_FL_CACHE=${SCALING_FL_CACHE:-scaling_fl-cache-${SCALING_FL_USER%:*}}
+    SCALING_FL_CACHE_EXISTS=true
+    SCALING_FL_COMMIT=$(git -C "$root" rev-parse HEAD 2>/dev/null || true)
+    if [[ -n $SCALING_FL_COMMIT && -n $(git -C "$root" status --porcelain --untracked-files=no 2>/dev/null) ]]; then
+        SCALING_FL_COMMIT+=-dirty
+    fi
+
+    IFS=: read -ra files <<<"${COMPOSE_FILE:-docker-compose.yaml}"
+    if [[ $engine_runtimes == *' nvidia '* && ! ${NVIDIA_VISIBLE_DEVICES:-all} =~ ^(void|none)$ ]]; then
+        files+=(docker-compose.gpu.yaml)
+    fi
+    compose=(docker compose --project-name "$name" --project-directory "$root")
+    for file in "${files[@]}"; do
+        if [[ $file != /* && -e $root/$file ]]; then file=$root/$file; fi
+        compose+=(--file "$file")
+    done
+
+    # The place where data are mounted must be the caller's: the engine would make it root's.
+    if [[ ! -e data ]] && mkdir data 2>/dev/null; then folder_made=$PWD/data; fi
+    # shellcheck disable=SC2329  # the trap calls it
+    clean_up() {
+        docker rm --force "$name" >/dev/null 2>&1 || true
+        "${compose[@]}" down --remove-orphans --timeout 0 >/dev/null 2>&1 || true
+        if [[ -n $folder_made ]]; then rmdir "$folder_made" 2>/dev/null || true; fi
+    }
+    trap clean_up EXIT
+
+    local asked=''
+    trap 'asked=130; kill -TERM "$job" 2>/dev/null || true' INT
+    trap 'asked=143; kill -TERM "$job" 2>/dev/null || true' TERM HUP
+    build
+    if [[ -n $asked ]]; then exit "$asked"; fi
+    docker volume create "$SCALING_FL_CACHE" >/dev/null
+
+    # A terminal in raw mode passes Ctrl-C on as a character. Without one, the signal would reach Compose as well as this
+    # script, and the job twice: so Compose gets a process group of its own.
+    if [[ -t 0 && -t 1 ]]; then
+        terminal=()
+    else
+        set -m
+        if [[ -t 0 ]]; then exec </dev/null; fi
+    fi
+    trap 'pass_on INT' INT
+    trap 'pass_on TERM' TERM
+    trap 'pass_on HUP' HUP
+    follow "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
+    exit "$status"
+}
+
+# Say when it takes long, and what went wrong; but nothing when there is nothing to do.
+build() {
+    local log
+    log=$(mktemp)
+    if [[ -z $(docker image ls --quiet --filter "reference=$SCALING_FL_IMAGE") ]]; then
+        say "building the image $SCALING_FL_IMAGE; the first time this takes minutes"
+    fi
+    follow "${compose[@]}" build main >"$log" 2>&1
+    if [[ $status -ne 0 && -z $asked ]]; then
+        cat "$log" >&2
+        say 'the image could not be built (--no-docker runs without one)'
+    fi
+    rm -f "$log"
+    if [[ $status -ne 0 && -z $asked ]]; then exit "$status"; fi
+}
+
+# To the job, as soon as its container runs.
+pass_on() {
+    while kill -0 "$job" 2>/dev/null && ! docker kill --signal "$1" "$name" >/dev/null 2>&1; do sleep 0.1; done
+}
+
 docker=yes
 if [[ ${1:-} == --no-docker ]]; then
     docker=no
     shift
 fi
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
-if [[ $docker == yes ]] && command -v docker timeout >/dev/null && timeout 5 docker info >/dev/null 2>&1; then
-    say 'a Docker engine answers, but there is no image of this version yet: going on in .venv (--no-docker is silent)'
+if [[ $docker == yes ]]; then
+    missing=$(missing_for_docker)
+    if [[ -z $missing ]]; then in_container "$@"; fi
+    if [[ -n ${COMPOSE_FILE:-} ]]; then
+        say "COMPOSE_FILE asks for a container, but $missing (--no-docker runs without one)"
+        exit 1
+    elif [[ $missing != 'docker is not installed' ]]; then
+        say "$missing: going on in .venv (--no-docker is silent)"
+    fi
 fi
 
 if [[ -w $root ]] && command -v flock >/dev/null; then # two calls at once: the second waits

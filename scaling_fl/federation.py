@@ -25,8 +25,9 @@ from scaling_fl.errors import PeerLost
 from scaling_fl.memory import SharedMemory
 from scaling_fl.sums import LIMIT, WeightedSum, accumulate, diverged, largest, to_float
 
-# Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long.
-_TIMEOUT = datetime.timedelta(hours=6)
+# Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
+# one that a debugger holds over the weekend.
+_TIMEOUT = datetime.timedelta(days=7)
 
 # float32 values. On CPUs 1 MiB: what a core's cache holds while N rows are added into it; on GPUs, where each piece
 # costs the launch of N kernels, 16 MiB.

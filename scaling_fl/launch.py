@@ -92,6 +92,8 @@ def run(
     nodes at `link`, what happens there counts as if it happened here. Unless `all_may_wait`, for something outside, it is
     a hang when all children wait and nobody gets on.
     """
+    if os.environ.get("SCALING_FL_DEBUG"):  # whom a debugger holds doesn't hang
+        stall_timeout = float("inf")
     context = _fork_server()
     children: list[Child] = []
     try:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, instal
 from scaling_fl import launch  # noqa: E402
 
 if __name__ == "__main__":
-    dotenv.load_dotenv(ROOT / ".env")
+    dotenv.load_dotenv(ROOT / ".env", interpolate=False)  # as Docker Compose reads it: .env.template
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launch.begin()  # torch is imported there while Sacred is imported here
 

@@ -178,6 +178,18 @@ def get_stuck(send: Any, how: str) -> None:
         time.sleep(0.05)
 
 
+def pause(send: Any) -> None:
+    time.sleep(2)
+
+
+def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_FL_DEBUG", "1")
+    launch.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
+    monkeypatch.delenv("SCALING_FL_DEBUG")
+    with pytest.raises(JobFailed, match="one made no progress"):
+        launch.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
+
+
 @pytest.mark.parametrize(
     ("children", "message"),
     [

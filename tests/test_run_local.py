@@ -101,15 +101,72 @@ def test_scripts_are_found_from_any_folder(run: Run, tmp_path: Path) -> None:
     assert json.loads(done.stdout)[2] == str(tmp_path)
 
 
-def test_a_docker_engine_that_answers_is_mentioned(run: Run, tmp_path: Path) -> None:
-    docker = tmp_path / "docker"
-    docker.write_text("#!/bin/sh\nexit 0\n")
-    docker.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("scripts/show.py", "0", PATH=path)
-    assert done.returncode == 0
-    assert "a Docker engine answers, but there is no image of this version yet: going on in .venv" in done.stderr
+def docker(folder: Path, body: str) -> str:
+    """A PATH on which `docker` does this."""
+    script = folder / "docker"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+NO_ENGINE = "echo 'Cannot connect' >&2; exit 1"
+NO_COMPOSE = '[ "$1" = info ]'
+OLD_COMPOSE = '[ "$1" = info ] || echo v2.23.3'
+
+
+@pytest.mark.parametrize(
+    ("body", "missing"),
+    [
+        (NO_ENGINE, "no Docker engine answers (Cannot connect)"),
+        (NO_COMPOSE, "Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)"),
+        (OLD_COMPOSE, "Docker Compose is 2.23.3, and 2.24 is needed"),
+    ],
+)
+def test_what_docker_lacks_is_said_and_the_job_runs_without_it(
+    run: Run, tmp_path: Path, body: str, missing: str
+) -> None:
+    path = docker(tmp_path, body)
+    done = run("scripts/show.py", "3", PATH=path, COMPOSE_FILE="")
+    assert done.returncode == 3
+    assert done.stderr == f"run-local.sh: {missing}: going on in .venv (--no-docker is silent)\n"
     assert run("--no-docker", "scripts/show.py", "0", PATH=path).stderr == ""
+
+
+def test_who_names_compose_files_gets_a_container_or_an_error(run: Run, tmp_path: Path) -> None:
+    done = run("scripts/show.py", "0", PATH=docker(tmp_path, NO_ENGINE), COMPOSE_FILE="docker-compose.yaml")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "COMPOSE_FILE asks for a container, but no Docker engine answers (Cannot connect)" in done.stderr
+
+
+RECORD = r"""
+[ "$1 $2" = "compose version" ] && echo 2.40.0 && exit
+if [ "$1" = info ]; then echo "[name=seccomp name=$KIND] runc $RUNTIME "; exit; fi
+{ printf '%s\n' "$SCALING_FL_USER" "$SCALING_FL_FOLDER"; printf '<%s>' "$@"; echo; } >>"$RECORD"
+"""
+
+
+@pytest.mark.parametrize(
+    ("runtime", "devices", "expected"),
+    [("", "", False), ("nvidia", "", True), ("nvidia", "0", True), ("nvidia", "none", False)],
+)
+def test_gpus_are_reserved_where_the_engine_has_them(
+    run: Run, copy: Path, tmp_path: Path, runtime: str, devices: str, expected: bool
+) -> None:
+    (copy / "docker-compose.gpu.yaml").touch()
+    environ = {"NVIDIA_VISIBLE_DEVICES": devices} if devices else {}
+    path, record = docker(tmp_path, RECORD), tmp_path / "record"
+    done = run("a.py", PATH=path, RECORD=str(record), RUNTIME=runtime, KIND="", COMPOSE_FILE="", **environ)
+    assert done.returncode == 0, done.stderr
+    assert (f"<--file><{copy}/docker-compose.gpu.yaml>" in record.read_text()) == expected
+
+
+@pytest.mark.parametrize(("kind", "user"), [("rootless", "0:0"), ("", f"{os.getuid()}:{os.getgid()}")])
+def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind: str, user: str) -> None:
+    """With a rootless engine, the container's root is who started the engine."""
+    path, record = docker(tmp_path, RECORD), tmp_path / "record"
+    run("a.py", "a b", PATH=path, RECORD=str(record), RUNTIME="", KIND=kind, COMPOSE_FILE="", cwd=tmp_path)
+    assert record.read_text().startswith(f"{user}\n{tmp_path}\n")
+    assert "<main><a.py><a b>" in record.read_text()
 
 
 def test_without_arguments_it_explains_itself(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +54,10 @@ class Tracker(RunObserver):  # type: ignore[misc]
             if self._log.sources.get(name) != text:
                 self._log.append("source", name=name, text=text)
         experiment = {name: value for name, value in ex_info.items() if name != "sources"}
+        if not experiment.get("repositories") and (commit := os.environ.get("SCALING_FL_COMMIT")):
+            # An image holds no repository, but knows of which commit it was built.
+            dirty = commit.endswith("-dirty")
+            experiment["repositories"] = [{"url": "", "commit": commit.removesuffix("-dirty"), "dirty": dirty}]
         sacred = {"experiment": experiment, "command": command, "host": host_info, "meta": meta_info}
         self._log.append(
             "started",

@@ -1,0 +1,102 @@
+"""An engine, a copy of the program, and its image. What needs them is marked `containers`."""
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+SECRET = f"secret-{uuid.uuid4().hex}"  # in every place that must not get into an image
+
+
+def docker(*words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["docker", *words], capture_output=True, text=True, timeout=600, check=check, **options)
+
+
+def _answers() -> bool:
+    try:
+        return all(docker(*words, check=False).returncode == 0 for words in (["info"], ["compose", "version"]))
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The engine that answers here, or one that is started for these tests, and removed."""
+    if _answers():
+        yield
+        return
+    script, folder = str(ROOT / "tests" / "containers" / "engine.sh"), tmp_path_factory.mktemp("engine")
+    folder.chmod(0o755)  # for tests as another user
+    started = subprocess.run([script, "up", str(folder)], capture_output=True, text=True, timeout=1200, check=False)
+    try:
+        if started.returncode != 0:
+            pytest.skip(f"no Docker engine answers, and none could be started: {started.stderr.strip()}")
+        with pytest.MonkeyPatch.context() as patch:
+            for line in started.stdout.splitlines():
+                name, _, value = line.partition("=")
+                patch.setenv(name, value)
+            yield
+    finally:
+        subprocess.run([script, "down", str(folder)], timeout=120, check=True)
+
+
+@pytest.fixture(scope="session")
+def environ(engine: None) -> Iterator[dict[str, str]]:
+    """For run-local.sh: an image and a volume of the tests' own, and nothing that a developer has set."""
+    name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
+    dropped = ("COMPOSE_FILE", "DATA_MOUNT_DIR", "NVIDIA_VISIBLE_DEVICES", "SCALING_FL_DEBUG")
+    values = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SACRED_")}
+    yield values | {"SCALING_FL_IMAGE": name, "SCALING_FL_CACHE": name}
+    docker("volume", "rm", name, check=False)
+    for image in docker("image", "ls", "--quiet", "--filter", f"reference={name}").stdout.split():
+        docker("image", "rm", "--force", image)
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is in the repository, in a folder that holds secrets and data besides."""
+    folder = tmp_path_factory.mktemp("a copy")
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name in (
+        ".env",
+        "scripts/.env",
+        "key.json",
+        "data/private.csv",
+        "runs/1/config.json",
+        ".git/config",
+        "checkpoints/a",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"HF_TOKEN={SECRET}\n")
+    for path in [folder.parent, folder]:
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(environ: dict[str, str], copy: Path) -> str:
+    """Of the stage `train`, as run-local.sh builds it."""
+    built = subprocess.run(
+        [str(copy / "run-local.sh"), "-c", ""],
+        env=environ,
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return f"{environ['SCALING_FL_IMAGE']}:train"

@@ -1,0 +1,74 @@
+"""`.env` means the same to Docker Compose, inside a container, and to Python, outside."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400), pytest.mark.usefixtures("image")]
+
+NASTY = [
+    "plain-1.0", "user:p%40ss@db:27017/name?tls=true&w=1", "", "a b", "a #b", "#b", "a$b", "$HOME", "${HOME}", "${HOME:-x}",
+    "$$", "$(id)", "`id`", "it's", "'", "'q'", '"q"', 'say "hi"', r"a\b", r"a\nb", r"\\host", "end\\", r"it\'s", r"a\"b",
+    "  blanks  ", "é ü €", "a=b", "export", "!p@ss;w|o<r>d*?[x]{y}", "it's $5 #1",
+]  # fmt: skip
+
+
+def quoted(value: str) -> str:
+    """As .env.template says."""
+    if re.fullmatch(r"[\w.\-:/@%+=,]*", value, re.ASCII):
+        return value
+    if "\\" in value:
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def test_every_value_arrives_as_it_was_meant_in_both(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
+    names = [f"NASTY_{number}" for number in range(len(NASTY))] + ["SACRED_PASSWORD"]
+    values = dict(zip(names, [*NASTY, "pa$$word #1 ${HOME}"], strict=True))
+    before = (copy / ".env").read_text()
+    script = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith(('NASTY', 'SACRED_PASS'))}))"
+    try:
+        (copy / ".env").write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()))
+        inside = subprocess.run(
+            [str(copy / "run-local.sh"), "-c", script],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert json.loads(inside.stdout) == values, inside.stderr
+        # Outside, it is the script that reads it; whatever the way, this line of it counts.
+        (load,) = re.findall(
+            r"dotenv\.load_dotenv\(.*?\)(?=  #)", (ROOT / "scripts" / "train_federated.py").read_text()
+        )
+        program = f"import dotenv, pathlib; ROOT = pathlib.Path({str(copy)!r}); {load}; {script}"
+        outside = subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+        )
+        assert json.loads(outside.stdout) == values
+        shell = {"SACRED_PASSWORD": "the shell's"}
+        wins = subprocess.run(
+            [str(copy / "run-local.sh"), "-c", script], cwd=tmp_path, env=environ | shell, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert json.loads(wins.stdout)["SACRED_PASSWORD"] == "the shell's"
+    finally:
+        (copy / ".env").write_text(before)
+
+
+def test_the_template_explains_every_variable_that_compose_reads() -> None:
+    files = "".join(path.read_text() for path in ROOT.glob("docker-compose*.yaml"))
+    read = set(re.findall(r"\$\{(\w+)", files)) | set(re.findall(r"^      ([A-Z_]+):$", files, re.MULTILINE))
+    template = (ROOT / ".env.template").read_text()
+    # Those of run-local.sh, and those of clusters and the hub, which .env is no place for.
+    set_elsewhere = {name for name in read if name.startswith("SCALING_FL_")} | {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "HF_ENDPOINT", "HF_HUB_OFFLINE"}  # fmt: skip
+    assert [
+        name for name in sorted(read - set_elsewhere) if not re.search(rf"^#? ?{name}=", template, re.MULTILINE)
+    ] == []

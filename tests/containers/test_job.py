@@ -1,0 +1,237 @@
+"""Jobs in containers, typed as outside."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.containers.conftest import docker
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400), pytest.mark.usefixtures("image")]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+TRAIN = ["scripts/train_federated.py", "with"]
+ENDLESS = [*TRAIN, "demo", "num_rounds=1000", "job_name=j", "checkpoints_dir=out"]
+USER = 4321  # has no entry in /etc/passwd, here or in the image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where commands are typed: not the program's folder, and with a blank in its name."""
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run(copy: Path, folder: Path, environ: dict[str, str]) -> Run:
+    def run(*words: str, cwd: Path = folder, **more: Any) -> "subprocess.CompletedProcess[str]":
+        variables = environ | more.pop("variables", {})
+        return subprocess.run(
+            [str(copy / "run-local.sh"), *words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300,
+            check=False, **more,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(engine: None) -> Iterator[None]:
+    """Containers and networks are gone after each call, however it ended."""
+    before = docker("network", "ls", "-q").stdout
+    yield
+    assert docker("ps", "-aq", "--filter", "name=scaling_fl-").stdout == ""
+    assert docker("network", "ls", "-q").stdout == before
+
+
+def test_arguments_and_exit_status_pass_through_unchanged(run: Run) -> None:
+    script = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd()])); sys.exit(7)"
+    words = ["with", "site_ids=[0,0,1,1]", "train_path=/a b/c*.csv", "author='me' \"too\"", "", "x=$HOME", "$$y", "é"]
+    done = run("-c", script, *words)
+    assert (done.returncode, done.stderr.strip()) == (7, "")
+    assert json.loads(done.stdout) == [words, "/workspace"]
+
+
+def test_relative_paths_are_those_of_the_callers_folder_and_results_are_the_callers(run: Run, folder: Path) -> None:
+    (folder / "data").mkdir()
+    builders.write_csv(folder / "data" / "train.csv", 41)
+    builders.write_csv(folder / "data" / "test.csv", 9, 1)
+    builders.pretrained(folder / "model")
+    options: dict[str, Any] = {}
+    if os.getuid() == 0:  # as somebody else
+        for path in [folder, *folder.rglob("*"), *folder.parents]:
+            if path == folder or folder in path.parents:
+                os.chown(path, USER, USER)
+            elif not path.stat().st_mode & stat.S_IXOTH:
+                path.chmod(path.stat().st_mode | 0o055)
+        options = {"user": USER, "group": USER, "extra_groups": []}
+    user = options.get("user", os.getuid())
+    words = [
+        *TRAIN, "site_ids=[0,0]", "num_rounds=1", "task_name=csv", "train_path=data/train.csv", "test_path=data/test.csv",
+        "text_column=body", "label_column=topic", "model=model", "max_seq_len=16", "job_name=j", "checkpoints_dir=out",
+    ]  # fmt: skip
+    done = run(*words, variables={"TMPDIR": "/tmp", "SCALING_FL_CACHE": f"scaling_fl-test-{user}"}, **options)
+    try:
+        assert done.returncode == 0, done.stderr
+        made = [path for name in ("runs", "out") for path in (folder / name).rglob("*")]
+        assert folder / "out" / "model" / "model.safetensors" in made
+        assert {path.stat().st_uid for path in made} == {user}
+        again = run(*words, variables={"SCALING_FL_CACHE": f"scaling_fl-test-{user}", "TMPDIR": "/tmp"}, **options)
+        assert "job j is finished: 1 rounds are done, and the model is in out/model" in again.stdout, again.stderr
+    finally:
+        docker("volume", "rm", f"scaling_fl-test-{user}", check=False)
+
+
+def test_the_run_records_the_commit(run: Run, copy: Path, folder: Path) -> None:
+    (copy / ".git").rename(copy / "not-git")
+    git = ["git", "-C", str(copy), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    try:
+        subprocess.run([*git, "add", "run-local.sh"], check=True)
+        subprocess.run([*git, "commit", "--quiet", "-m", "all"], check=True)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        done = run(*TRAIN, "demo", "num_rounds=1", "max_train_examples=100", "max_test_examples=50")
+        assert done.returncode == 0, done.stderr
+        (recorded,) = json.loads((folder / "runs" / "1" / "run.json").read_text())["experiment"]["repositories"]
+        assert (recorded["commit"], recorded["dirty"]) == (commit, False)
+    finally:
+        subprocess.run(["rm", "-rf", str(copy / ".git")], check=True)
+        (copy / "not-git").rename(copy / ".git")
+
+
+def test_data_may_lie_elsewhere_and_an_empty_mount_point_goes_again(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_text("found")
+    done = run("-c", "print(open('data/a').read())", variables={"DATA_MOUNT_DIR": str(tmp_path / "elsewhere")})
+    assert done.stdout == "found\n", done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_a_google_key_file_is_mounted_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text("the key")
+    (tmp_path / "another.json").write_text("another")
+    script = "import os; p = os.environ['GOOGLE_APPLICATION_CREDENTIALS']; print(open(p).read(), os.listdir(os.path.dirname(p)))"
+    done = run("-c", script, variables={"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json")})
+    assert done.stdout == "the key ['google.json']\n", done.stderr
+    assert run("-c", "import os; print(repr(os.environ['GOOGLE_APPLICATION_CREDENTIALS']))").stdout == "''\n"
+
+
+def test_two_calls_at_once_do_not_meet(copy: Path, folder: Path, environ: dict[str, str]) -> None:
+    script = "import sys, time; time.sleep(3); print(sys.argv[1])"
+    calls = [
+        subprocess.Popen(
+            [str(copy / "run-local.sh"), "-c", script, word], cwd=folder, env=environ, stdout=subprocess.PIPE, text=True
+        )
+        for word in ("one", "two")
+    ]
+    assert [(call.communicate(timeout=60)[0], call.returncode) for call in calls] == [("one\n", 0), ("two\n", 0)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_job_that_is_asked_to_end_publishes_and_tells_by_its_status(
+    copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals, status: int
+) -> None:
+    job = subprocess.Popen(
+        [str(copy / "run-local.sh"), *ENDLESS], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    output = _until(job, re.compile(r" +2  \d\.\d{4} "))
+    os.killpg(job.pid, number)
+    output += job.communicate(timeout=60)[0]
+    assert job.returncode == status, output
+    assert output.count("stopping: the last complete round is published first") == 1, output
+    assert list((folder / "out").glob("round-*.safetensors"))
+
+
+COUNT = """
+import signal, time
+received = []
+for number in (1, 2, 15):
+    signal.signal(number, lambda number, frame: received.append(number))
+print("ready", flush=True)
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    time.sleep(0.1)
+print(received)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_job_once(
+    copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals
+) -> None:
+    """Twice would end a job without publishing. It goes to the whole group, as a terminal's does."""
+    job = subprocess.Popen(
+        [str(copy / "run-local.sh"), "-c", COUNT], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    _until(job, re.compile("ready"))
+    os.killpg(job.pid, number)
+    output = job.communicate(timeout=60)[0]
+    assert output.split() == [f"[{number.value}]"]
+
+
+def _until(job: "subprocess.Popen[str]", pattern: "re.Pattern[str]") -> str:
+    assert job.stdout is not None
+    output = ""
+    for line in job.stdout:
+        output += line
+        if pattern.match(line):
+            return output
+    raise AssertionError(output)
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_job(copy: Path, folder: Path, environ: dict[str, str]) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(copy / "run-local.sh", [str(copy / "run-local.sh"), *ENDLESS], environ)
+    output, deadline, pressed = b"", time.monotonic() + 240, False
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while time.monotonic() < deadline and select.select([terminal], [], [], 60)[0]:
+            output += os.read(terminal, 65536)
+            if not pressed and re.search(rb" 2  \d\.\d{4} ", output):
+                os.write(terminal, b"\x03")
+                pressed = True
+    if not pressed:
+        os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, output.decode()
+    assert b"stopping: the last complete round is published first" in output
+    os.close(terminal)
+
+
+def test_a_signal_before_the_job_runs_is_not_lost(copy: Path, folder: Path, environ: dict[str, str]) -> None:
+    for delay in (0.3, 1.0):
+        job = subprocess.Popen(
+            [str(copy / "run-local.sh"), "-c", "import time; time.sleep(100)"], cwd=folder, env=environ,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(delay)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == 143
+
+
+def test_an_image_that_cannot_be_built_is_said(run: Run, copy: Path) -> None:
+    dockerfile = copy / "Dockerfile"
+    text = dockerfile.read_text()
+    try:
+        dockerfile.write_text(text.replace("COPY . .", "COPY no-such-file ."))
+        done = run("-c", "print('ran')")
+        assert done.returncode not in (0, None)
+        assert done.stdout == ""
+        assert "no-such-file" in done.stderr
+        assert "the image could not be built (--no-docker runs without one)" in done.stderr
+    finally:
+        dockerfile.write_text(text)
