@@ -26,6 +26,7 @@ from scaling_fl.memory import SharedMemory
 from scaling_fl.plan import Event, Plan
 
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
+_GRACE_OF_NODES = 7.0  # … when another node has to end its processes before it tells
 # What the children's libraries read when they start; each was chosen by measurement (benchmarks/README.md).
 SETTINGS = {
     # Threads that spin for long while they wait take the core from a neighbour's thread that has work; threads that
@@ -196,7 +197,7 @@ def _watch(
             member.receive(handle)
             if isinstance(member.failure, PeerLost):
                 lost = lost or member.failure
-                deadline = deadline or time.monotonic() + _GRACE
+                deadline = deadline or time.monotonic() + (_GRACE_OF_NODES if link.peers else _GRACE)
             elif member.failure is not None:
                 return member.failure
         if not told and all(child.ended for child in children):
