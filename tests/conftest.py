@@ -30,8 +30,10 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 
-# Jobs that a shell starts in the background ignore Ctrl-C, and what they start does, too: the jobs under test must not.
+# What a shell starts in the background ignores Ctrl-C, behind `nohup` SIGHUP, and so does what that starts: the jobs under
+# test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
