@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -52,3 +53,15 @@ def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
         behind.wait() if then == "wait" else behind.do(lambda: done.append(1))
     behind.wait()
     assert done == []
+
+
+def test_two_may_wait_for_the_same_thing() -> None:
+    """The end of a job, and who is asked to end it meanwhile: neither may go before it is done."""
+    behind, done = Behind(), threading.Event()
+    behind.do(lambda: (time.sleep(0.3), done.set())[1])
+    first = threading.Thread(target=behind.wait)
+    first.start()
+    time.sleep(0.05)
+    behind.wait()
+    assert done.is_set()
+    first.join()
