@@ -21,8 +21,9 @@ from scaling_fl import signals, team
 from scaling_fl.child import Child, OnEvent
 from scaling_fl.config import Config
 from scaling_fl.errors import JobFailed, PeerLost, UserError
-from scaling_fl.link import ALONE, Link, Peer
+from scaling_fl.link import ALONE, Link
 from scaling_fl.memory import SharedMemory
+from scaling_fl.peer import Peer
 from scaling_fl.plan import Event, Plan
 
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences

@@ -1,5 +1,6 @@
 """Launchers that meet, over this machine's loopback; each in a thread of its own."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from scaling_fl import link as link_module
+from scaling_fl import peer as peer_module
 from scaling_fl import signals
 from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.link import Link
@@ -78,7 +80,7 @@ def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
 
 
 def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "LOST", 0.5)
+    monkeypatch.setattr(peer_module, "LOST", 0.5)
 
     def silent(link: Link) -> Any:
         if link.node.rank == 1:
@@ -102,7 +104,7 @@ def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPa
 
 
 def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "LOST", 1.0)
+    monkeypatch.setattr(peer_module, "LOST", 1.0)
     monkeypatch.setattr(link_module, "_SIGN", 0.1)
 
     def act(link: Link) -> Any:
@@ -232,10 +234,14 @@ def test_what_failed_before_all_began_again_is_over() -> None:
     assert all_of(2, act)[1].result(30) is None
 
 
-def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor() -> None:
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
+    order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_MEETING", 10.0)
     port, said = free_port(), list[str]()
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(lambda: Link(Node(0, 3, "127.0.0.1", port), said.append))
+    with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
+        nodes = [pool.submit(lambda: Link(Node(0, 3, "127.0.0.1", port), said.append))]
         while True:
             try:
                 dead = socket.create_connection(("127.0.0.1", port))
@@ -243,14 +249,15 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor() -> No
             except ConnectionRefusedError:
                 time.sleep(0.05)
         dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
-        time.sleep(0.3)
+        time.sleep(0.3)  # until it was let in
         dead.close()
-        others = [pool.submit(lambda rank=rank: Link(Node(rank, 3, "127.0.0.1", port), said.append)) for rank in (1, 2)]
-        links = [future.result(30) for future in (first, *others)]
-        results = [pool.submit(link.exchange, link.node.rank) for link in links]
+        for rank in order:
+            nodes.append(pool.submit(lambda rank=rank: Link(Node(rank, 3, "127.0.0.1", port), said.append)))
+            time.sleep(0.5)
+        for node in nodes:
+            links.callback(node.result(30).close)
+        results = [pool.submit(node.result().exchange, node.result().node.rank) for node in nodes]
         assert [result.result(30) for result in results] == [[0, 1, 2]] * 3
-    for link in links:
-        link.close()
 
 
 def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
