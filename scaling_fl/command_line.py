@@ -1,11 +1,15 @@
 """What is typed: text values as they were typed, and named configurations that set several keys at once."""
 
 import ast
+import os
 import typing
 from collections.abc import Sequence
 from typing import Any
 
+from sacred.config import load_config_file
+
 from scaling_fl.config import Config
+from scaling_fl.errors import UserError
 
 
 def keep_text(argv: Sequence[str]) -> list[str]:
@@ -59,3 +63,19 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
         "group_by_length": False,
     },
 }
+
+
+def check_config_file(word: str) -> None:
+    """Sacred takes a word without = for a named configuration or a file, and fails obscurely where it is neither."""
+    if not os.path.exists(word):
+        raise UserError(
+            f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
+        )
+    if word.endswith(".pickle"):
+        raise UserError(f"{word}: a pickle may run anything; write the configuration as JSON or YAML")
+    try:
+        values = load_config_file(word)
+    except Exception as error:  # each file format has its own
+        raise UserError(f"{word}: it can't be read as a configuration: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")

@@ -11,13 +11,8 @@ README.md explains every key. This file only assembles: Sacred's configuration i
 """
 
 import contextlib
-import dataclasses
-import itertools
-import os
-import secrets
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,24 +30,15 @@ if __name__ == "__main__":
         launch.begin()  # torch is imported there while Sacred is imported here
 
 from sacred import SETTINGS, Experiment  # noqa: E402
-from sacred.config import load_config_file  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
-from scaling_fl import machine, nodes, signals, team  # noqa: E402
-from scaling_fl.checkpoint import Checkpoints  # noqa: E402
-from scaling_fl.command_line import NAMED_CONFIGS, keep_text  # noqa: E402
+from scaling_fl import machine, signals  # noqa: E402
+from scaling_fl.command_line import NAMED_CONFIGS, check_config_file, keep_text  # noqa: E402
 from scaling_fl.config import Config  # noqa: E402
-from scaling_fl.console import Console  # noqa: E402
-from scaling_fl.errors import JobFailed, NodeLost, UserError  # noqa: E402
-from scaling_fl.lease import Lease  # noqa: E402
-from scaling_fl.link import ALONE, Link  # noqa: E402
-from scaling_fl.plan import Event, Plan  # noqa: E402
-from scaling_fl.tracking import events, mongo, secret_manager  # noqa: E402
-from scaling_fl.tracking.places import Places  # noqa: E402
-from scaling_fl.tracking.tracker import Tracker  # noqa: E402
-
-RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
+from scaling_fl.errors import JobFailed, UserError  # noqa: E402
+from scaling_fl.job import Job  # noqa: E402
+from scaling_fl.tracking import mongo  # noqa: E402
 
 
 def _has_git_commit() -> bool:
@@ -70,25 +56,10 @@ experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)
+for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # by itself Sacred takes those whose names are used here
+    experiment.add_source_file(str(_path))
 
-
-class Session:
-    """What one invocation holds between Sacred's hooks and the command itself."""
-
-    def __init__(self, resources: contextlib.ExitStack):
-        self.resources = resources
-        self.work = resources.enter_context(contextlib.ExitStack())  # what lasts as long as an attempt
-        self.console = Console()
-        self.unobserved = False
-        self.places = Places([RUNS])
-        self.plan: Plan | None = None
-        self.lease: Lease | None = None
-        self.link: Link = ALONE
-        self.tracker: Tracker | None = None
-        self.written: dict[str, str] = {}  # what is where, for the user
-
-
-session: Session  # set by `main`
+job: Job  # set by `main`
 
 
 class _SaidInFull(SacredError):
@@ -111,32 +82,16 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        session.link.end_with(error)
+        job.link.end_with(error)
         raise Refused(error) from error
     except JobFailed as error:
-        session.link.end_with(error)
+        job.link.end_with(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
-        session.link.end_with(error)
+        job.link.end_with(error)
         raise
     finally:
-        session.console.close()  # before Sacred prints the error
-
-
-def _check_config_file(word: str) -> None:
-    """Sacred takes a word without = for a named configuration or a file, and fails obscurely where it is neither."""
-    if not os.path.exists(word):
-        raise UserError(
-            f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
-        )
-    if word.endswith(".pickle"):
-        raise UserError(f"{word}: a pickle may run anything; write the configuration as JSON or YAML")
-    try:
-        values = load_config_file(word)
-    except Exception as error:  # each file format has its own
-        raise UserError(f"{word}: it can't be read as a configuration: {type(error).__name__}: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")
+        job.console.close()  # before Sacred prints the error
 
 
 @experiment.option_hook
@@ -144,16 +99,16 @@ def remember_options(options: dict[str, Any]) -> None:
     for word in options["UPDATE"] or []:
         if "=" not in word and word not in NAMED_CONFIGS:
             with _clear_errors():
-                _check_config_file(word)
+                check_config_file(word)
     with _clear_errors():
         if options["--queue"]:
             raise UserError("-q: there is nothing that would start a queued run; leave it out")
-        session.unobserved = bool(options["--unobserved"])
+        job.unobserved = bool(options["--unobserved"])
         # Sacred's own observers of these would begin a new run each time, and wait a minute for a server.
         if folder := options["--file_storage"]:
-            session.places.folders.append(Path(folder))
+            job.places.folders.append(Path(folder))
         if typed := options["--mongo_db"]:
-            session.places.addresses.append(mongo.typed_address(typed))
+            job.places.addresses.append(mongo.typed_address(typed))
     options["--file_storage"] = options["--mongo_db"] = None
 
 
@@ -161,125 +116,24 @@ def remember_options(options: dict[str, Any]) -> None:
 def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
     """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
     with _clear_errors():
-        checked = _config_of(config)
-        if command_name != train.__name__:
-            return {}
-        if checked.job_name is None:
-            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-            checked = dataclasses.replace(checked, job_name=name)
-        session.link = Link(nodes.this(os.environ), session.console.line)
-        session.resources.callback(session.link.close)
-        checked = team.agree(checked, session.link)
-        history = _alone(checked) if session.link.node.rank == 0 else None
-        plan = session.plan = _prepared(checked)
-        if plan.finished:
-            folder = str(checked.checkpoints_dir or "node 0's checkpoints_dir").rstrip("/")
-            model = f"the model is in {folder}/model" if checked.has_global_model else f"checkpoints are in {folder}"
-            session.console.line(
-                f"job {checked.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise "
-                "num_rounds"
-            )
-            if history is not None and history.exists():
-                session.places.bring_up_to_date(checked, history, session.console.line, finished=plan)
-            sys.exit(0)
-        if session.lease is not None:
-            session.lease.take()
-            session.resources.callback(session.lease.release)
-        if history is not None:
-            log = events.EventLog(history)
-            session.tracker = Tracker(log, plan, session.places.targets(checked, session.lease), session.console.line)
-            session.console.listener = session.tracker.output
-            if session.lease is not None:
-                session.lease.runs = session.tracker.runs
-            experiment.observers.append(session.tracker)
+        checked = job.config_of(config)
+        if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
+            experiment.observers.append(tracker)
     return {}
-
-
-def _config_of(values: dict[str, Any]) -> Config:
-    """What was typed, and where Vertex AI wants the checkpoints, unless that was typed."""
-    place = os.environ.get("AIP_CHECKPOINT_DIR")
-    if place and values["checkpoints_dir"] is None:
-        values = values | {"checkpoints_dir": place}
-        session.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
-    return Config.from_mapping(values)
-
-
-def _alone(config: Config) -> Path | None:
-    """Make sure that no other run has this job; its event file, if the run is recorded."""
-    if not session.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
-        session.places.addresses.insert(0, address)
-    recorded = session.places.known(events.file_of(RUNS, config))
-    session.resources.enter_context(machine.only_run_of(str(config.job_name), config.checkpoints_dir, recorded))
-    if config.checkpoints_dir is not None:
-        session.lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
-        session.lease.check(session.console.line)
-    if session.unobserved:
-        return None
-    history = events.history(RUNS, config)
-    session.places.check(config, history, session.console.line)
-    return history
-
-
-def _prepared(config: Config) -> Plan:
-    session.work.close()  # of the attempt before
-    folder = session.work.enter_context(machine.work_folder())
-    return launch.prepare(config, folder, session.console.event, session.link)
 
 
 @experiment.main
 def train(_run: Run) -> None:
     """Train: rounds of local training, federated averaging and evaluation."""
-    plan, console, tracker = session.plan, session.console, session.tracker
-    assert plan is not None
-    for note in plan.notes:
-        console.line(f"note: {note}")
-    console.plan(plan)
-
-    def on_event(event: Event) -> None:
-        if session.lease is not None:
-            session.lease.confirm()
-        if tracker is not None:
-            tracker.event(event)
-        if event["event"] in ("checkpoint", "model"):
-            session.written[event["event"]] = event["path"]
-        console.event(event, plan)
-
     with _clear_errors():
-        for attempt in itertools.count(1):
-            try:
-                launch.train(plan, on_event, session.link)
-                break
-            except JobFailed as error:
-                if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
-                    raise
-                session.link.end_with(error)
-                session.link.again()
-                console.close()
-                console.line(
-                    f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"
-                )
-                if tracker is not None:
-                    tracker.restarted(str(error))
-                plan = _prepared(plan.config)
-                if plan.finished:  # it failed when all was done
-                    break
+        job.train()
 
 
 @experiment.command(unobserved=True)
 def sync(_config: dict[str, Any]) -> None:
     """Bring a job's records up to date from its events: runs/_events/JOB.jsonl, or those in checkpoints_dir."""
     with _clear_errors():
-        config = _config_of(_config)
-        if config.job_name is None:
-            raise UserError("sync: which job? Write job_name=…, and checkpoints_dir=… if its events are only there")
-        history = _alone(config)
-        if history is None or not history.exists():
-            raise UserError(
-                f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
-                f"begun, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or give its checkpoints_dir"
-            )
-        if not session.places.bring_up_to_date(config, history, session.console.line):
-            raise UserError(f"job_name={config.job_name}: not all of its records are up to date; try again later")
+        job.sync(job.config_of(_config))
 
 
 @experiment.command(unobserved=True)
@@ -297,23 +151,21 @@ def show_shards(_config: dict[str, Any]) -> None:
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
     with _clear_errors(), machine.work_folder() as folder:
-        launch.run(target, [(Config.from_mapping(config),)], [name], folder, session.console.event)
+        launch.run(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:
-    global session
+    global job
     signals.install()
     with contextlib.ExitStack() as resources:
-        session = Session(resources)
-        resources.callback(session.console.close)
+        job = Job(resources)
+        resources.callback(job.console.close)
         try:
             experiment.run_commandline(keep_text(argv))
-            if session.tracker is not None:
-                session.written |= session.tracker.places()
-            for what, where in session.written.items():
-                session.console.line(f"{what:<12} {where}")
+            for what, where in job.written().items():
+                job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
-            resumes = "; with job_name and checkpoints_dir, the same command resumes" if session.plan else ""
+            resumes = "; with job_name and checkpoints_dir, the same command resumes" if job.plan else ""
             print(f"interrupted{resumes}", file=sys.stderr)
             sys.exit(signals.exit_status())
 

@@ -31,13 +31,15 @@ def words(tmp_path: Path) -> list[str]:
 def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
+    words.append("model=tiny")  # whose state is larger than the file of events
     first = command(*words, "num_rounds=1", "checkpoints_dir=one")
     assert first.returncode == 0, first.stderr
-    size = (tmp_path / "one" / "round-000001.safetensors").stat().st_size
+    size, events = ((tmp_path / "one" / name).stat().st_size for name in ("round-000001.safetensors", "events.jsonl"))
+    assert events < size / 3
     # A disk of the job's own, in a namespace of its own, which takes it away; so its content is copied out at the end.
     argv = shlex.join([sys.executable, str(SCRIPT), *words, "num_rounds=9", "checkpoints_dir=small"])
     script = (
-        f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2} none small || exit 77; "
+        f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2 + 2 * events} none small || exit 77; "
         f"{argv}; status=$?; cp -r small/. left; exit $status"
     )
     done = subprocess.run(

@@ -18,7 +18,7 @@ import transformers
 
 from scaling_fl import checkpoint
 from tests import builders
-from tests.conftest import SCRIPT, ObjectStore, clean_environment
+from tests.conftest import ROOT, SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -159,6 +159,9 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     config = json.loads((record / "config.json").read_text())
     assert (config["job_name"], config["author"], config["site_ids"]) == ("20261122_230300", "1e5", [-1, -1, -1])
     run = json.loads((record / "run.json").read_text())
+    sources = {name: (record.parent / stored).read_text() for name, stored in run["experiment"]["sources"]}
+    program = ("scripts/train_federated.py", *(str(path.relative_to(ROOT)) for path in ROOT.glob("scaling_fl/**/*.py")))
+    assert sources == {name: (ROOT / name).read_text() for name in program}
     assert (run["status"], run["meta"]["comment"], run["experiment"]["name"]) == ("COMPLETED", "a comment", "news")
 
     metrics = json.loads((record / "metrics.json").read_text())
