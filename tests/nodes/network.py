@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import SCRIPT, clean_environment
+from tests.nodes.long_line import LongLine
 
 PORT = 29500
 
@@ -44,8 +45,12 @@ class Machine:
         self.folder.mkdir()
         self._temporary = tempfile.mkdtemp(prefix="sf", dir="/tmp")  # short, as names of sockets must be
         _ip("netns", "add", self.namespace)
+        self._line: LongLine | None = None
         _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        _ip("-n", switch, "link", "set", self._port, "master", "bridge", "up")
+        self._connect()
+
+    def _connect(self) -> None:
+        _ip("-n", self._switch, "link", "set", self._port, "master", "bridge", "up")
         for words in (
             ["addr", "add", f"{self.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["link", "set", "lo", "up"]
         ):  # fmt: skip
@@ -67,6 +72,15 @@ class Machine:
         """Take the machine off the network, or connect it again."""
         _ip("-n", self._switch, "link", "set", self._port, "up" if up else "down")
 
+    def move_away(self, seconds: float) -> None:
+        """Put so long a way between it and the others, in each direction."""
+        ends = f"{self.namespace}a", f"{self.namespace}b"
+        self._line = LongLine(ends, seconds)
+        _ip("-n", self._switch, "link", "del", self._port)
+        for end, namespace, name in ((ends[0], self.namespace, "eth0"), (ends[1], self._switch, self._port)):
+            _ip("link", "set", end, "netns", namespace, "name", name)
+        self._connect()
+
     def slow_down(self, *how: str) -> None:
         """Have the traffic control of the system limit what the machine sends."""
         words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *how]
@@ -81,6 +95,8 @@ class Machine:
         for pid in _ip("netns", "pids", self.namespace).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
+        if self._line is not None:
+            self._line.close()
         _ip("netns", "del", self.namespace)
         shutil.rmtree(self._temporary, ignore_errors=True)
 

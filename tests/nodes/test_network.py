@@ -1,5 +1,6 @@
 """A job on several machines with addresses of their own: the same result as on one, and no machine left waiting."""
 
+import json
 import os
 import signal
 import subprocess
@@ -106,6 +107,24 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
     for output in end(processes):
         assert "job news is finished" in output
     assert [process.returncode for process in processes] == [0, 0, 0]
+
+
+def test_a_long_way_between_machines_changes_nothing(
+    machines: list[Machine], files: Path, on_one: dict[str, Any]
+) -> None:
+    """50 ms in each direction, and 100 Mbit/s."""
+    try:
+        machines[2].move_away(0.05)
+    except OSError as error:
+        pytest.skip(f"no device can be made here whose traffic this process carries: {error}")
+    for machine in machines:
+        machine.slow_down("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
+    processes = begin(machines, files)
+    outputs = end(processes)
+    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
+    assert_same(state(machines[0].folder), on_one)
+    metrics = json.loads((machines[0].folder / "runs" / "1" / "metrics.json").read_text())
+    assert min(metrics["seconds.aggregate"]["values"]) > 0.1, "there and back, at least once"
 
 
 def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(

@@ -1,0 +1,47 @@
+"""A long line in a network: what goes in at one end comes out at the other, later.
+
+For systems whose traffic control knows no delay (`netem`): two devices of the system, and a thread that hands frames over.
+"""
+
+import collections
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import threading
+import time
+
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
+_LONGEST = 2**16  # bytes of a frame
+
+
+class LongLine:
+    """Each end is a network device, made in this process's namespace, from which it may be moved."""
+
+    def __init__(self, ends: tuple[str, str], seconds: float):
+        self._seconds, self._closed = seconds, threading.Event()
+        self._files = [os.open("/dev/net/tun", os.O_RDWR) for _ in ends]
+        for file, name in zip(self._files, ends, strict=True):
+            fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def _carry(self) -> None:
+        first, second = self._files
+        under_way = {first: collections.deque[tuple[float, bytes]](), second: collections.deque[tuple[float, bytes]]()}
+        while not self._closed.is_set():
+            due = min((frames[0][0] for frames in under_way.values() if frames), default=time.monotonic() + 0.2)
+            for file in select.select(self._files, [], [], max(0.0, due - time.monotonic()))[0]:
+                frame = os.read(file, _LONGEST)
+                under_way[second if file == first else first].append((time.monotonic() + self._seconds, frame))
+            for file, frames in under_way.items():
+                while frames and frames[0][0] <= time.monotonic():
+                    with contextlib.suppress(OSError):  # that end is down: the frame is lost
+                        os.write(file, frames.popleft()[1])
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        for file in self._files:
+            os.close(file)
