@@ -6,7 +6,7 @@
 Ours is the whole phase of a round: weights and checks exchanged, weighted mean, server step, everyone waits for everyone.
 The bytes that must move are those of N reads and 1 write; a copy is 1 read and 1 write. Sums of floats (exact_sum=False)
 and sums in fixed point, the default, are measured one after the other: with a worker per site, and with workers that add
-up the deltas of several sites first.
+up the deltas of several sites first. gloo, which sums floats, is measured in turn with floats.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def work(
             dist.all_reduce(piece)
 
     ways: dict[str, Callable[[], None]] = {"ours": ours}
-    if exact and not hosted:
+    if not (exact or hosted):
         ways |= {"flat all-reduce": flat, "all-reduce per tensor": per_tensor}
     for number in range(repeats + 1):
         for name, way in ways.items():
@@ -118,10 +118,10 @@ def main() -> None:
     claims = []
     for sites in options.sites:
         before = measure.copy_bandwidth()  # a machine's neighbours take their share of it, now less, now more
-        floats = medians(sites, options.repeats, exact=False)["ours"]
+        peers = medians(sites, options.repeats, exact=False)
+        floats = peers.pop("ours")
         between = measure.copy_bandwidth()
-        peers = medians(sites, options.repeats, exact=True)
-        exact = peers.pop("ours")
+        exact = medians(sites, options.repeats, exact=True)["ours"]
         after = measure.copy_bandwidth()
         for how, mine, bandwidth, bar in (
             ("floats", floats, (before + between) / 2, {2: "≥ 0.45", 4: "≥ 0.60"}.get(sites, "")),
@@ -143,13 +143,23 @@ def main() -> None:
         ):
             claims.append(
                 (
-                    f"… against gloo, {name}",
-                    f"{exact * 1e3:.0f} ms",
+                    f"… floats against gloo, {name}",
+                    f"{floats * 1e3:.0f} ms",
                     f"{peers[name] * 1e3:.0f} ms",
-                    f"{peers[name] / exact:.1f}",
+                    f"{peers[name] / floats:.1f}",
                     bar,
                 )
             )
+        peer = peers["flat all-reduce"]
+        claims.append(
+            (
+                "… fixed point against gloo, flat all-reduce",
+                f"{exact * 1e3:.0f} ms",
+                f"{peer * 1e3:.0f} ms",
+                f"{peer / exact:.1f}",
+                "",
+            )
+        )
         if sites == 4:
             claims.append(share("what exact_sum adds to a round, of a local epoch on AG News", exact, floats, "≤ 0.02"))
     floats, exact = (medians(HOSTS, options.repeats, how, HOSTED)["ours"] for how in (False, True))

@@ -48,7 +48,8 @@ def deferred() -> Iterator[None]:
 
 
 def _receive(number: int, frame: types.FrameType | None) -> None:
-    _received.append(number)
+    if number != signal.SIGHUP or number not in _received:  # of a closed terminal the shell tells, and the system, too
+        _received.append(number)
     with contextlib.suppress(BlockingIOError):
         os.write(_alarm, b"!")
     check()

@@ -2,6 +2,9 @@
 
 import json
 import os
+import pty
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -359,6 +362,35 @@ def test_an_interrupt_that_ends_the_reader_of_the_output_too_is_still_one(words:
     assert process.wait(timeout=30) == 130
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
     assert len(list((tmp_path / "out").glob("round-*.safetensors"))) == 1, "what was complete is published"
+
+
+def test_a_terminal_that_is_closed_ends_the_job_and_what_was_complete_is_published(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Its shell and the system each hang up on the job, which is one end of one terminal."""
+    terminal, inside = pty.openpty()
+    shell = subprocess.Popen(
+        ["setsid", "--ctty", "bash", "--norc", "-i"],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        cwd=tmp_path,
+        env=clean_environment(),
+    )
+    os.close(inside)
+    keys = ["num_rounds=9999", "checkpoint_every=9999", "job_name=closed", "checkpoints_dir=out"]
+    os.write(terminal, f"{shlex.join([sys.executable, str(SCRIPT), *words, *keys])}\n".encode())
+    text = ""
+    while not re.search(r" 2  +\d\.\d{4} ", text):
+        text += os.read(terminal, 4096).decode(errors="replace")
+    os.close(terminal)
+    shell.wait(10)
+    record = tmp_path / "runs" / "1" / "run.json"
+    deadline = time.monotonic() + 30
+    while json.loads(record.read_text())["status"] == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert json.loads(record.read_text())["status"] == "INTERRUPTED"
+    assert len(list((tmp_path / "out").glob("round-*.safetensors"))) == 1
 
 
 def test_parameters_that_are_no_longer_finite_end_the_job(command: Command, words: list[str], tmp_path: Path) -> None:
