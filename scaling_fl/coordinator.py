@@ -37,6 +37,7 @@ class Coordinator:
         # The last round that is reported, and the last one that is published with its report.
         self._reported = self._published = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
+        self._history = dict(plan.history)
 
     def report(self, results: dict[str, float]) -> None:
         """Log the round, then have its checkpoint written behind the next one, where one is due.
@@ -45,6 +46,7 @@ class Coordinator:
         """
         config, round_ = self._plan.config, self._state.round
         self._results, self._reported = finite_or_text(results), round_
+        self._history[str(round_)] = self._results
         self._send({"event": "round", "round": round_, "metrics": self._results})
         if config.checkpoints(round_):
             self._publish()
@@ -62,7 +64,8 @@ class Coordinator:
         tensors: state_file.Arrays = server.arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
-        header = checkpoint_header(self._plan, results, best, reported)
+        earlier = {number: of_round for number, of_round in self._history.items() if int(number) < round_}
+        header = checkpoint_header(self._plan, results, best, reported, earlier)
 
         def write() -> None:
             start = time.perf_counter()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling_fl import launch, machine, nodes, team
+from scaling_fl import launch, machine, meaning, nodes, team
 from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.config import Config
 from scaling_fl.console import Console
@@ -21,6 +21,7 @@ from scaling_fl.link import ALONE, Link
 from scaling_fl.plan import Event, Plan
 from scaling_fl.tracking import events, mongo, secret_manager
 from scaling_fl.tracking.places import Places
+from scaling_fl.tracking.record import folded
 from scaling_fl.tracking.tracker import Tracker
 
 RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
@@ -65,6 +66,8 @@ class Job:
         if self.plan.finished:
             self._say_finished(self.plan, history)
             sys.exit(0)
+        if history is not None and self.plan.round == 0 and history.exists():
+            self._check_recorded(self.plan, history)
         if self._lease is not None:
             self._lease.take()
             self._resources.callback(self._lease.release)
@@ -148,6 +151,26 @@ class Job:
         )
         if history is not None and history.exists():
             self.places.bring_up_to_date(config, history, self.console.line, finished=plan)
+
+    def _check_recorded(self, plan: Plan, history: Path) -> None:
+        """There is no checkpoint to go on from. Raises `UserError` where a new start would replace another job's results.
+
+        Exits where the job is finished all the same.
+        """
+        config, recorded = plan.config, events.read(history)[0]
+        done = max(events.rounds_of(recorded), default=0)
+        if done == 0:
+            return
+        record = folded(recorded)
+        meaning.check(config, record.config)
+        meaning.check_data(config, str(record.info["data_digest"]), plan.data_digest)
+        if record.entry["status"] == "COMPLETED":
+            said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
+            if config.num_rounds > done:
+                raise UserError(f"job_name={config.job_name}: {said}")
+            self.console.line(f"job {config.job_name} is finished: {said}")
+            self.places.bring_up_to_date(config, history, self.console.line)
+            sys.exit(0)
 
     def _on_event(self, event: Event) -> None:
         assert self.plan is not None

@@ -64,6 +64,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
 
     threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
+    history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
     initial, previous = _initial_state(loaded.module, server.optimiser(config).num_moments), None
     resume.check_finite(f"model={config.model}", initial)
@@ -75,6 +76,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             of_sites = resume.expected_of_sites(config, layout, len(shards), tensors)
             resume.check(config, header, digest, tensors, initial | of_sites)
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
+            history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
@@ -131,6 +133,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 best=best,
                 metrics=metrics,
                 reported=reported,
+                history=history,
                 digests=_digests(work, digest, initial) if several_nodes and not finished else {},
                 port=_free_port() if several_nodes else 0,
             ),
@@ -139,9 +142,16 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
 
 
 def checkpoint_header(
-    plan: Plan, results: dict[str, float | str], best: Best | None, reported: bool = True
+    plan: Plan,
+    results: dict[str, float | str],
+    best: Best | None,
+    reported: bool = True,
+    history: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself, beside its round. `reported`: whether `results` are all that there will be."""
+    """What a checkpoint says of itself, beside its round. `reported`: whether `results` are all that there will be.
+
+    `history`: those of the rounds before, by round.
+    """
     return {
         "job_name": plan.config.job_name,
         "config": plan.config.to_mapping(),
@@ -150,6 +160,7 @@ def checkpoint_header(
         "label_names": list(plan.label_names),
         "metrics": results,
         "reported": reported,
+        "history": history or {},
         "best": None if best is None else dataclasses.asdict(best),
         "environment": plan.environment,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,13 +1,11 @@
 """Going on from a checkpoint: it must be this job's, of the same meaning, and hold what the model takes."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scaling_fl import kept, partitions, state_file
+from scaling_fl import kept, meaning, state_file
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
@@ -16,7 +14,7 @@ from scaling_fl.site import initially_kept
 # What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
 _HEADER = {
     "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
-    "metrics": dict, "reported": bool,
+    "metrics": dict, "history": dict, "reported": bool,
 }  # fmt: skip
 _HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
 _BEST = {"metric": str, "round": int, "value": float}
@@ -38,6 +36,10 @@ def check(
 
 def _check_header(source: str, header: dict[str, Any]) -> None:
     wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    if "history" not in wrong and not all(
+        round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()
+    ):
+        wrong.append("history")
     if "config" not in wrong:
         wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
     best = header.get("best")
@@ -85,41 +87,8 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
             f"write job_name={header['job_name']} to resume it, or choose another folder"
         )
-    check_meaning(config, header["config"])
-    if header["data_digest"] != digest:
-        raise UserError(
-            f"job_name={config.job_name}: the data differ from those it began with "
-            f"(digest {header['data_digest'][:12]}…, now {digest[:12]}…); restore them, or start a new job"
-        )
-
-
-def check_meaning(config: Config, before: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job whose meaning would change.
-
-    `before` is the configuration in its checkpoint. Raises `UserError` naming each key with both values.
-    """
-    now = config.to_mapping()
-    changed = [
-        f"{field.name} was {before[field.name]!r}, is {now[field.name]!r}"
-        for field in dataclasses.fields(config)
-        if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
-    ]
-    partition, was = partitions.chosen(now), partitions.chosen(before)
-    if partition != was:
-        changed.insert(0, f"partition was {was!r}, is {partition!r}")
-    scheduled = config.lr_schedule != "constant" or 0 < config.warmup < 1
-    if scheduled and before["num_rounds"] != config.num_rounds:
-        changed.append(
-            f"num_rounds was {before['num_rounds']}, is {config.num_rounds}, on which the learning rate depends"
-        )
-    sites = [keys.get("num_sites") or len(keys["site_ids"]) for keys in (before, now)]
-    if sites[0] != sites[1] and "column" not in (partition, was):  # where the data say how many
-        changed.append(f"the number of sites was {sites[0]}, is {sites[1]}")
-    if changed:
-        raise UserError(
-            f"job_name={config.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "
-            "Use the earlier values, or a new job_name and checkpoints_dir"
-        )
+    meaning.check(config, header["config"])
+    meaning.check_data(config, header["data_digest"], digest)
 
 
 def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:

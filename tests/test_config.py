@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
+from scaling_fl import meaning
 from scaling_fl.config import OPTIMISERS, Config
 from scaling_fl.errors import UserError
-from scaling_fl.resume import check_meaning
 
 
 def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
@@ -86,7 +86,7 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
         "checkpoint_every": 3, "checkpoints_dir": "z", "val_batch_size": 9, "threads_per_site": 1,
         "keep_checkpoints": 0, "keep_best": "validation.loss",
     }  # fmt: skip
-    check_meaning(dataclasses.replace(Config(job_name="j"), **free), before)
+    meaning.check(dataclasses.replace(Config(job_name="j"), **free), before)
 
     for key, value in [
         ("learning_rate", 0.5), ("seed", 1), ("alpha", 0.1), ("model", "bert"), ("batch_size", 1),
@@ -94,17 +94,17 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
     ]:  # fmt: skip
         changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
         with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
-            check_meaning(changed, before)
+            meaning.check(changed, before)
     other = Config(job_name="j", site_ids=(0, 1), partition="by_label")
     with pytest.raises(UserError, match="partition was 'iid', is 'by_label'"):
-        check_meaning(other, before)
+        meaning.check(other, before)
     for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
         scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
-        check_meaning(scheduled, scheduled.to_mapping())
+        meaning.check(scheduled, scheduled.to_mapping())
         with pytest.raises(UserError, match="num_rounds was 4, is 3, on which the learning rate depends"):
-            check_meaning(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
+            meaning.check(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is 3"):
-        check_meaning(Config(job_name="j", site_ids=(0, 1, 1)), before)
+        meaning.check(Config(job_name="j", site_ids=(0, 1, 1)), before)
 
 
 def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_another() -> None:
@@ -119,13 +119,13 @@ def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_anot
         for now, later in words:
             for header in [before] if was == "sizes" else [before, old | {"iid_split": was == "iid"}]:
                 if now == was:
-                    check_meaning(Config(**later), header)
+                    meaning.check(Config(**later), header)
                 else:
                     with pytest.raises(UserError, match=f"partition was '{was}', is '{now}'"):
-                        check_meaning(Config(**later), header)
+                        meaning.check(Config(**later), header)
     parts = Config(partition="labels_per_site", labels_per_site=2)
     with pytest.raises(UserError, match="labels_per_site was 2, is 3"):
-        check_meaning(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
+        meaning.check(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
 
 
 def test_every_optimiser_of_the_configuration_is_built() -> None:

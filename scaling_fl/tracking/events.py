@@ -1,12 +1,13 @@
 """The event file: what happened to a job, one JSON object per line, only ever appended to. All records come from it."""
 
 import contextlib
+import fcntl
 import json
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,21 @@ class EventLog:
     """A job's event file, open for appending. Threads take turns."""
 
     def __init__(self, path: Path):
-        """Go on with the file, or begin it. Raises `UserError` where it can't be written."""
+        """Go on with the file, or begin it. Raises `UserError` where it can't be written, or a run that is alive does."""
         self.path, self._turn = path, threading.Lock()
         self.on_append: Callable[[str], None] = lambda event: None  # called with the event's kind
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            events = read(path)[0] if path.exists() else []
             self._file = open(path, "ab")  # noqa: SIM115 (open for the job's life)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process
+            events = read(path)[0]
             if path.read_bytes()[-1:] not in (b"", b"\n"):  # the machine crashed within a line
                 self._file.write(b"\n")
+        except BlockingIOError as error:
+            raise UserError(
+                f"job_name={path.stem}: a run of this job is alive, and writes {path}; wait for its end, or take another "
+                "job_name"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"{path}: it can't be written ({error.strerror}); type the command in a folder of yours, or give -u "
@@ -39,7 +46,7 @@ class EventLog:
             ) from error
         self._last = events[-1]["time"] if events else 0.0
         self.sources = {event["name"]: event["text"] for event in events if event["event"] == "source"}
-        self.rounds = {event["round"] for event in events if event["event"] == "round"}
+        self._rounds = rounds_of(events)
         if not events:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
         elif is_open(events):
@@ -60,6 +67,12 @@ class EventLog:
                     f"{self.path}: it can't be written ({error.strerror}); make room, and type the command again"
                 ) from error
         self.on_append(event)
+
+    def restore(self, rounds: Mapping[str, Mapping[str, Any]]) -> None:
+        """Append what the checkpoint knows of rounds of which the file doesn't tell: who was to write it was lost."""
+        for number, metrics in sorted(rounds.items(), key=lambda item: int(item[0])):
+            if int(number) not in self._rounds:
+                self.append("round", round=int(number), metrics=metrics)
 
     def close(self) -> None:
         """Force it to the disk."""
@@ -102,12 +115,24 @@ def file_of(runs: Path, config: Config) -> Path:
 def history(runs: Path, config: Config) -> Path:
     """The job's event file in `runs`, after its copy beside the checkpoints has added what this disk has missed.
 
-    Nothing is written where both are the same, or neither exists. Raises `UserError` where one can't be read.
+    Nothing is written where both are the same, or neither exists. Raises `UserError` where one can't be read, or they are
+    of different jobs.
     """
     path = file_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
-    there = Checkpoints(config.checkpoints_dir).read(MIRROR) if config.checkpoints_dir is not None else None
-    merged = merge(here, there or b"")
+    there = (config.checkpoints_dir is not None and Checkpoints(config.checkpoints_dir).read(MIRROR)) or b""
+    mine, theirs = (_beginning(merge(copy)) for copy in (here, there))
+    if theirs is not None and theirs["job_name"] != config.job_name:
+        raise UserError(
+            f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {theirs['job_name']}; "
+            f"write job_name={theirs['job_name']} to resume it, or choose another folder"
+        )
+    if mine is not None and theirs is not None and mine["job_id"] != theirs["job_id"]:
+        raise UserError(
+            f"job_name={config.job_name}: {path} tells of another job of this name than checkpoints_dir="
+            f"{config.checkpoints_dir}; to go on with the latter, type the command in another folder"
+        )
+    merged = merge(here, there if theirs else b"")
     if merged != merge(here):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
@@ -124,8 +149,25 @@ def merge(*copies: bytes) -> bytes:
 
 def job_id(path: Path) -> str | None:
     """What tells the job from all others of its name; `None` where it hasn't begun."""
-    events = read(path)[0] if path.exists() else []
-    return next((str(event["job_id"]) for event in events if event["event"] == "created"), None)
+    beginning = _beginning(path.read_bytes()) if path.exists() else None
+    return None if beginning is None else str(beginning["job_id"])
+
+
+def _beginning(data: bytes) -> Event | None:
+    events = (_parsed(line) for line in data.split(b"\n"))
+    return next((event for event in events if event and event["event"] == "created"), None)
+
+
+def rounds_of(events: list[Event]) -> set[int]:
+    """The rounds of which they tell, but for those that were run again after an earlier checkpoint, and not heard of."""
+    found: set[int] = set()
+    for event in events:
+        if event["event"] == "started":
+            after = event["start"]["after_round"]
+            found = {round_ for round_ in found if round_ <= after > 0}
+        elif event["event"] == "round":
+            found.add(event["round"])
+    return found
 
 
 def is_open(events: list[Event]) -> bool:
@@ -139,4 +181,6 @@ def _parsed(line: bytes) -> Event | None:
         event = json.loads(line)
     except ValueError:  # a torn line: the disk was full, or the machine crashed
         return None
-    return event if isinstance(event, dict) and "event" in event and "time" in event else None
+    if not isinstance(event, dict) or type(event.get("time")) not in (int, float) or "event" not in event:
+        return None  # it is none of this program's lines
+    return event

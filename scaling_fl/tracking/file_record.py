@@ -18,8 +18,12 @@ class FileRecord:
         self.folder, self.name, self.title = folder, f"the record in {folder}", "run record"
         self.run: Path | None = None
 
-    def open(self, job_id: str) -> None:
-        self.run = find(self.folder, job_id) or self.run
+    rests = True
+
+    def open(self, job_id: str) -> float:
+        if (run := find(self.folder, job_id)) is not None:
+            self.run = run
+            return float(json.loads((run / "info.json").read_text()).get("last_event", 0.0))
         while self.run is None:
             number = 1 + max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=0)
             try:
@@ -27,6 +31,7 @@ class FileRecord:
             except FileExistsError:  # another job took it
                 continue
             self.run = self.folder / str(number)
+        return 0.0
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         assert self.run is not None

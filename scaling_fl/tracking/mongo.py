@@ -53,9 +53,11 @@ class MongoEntry:
         self._client: pymongo.MongoClient[dict[str, Any]] | None = None
         self._id: int | None = None
 
-    def open(self, job_id: str) -> None:
+    rests = True
+
+    def open(self, job_id: str) -> float:
         runs = self._database()[self.address.collection]
-        entry = runs.find_one({"info.job_id": job_id}, {"_id": 1})
+        entry = runs.find_one({"info.job_id": job_id}, {"info": 1})
         if entry is None:
             while True:
                 newest = runs.find_one({"_id": {"$gte": 0}}, {"_id": 1}, sort=[("_id", -1)])  # of the numbers
@@ -65,8 +67,9 @@ class MongoEntry:
                     break
                 except errors.DuplicateKeyError:  # another run took it
                     time.sleep(random.random())
-        else:
-            self._id = entry["_id"]
+            return 0.0
+        self._id = entry["_id"]
+        return float(entry["info"].get("last_event", 0.0))
 
     def check(self, job_name: str, job_id: str | None) -> None:
         """Raises `UserError` where the name stands in an entry of another job, and what pymongo raises."""

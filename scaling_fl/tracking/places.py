@@ -62,8 +62,7 @@ class Places:
         """
         log = events.EventLog(history)  # the end of a killed run is appended
         if finished is not None and log.end != "completed":  # all was done, and not all was heard of
-            if finished.round not in log.rounds:
-                log.append("round", round=finished.round, metrics=finished.metrics)
+            log.restore(finished.history)
             if config.has_global_model:
                 log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
             log.append("completed")

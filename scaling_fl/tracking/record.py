@@ -3,6 +3,7 @@
 import csv
 import datetime
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from scaling_fl.plan import Event
@@ -29,7 +30,7 @@ class Record:
     def apply(self, event: Event) -> None:
         """Take one event in. Events that mean nothing here are passed over."""
         kind, time = event["event"], event["time"]
-        self.entry["heartbeat"] = utc(time)
+        self.entry["heartbeat"], self.info["last_event"] = utc(time), time
         match kind:
             case "created":
                 self.info |= {"job_name": event["job_name"], "job_id": event["job_id"]}
@@ -95,6 +96,14 @@ class Record:
             for step in rounds
         ]
         return {"shards.csv": _csv(self.shards), "metrics.csv": _csv(table)}
+
+
+def folded(events: Iterable[Event]) -> Record:
+    """The run that these events amount to."""
+    record = Record()
+    for event in events:
+        record.apply(event)
+    return record
 
 
 def utc(time: float) -> datetime.datetime:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.errors import UserError
 from scaling_fl.lease import Lease
 from scaling_fl.plan import Event
 from scaling_fl.tracking import events as event_file
@@ -26,8 +27,10 @@ class Target(Protocol):
     name: str  # for the user, in a sentence
     title: str  # and in the list of what was written where
 
-    def open(self, job_id: str) -> None:
-        """Find the job's place, or make it."""
+    rests: bool  # whether it is spared where much happens
+
+    def open(self, job_id: str) -> float:
+        """Find the job's place, or make it. Returns the time of the last event that it tells of; 0: of none."""
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         """Bring the place up to `record`. `events` are new since the last write; the first after `open` has them all."""
@@ -42,12 +45,13 @@ class Target(Protocol):
 class Mirror:
     """The copy of the event file beside the checkpoints: a preempted container loses its disk."""
 
-    name, title = "the copy of the events beside the checkpoints", ""
+    name, title, rests = "the copy of the events beside the checkpoints", "", False
 
     def __init__(self, checkpoints: Checkpoints, lease: Lease | None = None):
         self._checkpoints, self._lease = checkpoints, lease
 
-    def open(self, job_id: str) -> None: ...
+    def open(self, job_id: str) -> float:
+        return 0.0
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         due = any(event["event"] in ("started", "checkpoint", "restarted", *event_file.ENDS) for event in events)
@@ -75,14 +79,20 @@ class Replay:
     def step(self) -> None:
         """Bring the target up to date, or note the trouble."""
         try:
+            newest = 0.0
             if self._record is None:
                 job_id = event_file.job_id(self.path)
                 assert job_id is not None
-                self.target.open(job_id)
+                newest = self.target.open(job_id)
                 self._record, self._offset = Record(), 0
             events, offset = event_file.read(self.path, self._offset)
             for event in events:
                 self._record.apply(event)
+            if self._record.info["last_event"] < newest:
+                raise UserError(
+                    f"{self.target.name} tells of later events than {self.path}; bring it up to date where those are: where "
+                    "the job ran last, or with its checkpoints_dir"
+                )
             if self._record.entry["status"] == "RUNNING":
                 self._record.entry["heartbeat"] = utc(time.time())
             self.target.write(self._record, events, self.path)
@@ -110,6 +120,8 @@ class Replay:
     def told(self) -> str:
         """What the trouble is, for the user."""
         trouble = self.trouble
+        if isinstance(trouble, UserError):
+            return str(trouble)
         return f"{self.target.name}: {self.target.explain(trouble) if trouble else 'it does not answer in time'}"
 
     def _run(self) -> None:
@@ -121,5 +133,6 @@ class Replay:
             if last:
                 return
             took = time.monotonic() - began
-            self._closing.wait(max(_PAUSE, _SHARE * took) if self.trouble is None else _BEAT)
+            if self.trouble is not None or self.target.rests:
+                self._closing.wait(max(_PAUSE, _SHARE * took) if self.trouble is None else _BEAT)
             self._news.wait(_BEAT)

@@ -77,8 +77,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
             },
         )
         self._log.append("shards", shards=table)
-        if plan.reported and plan.round not in self._log.rounds:  # the launcher was killed before it heard of it
-            self._log.append("round", round=plan.round, metrics=plan.metrics)
+        self._log.restore(plan.history)
         for replay in self.replays:
             replay.start()
         return plan.config.job_name

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl.config import Config
-from scaling_fl.plan import Event, Plan
+from scaling_fl.plan import Plan
 from scaling_fl.tracking.events import EventLog
-from scaling_fl.tracking.record import Record
 
 SACRED: dict[str, Any] = {
     "experiment": {"name": "scaling_fl", "base_dir": "/b", "dependencies": [], "mainfile": "m.py", "repositories": []},
@@ -38,13 +37,6 @@ def job(folder: Path, name: str = "news") -> EventLog:
     log.append("checkpoint", round=1, path="c/round-000001.safetensors", seconds=0.25)
     round_(log, 2, 0.25)
     return log
-
-
-def folded(events: list[Event]) -> Record:
-    record = Record()
-    for event in events:
-        record.apply(event)
-    return record
 
 
 def plan(checkpoints_dir: str | None = None, round_: int = 2, **more: Any) -> Plan:

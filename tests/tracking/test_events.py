@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,12 @@ def kinds(path: Path) -> list[str]:
 def test_a_log_is_only_ever_appended_to_and_keeps_the_jobs_id(tmp_path: Path) -> None:
     path = tmp_path / "_events" / "news.jsonl"
     first = EventLog(path)
-    first.append("started", run=1)
+    first.append("started", start={"after_round": 0})
     first.append("completed")
     first.close()
     before, id_ = path.read_bytes(), events.job_id(path)
     second = EventLog(path)
-    second.append("started", run=2)
+    second.append("started", start={"after_round": 0})
     second.close()
     assert path.read_bytes().startswith(before)
     assert kinds(path) == ["created", "started", "completed", "started"]
@@ -50,7 +52,7 @@ def test_a_torn_line_is_passed_over_and_what_follows_is_not(tmp_path: Path) -> N
     whole = log.path.read_bytes()
     log.path.write_bytes(whole[:-20])
     again = EventLog(log.path)
-    again.append("started", run=2)
+    again.append("started", start={"after_round": 0})
     again.close()
     assert kinds(log.path)[-3:] == ["checkpoint", "died", "started"], "the second round's line is lost, and only it"
 
@@ -120,3 +122,37 @@ def test_what_can_not_be_written_is_found_and_nothing_is_left(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/runs: it can't be written .*or give -u for no record"):
         events.check_writable(tmp_path / "file" / "runs")
+
+
+def test_a_log_has_one_writer(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    before = log.path.read_bytes()
+    with pytest.raises(
+        UserError, match=r"job_name=news: a run of this job is alive, and writes .*news.jsonl; wait for"
+    ):
+        EventLog(log.path)
+    assert log.path.read_bytes() == before, "the run that is alive hasn't died"
+    log.close()
+    EventLog(log.path).close()
+
+
+def test_another_jobs_copy_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    builders.job(tmp_path / "elsewhere", "a").close()
+    shutil.copy(tmp_path / "elsewhere" / "a.jsonl", tmp_path / "out" / "events.jsonl")
+    there = Config(job_name="b", checkpoints_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="it holds the checkpoints of job a; write job_name=a to resume it"):
+        events.history(tmp_path / "runs", there)
+    assert not (tmp_path / "runs").exists()
+    namesake = builders.job(tmp_path / "runs" / "_events", "a")
+    namesake.close()
+    before = namesake.path.read_bytes()
+    with pytest.raises(
+        UserError, match=r"job_name=a: .*a.jsonl tells of another job of this name than checkpoints_dir="
+    ):
+        events.history(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
+    assert namesake.path.read_bytes() == before
+    (tmp_path / "out" / "events.jsonl").write_text(
+        '{"event": "round", "time": "noon"}\n[1]\n{"event": "x", "time": 1}\n'
+    )
+    assert events.history(tmp_path / "runs", dataclasses.replace(there, job_name="c")).exists() is False

@@ -23,7 +23,7 @@ def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
     found = events.read(log.path)[0]
     times = {(event["event"], event.get("round")): event["time"] for event in found}
     first_start = next(event["time"] for event in found if event["event"] == "started")
-    folded = builders.folded(found)
+    folded = record.folded(found)
     assert folded.entry["start_time"] == record.utc(first_start), "the first start's"
     assert folded.entry["status"] == "COMPLETED"
     assert folded.entry["stop_time"] == record.utc(found[-1]["time"])
@@ -57,7 +57,7 @@ def test_how_it_ended(tmp_path: Path, end: str | None, fields: dict[str, object]
     if end is not None:
         log.append(end, **fields)
     log.close()
-    entry = builders.folded(events.read(log.path)[0]).entry
+    entry = record.folded(events.read(log.path)[0]).entry
     assert entry["status"] == status
     if end == "failed":
         assert entry["fail_trace"] == ["why"]
@@ -67,7 +67,7 @@ def test_how_it_ended(tmp_path: Path, end: str | None, fields: dict[str, object]
 
 
 def test_a_long_output_keeps_its_two_ends() -> None:
-    folded = builders.folded(
+    folded = record.folded(
         [{"time": 1.0, "event": "output", "text": f"{n:06d}" * 100} for n in range(3 * record.OUTPUT_END // 600)]
     )
     assert len(folded.output) < 2 * record.OUTPUT_END + 200
@@ -75,14 +75,14 @@ def test_a_long_output_keeps_its_two_ends() -> None:
     assert folded.output.endswith(f"{3 * record.OUTPUT_END // 600 - 1:06d}\n")
     middle = folded.output[record.OUTPUT_END : -record.OUTPUT_END]
     assert f"{folded.output_length - 2 * record.OUTPUT_END:,} characters are left out" in middle
-    short = builders.folded([{"time": 1.0, "event": "output", "text": "a" * (2 * record.OUTPUT_END - 1)}])
+    short = record.folded([{"time": 1.0, "event": "output", "text": "a" * (2 * record.OUTPUT_END - 1)}])
     assert short.output == "a" * (2 * record.OUTPUT_END - 1) + "\n"
 
 
 def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
-    files = builders.folded(events.read(log.path)[0]).artifacts()
+    files = record.folded(events.read(log.path)[0]).artifacts()
     assert files["shards.csv"] == b"site,examples\n0,5\n1,4\n"
     assert files["metrics.csv"].decode().splitlines() == [
         "round,train.loss,only.in.1,seconds.checkpoint,only.in.2",
@@ -97,6 +97,6 @@ def test_a_job_that_begins_anew_keeps_nothing_of_rounds_that_it_has_not_run(tmp_
     builders.start(log, after_round=0)
     builders.round_(log, 1, 0.9)
     log.close()
-    folded = builders.folded(events.read(log.path)[0])
+    folded = record.folded(events.read(log.path)[0])
     assert folded.points("train.loss")["values"] == [0.9]
     assert folded.metrics.keys() == {"train.loss", "only.in.1"}

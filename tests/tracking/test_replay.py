@@ -6,6 +6,8 @@ import pytest
 from scaling_fl.checkpoint import Checkpoints
 from scaling_fl.plan import Event
 from scaling_fl.tracking import replay as replay_module
+from scaling_fl.tracking.events import EventLog
+from scaling_fl.tracking.file_record import FileRecord
 from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.replay import Mirror, Replay
 from tests.tracking import builders
@@ -14,17 +16,18 @@ from tests.tracking import builders
 class Shaky:
     """A target that fails when told to; it keeps what it was given."""
 
-    name, title = "the shaky target", "shaky"
+    name, title, rests = "the shaky target", "shaky", True
 
     def __init__(self) -> None:
         self.fail_in: str | None = None
-        self.opened = 0
+        self.opened, self.newest = 0, 0.0
         self.written: list[tuple[int, int]] = []  # events, rounds in the record
 
-    def open(self, job_id: str) -> None:
+    def open(self, job_id: str) -> float:
         self.opened += 1
         if self.fail_in == "open":
             raise OSError("closed")
+        return self.newest
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         if self.fail_in == "write":
@@ -59,6 +62,26 @@ def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> 
     log.close()
 
 
+def test_what_tells_of_later_events_is_not_put_back(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.append("completed")
+    log.close()
+    record = FileRecord(tmp_path / "runs")
+    Replay(log.path, record).step()
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "runs" / "1").iterdir()}
+    old = tmp_path / "old.jsonl"
+    old.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-2]))
+    replay = Replay(old, FileRecord(tmp_path / "runs"))
+    replay.step()
+    assert replay.told().startswith(f"the record in {tmp_path / 'runs'} tells of later events than {old}; bring it up")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "runs" / "1").iterdir()} == whole
+    again = EventLog(old)  # a job goes on from there all the same: what it does is later
+    builders.start(again, after_round=1)
+    again.close()
+    replay.step()
+    assert replay.trouble is None
+
+
 def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "_PAUSE", 0.01)
     log, target = builders.job(tmp_path), Shaky()
@@ -79,7 +102,7 @@ def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkey
 def test_a_target_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
     log, target = builders.job(tmp_path), Shaky()
     replay = Replay(log.path, target)
-    target.open = lambda job_id: time.sleep(1)  # type: ignore[method-assign]
+    target.open = lambda job_id: time.sleep(1) or 0.0  # type: ignore[method-assign]
     replay.start()
     replay.finish()
     assert not replay.wait(0.01)

@@ -44,7 +44,7 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
 
     lines, _ = events.read(tmp_path / "news.jsonl")
     assert [line["event"] for line in lines] == [
-        "created", "source", "started", "shards", "round", "round", "output", "checkpoint", "restarted", "model", "completed",
+        "created", "source", "started", "shards", "round", "output", "checkpoint", "restarted", "model", "completed",
     ], "progress is not kept"  # fmt: skip
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
     assert lines[2]["sacred"]["meta"] == {"comment": "c", "odd": "x"}
@@ -67,24 +67,38 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "FAILED"
 
 
-def test_a_round_that_the_killed_launcher_did_not_hear_of_is_told_by_its_checkpoint(tmp_path: Path) -> None:
+def test_rounds_of_which_no_file_that_is_left_tells_are_told_by_the_checkpoint(tmp_path: Path) -> None:
+    def rounds() -> list[tuple[int, float]]:
+        found = events.read(tmp_path / "news.jsonl")[0]
+        return [(event["round"], event["metrics"]["train.loss"]) for event in found if event["event"] == "round"]
+
+    history = {str(round_): {"train.loss": round_ / 10} for round_ in range(11)}
     for _ in range(2):
-        tracker = started(tmp_path, [], round_=5, metrics={"train.loss": 0.5})
+        tracker = started(tmp_path, [FileRecord(tmp_path / "runs")], round_=10, history=history)
         tracker.interrupted_event(None, "INTERRUPTED")
-    told = [event for event in events.read(tmp_path / "news.jsonl")[0] if event["event"] == "round"]
-    assert [(event["round"], event["metrics"]) for event in told] == [(5, {"train.loss": 0.5})], "once"
+    assert rounds() == [(round_, round_ / 10) for round_ in range(11)], "each once"
+    # Rounds 5 to 8 were run again after a checkpoint of round 4, on a machine that was lost before it told of them.
+    tracker = started(tmp_path, [FileRecord(tmp_path / "runs")], round_=4, history=dict(list(history.items())[:5]))
+    tracker.interrupted_event(None, "INTERRUPTED")
+    again = {name: {"train.loss": 2.0} if 4 < int(name) <= 8 else value for name, value in history.items()}
+    tracker = started(tmp_path, [FileRecord(tmp_path / "runs")], round_=8, history=dict(list(again.items())[:9]))
+    tracker.interrupted_event(None, "INTERRUPTED")
+    metrics = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
+    assert metrics["train.loss"]["steps"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert metrics["train.loss"]["values"] == [0.0, 0.1, 0.2, 0.3, 0.4, 2.0, 2.0, 2.0, 2.0]
 
 
 class Unreachable:
-    name, title = "MongoDB at h", "MongoDB"
+    name, title, rests = "MongoDB at h", "MongoDB", True
 
     def __init__(self) -> None:
         self.reachable, self.attempts = False, 0
 
-    def open(self, job_id: str) -> None:
+    def open(self, job_id: str) -> float:
         self.attempts += 1
         if not self.reachable:
             raise ConnectionError("refused")
+        return 0.0
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         if not self.reachable:

@@ -1,0 +1,104 @@
+"""A job's record when machines are lost, and when a command would write over what another one did."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.scripts.test_train_federated import start, wait_for_row
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Two sites, and rounds that take a moment."""
+    train, test = builders.write_csv(tmp_path / "train.csv", 60), builders.write_csv(tmp_path / "test.csv", 9, 1)
+    return [
+        "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",
+        "label_column=topic", f"model={builders.pretrained(tmp_path / 'model')}", "max_seq_len=16", "batch_size=8",
+        "threads_per_site=1", "job_name=j", "num_rounds=2",
+    ]  # fmt: skip
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return {path.name: path.read_bytes() for path in (folder / "runs" / "1").iterdir()}
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 4])
+def test_a_machine_that_is_lost_with_its_disk_leaves_no_gap_in_the_record(
+    words: list[str], tmp_path: Path, checkpoint_every: int
+) -> None:
+    keys = [f"checkpoints_dir={tmp_path / 'out'}", f"checkpoint_every={checkpoint_every}"]
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "new").mkdir()
+    process = start(tmp_path / "lost", *words, *keys, "num_rounds=9999")
+    wait_for_row(process, 13)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    shutil.rmtree(tmp_path / "lost")
+    last = max(int(path.stem[-6:]) for path in (tmp_path / "out").glob("round-*")) + 2
+    again = start(tmp_path / "new", *words, *keys, f"num_rounds={last}")
+    assert "job j resumes after round" in again.communicate(timeout=90)[0]
+    assert again.returncode == 0
+    metrics = json.loads((tmp_path / "new" / "runs" / "1" / "metrics.json").read_text())
+    for name in ("train.loss", "validation.accuracy", "seconds.train"):
+        first = int(not name.startswith("validation"))
+        assert metrics[name]["steps"] == list(range(first, last + 1)), name
+
+
+def test_what_is_recorded_without_checkpoints_is_not_written_over(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    assert command(*words).returncode == 0
+    before = record(tmp_path)
+    again = command(*words)
+    assert again.returncode == 0, again.stderr
+    assert "job j is finished: 2 rounds are done and recorded, and no checkpoint is there" in again.stdout
+    for key, why in (
+        ("num_rounds=3", "2 rounds are done and recorded, and no checkpoint is there; to train again, take another"),
+        ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
+        (f"train_path={tmp_path / 'test.csv'}", "the data differ from those it began with"),
+    ):
+        refused = command(*words, key)
+        assert refused.returncode == 1
+        assert why in refused.stderr.strip().splitlines()[-1]
+    assert record(tmp_path) == before
+
+
+def test_another_jobs_folder_is_refused_and_no_record_of_it_is_made(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    assert command(*words, "checkpoints_dir=out").returncode == 0
+    before = record(tmp_path), sorted(os.walk(tmp_path / "runs"))
+    for name in ("job_name=k", "job_name=None"):
+        refused = command(*words, name, "checkpoints_dir=out")
+        assert refused.returncode == 1
+        assert (
+            "it holds the checkpoints of job j; write job_name=j to resume" in refused.stderr.strip().splitlines()[-1]
+        )
+    assert (record(tmp_path), sorted(os.walk(tmp_path / "runs"))) == before
+
+
+def test_a_job_runs_once_in_a_folder_whatever_its_folder_for_temporary_files(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    running = start(tmp_path, *words, "num_rounds=9999")
+    wait_for_row(running, 1)
+    second = start(tmp_path, *words, "num_rounds=9999", TMPDIR=str(tmp_path / "t"))
+    said = second.communicate(timeout=60)[0]
+    assert second.returncode == 1
+    assert "job_name=j: a run of this job is alive, and writes runs/_events/j.jsonl; wait for its end" in said
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    events = [
+        json.loads(line)["event"] for line in (tmp_path / "runs" / "_events" / "j.jsonl").read_text().splitlines()
+    ]
+    assert events.count("started") == events.count("interrupted") == 1
+    assert "died" not in events
