@@ -1,5 +1,8 @@
 """Work behind the rounds: one thread, one thing at a time, and no failure goes unseen."""
 
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,13 +14,19 @@ class Behind:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=1)
+        self._threads = ThreadPoolExecutor(max_workers=1, initializer=_step_back)
         self._last: Future[None] | None = None
 
     def do(self, work: Callable[[], None]) -> None:
         """Begin `work` once the last one has ended. Raises the last one's error."""
         self.wait()
         self._last = self._threads.submit(work)
+
+    def check(self) -> None:
+        """Raises the last work's error if it has failed already."""
+        last = self._last
+        if last is not None and last.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the last work has ended. Raises its error."""
@@ -28,3 +37,9 @@ class Behind:
         finally:
             if self._last is last:  # only now: another thread may wait for it as well
                 self._last = None
+
+
+def _step_back() -> None:
+    """Let training have the core where both want it: on Linux priorities are those of threads."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -23,15 +23,11 @@ import torch.distributed as dist
 from scaling_fl import cuda_memory
 from scaling_fl.errors import PeerLost
 from scaling_fl.memory import SharedMemory
-from scaling_fl.sums import LIMIT, WeightedSum, accumulate, diverged, largest, to_float
+from scaling_fl.sums import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
 
 # Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
 # one that a debugger holds over the weekend.
 _TIMEOUT = datetime.timedelta(days=7)
-
-# float32 values. On CPUs 1 MiB: what a core's cache holds while N rows are added into it; on GPUs, where each piece
-# costs the launch of N kernels, 16 MiB.
-_PIECE = {"cpu": 2**18, "cuda": 2**22}
 
 
 class Federation:
@@ -231,7 +227,7 @@ class Federation:
 
         To `extremes` go the largest values of what is put into fixed point.
         """
-        length = _PIECE[self.row.device.type]
+        length = PIECE[self.row.device.type]
         buffer = torch.empty(length, device=self.row.device, dtype=torch.int64 if self._exact else torch.float32)
         for start in range(self.part.start, self.part.stop, length):
             piece = slice(start, min(start + length, self.part.stop))
@@ -256,7 +252,7 @@ class Federation:
             with self._collective():
                 dist.all_reduce(self._sum, group=self._leaders)
         self.wait()
-        length = _PIECE[self.row.device.type]
+        length = PIECE[self.row.device.type]
         for start in range(self.part.start, self.part.stop, length):
             piece = slice(start, min(start + length, self.part.stop))
             yield piece, to_float(self._sum[piece])

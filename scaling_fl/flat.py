@@ -63,7 +63,7 @@ class FlatModel:
 
     def __init__(self, module: Any, flat: torch.Tensor, arbitrary: bool = False):
         self.module, self.flat, self.layout = module, flat, Layout(module)
-        self.gradient = torch.zeros(self.layout.trained, device=flat.device)
+        self.gradient = _zeros(self.layout.trained, flat.device)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._integers = {name: (tensors[name], tensors[name].clone()) for name in self.layout.integer_names}
         for name, view in self.layout.views(flat).items():
@@ -102,3 +102,8 @@ class FlatModel:
         """The state `values` (layout.size,) on the CPU, with the server's integer buffers, by tensor name."""
         arrays = {name: view.numpy() for name, view in self.layout.views(values).items()}
         return arrays | {name: initial.cpu().numpy() for name, (_, initial) in self._integers.items()}
+
+
+def _zeros(size: int, device: torch.device) -> torch.Tensor:
+    """On the CPU the system gives their memory at the first use: many workers that start wait long for it otherwise."""
+    return torch.from_numpy(np.zeros(size, np.float32)) if device.type == "cpu" else torch.zeros(size, device=device)

@@ -216,7 +216,12 @@ def _devices(config: Config, notes: list[str]) -> tuple[str, ...]:
             f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "
             f"this machine has GPUs 0 to {num_gpus - 1}"
         )
-    return tuple(f"cuda:{index}" for index in config.site_ids)
+    found = tuple(f"cuda:{index}" for index in config.site_ids)
+    if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
+        raise UserError(
+            "precision=auto: some of these GPUs have bf16, others don't; write precision=fp32, bf16 or fp16"
+        )
+    return found
 
 
 def _check_compiler(device: str) -> None:

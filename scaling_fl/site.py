@@ -116,7 +116,9 @@ class Site:
         model.module.train()
         optimiser = local_optimiser(config, model)
         _take_up(optimiser, kept, config)
-        scaler = torch.amp.GradScaler(resident.device.type, enabled=precision(config, resident.device) == "fp16")
+        # It begins lower than torch's 2^16: each round begins anew, and a site may have few steps to waste.
+        halved = precision(config, resident.device) == "fp16"
+        scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=halved)
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeds.torch_seed(config.seed, "dropout", round_, self.number))
         # Sums stay on the device until the end: reading one in the loop would make the CPU wait for the GPU.

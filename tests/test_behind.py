@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 import time
 
@@ -53,6 +55,37 @@ def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
         behind.wait() if then == "wait" else behind.do(lambda: done.append(1))
     behind.wait()
     assert done == []
+
+
+def test_a_failure_can_be_asked_for_and_what_goes_on_is_not_waited_for() -> None:
+    behind, go = Behind(), threading.Event()
+
+    def fail() -> None:
+        assert go.wait(10)
+        raise OSError("the disk is full")
+
+    behind.check()
+    behind.do(fail)
+    behind.check()
+    go.set()
+    deadline = time.monotonic() + 10
+    with pytest.raises(OSError, match="the disk is full"):
+        asked_until(behind, deadline)
+
+
+def asked_until(behind: Behind, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        behind.check()
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_the_work_gives_way_to_the_caller() -> None:
+    behind, found = Behind(), list[int]()
+    behind.do(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    behind.wait()
+    assert found == [10]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 10
 
 
 def test_two_may_wait_for_the_same_thing() -> None:

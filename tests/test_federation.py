@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
 def aggregate(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
 ) -> dict[str, Any]:
-    federation_module._PIECE = dict.fromkeys(federation_module._PIECE, 100)
+    federation_module.PIECE = dict.fromkeys(federation_module.PIECE, 100)
     federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
@@ -177,6 +178,7 @@ def aggregate_like_gpus(
 
     pinned: list[torch.Tensor] = []
     finished: list[torch.device] = []
+    order: list[str] = []  # of what this worker does with others, and of its waiting for its GPU
 
     def pin(memory: torch.Tensor, device: torch.device) -> bool:
         pinned.append(memory)
@@ -185,9 +187,23 @@ def aggregate_like_gpus(
     released: list[bool] = []
     cuda_memory.allocate, cuda_memory.attach, cuda_memory.pin = allocate, attach, pin
     cuda_memory.release = lambda memory, allocated: released.append(allocated)
-    torch.cuda.synchronize = finished.append
+    torch.cuda.synchronize = lambda device: (finished.append(device), order.append("finish"))
+    exchange, mean = Federation.exchange, Federation.mean
+
+    def noted(self: Federation, *values: float) -> list[list[float]]:
+        order.append("exchange")
+        return exchange(self, *values)
+
+    def alone(self: Federation, total: Any) -> Any:
+        order.clear()
+        yield from mean(self, total)
+        order.append("end")
+
+    Federation.exchange, Federation.mean = noted, alone  # type: ignore[method-assign]
     result = aggregate(rank, num_workers, memory, folder, devices)
-    return result | {"pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}}
+    return result | {
+        "pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}, "order": order[: order.index("end")],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
@@ -201,6 +217,8 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["finished"] == {devices[rank]}
+        # Nobody reads another's row before its GPU has written it, nor goes on before all have been read.
+        assert [before for before, what in pairwise(result["order"]) if what == "exchange"] == ["finish", "finish"]
         assert result["pinned"] == bool(refuse)
         if refuse:
             assert result["note"].startswith("CUDA IPC isn't permitted here (")

@@ -1,0 +1,41 @@
+"""A step on a device that has no values, in the place of a GPU: what would make the CPU wait for it is an error there."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from scaling_fl import models, tokens
+from scaling_fl import site as site_module
+from scaling_fl.config import Config
+from scaling_fl.flat import FlatModel, Layout
+from scaling_fl.site import Resident, Site
+from tests import builders
+
+
+def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    models.without_looking_at_masks()
+    # What isn't there on this device: lower precision, and fused optimisers.
+    monkeypatch.setattr(site_module, "precision", lambda config, device: "fp32")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setitem(site_module._OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
+
+    def to_device(self: Resident, batch: tokens.Batch) -> tokens.Batch:
+        return tokens.Batch(**{name: part.to("meta") for name, part in batch._asdict().items() if part is not None})
+
+    monkeypatch.setattr(Resident, "to_device", to_device)
+    for name, count in (("train", 40), ("test", 23)):
+        tokens.write(tmp_path / name, builders.tokenizer(), *builders.texts_and_labels(count, 5), 16)
+    train, test = (tokens.TokenStore(tmp_path / name, 0) for name in ("train", "test"))
+    module, steps = builders.bert().to("meta"), list[int]()
+    model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
+    config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
+    resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):  # of the round's loss
+        Site(0, np.arange(7), resident).train(model.flat.clone(), 1)
+    assert len(steps) == 3, "all steps were done before"
