@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -77,6 +78,16 @@ def test_changed_code_leaves_the_dependencies_as_they_are(image: str, copy: Path
     after = layers()
     same = [old == new for old, new in zip(before, after, strict=True)]
     assert same.index(False) == len(same) - 3, "the code, its compilation, and what follows"
+
+
+def test_where_pytorch_comes_from_reaches_the_build(engine: None, copy: Path) -> None:
+    environ = os.environ | {"TORCH_INDEX": "https://example.com/cpu", "SCALING_FL_COMMIT": "abc"}
+    found = docker("compose", "config", "--format", "json", cwd=copy, env=environ).stdout
+    build = json.loads(found)["services"]["main"]["build"]
+    assert build["args"] == {"TORCH_INDEX": "https://example.com/cpu", "COMMIT": "abc"}
+    assert (
+        '--index-url "$TORCH_INDEX" "$(grep \'^torch==\' requirements.txt)"' in (copy / build["dockerfile"]).read_text()
+    )
 
 
 def test_the_image_alone_runs_scripts_and_tests(image: str) -> None:
