@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from scaling_fl import cuda_memory
-from scaling_fl.errors import PeerLost
-from scaling_fl.memory import SharedMemory
+from scaling_fl.errors import PeerLost, UserError
+from scaling_fl.memory import SharedMemory, lacking_for_nccl
 from scaling_fl.sums import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
 
 # Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
@@ -264,6 +264,8 @@ class Federation:
         try:
             yield
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
+            if lacking := lacking_for_nccl(str(error)):
+                raise UserError(lacking) from error
             raise PeerLost(f"the connection to another worker broke: {error}") from error
         finally:
             self._on_wait(False)

@@ -3,6 +3,7 @@
 import mmap
 import multiprocessing.reduction
 import os
+import re
 import tempfile
 from typing import Any
 
@@ -55,6 +56,24 @@ def _available() -> float:
         return float(lines["MemAvailable"].split()[0]) * 1024
     except OSError:  # not Linux
         return float("inf")
+
+
+def lacking_for_nccl(message: str, place: str = "/dev/shm") -> str:
+    """What to do, if this error is NCCL's that `place` has no room for what passes between GPUs; empty for others.
+
+    A container has 64 MB there unless told otherwise, and NCCL takes some 10 MB for each pair of GPUs and each of its
+    channels.
+    """
+    wanted = re.search(r"shared memory segment \S+ \(size (\d+)\)", message)
+    if wanted is None:
+        return ""
+    found = os.statvfs(place)
+    total, free = (found.f_frsize * count / 2**20 for count in (found.f_blocks, found.f_bavail))
+    return (
+        f"NCCL can't get {int(wanted[1]) / 2**20:.1f} MiB for the traffic between GPUs: {place} has {total:.0f} MiB, "
+        f"{free:.0f} MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g with run-local.sh, `docker run --shm-size 1g`, on "
+        f"Kubernetes a volume (emptyDir, medium: Memory) at {place}; or do without it, slower: NCCL_SHM_DISABLE=1"
+    )
 
 
 def _attach(descriptor: Any) -> SharedMemory:

@@ -40,7 +40,8 @@ def assert_kept(given: Any, back: Any) -> None:
 def test_kubeflow_knows_every_field_of_the_train_job() -> None:
     job = read("kubeflow-trainjob.yaml")
     assert_kept(job, json.loads(TrainerV1alpha1TrainJob.from_dict(job).to_json()))
-    assert job["spec"]["trainer"]["command"] == ["python"], "not torchrun: the launcher starts the processes"
+    (command,) = job["spec"]["trainer"]["command"]
+    assert command.endswith("/containers/enter.sh"), "not torchrun: the launcher starts the processes"
 
 
 @pytest.mark.parametrize("name", ["vertex-custom-job.yaml", "vertex-custom-job-nodes.yaml", "kubeflow-trainjob.yaml"])

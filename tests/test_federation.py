@@ -1,3 +1,4 @@
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from scaling_fl import cuda_memory
 from scaling_fl import federation as federation_module
-from scaling_fl.errors import JobFailed, PeerLost
+from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.federation import Federation
 from scaling_fl.memory import SharedMemory
 
@@ -246,6 +247,38 @@ def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
     except PeerLost:
         return "lost"
     return "no error"
+
+
+def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str) -> str:
+    """What a worker says whose library for collectives fails with that."""
+    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+
+    def barrier() -> None:
+        raise dist.DistBackendError(message)
+
+    dist.barrier = barrier
+    with pytest.raises((UserError, PeerLost)) as error:
+        federation.wait()
+    return f"{type(error.value).__name__}: {error.value}"
+
+
+# As PyTorch passes on what NCCL says.
+NO_ROOM = """NCCL error in: NCCLUtils.hpp:268, unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"""
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (NO_ROOM, r"UserError: NCCL can't get 9\.2 MiB for .*: /dev/shm has \d+ MiB, \d+ MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g"),
+        ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
+    ],
+)  # fmt: skip
+def test_room_that_nccl_lacks_is_a_matter_for_the_user(run_distributed: Any, message: str, expected: str) -> None:
+    (said,) = run_distributed(refuse, 1, message)
+    assert re.match(expected, said)
 
 
 def test_a_broken_connection_is_told_from_other_errors(run_distributed: Any) -> None:

@@ -54,6 +54,8 @@ def environ(engine: None) -> Iterator[dict[str, str]]:
     dropped = ("COMPOSE_FILE", "DATA_MOUNT_DIR", "NVIDIA_VISIBLE_DEVICES", "SCALING_FL_DEBUG")
     values = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SACRED_")}
     yield values | {"SCALING_FL_IMAGE": name, "SCALING_FL_CACHE": name}
+    for container in docker("ps", "-aq", "--filter", f"volume={name}").stdout.split():  # of tests that were interrupted
+        docker("rm", "--force", container)
     docker("volume", "rm", name, check=False)
     for image in docker("image", "ls", "--quiet", "--filter", f"reference={name}").stdout.split():
         docker("image", "rm", "--force", image)

@@ -2,7 +2,7 @@
 # A Docker engine of its own for the tests of containers, on a machine where none runs and no image can be pulled:
 #
 #   tests/containers/engine.sh up FOLDER     start it; prints what to `export`. Everything it makes is in FOLDER
-#   tests/containers/engine.sh down FOLDER   stop it, and remove FOLDER with all images and containers
+#   tests/containers/engine.sh down FOLDER   stop it, and remove FOLDER with all images and containers, and its traces in the network
 #
 # Debian, as root, with docker.io and debootstrap. Where the Dockerfile's base image can't be pulled, a stand-in of
 # that name is made of Debian's packages, with this machine's certificates and pip's configuration.
@@ -65,6 +65,9 @@ up() {
     done
     base=$(sed -n 's/^ARG BASE=//p' "$root/Dockerfile")
     mkdir -p "$folder"
+    if [[ ! -e /sys/class/net/docker0 ]]; then
+        echo "$(</proc/sys/net/ipv4/ip_forward) $(iptables -S FORWARD | sed -n 's/^-P FORWARD //p')" >"$folder/network"
+    fi
     start "$folder" &
     export DOCKER_HOST=unix://$folder/socket
     until docker info >/dev/null 2>&1; do
@@ -88,6 +91,18 @@ up() {
     fi
 }
 
+# An engine leaves its bridge and its rules for the firewall when it ends.
+restore_network() {
+    local forwarding policy tool
+    read -r forwarding policy <"$1"
+    ip link del docker0 || true
+    for tool in iptables ip6tables; do
+        "$tool-save" | sed '/DOCKER/d; /docker0/d' | "$tool-restore"
+    done
+    iptables --policy FORWARD "$policy"
+    echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
+}
+
 down() {
     local folder=$1 pid container
     if pid=$(cat "$folder/pid" 2>/dev/null); then
@@ -95,9 +110,15 @@ down() {
         for container in $(docker ps -aq); do
             docker rm -f "$container" >/dev/null
         done
+        docker network prune --force >/dev/null
         kill "$pid"
         while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+        if [[ -e $folder/network ]] && ! pgrep -x dockerd >/dev/null; then # no other engine has taken them over
+            restore_network "$folder/network"
+        fi
     fi
+    # Of a broken-off debootstrap; and the engine keeps the network that containers with `--network host` had.
+    { grep -o " $folder/[^ ]*" /proc/mounts || true; } | sort -r | xargs -r umount
     rm -rf "$folder"
 }
 

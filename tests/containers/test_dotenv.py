@@ -63,6 +63,27 @@ def test_every_value_arrives_as_it_was_meant_in_both(copy: Path, tmp_path: Path,
         (copy / ".env").write_text(before)
 
 
+def test_files_are_mounted_as_it_says(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
+    """Data of the folder that it names, and Google's key file, whose place in the container is another one."""
+    data = tmp_path / "the $data"
+    data.mkdir()
+    (data / "a.csv").write_text("data")
+    (tmp_path / "key.json").write_text("the key")
+    before = (copy / ".env").read_text()
+    script = "import os; print(open('data/a.csv').read(), open(os.environ['GOOGLE_APPLICATION_CREDENTIALS']).read())"
+    try:
+        (copy / ".env").write_text(
+            f"DATA_MOUNT_DIR={quoted(str(data))}\nGOOGLE_APPLICATION_CREDENTIALS={quoted(str(tmp_path / 'key.json'))}\n"
+        )
+        done = subprocess.run(
+            [str(copy / "run-local.sh"), "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.stdout == "data the key\n", done.stderr
+    finally:
+        (copy / ".env").write_text(before)
+
+
 def test_the_template_explains_every_variable_that_compose_reads() -> None:
     files = "".join(path.read_text() for path in ROOT.glob("docker-compose*.yaml"))
     read = set(re.findall(r"\$\{(\w+)", files)) | set(re.findall(r"^      ([A-Z_]+):$", files, re.MULTILINE))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -79,12 +80,22 @@ def test_changed_code_leaves_the_dependencies_as_they_are(image: str, copy: Path
     assert same.index(False) == len(same) - 3, "the code, its compilation, and what follows"
 
 
+def test_where_pytorch_comes_from_reaches_the_build(engine: None, copy: Path) -> None:
+    environ = os.environ | {"TORCH_INDEX": "https://example.com/cpu", "SCALING_FL_COMMIT": "abc"}
+    found = docker("compose", "config", "--format", "json", cwd=copy, env=environ).stdout
+    build = json.loads(found)["services"]["main"]["build"]
+    assert build["args"] == {"TORCH_INDEX": "https://example.com/cpu", "COMMIT": "abc"}
+    assert (
+        '--index-url "$TORCH_INDEX" "$(grep \'^torch==\' requirements.txt)"' in (copy / build["dockerfile"]).read_text()
+    )
+
+
 def test_the_image_alone_runs_scripts_and_tests(image: str) -> None:
     shown = docker("run", "--rm", "--init", image, "scripts/train_federated.py", "print_config", "with", "demo")
     assert "task_name = 'demo'" in shown.stdout
-    tests = docker(
-        "run", "--rm", "--init", image, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_sharding.py"
-    )
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_sharding.py", "tests/test_cloud.py"]
+    tests = docker("run", "--rm", "--init", image, *words, check=False)
+    assert tests.returncode == 0, tests.stdout
     assert re.search(r"\d+ passed", tests.stdout)
     assert docker("run", "--rm", image, check=False).returncode == 2
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests import builders
+from tests.conftest import ObjectStore
 from tests.containers.conftest import docker
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400), pytest.mark.usefixtures("image")]
@@ -126,6 +127,42 @@ def test_a_google_key_file_is_mounted_alone(run: Run, tmp_path: Path) -> None:
     done = run("-c", script, variables={"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json")})
     assert done.stdout == "the key ['google.json']\n", done.stderr
     assert run("-c", "import os; print(repr(os.environ['GOOGLE_APPLICATION_CREDENTIALS']))").stdout == "''\n"
+
+
+@pytest.mark.parametrize("object_store", ["s3"], indirect=True)
+def test_keys_of_an_object_store_come_by_the_shells_variables(
+    run: Run, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket, environ, fs = object_store
+    for name, count, seed in (("train.csv", 60, 0), ("test.csv", 9, 1)):
+        fs.put_file(str(builders.write_csv(tmp_path / name, count, seed)), f"{bucket}/{name}")
+    done = run(
+        *TRAIN, "site_ids=[-1]", "num_rounds=1", "task_name=csv", f"train_path={bucket}/train.csv",
+        f"test_path={bucket}/test.csv", "text_column=body", "label_column=topic", "model=tiny", "max_seq_len=16",
+        "job_name=j", f"checkpoints_dir={bucket}/out", variables=environ | {"NETWORK_MODE": "host"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert fs.exists(f"{bucket}/out/model/model.safetensors")
+
+
+def test_dev_shm_is_as_large_as_asked(run: Run) -> None:
+    script = "import os; found = os.statvfs('/dev/shm'); print(found.f_frsize * found.f_blocks)"
+    assert int(run("-c", script).stdout) == 2**30
+    assert int(run("-c", script, variables={"SHM_SIZE": "128m"}).stdout) == 2**27
+
+
+def test_gpus_are_asked_of_the_engine(run: Run) -> None:
+    """By a reservation, which this engine has to refuse, and for the runtime by the variable."""
+    if "nvidia" in docker("info", "--format", "{{.Runtimes}}").stdout:
+        pytest.skip("this engine has GPUs")
+    files = "docker-compose.yaml:docker-compose.gpu.yaml"
+    done = run("-c", "print('ran')", variables={"COMPOSE_FILE": files, "NVIDIA_VISIBLE_DEVICES": "0,1"})
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert 'could not select device driver "nvidia" with capabilities: [[gpu]]' in done.stderr
+    script = "import os; print(os.environ['NVIDIA_VISIBLE_DEVICES'], os.environ['NVIDIA_DRIVER_CAPABILITIES'])"
+    assert run("-c", script).stdout == "all compute,utility\n"
+    assert run("-c", script, variables={"NVIDIA_VISIBLE_DEVICES": "0,1"}).stdout == "0,1 compute,utility\n"
 
 
 def test_two_calls_at_once_do_not_meet(copy: Path, folder: Path, environ: dict[str, str]) -> None:

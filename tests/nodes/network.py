@@ -43,7 +43,7 @@ class Machine:
         self.namespace, self._switch, self._port = f"sf{os.getpid()}m{number}", switch, f"port{number}"
         self.folder = folder / f"machine{number}"
         self.folder.mkdir()
-        self._temporary = tempfile.mkdtemp(prefix="sf", dir="/tmp")  # short, as names of sockets must be
+        self._temporary = tempfile.mkdtemp(prefix=f"sf{os.getpid()}-", dir="/tmp")  # short, as names of sockets must be
         _ip("netns", "add", self.namespace)
         self._line: LongLine | None = None
         _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
