@@ -10,7 +10,9 @@ products in the same precision. Aggregation must move N reads and 1 write; a cop
 
 import argparse
 import importlib.util
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -126,8 +128,10 @@ def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[fl
     return part * len(rows) / seconds, part * flops(built, sum(map(len, ids))) / seconds
 
 
-def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str, precision: str, count: int) -> None:
-    """One of several sites on the GPU: three rounds over fixed data, and a check of the mean."""
+def work(
+    send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str, precision: str, count: int, free: int
+) -> None:
+    """One of several sites on the GPU: three rounds over fixed data, and a check of the mean. `free`: bytes, before."""
     torch.set_num_threads(max(1, measure.CORES // num_sites))
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
@@ -163,8 +167,7 @@ def work(send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str
         if round_ > 1:
             result["train"].append(trained - start)
             result["aggregate"].append(ended - begun)
-    free, everything = torch.cuda.mem_get_info(DEVICE)
-    result |= {"memory": everything - free, "bytes": 4 * size}
+    result |= {"memory": free - torch.cuda.mem_get_info(DEVICE)[0], "bytes": 4 * size}
     if rank == 0:
         send({"event": "result", "value": result})
     federation.wait()
@@ -182,7 +185,8 @@ def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
 
     memory = SharedMemory()
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [(rank, num_sites, memory, folder, precision, count) for rank in range(num_sites)]
+        free = torch.cuda.mem_get_info(DEVICE)[0]
+        jobs = [(rank, num_sites, memory, folder, precision, count, free) for rank in range(num_sites)]
         launch.run("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
     memory.close()
     return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}
@@ -204,17 +208,24 @@ def limits(precision: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this machine has no GPU that torch can use")
+    measure.wait_until_quiet()
     precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    python = sys.executable  # a machine without network may have the Trainer's needs already
-    if importlib.util.find_spec("accelerate") is None:  # the peer's environment needs a package index, once
-        python = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
-    here = {"PYTHONPATH": f"{measure.ROOT}:{Path(__file__).parent}"}
+    python, samplings = sys.executable, {"random": "the Trainer's default", "group_by_length": "its `group_by_length`"}
+    if importlib.util.find_spec("accelerate") is None:  # which the Trainer needs
+        try:
+            python = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
+        except subprocess.CalledProcessError:
+            print("note: accelerate isn't here, and can't be had: the Trainer is left out", flush=True)
+            samplings = {}
+    # One GPU alone: with several the Trainer would spread over all.
+    one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    here = {"PYTHONPATH": f"{measure.ROOT}:{Path(__file__).parent}", "CUDA_VISIBLE_DEVICES": one}
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
     rate, bandwidth = measure.script(sys.executable, LIMITS, dtype, **here)
     print(
@@ -226,19 +237,22 @@ def main() -> None:
         results = measure.in_turn(
             {
                 "scaling_fl": lambda arguments=arguments: measure.script(sys.executable, OURS, *arguments, **here),
-                "random": lambda arguments=arguments: measure.script(python, TRAINER, *arguments, "random", **here),
-                "group_by_length": lambda arguments=arguments: measure.script(python, TRAINER, *arguments, "group_by_length", **here),
+                **{
+                    name: lambda arguments=arguments, name=name: measure.script(python, TRAINER, *arguments, name, **here)
+                    for name in samplings
+                },
             },
             options.repeats,
         )  # fmt: skip
         speed = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
         used = {name: statistics.median(row[1] for row in rows) for name, rows in results.items()}
         mine = f"{speed['scaling_fl']:.0f}/s"
-        for peer, name in (("random", "the Trainer's default"), ("group_by_length", "its `group_by_length`")):
+        for peer, name in samplings.items():
             ratio = f"{speed['scaling_fl'] / speed[peer]:.2f}"
             claims.append((f"{shape}, {precision}, against {name}", mine, f"{speed[peer]:.0f}/s", ratio, ""))
         use = f"{used['scaling_fl'] / 1e12:.0f} TFLOP/s"
-        share = f"{used['scaling_fl'] / rate:.2f} (Trainer {used['random'] / rate:.2f}, {used['group_by_length'] / rate:.2f})"
+        theirs = ", ".join(f"{used[name] / rate:.2f}" for name in samplings)
+        share = f"{used['scaling_fl'] / rate:.2f}" + f" (Trainer {theirs})" * bool(theirs)
         claims.append((f"{shape}, against the GPU's matrix products", use, f"{rate / 1e12:.0f} TFLOP/s", share, ""))
     for sites in options.sites:
         found = colocated(sites, precision, options.batches * BATCH)

@@ -188,13 +188,14 @@ def make(folder: Path) -> None:
     (folder / "flower_rounds.py").write_text(FLOWER)  # a module: actors would unpickle what `-c` defines at each call
 
 
-def scaling_fl(folder: Path, num_rounds: int) -> list[float]:
+def scaling_fl(folder: Path, num_rounds: int, exact_sum: bool = True) -> list[float]:
     """The ends of the rounds of the real command, but for the last, which is evaluated."""
     config = {
         "task_name": "csv", "train_path": folder / "train.csv", "test_path": folder / "test.csv",
         "text_column": "text", "label_column": "label", "model": folder / "model", "max_seq_len": LENGTH,
         "site_ids": str([-1] * NUM_SITES).replace(" ", ""), "batch_size": BATCH_SIZE, "optimiser": "sgd",
         "learning_rate": LEARNING_RATE, "num_rounds": num_rounds + 1, "eval_every": num_rounds + 1,
+        "exact_sum": exact_sum,
     }  # fmt: skip
     environ = dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST"), "")
     with tempfile.TemporaryDirectory() as place:
@@ -256,6 +257,7 @@ def main() -> None:
 
         runs: dict[str, Callable[[], list[float]]] = {
             "scaling_fl": lambda: scaling_fl(folder, num_rounds),
+            "scaling_fl, floats": lambda: scaling_fl(folder, num_rounds, exact_sum=False),
             "bare steps, a process per site": lambda: bare(NUM_SITES),
             "bare steps, our settings": lambda: bare(NUM_SITES, **launch.SETTINGS),
             "bare steps, one process": lambda: bare(1),
@@ -284,6 +286,9 @@ def main() -> None:
                 "… of the bare steps, a process per site", mine, rounds["bare steps, a process per site"], "≤ 1.25"
             ),
             inverse("… of those with our settings of memory", mine, rounds["bare steps, our settings"], "≤ 1.25"),
+            inverse(
+                "… of those, with sums of floats", rounds["scaling_fl, floats"], rounds["bare steps, our settings"], ""
+            ),
             inverse("… of the bare steps, one process", mine, rounds["bare steps, one process"], ""),
             inverse("start to first round, of Flower's", first["scaling_fl"], first["Flower"], "≤ 0.25"),
             inverse(f"… of {fastest}", first["scaling_fl"], first[fastest], ""),
