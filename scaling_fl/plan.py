@@ -50,6 +50,8 @@ class Plan:
     best: Best | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
     reported: bool = False  # whether they are all; if not, that round is still to be evaluated
+    # What a resume must find again of the model, whatever its path: see `resume.check_origin`.
+    origin: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # of what all nodes must have alike
     port: int = 0  # where node 0's workers could meet the others'
     # With several nodes:
