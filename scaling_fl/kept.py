@@ -27,15 +27,16 @@ class Store:
     def __init__(self, folder: Path, start: Path):
         """`folder` is the store's own; `start`: the state file that the job goes on from."""
         self._folder, self._start = folder, start
+        self._opened = TensorFiles(start)  # once: its header tells of all sites, and takes long to read
         self._at_start: dict[str, list[str]] = defaultdict(list)
-        for full in TensorFiles(start):
+        for full in self._opened:
             self._at_start[full.partition(".")[0]].append(full)
         folder.mkdir(exist_ok=True)
 
     def load(self, site: int) -> dict[str, torch.Tensor]:
         """What the site has kept last, by name, on the CPU; nothing before its first round."""
         own = self._rounds(self._folder / str(site))
-        file = TensorFiles(own[-1] if own else self._start)
+        file = TensorFiles(own[-1]) if own else self._opened
         names = file if own else self._at_start[f"{PREFIX}{site}"]
         return {full.partition(".")[2]: torch.from_numpy(file[full]) for full in names}
 

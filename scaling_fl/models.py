@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import os
 import textwrap
 from collections import Counter
@@ -96,6 +97,13 @@ def tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
         found, config = _obtain(model, load_both)
     _check_length(model, config, found, max_seq_len)
     return _usable(model, found)
+
+
+def architecture(module: Any) -> dict[str, Any]:
+    """What the model's configuration says of it, defaults included, without what is the file's or the library's own."""
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    about = ("architectures", "dtype", "transformers_version")
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in about}
 
 
 def rebuild(folder: Path) -> torch.nn.Module:

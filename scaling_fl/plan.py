@@ -51,6 +51,8 @@ class Plan:
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
     reported: bool = False  # whether they are all; if not, that round is still to be evaluated
     history: dict[str, dict[str, Any]] = field(default_factory=dict)  # those of all rounds that are reported
+    # What a resume must find again of the model, whatever its path: see `resume.check_origin`.
+    origin: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # of what all nodes must have alike
     port: int = 0  # where node 0's workers could meet the others'
     # With several nodes:

@@ -7,7 +7,6 @@ workers open: token stores, shards, the model's architecture and tokenizer, and 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import platform
 import socket
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import checkpoint, models, resume, server, sharding, state_file, tasks, token_cache, tokens
+from scaling_fl import checkpoint, digests, models, resume, server, sharding, state_file, tasks, token_cache, tokens
 from scaling_fl.best import Best, best_in
 from scaling_fl.config import Config
 from scaling_fl.errors import UserError
@@ -68,21 +67,21 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     layout = Layout(loaded.module)
     initial, previous = _initial_state(loaded.module, server.optimiser(config).num_moments), None
     resume.check_finite(f"model={config.model}", initial)
+    origin: dict[str, Any] = {
+        "weights": digests.pretrained(loaded, initial), "architecture": models.architecture(loaded.module),
+    }  # fmt: skip
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
         previous = checkpoints.newest(work / "state.safetensors")
         if previous is not None:
-            tensors, header, damaged = previous
+            tensors, header, _ = previous
             of_sites = resume.expected_of_sites(config, layout, len(shards), tensors)
-            resume.check(config, header, digest, tensors, initial | of_sites)
+            resume.check(config, header, digest, origin, tensors, initial | of_sites)
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
-            if damaged:
-                checkpoints.set_aside(before=round_)
-                notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
             exported = not config.has_global_model or _is_exported(checkpoints, round_)
             finished = round_ >= config.num_rounds and exported
         if not finished:
@@ -106,6 +105,12 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 )  # fmt: skip
 
             notes += token_cache.link(work / name, key, build, report)
+        origin["tokens"] = digests.tokens(work)
+        if previous is not None:
+            resume.check_origin(config, previous[1], origin)
+    if previous is not None and (damaged := previous[2]):
+        checkpoints.set_aside(before=round_)
+        notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
     send(
         {
             "event": "prepared",
@@ -134,7 +139,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 metrics=metrics,
                 reported=reported,
                 history=history,
-                digests=_digests(work, digest, initial) if several_nodes and not finished else {},
+                origin=origin,
+                digests=digests.of_node(work, digest, origin["tokens"], initial)
+                if several_nodes and not finished
+                else {},
                 port=_free_port() if several_nodes else 0,
             ),
         }
@@ -157,6 +165,7 @@ def checkpoint_header(
         "config": plan.config.to_mapping(),
         "threads": plan.threads,
         "data_digest": plan.data_digest,
+        "origin": plan.origin,
         "label_names": list(plan.label_names),
         "metrics": results,
         "reported": reported,
@@ -244,25 +253,6 @@ def _cores() -> int:
 def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
     return int((tokens.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())
-
-
-def _digests(work: Path, data: str, initial: state_file.Arrays) -> dict[str, str]:
-    """SHA-256 of what all nodes of a job must have alike."""
-
-    def of(*arrays: Any) -> str:
-        whole = hashlib.sha256()
-        for array in arrays:
-            whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return whole.hexdigest()
-
-    files = {name: np.load(work / name) for name in ("shards.npy", "bounds.npy", "held_back.npy")}
-    tokens_of = [sorted((work / name).iterdir()) for name in ("train", "test")]
-    return {
-        "data": data,
-        "shards": of(*files.values()),
-        "tokens": of(*(np.fromfile(path, np.uint8) for paths in tokens_of for path in paths)),
-        "models": of(*(initial[name] for name in sorted(initial))),
-    }
 
 
 def _free_port() -> int:

@@ -1,5 +1,6 @@
 """Going on from a checkpoint: it must be this job's, of the same meaning, and hold what the model takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,27 @@ _HEADER = {
     "metrics": dict, "history": dict, "reported": bool,
 }  # fmt: skip
 _HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
+_ORIGIN = {"weights": str, "architecture": dict, "tokens": str}
 _BEST = {"metric": str, "round": int, "value": float}
 
 
 def check(
-    config: Config, header: dict[str, Any], digest: str, tensors: state_file.Arrays, initial: state_file.Arrays
+    config: Config,
+    header: dict[str, Any],
+    digest: str,
+    origin: Mapping[str, Any],
+    tensors: state_file.Arrays,
+    initial: state_file.Arrays,
 ) -> None:
     """Raises `UserError` where the job can't go on from this checkpoint: `header` and `tensors`.
 
-    `digest` is that of the data, `initial` the state from which a new job would start.
+    `digest` is that of the data, `origin` what is known of the model (see `check_origin`), `initial` the state from
+    which a new job would start.
     """
     source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
     _check_header(source, header)
     _check_same_job(config, header, digest)
+    check_origin(config, header, origin)
     _check_same_tensors(source, tensors, initial)
     check_finite(source, tensors)
 
@@ -45,6 +54,11 @@ def _check_header(source: str, header: dict[str, Any]) -> None:
     best = header.get("best")
     if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
         wrong.append("best")
+    origin = header.get("origin")
+    if origin is not None and (
+        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN
+    ):
+        wrong.append("origin")
     if wrong or header["threads"] < 1:
         raise UserError(
             f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
@@ -87,8 +101,31 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
             f"write job_name={header['job_name']} to resume it, or choose another folder"
         )
-    meaning.check(config, header["config"])
+    # The model's path may change, if it is known what was there.
+    meaning.check(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
     meaning.check_data(config, header["data_digest"], digest)
+
+
+def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Refuse to go on with another model, or other tokens, than the job began with, even under the same path.
+
+    `origin`: digests of the pre-trained "weights" and of the "tokens", and the "architecture", as far as they are known
+    by now. Of the architecture counts what both versions of the library tell. Checkpoints of earlier versions of this
+    program don't have any of it.
+    """
+    before = header.get("origin") or {}
+    changed = [
+        f"{what} of digest {before[what][:12]}…, now {origin[what][:12]}…"
+        for what in ("weights", "tokens")
+        if what in before and what in origin and before[what] != origin[what]
+    ]
+    was, now = before.get("architecture", {}), origin["architecture"]
+    changed += [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]]
+    if changed:
+        raise UserError(
+            f"job_name={config.job_name}: model={config.model} differs from the model it began with "
+            f"({header['config'].get('model')}): {'; '.join(sorted(changed))}; restore it, or start a new job"
+        )
 
 
 def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:

@@ -263,6 +263,7 @@ CHECKPOINTS = (
     Row("threads below one", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong kind; restore"), OUT, header(threads=-1)),
     Row("an environment that is a list", ("checkpoints_dir=out: round 1: ", "environment is missing or of the wrong kind; restore"), OUT, header(environment=[])),
     Row("an unreported round that isn't said to be one", ("checkpoints_dir=out: round 1: ", "reported is missing or of the wrong kind; restore"), OUT, header(reported="no")),
+    Row("a model that is none", ("checkpoints_dir=out: round 1: ", "origin is missing or of the wrong kind; restore"), OUT, header(origin={"weights": 1})),
     Row("fewer sites than processes", ("num_sites=1: fewer than the 2 processes of site_ids; use fewer of them",), {"num_sites": 1}),
     Row("a cohort larger than all", ("sites_per_round=9: there are 2 sites; lower it",), {"sites_per_round": 9}),
     Row("a cohort said twice", ("sites_per_round=2 participation=0.5: they say the same; give one",), {"sites_per_round": 2, "participation": 0.5}),

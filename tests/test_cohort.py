@@ -72,6 +72,20 @@ def test_nothing_is_drawn_where_all_take_part() -> None:
     assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "num_workers", "loads"),
+    [
+        ([1, 1, 2], 2, [2, 2]),  # in the order of the sites: 3 and 1
+        ([3, 3, 2, 2, 2], 2, [5, 7]),  # Graham's own: 3 2 2 and 3 2, where 3 3 and 2 2 2 would be even
+        ([1, 2, 3, 4, 5, 6], 3, [7, 7, 7]),  # 6 1, 5 2, 4 3; in the order of the sites: 5, 7 and 9
+        ([1, 1, 1, 1, 1, 10], 2, [5, 10]),  # in the order of the sites: 3 and 12
+    ],
+)
+def test_the_longest_sites_are_dealt_first(sizes: list[int], num_workers: int, loads: list[int]) -> None:
+    dealt = cohort.deal(sizes, range(len(sizes)), num_workers)
+    assert sorted(sum(sizes[site] for site in sites) for sites in dealt) == loads
+
+
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())
 def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: int, data: st.DataObject) -> None:
     drawn = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 
 from scaling_fl import rounds
 from scaling_fl.config import Config
+from scaling_fl.memory import SharedMemory
 from scaling_fl.metrics import BatchMetrics
 from scaling_fl.server import SGD, ServerState
-from scaling_fl.site import Resident
+from scaling_fl.site import Resident, Site
 from tests import builders
 
 SHARDS = [np.arange(7), np.arange(7, 40)]
@@ -70,6 +72,34 @@ def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypa
     (round_, loss, params), (reported,) = seen
     assert (round_, loss) == (1, reported)
     assert torch.equal(params, state.params)
+
+
+def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], list[float]]:
+    """In a worker process: how long it trained, by its own count, and what the round says of idleness."""
+    config = Config(num_rounds=1, batch_size=16)
+    worker = builders.worker(folder, config, builders.bert(), SHARDS, rank, num_workers, memory)
+    train, counted, idle = Site.train, list[float](), list[float]()
+
+    def timed(self: Site, params: torch.Tensor, round_: int) -> Any:
+        start = time.perf_counter()
+        time.sleep(rank)
+        result = train(self, params, round_)
+        counted.append(time.perf_counter() - start)
+        return result
+
+    Site.train = timed  # type: ignore[assignment, method-assign]
+    rounds.run(config, *worker, SGD(), lambda _, results: idle.append(results["seconds.idle"]), reported=True)
+    worker[1].leave()
+    return counted, idle
+
+
+def test_idle_is_how_long_workers_wait_for_the_slowest(run_distributed: Any, tmp_path: Path) -> None:
+    """Two workers, of which one takes a second more: it never waits, the other waits for the difference, and so the mean
+    over both is half of that.
+    """
+    builders.resident(tmp_path, Config(), builders.bert())  # the stores
+    ((quick,), idle), ((slow,), same) = run_distributed(busy_and_idle, 2)
+    assert idle == same == [pytest.approx(abs(slow - quick) / 2, abs=0.2)]
 
 
 def test_federated_training_learns(tmp_path: Path) -> None:

@@ -191,8 +191,12 @@ def typed_address(argument: str) -> Address:
     """The address in Sacred's flag `-m [HOST:PORT:]DATABASE[.COLLECTION]`."""
     try:
         found = parse_mongo_db_arg(argument)
-    except (ValueError, AttributeError) as error:  # the second: nothing matched its pattern
-        raise UserError(f"-m {argument}: expected HOST:PORT:DATABASE or DATABASE") from error
+    except (ValueError, AttributeError):  # the second: nothing matched its pattern
+        # What was typed may hold a password, and so may the error.
+        raise UserError(
+            "-m: expected HOST:PORT:DATABASE or DATABASE; a whole address, with a user and a password, goes into "
+            "SACRED_MONGO_URL"
+        ) from None
     return Address(
         f"mongodb://{found.get('url', 'localhost:27017')}", found["db_name"], found.get("collection", "runs")
     )
@@ -231,6 +235,12 @@ def _from_url(url: str, database: str, others: list[str]) -> Address:
         raise UserError(f"SACRED_MONGO_URL and {others[0]} are both set; set one or the other")
     if not re.match(r"mongodb(\+srv)?://[^/]", url):
         raise UserError("SACRED_MONGO_URL: expected mongodb://HOST:PORT/DATABASE or mongodb+srv://HOST/DATABASE")
+    behind = re.split("[/?]", url.partition("://")[2], maxsplit=1)[1:]
+    if "@" in "".join(behind):  # else part of a password would pass for an option, which pymongo names
+        raise UserError(
+            "SACRED_MONGO_URL: there is an @ behind the servers; in user and password write / as %2F, ? as %3F and @ as %40, "
+            "in options @ as %40"
+        )
     in_path = url.partition("://")[2].partition("/")[2].partition("?")[0]
     if not (database or in_path):
         raise UserError("SACRED_MONGO_URL names no database; append /NAME, or set SACRED_DATABASE")

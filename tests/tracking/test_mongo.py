@@ -5,6 +5,7 @@ import struct
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ def test_a_whole_address_is_taken_as_it_is() -> None:
         ({"SACRED_MONGO_URL": "db:27017"}, "expected mongodb://HOST:PORT/DATABASE"),
         ({"SACRED_MONGO_URL": "mongodb://me:secret@h:1"}, "names no database; append /NAME"),
         ({"SACRED_MONGO_URL": url, "SACRED_HOST": "h"}, "SACRED_MONGO_URL and SACRED_HOST are both set"),
+        ({"SACRED_MONGO_URL": "mongodb://me:a?secret@h:1/lab?w=1"}, "an @ behind the servers; .* write / as %2F"),
+        ({"SACRED_MONGO_URL": "mongodb://me:a/secret@h:1/lab"}, "an @ behind the servers"),
+        ({"SACRED_MONGO_URL": "mongodb:/me:secret@h:1/lab"}, "expected mongodb://HOST:PORT/DATABASE"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             mongo.address(variables)
@@ -84,8 +88,15 @@ def test_a_whole_address_is_taken_as_it_is() -> None:
 def test_a_flag_that_is_no_address_is_refused() -> None:
     assert mongo.typed_address("h:1:lab.mine") == Address("mongodb://h:1", "lab", "mine")
     assert mongo.typed_address("lab") == Address("mongodb://localhost:27017", "lab")
-    with pytest.raises(UserError, match=r"-m a:b:c: expected HOST:PORT:DATABASE"):
-        mongo.typed_address("a:b:c")
+    for typed in (
+        "a:b:c", "mongodb://u:hunter2@127.0.0.1:27917/omni", "u:hunter2@127.0.0.1:27917:omni", "u:hunter2@h", "hunter2:h:1",
+        "h:1:lab.hunter2.x", "hunter2 x", "h:hunter2",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"-m: expected HOST:PORT:DATABASE .* SACRED_MONGO_URL") as raised:
+            mongo.typed_address(typed)
+        said = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
+        assert typed not in said
+        assert "hunter2" not in said
 
 
 @pytest.fixture
