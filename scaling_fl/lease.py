@@ -20,6 +20,7 @@ from scaling_fl.errors import UserError
 FILE = "lease.json"
 SECONDS = 30.0  # without a renewal, after which the holder counts as dead
 _RENEWAL = SECONDS / 3
+_LAST = 2.0  # seconds that the end of a job waits for the store at most
 
 
 class Lease:
@@ -82,20 +83,24 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Let others have it at once, and leave nothing half-written behind."""
+        """Let others have it at once, and leave nothing half-written behind; where the store is away, it runs out."""
         self._stop.set()
-        if self._thread is None:
-            return
-        self._thread.join(2)
-        with contextlib.suppress(Exception):  # where the store is away, it runs out by itself
-            if self.is_mine():
-                self._checkpoints.tidy_up()
-                self._checkpoints.remove(FILE)
+        if self._thread is not None:
+            last = threading.Thread(target=self._give_back, args=(self._thread,), daemon=True)
+            last.start()
+            last.join(_LAST)  # a store that is away would be tried for minutes
 
     def is_mine(self) -> bool:
         """Whether nobody has taken it over."""
         found = self._checkpoints.read_json(FILE)
         return self.taken_by is None and bool(found) and found["token"] == self._mine["token"]
+
+    def _give_back(self, renewing: threading.Thread) -> None:
+        renewing.join()  # a renewal under way would bring it back
+        with contextlib.suppress(Exception):  # each file system has its own
+            if self.is_mine():
+                self._checkpoints.tidy_up()
+                self._checkpoints.remove(FILE)
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWAL):
