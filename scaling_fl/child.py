@@ -174,9 +174,9 @@ class _Line:
         """Tell every `interval` seconds whether this child got on, and whether it waits for others."""
         told = -1
         while True:
-            now = self._progress
+            waiting, now = self.waiting, self._progress  # in this order: who ends waiting has got on before
             with contextlib.suppress(OSError):
-                self({"event": "alive", "progress": now != told, "waiting": self.waiting})
+                self({"event": "alive", "progress": now != told, "waiting": waiting})
             told = now
             time.sleep(interval)
 

@@ -4,6 +4,7 @@ Locks of the operating system (machine.py) tell at once, but only on one machine
 """
 
 import contextlib
+import json
 import os
 import socket
 import tempfile
@@ -20,6 +21,8 @@ from scaling_fl.errors import UserError
 FILE = "lease.json"
 SECONDS = 30.0  # without a renewal, after which the holder counts as dead
 _RENEWAL = SECONDS / 3
+_FIELDS = {"host": str, "process": int, "place": str, "token": str, "time": int | float}
+_LAST = 2.0  # seconds that the end of a job waits for the store at most
 
 
 class Lease:
@@ -43,7 +46,7 @@ class Lease:
 
         A run of this very machine is known to be dead, since its lock is free, and not waited for.
         """
-        found = self._checkpoints.read_json(FILE)
+        found = self._read()
         if not found or found["place"] == self._mine["place"]:
             return
         age = time.time() - found["time"]
@@ -56,7 +59,7 @@ class Lease:
         )
         while time.monotonic() < deadline:
             time.sleep(1)
-            again = self._checkpoints.read_json(FILE)
+            again = self._read()
             if not again:
                 return
             if again != found:
@@ -82,31 +85,52 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Let others have it at once, and leave nothing half-written behind."""
+        """Let others have it at once, and leave nothing half-written behind; where the store is away, it runs out."""
         self._stop.set()
-        if self._thread is None:
-            return
-        self._thread.join(2)
-        with contextlib.suppress(Exception):  # where the store is away, it runs out by itself
+        if self._thread is not None:
+            last = threading.Thread(target=self._give_back, args=(self._thread,), daemon=True)
+            last.start()
+            last.join(_LAST)  # a store that is away would be tried for minutes
+
+    def is_mine(self) -> bool:
+        """Whether nobody has taken it over."""
+        found = self._read()
+        return self.taken_by is None and found is not None and found["token"] == self._mine["token"]
+
+    def _give_back(self, renewing: threading.Thread) -> None:
+        renewing.join()  # a renewal under way would bring it back
+        with contextlib.suppress(Exception):  # each file system has its own
             if self.is_mine():
                 self._checkpoints.tidy_up()
                 self._checkpoints.remove(FILE)
 
-    def is_mine(self) -> bool:
-        """Whether nobody has taken it over."""
-        found = self._checkpoints.read_json(FILE)
-        return self.taken_by is None and bool(found) and found["token"] == self._mine["token"]
-
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWAL):
             try:
-                found: Any = self._checkpoints.read_json(FILE)
+                found = self._read()
                 if found and found["token"] != self._mine["token"]:
                     self.taken_by = found["host"]
                     return
                 self._write()
             except Exception:  # the store is away for a while; so it is for others
                 continue
+
+    def _read(self) -> dict[str, Any] | None:
+        """The lease, if there is one. Raises `UserError` where the file is another's, which is not written over."""
+        content = self._checkpoints.read(FILE)
+        if content is None:
+            return None
+        try:
+            found: dict[str, Any] = json.loads(content)
+            sound = all(isinstance(found[name], kind) for name, kind in _FIELDS.items()) and abs(found["time"]) < 1e12
+        except (ValueError, RecursionError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"{self._checkpoints.name(FILE)}: it should say which run writes there, and holds something else; if no run "
+                "does, remove the file, or choose another checkpoints_dir"
+            )
+        return found
 
     def _write(self) -> None:
         self._checkpoints.write_json(FILE, self._mine | {"time": time.time(), "runs": self.runs()})

@@ -1,6 +1,7 @@
 """What the preparation hands to launcher and workers. The launcher unpickles it, so this module needs no torch."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,17 @@ class Send(Protocol):
 
     def progress(self) -> None:
         """Tell that this child isn't stuck. Costs next to nothing."""
+
+
+@contextlib.contextmanager
+def waiting(send: Send, may: bool = True) -> Iterator[None]:
+    """Inside, if it `may`, the child can be long without a word, and doesn't count as hung for that."""
+    send.waiting = may
+    try:
+        yield
+    finally:
+        send.progress()  # before: who no longer waits must have got on
+        send.waiting = False
 
 
 @dataclass(frozen=True)

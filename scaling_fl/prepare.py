@@ -26,7 +26,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.flat import Layout
 from scaling_fl.hosting import write_shards
 from scaling_fl.metrics import label_entropy
-from scaling_fl.plan import Plan, Send
+from scaling_fl.plan import Plan, Send, waiting
 from scaling_fl.selection import Indices
 from scaling_fl.site import precision
 
@@ -36,7 +36,6 @@ COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is wri
 def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False) -> None:
     """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
     models.quiet()
-    send.waiting = True  # for a download, perhaps: it may be long without a word
     work, notes = Path(folder), list[str]()
     devices = _devices(config, notes)
 
@@ -44,7 +43,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
     send({"event": "said", "text": "reading the data"})
-    task = tasks.load(config, report)
+    with waiting(send, tasks.are_far(config)):
+        task = tasks.load(config, report)
     notes += task.notes
     digest = task.digest()
     held_back, trained, shards = sharding.deal(config, task.train, notes)
@@ -53,7 +53,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     notes += _selection_notes(config, len(held_back), len(task.train))
 
     send({"event": "said", "text": f"loading model={config.model}"})
-    loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+    with waiting(send):  # for a download, or a slow disk
+        loaded = models.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} can't do that; leave it out")
     if config.compile:
@@ -72,7 +73,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     }  # fmt: skip
     if config.checkpoints_dir is not None:
         checkpoints = checkpoint.Checkpoints(config.checkpoints_dir)
-        previous = checkpoints.newest(work / "state.safetensors")
+        with waiting(send, not checkpoints.local):
+            previous = checkpoints.newest(work / "state.safetensors")
         if previous is not None:
             tensors, header, _ = previous
             of_sites = resume.expected_of_sites(config, layout, len(shards), tensors)

@@ -6,13 +6,18 @@ Asked once, a job in training publishes what is complete and ends; asked twice, 
 import contextlib
 import os
 import signal
+import time
 import types
 from collections.abc import Iterator
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PREEMPTION = 10.0  # seconds to publish in; clusters kill after 30, some after 20
+# Clusters kill after 30 s, some after 20.
+_PREEMPTION = 10.0  # seconds to publish in
+_RECORDS = 14.0  # seconds in which the records have had their last words, too; the rest of the end takes 4 at most
+_AT_ONCE = 1.0  # seconds for the last words of a user's job who asked twice
 _received: list[int] = []
 _passed_on: list[int] = []
+_asked_at: list[float] = []  # when the first of all came
 _asks_first = _defers = False
 wakeup, _alarm = os.pipe()  # what wakes whoever waits for other things
 
@@ -48,6 +53,7 @@ def deferred() -> Iterator[None]:
 
 
 def _receive(number: int, frame: types.FrameType | None) -> None:
+    _asked_at.append(time.monotonic())
     if number != signal.SIGHUP or number not in _received:  # of a closed terminal the shell tells, and the system, too
         _received.append(number)
     with contextlib.suppress(BlockingIOError):
@@ -73,6 +79,7 @@ def asked() -> bool:
 
 def pass_on(number: int) -> None:
     """Another node was asked to end: it counts as if this one had been, once, whether this one is as well or not."""
+    _asked_at.append(time.monotonic())
     _passed_on.append(number)
 
 
@@ -84,6 +91,25 @@ def received() -> int:
 def patience() -> float:
     """Seconds that the end may take: a user who can ask again has all the time."""
     return float("inf") if received() == signal.SIGINT else _PREEMPTION
+
+
+def hurry() -> None:
+    """The end has begun: what still waits when its time is up is interrupted once more, be it a store or a database."""
+    if len(_received) > 1:
+        left = _AT_ONCE
+    elif _asked_at and received() != signal.SIGINT:
+        left = max(_AT_ONCE, _asked_at[0] + _RECORDS - time.monotonic())
+    else:
+        return
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def ignore() -> None:
+    """From now on, since what is left of the end takes a moment, and must be done."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def exit_status() -> int:

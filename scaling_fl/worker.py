@@ -34,8 +34,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     module = models.rebuild(folder / "model").to(device)
 
     def on_wait(waiting: bool) -> None:
-        send.waiting = waiting
         send.progress()
+        send.waiting = waiting
 
     optimiser, shards = server.optimiser(plan.config), Shards(folder)
     federation = Federation(

@@ -10,7 +10,10 @@
 README.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
 """
 
+import atexit
 import contextlib
+import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -52,6 +55,8 @@ def _has_git_commit() -> bool:
 
 
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
+for _name in ("botocore", "aiobotocore"):  # Sacred would show where they found what they were told
+    logging.getLogger(_name).setLevel(logging.WARNING)
 experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git_commit())
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
@@ -88,6 +93,7 @@ def _clear_errors() -> Iterator[None]:
         job.link.end_with(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
+        signals.hurry()
         job.link.end_with(error)
         raise
     finally:
@@ -155,6 +161,22 @@ def _show(target: str, name: str, config: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Run the command, and exit: no thread of a library that waits, for a store that is away, say, holds that up."""
+    status = 0
+    try:
+        _command(argv)
+    except SystemExit as end:
+        if isinstance(end.code, str):  # the usage
+            raise
+        status = end.code or 0
+    atexit._run_exitfuncs()  # temporary files go
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _command(argv: list[str]) -> None:
     global job
     signals.install()
     with contextlib.ExitStack() as resources:
@@ -165,6 +187,7 @@ def main(argv: list[str]) -> None:
             for what, where in job.written().items():
                 job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
+            signals.ignore()
             resumes = "; with job_name and checkpoints_dir, the same command resumes" if job.plan else ""
             print(f"interrupted{resumes}", file=sys.stderr)
             sys.exit(signals.exit_status())

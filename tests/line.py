@@ -12,7 +12,8 @@ class Line:
     """TCP from `port` to a server's. What goes on in it is set from outside, at any moment."""
 
     def __init__(self, server: int):
-        self.down = False  # nobody answers
+        self.down = False  # connections are closed on whoever asks
+        self.stalled = False  # what is sent goes nowhere, and nothing comes back
         self.answer: Callable[[str], bytes | None] = lambda method: None  # a whole HTTP answer in the server's stead
         self._cut_after: int | None = None  # bytes on their way to the server
         self._on_cut: Callable[[], None] = lambda: None
@@ -42,6 +43,8 @@ class Line:
         with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._server)) as server:
             threading.Thread(target=_copy, args=(server, client), daemon=True).start()
             while (piece := client.recv(2**14)) and not self.down:
+                if self.stalled:
+                    continue
                 if piece.startswith(_METHODS) and (answer := self.answer(piece.split()[0].decode())) is not None:
                     client.sendall(answer)
                     client.shutdown(socket.SHUT_WR)

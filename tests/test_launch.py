@@ -13,6 +13,7 @@ import pytest
 
 from scaling_fl import launch, signals
 from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.plan import waiting
 from tests import builders
 
 Send = Callable[[dict[str, Any]], None]
@@ -222,6 +223,16 @@ def test_who_waits_for_a_worker_that_gets_on_does_not_hang() -> None:
     launch.run(
         f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
     )
+
+
+def wait_for_something_outside(send: Any) -> None:
+    with waiting(send):
+        time.sleep(2.5)
+    time.sleep(0.5)
+
+
+def test_who_waited_for_something_outside_is_given_time_again() -> None:
+    launch.run(f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0)
 
 
 def obey(send: Any, how: str) -> None:

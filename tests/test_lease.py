@@ -70,6 +70,23 @@ def test_a_run_that_is_alive_elsewhere_keeps_others_out(tmp_path: Path) -> None:
         Lease(Checkpoints(str(tmp_path)), "news").check(renew)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"host": "x"}', "[1]", "5", "", "no JSON", "null", "[" * 100_000]
+    + [
+        json.dumps({"host": "far", "process": 7, "place": "far 0:0", "token": "t", "time": time} | other)
+        for time, other in (("now", {}), (float("nan"), {}), (10**400, {}), (1.0, {"place": 3}), (1.0, {"token": None}))
+    ],
+)
+def test_a_file_that_is_no_lease_is_named_and_stays(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/lease\.json: it should say .* remove the file, or choose another"
+    ):
+        Lease(Checkpoints(str(tmp_path)), "news").check(pytest.fail)
+    assert (tmp_path / FILE).read_text() == content
+
+
 def test_a_run_that_was_taken_over_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_RENEWAL", 0.05)
     lease = Lease(Checkpoints(str(tmp_path)), "news")

@@ -1,5 +1,7 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from scaling_fl.config import Config
 from scaling_fl.errors import UserError
 from scaling_fl.hosting import Shards
 from scaling_fl.plan import Plan
+from scaling_fl.tasks import csv
 from scaling_fl.tokens import TokenStore
 from tests import builders
 
@@ -112,6 +115,40 @@ def test_compile_without_a_compiler_is_refused(
         torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
         pytest.raises(UserError, match=r"compile=True: torch can't compile for cpu \(.*no-such-compiler.*g\+\+"),
     ):
-        prepare_module.prepare(
-            lambda event: None, dataclasses.replace(small_config, compile=True), str(tmp_path / "work")
+        prepare_module.prepare(Mock(), dataclasses.replace(small_config, compile=True), str(tmp_path / "work"))
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_only_what_may_be_long_without_a_word_may_take_its_time(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # else there may be nothing to tokenise
+    send, waited = Mock(), dict[str, bool]()
+
+    def watch(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            waited[name] = send.waiting is True
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in (
+        (csv, "load"), (prepare_module.sharding, "deal"),
+        (prepare_module.checkpoint.Checkpoints, "newest"), (prepare_module.tokens, "write"),
+    ):  # fmt: skip
+        watch(owner, name)
+    config = small_config
+    if far:
+        config = dataclasses.replace(
+            config, train_path=f"file://{config.train_path}", checkpoints_dir=f"memory://{tmp_path}"
         )
+    (tmp_path / "work").mkdir()
+    prepare_module.prepare(send, config, str(tmp_path / "work"))
+    assert waited == {"load": far, "deal": False, "newest": far, "write": False}
+    assert send.waiting is False
+    watch(prepare_module.models, "load")
+    (tmp_path / "again").mkdir()
+    prepare_module.prepare(send, config, str(tmp_path / "again"))
+    assert waited["load"], "a model may come from the hub"

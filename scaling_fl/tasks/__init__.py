@@ -89,6 +89,11 @@ def names() -> list[str]:
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _HELPERS)
 
 
+def are_far(config: "Config") -> bool:
+    """Whether the data come over a network by a library that is silent meanwhile."""
+    return config.task_name == "hub" or any("://" in path for path in (config.train_path, config.test_path) if path)
+
+
 def load(config: "Config", report: Report = unreported) -> Task:
     """Read the configured task and keep the configured number of rows.
 

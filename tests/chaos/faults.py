@@ -37,6 +37,8 @@ def strike(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case ["pause"]:
             time.sleep(8)
+        case ["hang"]:
+            time.sleep(1000)
         case ["launcher", name]:
             os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
             time.sleep(0.5)  # so that it strikes here

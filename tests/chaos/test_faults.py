@@ -123,9 +123,18 @@ def schedule() -> list[Any]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Temporary files, and half-written ones."""
-    temporary = Path(os.environ["TMPDIR"])
-    return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"))]
+    """Temporary files, half-written ones, and memory with a name, of this time, that nobody uses any more."""
+    temporary, since = Path(os.environ["TMPDIR"]), (folder / "train.csv").stat().st_mtime
+    used = "".join(map(maps, Path("/proc").glob("[0-9]*")))
+    shared = [path for path in Path("/dev/shm").iterdir() if path.stat().st_mtime > since and str(path) not in used]
+    return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"), *shared)]
+
+
+def maps(process: Path) -> str:
+    try:
+        return (process / "maps").read_text()
+    except OSError:  # it has ended, or is another user's
+        return ""
 
 
 @pytest.mark.parametrize("fault", schedule())
@@ -177,6 +186,24 @@ def processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_a_preparation_that_hangs_ends_the_job(
+    undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    broken = job(tmp_path / "job", "")
+    struck = broken.run({"place": "preparation", "how": "hang", "marker": str(tmp_path / "marker")})
+    assert struck.returncode == 1
+    assert "the preparation made no progress for 10 s and counts as hung (if that can be: raise" in struck.stderr
+    assert "in strike" in struck.stderr, "where it is"
+    builders.wait_for_end(processes_in(tmp_path / "job"))
+    assert left_behind(broken.folder) == []
+    assert not (broken.folder / "runs").exists()
+    resumed = broken.run()
+    assert resumed.returncode == 0, resumed.stderr
+    assert broken.state() == undisturbed.state()
 
 
 @pytest.mark.parametrize("place", ["aggregation", "end"])

@@ -1,0 +1,95 @@
+"""The command's end while the object store is away, or silent and MongoDB with it: it keeps to what is promised."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.conftest import ROOT
+from tests.line import Line
+from tests.scripts.test_train_federated import start, wait_for_row, workers_of
+
+WORKER_DIES, ASKED, ASKED_TWICE = 15.0, 20.0, 8.0  # seconds to the exit
+# Names that nobody can tell any more, once the file LOST is there.
+NO_NAMES = """
+import os, socket, time
+plain = socket.getaddrinfo
+def slow(host, *args, **kwargs):
+    if host == "localhost" and os.path.exists(os.environ["LOST"]):
+        time.sleep(60)
+    return plain(host, *args, **kwargs)
+socket.getaddrinfo = slow
+"""
+
+
+@pytest.fixture
+def database(mongo: str) -> Iterator[Line]:
+    opened = Line(int(mongo.rpartition(":")[2]))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("object_store", ["s3"], indirect=True)
+@pytest.mark.parametrize(
+    ("away", "end"),
+    [
+        *((away, end) for away in ("down", "stalled") for end in ("SIGTERM", "SIGINT twice", "a worker is killed")),
+        ("nameless", "SIGTERM"),
+    ],
+)
+def test_a_store_that_is_away_holds_up_no_end(
+    line: Line, database: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str, end: str
+) -> None:
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")  # as its users have it
+    words = [
+        "with", "site_ids=[-1,-1]", "num_rounds=99999", "task_name=csv", "text_column=body", "label_column=topic",
+        f"train_path={builders.write_csv(tmp_path / 'train.csv', 60)}", "max_seq_len=16", "threads_per_site=1",
+        f"test_path={builders.write_csv(tmp_path / 't.csv', 9, 1)}", f"model={builders.pretrained(tmp_path / 'model')}",
+        "job_name=j", f"checkpoints_dir={os.environ['TEST_BUCKET']}/jobs/j", "checkpoint_every=99999",
+    ]  # fmt: skip
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NAMES)
+    environ = {
+        "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "LOST": str(tmp_path / "lost"),
+        "AWS_ENDPOINT_URL": f"http://localhost:{line.port}",
+        "SACRED_HOST": f"127.0.0.1:{database.port}", "SACRED_DATABASE": "lab",
+    }  # fmt: skip
+    process = start(tmp_path, *words, **environ)
+    try:
+        wait_for_row(process, 2)
+        children = workers_of(process)
+        workers = [pid for pid in children if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
+        line.down, line.stalled = away != "stalled", away == "stalled"
+        database.stalled = away == "stalled"
+        if away == "nameless":
+            (tmp_path / "lost").touch()
+        began = time.monotonic()
+        match end:
+            case "SIGTERM":
+                status, said, seconds = 128 + signal.SIGTERM, "the same command resumes", ASKED
+                process.terminate()
+            case "SIGINT twice":
+                status, said, seconds = 128 + signal.SIGINT, "the same command resumes", ASKED_TWICE
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone in the group gets it
+                time.sleep(2)
+                assert process.poll() is None, "asked once, it has all the time"
+                began = time.monotonic()
+                os.killpg(process.pid, signal.SIGINT)
+            case _:
+                status, said, seconds = 1, "ended: killed by SIGKILL; ", WORKER_DIES
+                os.kill(workers[1], signal.SIGKILL)
+        rest = process.communicate(timeout=120)[0]
+        took = time.monotonic() - began
+        print(f"{away}, {end}: {took:.1f} s")
+        builders.wait_for_end(children)
+        assert process.returncode == status, rest
+        assert said in rest.strip().splitlines()[-1]
+        assert "Traceback" not in rest
+        assert took < seconds
+    finally:
+        process.kill()
+        process.wait()
