@@ -1,4 +1,4 @@
-"""What federated averaging is compared with, under the same budget of steps."""
+"""What federated averaging is compared with, on the same examples for as many epochs."""
 
 import dataclasses
 from pathlib import Path

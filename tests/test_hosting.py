@@ -1,6 +1,7 @@
 """The federation's result doesn't depend on which worker hosts which site."""
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,26 @@ def test_any_number_of_workers_comes_to_the_same_result(
                 assert np.array_equal(params, alone)
             else:
                 np.testing.assert_allclose(params, alone, rtol=1e-5, atol=1e-6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 5), st.data())
+def test_the_workers_train_each_site_of_a_cohort_once(
+    tmp_path: Path, sizes: list[int], num_workers: int, round_: int, data: st.DataObject
+) -> None:
+    sites_per_round = data.draw(st.integers(1, len(sizes)))
+    config = Config(sites_per_round=sites_per_round, sampling=data.draw(st.sampled_from(["uniform", "by_examples"])))
+    parts = np.split(np.random.default_rng(1).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    write_shards(tmp_path, parts)
+    resident: Any = types.SimpleNamespace(config=config)  # no model: nothing is trained
+    trained = [
+        (site.number, site.shard.tolist(), weight)
+        for rank in range(num_workers)
+        for site, weight in Hosting(resident, Shards(tmp_path), rank, num_workers).cohort(round_)
+    ]
+    drawn = cohort.draw(config, sizes, round_)
+    assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
+    assert sum(weight for _, _, weight in trained) == pytest.approx(1)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
