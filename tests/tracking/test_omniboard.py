@@ -10,6 +10,7 @@ import pytest
 
 from scaling_fl.tracking import events
 from scaling_fl.tracking.mongo import Address, MongoEntry
+from scaling_fl.tracking.record import folded
 from scaling_fl.tracking.replay import Replay
 from tests.tracking import builders, omniboard
 
@@ -75,6 +76,6 @@ def test_times_are_dates(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("completed")
     log.close()
-    record = builders.folded(events.read(log.path)[0])
+    record = folded(events.read(log.path)[0])
     times = [record.entry[name] for name in ("start_time", "stop_time", "heartbeat")]
     assert all(isinstance(time, datetime.datetime) for time in [*times, *record.points("train.loss")["timestamps"]])
