@@ -4,7 +4,7 @@
     ./run-local.sh benchmarks/run_all.py --model models/all-MiniLM-L6-v2 --train-path data/agnews/train.csv
 
 A script that fails is named, the others still run, and the exit status is 1. A missed bar is told in the table. With
---only, the rows of the other scripts stay as they are.
+--only, the rows of the other scripts stay as they are, with the commit that they are of.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
         name = line.removeprefix("| `").split("`")[0]
         if name in rows and name not in options.only:
             rows[name].append(line)
-    failed, measured_on = [], machine()
+    failed, commit = [], described()
     for name in options.only:
         print(f"\n{name}", flush=True)
         with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as file:
@@ -61,12 +61,12 @@ def main() -> None:
             done = subprocess.run(command, env=os.environ | {measure.ROWS: file.name}, check=False)
             for line in file:
                 row = json.loads(line)
-                rows[name].append(f"| `{name}` | {' | '.join([*row, met(ratio=row[3], bar=row[4])])} |")
+                rows[name].append(f"| `{name}` | {' | '.join([*row, met(ratio=row[3], bar=row[4]), commit])} |")
         if done.returncode != 0:
             failed.append(f"{name} (exit status {done.returncode})")
-    table = ["| script | claim | ours | peer | ratio | bar | met |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    table = ["| script | claim | ours | peer | ratio | bar | met | commit |", f"|{' --- |' * 8}"]
     table += [row for name in SCRIPTS for row in rows[name]]
-    results = "\n".join([measured_on, "", *table, *(f"\nfailed: {name}" for name in failed)])
+    results = "\n".join([machine(), "", *table, *(f"\nfailed: {name}" for name in failed)])
     print(f"\n{results}")
     publish(results)
     sys.exit(1 if failed else 0)
@@ -82,17 +82,19 @@ def met(ratio: str, bar: str) -> str:
 
 
 def machine() -> str:
-    """The line that says on what, of what, and when the figures are."""
+    """The line that says on what, and when, the last figures were measured."""
     processor = platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
         processor = names[0] if names else processor
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{processor}, {measure.CORES} cores, {versions}, {time.strftime('%Y-%m-%d')}."
+
+
+def described() -> str:
+    """The commit that is measured."""
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    return (
-        f"{processor}, {measure.CORES} cores, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{time.strftime('%Y-%m-%d')}, commit {commit}."
-    )
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def publish(results: str) -> None:
