@@ -161,7 +161,7 @@ class Checkpoints:
 
     def write_json(self, name: str, value: Any) -> None:
         """Publish a small JSON file."""
-        with self._workspace() as folder:
+        with self._reachable(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
             path.write_text(json.dumps(value))
             self._publish(path, name)

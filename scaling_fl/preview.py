@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from scaling_fl import models, tasks, tokens
 from scaling_fl.config import Config
-from scaling_fl.plan import Send
+from scaling_fl.plan import Send, waiting
 from scaling_fl.selection import stratified
 from scaling_fl.tasks import Split, Task
 
@@ -26,8 +26,10 @@ def show(send: Send, config: Config) -> None:
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
-    task = tasks.load(config, report)
-    tokenizer = models.tokenizer(config.model, task.train.texts, config.max_seq_len)
+    with waiting(send, tasks.are_far(config)):
+        task = tasks.load(config, report)
+    with waiting(send):
+        tokenizer = models.tokenizer(config.model, task.train.texts, config.max_seq_len)
     train, test = (
         _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
         for name, split in (("training", task.train), ("test", task.test))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scaling_fl import models, partitions, sharding, tasks
 from scaling_fl.config import Config
 from scaling_fl.metrics import label_entropy
-from scaling_fl.plan import Send
+from scaling_fl.plan import Send, waiting
 from scaling_fl.preview import shown
 from scaling_fl.tasks import Split
 
@@ -29,7 +29,8 @@ def show(send: Send, config: Config) -> None:
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
-    task = tasks.load(config, report)
+    with waiting(send, tasks.are_far(config)):
+        task = tasks.load(config, report)
     notes = list(task.notes)
     dealt = sharding.deal(config, task.train, notes)
     for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, dealt):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 
@@ -78,7 +79,8 @@ def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
         task_name="csv", train_path=str(train), test_path=str(test), text_column="text", text_pair_column="more",
         label_column="label", model=str(builders.pretrained(tmp_path / "model")), max_seq_len=10,
     )  # fmt: skip
-    preview.show(lambda event: said.append(event.get("text", "")), config)
+    send = MagicMock(side_effect=lambda event: said.append(event.get("text", "")))
+    preview.show(send, config)
     # [CLS] river stone [SEP] engine [SEP], and [CLS] 600 words [SEP] [SEP]
     assert any(line.split() == ["training", "6", "6", "603", "603", "603", "1", "(50.0%)"] for line in said)
     assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in said)
