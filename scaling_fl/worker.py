@@ -28,9 +28,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        models.without_looking_at_masks()
-        torch.set_float32_matmul_precision("high" if plan.config.tf32 else "highest")
+        set_up_gpu(device, plan.config.tf32)
     module = models.rebuild(folder / "model").to(device)
 
     def on_wait(waiting: bool) -> None:
@@ -87,6 +85,13 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if coordinator is not None:
         coordinator.finish()
     federation.leave()
+
+
+def set_up_gpu(device: torch.device, tf32: bool) -> None:
+    """What holds for a whole process that trains on a GPU."""
+    torch.cuda.set_device(device)
+    models.without_looking_at_masks()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 class _Progress:

@@ -8,12 +8,27 @@ import pytest
 import torch
 import transformers
 
-from scaling_fl import models, tokens
+from scaling_fl import models, tokens, worker
 from scaling_fl import site as site_module
 from scaling_fl.config import Config
 from scaling_fl.flat import FlatModel, Layout
 from scaling_fl.site import Resident, Site
 from tests import builders
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(True, "high"), (False, "highest")])
+def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf32: bool, expected: str) -> None:
+    look, chosen = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    before = torch.get_float32_matmul_precision()
+    try:
+        worker.set_up_gpu(torch.device("cuda:1"), tf32)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert chosen == [torch.device("cuda:1")]
+    assert transformers.masking_utils._ignore_bidirectional_mask_sdpa is not look
 
 
 def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
