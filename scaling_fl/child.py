@@ -120,7 +120,8 @@ class Child:
     def stack(self, on_event: OnEvent) -> str:
         """Where its threads are, as it tells by itself, if it can."""
         lines: list[str] = []
-        os.kill(self.process.pid, signal.SIGUSR1)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.process.pid, signal.SIGUSR1)
         deadline = time.monotonic() + 1
         while wait([self.output], max(0.0, deadline - time.monotonic())) and not self.output.closed:
             self.receive(lambda event: lines.append(event["text"]) if event["event"] == "output" else on_event(event))

@@ -94,11 +94,19 @@ class Plan:
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round in which it takes part."""
-        return -(-self.shard_sizes[site] // self.config.batch_size) * self.config.num_local_epochs
+        return self._steps(self.shard_sizes[site])
+
+    def _steps(self, examples: int) -> int:
+        return -(-examples // self.config.batch_size) * self.config.num_local_epochs
 
     def round_steps(self, round_: int) -> int:
         """Local steps of all sites of a round; 0 before the first."""
-        return sum(map(self.local_steps, cohort.draw(self.config, self.shard_sizes, round_))) if round_ > 0 else 0
+        if round_ == 0:
+            return 0
+        sizes = [self.shard_sizes[site] for site in cohort.draw(self.config, self.shard_sizes, round_)]
+        if self.config.baseline == "centralised":
+            sizes = [sum(sizes)]
+        return sum(map(self._steps, sizes))
 
     @property
     def evaluation_steps(self) -> int:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from scaling_fl import cohort
 from scaling_fl.config import Config
+from tests.tracking import builders as tracking_builders
 
 SIZES = [5, 9, 26, 1, 400, 33]
 
@@ -99,3 +101,12 @@ def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: i
         assert dealt == [[site] for site in drawn] + [[]] * (num_workers - len(drawn)), "site N on worker N if all do"
     assert max(loads) <= min(loads) + max(sizes[site] for site in drawn) or len(drawn) <= num_workers
     assert max(loads) <= 2 * best
+
+
+def test_the_steps_of_a_round_are_those_of_the_sites_that_are_drawn() -> None:
+    """Sites of 5 and 4 examples, batches of 3: 2 + 2 steps, or those of 9 examples on one site."""
+    plan = tracking_builders.plan()
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, batch_size=3, num_local_epochs=2))
+    assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]
+    central = dataclasses.replace(plan, config=dataclasses.replace(plan.config, baseline="centralised"))
+    assert central.round_steps(1) == 6
