@@ -125,9 +125,27 @@ def schedule() -> list[Any]:
 def left_behind(folder: Path) -> list[str]:
     """Temporary files, half-written ones, and memory with a name, of this time, that nobody uses any more."""
     temporary, since = Path(os.environ["TMPDIR"]), (folder / "train.csv").stat().st_mtime
-    used = "".join(map(maps, Path("/proc").glob("[0-9]*")))
-    shared = [path for path in Path("/dev/shm").iterdir() if path.stat().st_mtime > since and str(path) not in used]
-    return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"), *shared)]
+    return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"), *memory_since(since))]
+
+
+def memory_since(since: float) -> list[Path]:
+    """Memory with a name that is made since then, and stays though no process has it."""
+
+    def now() -> set[Path]:
+        used = "".join(map(maps, Path("/proc").glob("[0-9]*")))
+        return {path for path in Path("/dev/shm").glob("*") if changed(path) > since and str(path) not in used}
+
+    found = now()
+    if found:  # others, too, make some for a moment
+        time.sleep(3)
+    return sorted(found & now())
+
+
+def changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def maps(process: Path) -> str:
