@@ -153,9 +153,9 @@ class Job:
             self.places.bring_up_to_date(config, history, self.console.line, finished=plan)
 
     def _check_recorded(self, plan: Plan, history: Path) -> None:
-        """There is no checkpoint to go on from. Raises `UserError` where a new start would replace another job's results.
+        """There is no checkpoint to go on from. Raises `UserError` where a new start would replace what is recorded.
 
-        Exits where the job is finished all the same.
+        Exits where the job is finished all the same: it keeps no checkpoints.
         """
         config, recorded = plan.config, events.read(history)[0]
         done = max(events.rounds_of(recorded), default=0)
@@ -166,6 +166,8 @@ class Job:
         meaning.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
             said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
+            if config.checkpoints_dir is not None:  # the model is asked for there
+                raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
             if config.num_rounds > done:
                 raise UserError(f"job_name={config.job_name}: {said}")
             self.console.line(f"job {config.job_name} is finished: {said}")

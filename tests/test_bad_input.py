@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import huggingface_hub
 import numpy as np
@@ -331,7 +332,7 @@ def home(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepared(work: Path, keys: Mapping[str, Any]) -> Plan:
     events: list[dict[str, Any]] = []
-    prepare(lambda event: events.append(event), Config.from_mapping(SOUND | dict(keys)), str(work))
+    prepare(Mock(side_effect=events.append), Config.from_mapping(SOUND | dict(keys)), str(work))
     plan = events[-1]["plan"]
     assert isinstance(plan, Plan)
     return plan

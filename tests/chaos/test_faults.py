@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -272,13 +273,14 @@ def test_a_cohort_that_was_killed_goes_on_bitwise_on_another_number_of_processes
     done = whole.run(None, *keys)
     assert done.returncode == 0, done.stderr
     assert "7 sites, 4 a round, in 3 processes on cpu" in done.stdout
-    fault = {"place": "training", "how": how, "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
+    # In round 3: the checkpoint of round 2 may still be on its way, that of round 1 isn't.
+    fault = {"place": "training", "how": how, "worker": 1, "round": 3, "marker": str(tmp_path / "marker")}
     struck = broken.run(fault, *keys)
     assert struck.returncode == (1 if how == "kill" else -signal.SIGKILL)
     assert "worker 1 (cpu)" in struck.stderr or how != "kill"
     builders.wait_for_end(processes_in(tmp_path / "broken"))
     resumed = broken.run(None, *keys, "site_ids=[-1,-1]")
     assert resumed.returncode == 0, resumed.stderr
-    assert "job news resumes after round 1" in resumed.stdout
+    assert re.search(r"job news resumes after round [12]\b", resumed.stdout)
     assert broken.state() == whole.state()
     assert broken.record() == whole.record()

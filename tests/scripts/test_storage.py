@@ -32,7 +32,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
     words.append("model=tiny")  # whose state is larger than the file of events
-    first = command(*words, "num_rounds=1", "checkpoints_dir=one")
+    first = command(*words, "num_rounds=1", "checkpoints_dir=one", "job_name=one")
     assert first.returncode == 0, first.stderr
     size, events = ((tmp_path / "one" / name).stat().st_size for name in ("round-000001.safetensors", "events.jsonl"))
     assert events < size / 3

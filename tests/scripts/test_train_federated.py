@@ -240,7 +240,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     # Rounds of about a second, so that the kill falls into the middle of one.
     builders.write_csv(tmp_path / "a folder" / "train.csv", 2000)
     words += ["num_rounds=4", "batch_size=4", "job_name=lost"]
-    undisturbed = command(*words, "checkpoints_dir=whole", "-F", "elsewhere")
+    undisturbed = command(*words, "checkpoints_dir=whole", "job_name=undisturbed", "-F", "elsewhere")
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert (tmp_path / "elsewhere" / "1" / "run.json").exists()
 
@@ -258,8 +258,8 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     resumed = command(*words, "checkpoints_dir=broken")
     assert resumed.returncode == 0, resumed.stderr
     assert f"job lost resumes after round {left[0]}" in resumed.stdout
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "_events", "_sources"]
-    metrics = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2", "_events", "_sources"]
+    metrics = json.loads((tmp_path / "runs" / "2" / "metrics.json").read_text())
     assert metrics["train.loss"]["steps"] == [1, 2, 3, 4], "one record, without gaps"
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "broken", 4)
     assert [p.name for p in (tmp_path / "broken").iterdir() if p.name.startswith(".")] == []
@@ -301,7 +301,7 @@ def test_a_job_lives_in_an_object_store(
     events = [json.loads(line)["event"] for line in fs.cat_file(f"{bucket}/jobs/remote/events.jsonl").splitlines()]
     assert events.count("started") == events.count("completed") == 2, "the first machine's events are kept"
     assert events.count("round") == 1 + 1 + 1
-    on_disk = command(*words, "checkpoints_dir=local", "num_rounds=2", **environ)
+    on_disk = command(*words, "checkpoints_dir=local", "job_name=local", "num_rounds=2", **environ)
     assert on_disk.returncode == 0, on_disk.stderr
     (tmp_path / "fetched" / "model").mkdir(parents=True)
     for name in ("round-000002.safetensors", "model/model.safetensors"):
