@@ -38,23 +38,23 @@ script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 times.append(time.time())
 prepare, train = script.launch.prepare, script.launch.train
-def timed_prepare(config, folder, on_event):
+def timed_prepare(config, folder, on_event, *more):
     times.append(time.time())
     def first(event):
         if len(times) == 3:
             times.append(time.time())
         on_event(event)
-    plan = prepare(config, folder, first)
+    plan = prepare(config, folder, first, *more)
     times.append(time.time())
     return plan
-def timed_train(plan, on_event):
+def timed_train(plan, on_event, *more):
     times.append(time.time())
     def first(event):
         if event["event"] == "round" and len(times) == 6:
             times.append(time.time())
             print("CLOCK", json.dumps(times), flush=True)
         on_event(event)
-    train(plan, first)
+    train(plan, first, *more)
 script.launch.prepare, script.launch.train = timed_prepare, timed_train
 script.main(sys.argv)
 """

@@ -118,7 +118,7 @@ def schedule() -> list[Any]:
                 "worker": 0 if coordinator else draw.randrange(3),
                 "round": draw.choice([1, 2]),
             }
-            marks = [] if quick else [pytest.mark.all_chaos]
+            marks = [] if quick else [pytest.mark.thorough]
             cases.append(pytest.param(fault, id=f"{place}-{how}-{fault['worker']}-{fault['round']}", marks=marks))
     return cases
 
@@ -207,6 +207,7 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_preparation_that_hangs_ends_the_job(
     undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +226,7 @@ def test_a_preparation_that_hangs_ends_the_job(
     assert broken.state() == undisturbed.state()
 
 
-@pytest.mark.parametrize("place", ["aggregation", "end"])
+@pytest.mark.parametrize("place", ["aggregation", pytest.param("end", marks=pytest.mark.thorough)])
 def test_sites_that_are_started_again_by_themselves_reach_the_same_result(
     place: str, undisturbed: Job, tmp_path: Path
 ) -> None:
@@ -239,7 +240,7 @@ def test_sites_that_are_started_again_by_themselves_reach_the_same_result(
     assert again.record() == undisturbed.record()
 
 
-@pytest.mark.parametrize("more", [[], ["keep_optimiser=True"]])
+@pytest.mark.parametrize("more", [["keep_optimiser=True"], pytest.param([], marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("place", "how", "complete"), [("training", "launcher SIGTERM", 1), ("evaluation", "launcher SIGTERM slow", 2)]
 )
@@ -266,7 +267,7 @@ def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
     assert asked.record() == expected.record()
 
 
-@pytest.mark.parametrize("how", ["kill", "launcher SIGKILL"])
+@pytest.mark.parametrize("how", ["launcher SIGKILL", pytest.param("kill", marks=pytest.mark.thorough)])
 def test_a_cohort_that_was_killed_goes_on_bitwise_on_another_number_of_processes(tmp_path: Path, how: str) -> None:
     keys = ["num_sites=7", "sites_per_round=4", "keep_optimiser=True", "partition=dirichlet", "alpha=0.5"]
     whole, broken = job(tmp_path / "whole", ""), job(tmp_path / "broken", "")

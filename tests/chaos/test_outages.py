@@ -102,6 +102,7 @@ def test_a_server_that_comes_and_goes_has_all_of_it_in_the_end(server: Server, t
     assert_complete(server, flaky)
 
 
+@pytest.mark.thorough
 def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(server: Server, tmp_path: Path) -> None:
     lost, alone = job(tmp_path / "job", server.address), job(tmp_path / "alone", "")
     # Until the outage is known, nothing could wait for its end.
@@ -134,7 +135,7 @@ def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(
 def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     server.begin()
     resumed = job(tmp_path / "job", server.address)
-    fault = {"place": "training", "how": "launcher SIGKILL", "worker": 1, "round": 2, "marker": str(tmp_path / "m")}
+    fault = {"place": "training", "how": "launcher SIGKILL", "worker": 1, "round": 3, "marker": str(tmp_path / "m")}
     resumed.run(fault)
     (killed,) = server.database("job").runs.find()
     assert killed["status"] == "RUNNING"
@@ -145,7 +146,8 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     first = datetime.datetime.fromisoformat(entry["info"]["starts"][0]["time"])
     kept = datetime.datetime.fromisoformat(str(entry["start_time"]))  # this server gives dates as text
     assert abs(kept - first) < datetime.timedelta(milliseconds=2), "the database keeps milliseconds"
-    assert [start["after_round"] for start in entry["info"]["starts"]] == [0, 1]
+    after = [start["after_round"] for start in entry["info"]["starts"]]
+    assert after in ([0, 1], [0, 2]), "the checkpoint of round 2 may have been on its way"
     assert entry["captured_out"].count("round    loss") == 2, "the killed part's output is there, too"
     assert_complete(server, resumed)
     finished = resumed.run()
@@ -160,6 +162,7 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     assert not (stranger.folder / "runs").exists()
 
 
+@pytest.mark.thorough
 def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp_path: Path) -> None:
     server.begin()
     here = job(tmp_path / "here", server.address)

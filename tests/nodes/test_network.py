@@ -161,7 +161,7 @@ def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(
 
 
 @pytest.mark.parametrize(
-    ("victim", "how"), [(2, "killed"), (1, "cut off"), pytest.param(0, "killed", marks=pytest.mark.all_chaos)]
+    ("victim", "how"), [(2, "killed"), (1, "cut off"), pytest.param(0, "killed", marks=pytest.mark.thorough)]
 )
 def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
     machines: list[Machine], files: Path, tmp_path: Path, victim: int, how: str
@@ -256,7 +256,7 @@ def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], fil
         assert "node 2 and node 0 were told different things: learning_rate=0.5 and 0.01; give all the same" in output
 
 
-@pytest.mark.all_chaos
+@pytest.mark.thorough
 def test_sites_start_again_on_all_machines(machines: list[Machine], files: Path, on_one: dict[str, Any]) -> None:
     processes = begin(machines, files, "max_restarts=2", "num_rounds=300")
     text = wait_for_row(processes[0], 2)

@@ -37,8 +37,18 @@ def database(mongo: str) -> Iterator[Line]:
 @pytest.mark.parametrize(
     ("away", "end"),
     [
-        *((away, end) for away in ("down", "stalled") for end in ("SIGTERM", "SIGINT twice", "a worker is killed")),
-        ("nameless", "SIGTERM"),
+        ("stalled", "SIGTERM"),
+        ("stalled", "SIGINT twice"),
+        ("down", "a worker is killed"),
+        *(
+            pytest.param(away, end, marks=pytest.mark.thorough)
+            for away, end in (
+                ("down", "SIGTERM"),
+                ("nameless", "SIGTERM"),
+                ("down", "SIGINT twice"),
+                ("stalled", "a worker is killed"),
+            )
+        ),
     ],
 )
 def test_a_store_that_is_away_holds_up_no_end(
