@@ -111,7 +111,7 @@ def copy_seconds(size: int, repeats: int = 9) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=72, help="per site")
+    parser.add_argument("--examples", type=int, default=112, help="per site")
     parser.add_argument("--rounds", type=int, default=32)
     options = parser.parse_args()
     measure.wait_until_quiet()
