@@ -92,9 +92,16 @@ def machine() -> str:
 
 
 def described() -> str:
-    """The commit that is measured."""
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The commit that is measured, and whether more has changed since than the results."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(HERE), *words], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    commit = git("describe", "--always")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.name}")
+    return commit + "-dirty" * bool(changed) or "unknown"
 
 
 def publish(results: str) -> None:
