@@ -168,7 +168,7 @@ class Job:
             said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
             if config.checkpoints_dir is not None:  # the model is asked for there
                 raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
-            if config.num_rounds > done:
+            if config.num_rounds > done or self.link.node.count > 1:  # other nodes know of no record
                 raise UserError(f"job_name={config.job_name}: {said}")
             self.console.line(f"job {config.job_name} is finished: {said}")
             self.places.bring_up_to_date(config, history, self.console.line)
