@@ -124,7 +124,9 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
     small_config: Config, tmp_path: Path, every: int
 ) -> None:
     rounds_seen: list[int] = []
-    plan = prepare(dataclasses.replace(small_config, num_rounds=9, checkpoint_every=every), tmp_path / "work")
+    # Rounds that last long enough for the writing to have failed behind the next one.
+    config = dataclasses.replace(small_config, num_rounds=9, num_local_epochs=100, checkpoint_every=every)
+    plan = prepare(config, tmp_path / "work")
     with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
         train_with_storage("broken", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
     assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails behind round 3"
