@@ -67,12 +67,15 @@ within() {
     if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
 }
 
-# Run a command in the background and wait for it; `status` is its exit status. Signals are passed to `on_signal`.
+# Run a command in the background and wait for it; `status` is its exit status. Traps act at once.
 status=0
 job=''
+early='' # a signal that came before there was a job
 follow() {
+    job=''
     "$@" <&0 &
     job=$!
+    if [[ -n $early ]]; then pass_on "$early"; fi
     while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
     status=0
     wait "$job" || status=$?
@@ -132,9 +135,11 @@ in_container() {
         set -m
         if [[ -t 0 ]]; then exec </dev/null; fi
     fi
+    job=''
     trap 'pass_on INT' INT
     trap 'pass_on TERM' TERM
     trap 'pass_on HUP' HUP
+    if [[ -n $asked ]]; then exit "$asked"; fi # it came after the image was built
     follow "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
     exit "$status"
 }
@@ -155,10 +160,22 @@ build() {
     if [[ $status -ne 0 && -z $asked ]]; then exit "$status"; fi
 }
 
-# To the job, as soon as its container runs.
+# To the job, as soon as its container's first process takes signals: the system would drop one that comes before.
 pass_on() {
-    while kill -0 "$job" 2>/dev/null && ! docker kill --signal "$1" "$name" >/dev/null 2>&1; do sleep 0.1; done
+    local tries=0 passed=no
+    if [[ -z $job ]]; then early=$1; fi
+    while [[ $passed == no && -n $job ]] && kill -0 "$job" 2>/dev/null; do
+        tries=$((tries + 1))
+        if { takes_signals || [[ $tries -gt 30 ]]; } && docker kill --signal "$1" "$name" >/dev/null 2>&1; then
+            passed=yes
+        else
+            sleep 0.1
+        fi
+    done
 }
+
+# Docker's init ignores SIGTTIN and SIGTTOU once it holds back all others, to pass them on one by one.
+takes_signals() { docker exec "$name" grep -q '^SigIgn:.*[37bf].\{5\}$' /proc/1/status >/dev/null 2>&1; }
 
 docker=yes
 if [[ ${1:-} == --no-docker ]]; then

@@ -250,7 +250,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_job(copy: Path, folder: Path, environ:
 
 
 def test_a_signal_before_the_job_runs_is_not_lost(copy: Path, folder: Path, environ: dict[str, str]) -> None:
-    for delay in (0.3, 1.0):
+    for delay in (0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6):  # some of them before the container runs, some just then
         job = subprocess.Popen(
             [str(copy / "run-local.sh"), "-c", "import time; time.sleep(100)"], cwd=folder, env=environ,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
