@@ -184,3 +184,13 @@ def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args:
     torch.set_num_threads(1)
     module, _, name = target.partition(":")
     send({"event": "result", "rank": rank, "value": getattr(importlib.import_module(module), name)(rank, *args)})
+
+
+def two_sites(folder: Path) -> list[str]:
+    """What is typed for job j: two sites with 30 texts each, and a model of some thousand parameters, all in `folder`."""
+    train, test = write_csv(folder / "train.csv", 60), write_csv(folder / "test.csv", 9, 1)
+    return [
+        "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",
+        "label_column=topic", f"model={pretrained(folder / 'model')}", "max_seq_len=16", "batch_size=8",
+        "threads_per_site=1", "job_name=j",
+    ]  # fmt: skip

@@ -20,12 +20,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """Two sites, and rounds that take a moment."""
-    train, test = builders.write_csv(tmp_path / "train.csv", 60), builders.write_csv(tmp_path / "test.csv", 9, 1)
-    return [
-        "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",
-        "label_column=topic", f"model={builders.pretrained(tmp_path / 'model')}", "max_seq_len=16", "batch_size=8",
-        "threads_per_site=1", "job_name=j", "num_rounds=2",
-    ]  # fmt: skip
+    return [*builders.two_sites(tmp_path), "num_rounds=2"]
 
 
 def record(folder: Path) -> dict[str, Any]:
