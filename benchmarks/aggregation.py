@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from scaling_fl import launch
-from scaling_fl.federation import Federation
-from scaling_fl.memory import SharedMemory
-from scaling_fl.server import SGD, ServerState
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.runtime import launcher
 
 with torch.device("meta"):
     TENSORS = [p.numel() for p in transformers.BertForSequenceClassification(transformers.BertConfig()).parameters()]
@@ -93,7 +93,7 @@ def medians(num_workers: int, repeats: int, exact: bool, hosted: int = 0) -> dic
     memory = SharedMemory()
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(rank, num_workers, memory, folder, repeats, exact, hosted) for rank in range(num_workers)]
-        launch.run("aggregation:work", jobs, [f"worker {rank}" for rank in range(num_workers)], folder, keep)
+        launcher.run("aggregation:work", jobs, [f"worker {rank}" for rank in range(num_workers)], folder, keep)
     memory.close()
     found = {name: statistics.median(values) for name, values in seconds.items()}
     way = f"{num_workers} workers of {hosted or 1} sites, {'exact' if exact else 'floats'}"

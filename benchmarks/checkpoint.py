@@ -25,10 +25,9 @@ import torch
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from scaling_fl import launch, worker
-from scaling_fl import prepare as preparation
-from scaling_fl.config import Config
-from scaling_fl.plan import Event, Plan, Send
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.run_plan import Event, Plan, Send
+from scaling_fl.runtime import launcher, preparation, worker
 
 SPEED = 50e6  # bytes per second
 PIECE = 2**20  # bytes
@@ -84,11 +83,11 @@ def run(config: Config) -> tuple[list[float], list[float], list[float]]:
                 writes.append(event["seconds"])
 
     with tempfile.TemporaryDirectory() as folder:
-        launch.run("checkpoint:prepare", [(config, folder)], ["the preparation"], folder, keep)
+        launcher.run("checkpoint:prepare", [(config, folder)], ["the preparation"], folder, keep)
         (plan,) = plans
-        memory = launch.SharedMemory()
+        memory = launcher.SharedMemory()
         jobs = [(plan, rank, memory) for rank in range(len(plan.devices))]
-        launch.run("checkpoint:work", jobs, [f"site {rank}" for rank in range(len(jobs))], folder, keep)
+        launcher.run("checkpoint:work", jobs, [f"site {rank}" for rank in range(len(jobs))], folder, keep)
         memory.close()
     seconds = {number: times[number] - times[number - 1] for number in times if number > 1}
     delays = [

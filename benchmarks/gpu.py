@@ -25,13 +25,15 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import launch, models, tokens
-from scaling_fl.config import Config
-from scaling_fl.federation import Federation
-from scaling_fl.flat import FlatModel, Layout
-from scaling_fl.memory import SharedMemory
-from scaling_fl.server import SGD, ServerState
-from scaling_fl.site import Resident, Site
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.federated.site import Resident, Site
+from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.runtime import launcher
 
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
@@ -68,9 +70,9 @@ class Tokenized:
 
 def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.Tensor | None = None) -> Resident:
     if not (folder / "train").exists():
-        tokens.write(folder / "train", Tokenized(), *examples(count), 128)
-    store = tokens.TokenStore(folder / "train", 0)
-    models.without_looking_at_masks()
+        token_store.write(folder / "train", Tokenized(), *examples(count), 128)
+    store = token_store.TokenStore(folder / "train", 0)
+    loading.without_looking_at_masks()
     built = module(shape).to(DEVICE)
     flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
     return Resident(Config(batch_size=BATCH, precision=precision), FlatModel(built, flat), store, store, DEVICE)
@@ -187,7 +189,7 @@ def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         free = torch.cuda.mem_get_info(DEVICE)[0]
         jobs = [(rank, num_sites, memory, folder, precision, count, free) for rank in range(num_sites)]
-        launch.run("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
+        launcher.run("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
     memory.close()
     return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}
 

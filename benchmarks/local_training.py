@@ -14,7 +14,7 @@ import sys
 
 import measure
 
-from scaling_fl import launch
+from scaling_fl.runtime import launcher
 
 OURS = """
 import dataclasses, json, sys, tempfile, time
@@ -98,7 +98,7 @@ def main() -> None:
             measure.CORES,
             options.batches,
             0,
-            **launch.SETTINGS,
+            **launcher.SETTINGS,
         )
 
     def peer(sampling: str, batches: int) -> list[float]:

@@ -33,7 +33,7 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from scaling_fl import launch
+from scaling_fl.runtime import launcher
 
 NUM_SITES, BATCH_SIZE, LENGTH, LEARNING_RATE = 8, 4, 16, 5e-5
 # Each prints, as JSON, the times at which its rounds ended.
@@ -259,7 +259,7 @@ def main() -> None:
             "scaling_fl": lambda: scaling_fl(folder, num_rounds),
             "scaling_fl, floats": lambda: scaling_fl(folder, num_rounds, exact_sum=False),
             "bare steps, a process per site": lambda: bare(NUM_SITES),
-            "bare steps, our settings": lambda: bare(NUM_SITES, **launch.SETTINGS),
+            "bare steps, our settings": lambda: bare(NUM_SITES, **launcher.SETTINGS),
             "bare steps, one process": lambda: bare(1),
             "pfl-research, one process": lambda: pfl_research(pfl, folder, num_rounds, 1, NUM_SITES),
             "pfl-research, a process per core": lambda: pfl_research(pfl, folder, num_rounds, measure.CORES, NUM_SITES),

@@ -25,22 +25,23 @@ import dotenv
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
-from scaling_fl import launch  # noqa: E402
+from scaling_fl.runtime import launcher  # noqa: E402
 
 if __name__ == "__main__":
     dotenv.load_dotenv(ROOT / ".env", interpolate=False)  # as Docker Compose reads it: .env.template
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
-        launch.begin()  # torch is imported there while Sacred is imported here
+        launcher.begin()  # torch is imported there while Sacred is imported here
 
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
-from scaling_fl import machine, signals  # noqa: E402
-from scaling_fl.command_line import NAMED_CONFIGS, check_config_file, keep_text  # noqa: E402
-from scaling_fl.config import Config  # noqa: E402
+from scaling_fl import host  # noqa: E402
+from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, keep_text  # noqa: E402
+from scaling_fl.config.schema import Config  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
-from scaling_fl.job import Job  # noqa: E402
+from scaling_fl.runtime import signals  # noqa: E402
+from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo  # noqa: E402
 
 
@@ -145,19 +146,19 @@ def sync(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
     """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
-    _show("scaling_fl.preview:show", "the preview", _config)
+    _show("scaling_fl.commands.show_task:show", "the preview", _config)
 
 
 @experiment.command(unobserved=True)
 def show_shards(_config: dict[str, Any]) -> None:
     """Who would hold what: sites × labels, as a table and as a picture. Nothing is trained or written."""
-    _show("scaling_fl.show_shards:show", "the table of shards", _config)
+    _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
 
 
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
-    with _clear_errors(), machine.work_folder() as folder:
-        launch.run(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
+    with _clear_errors(), host.work_folder() as folder:
+        launcher.run(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:

@@ -13,14 +13,17 @@ import numpy as np
 import torch
 import transformers
 
-from scaling_fl import cohort, launch, models, server, tokens
-from scaling_fl.config import Config
-from scaling_fl.federation import Federation
-from scaling_fl.flat import FlatModel, Layout
-from scaling_fl.hosting import Hosting, Shards, write_shards
-from scaling_fl.memory import SharedMemory
-from scaling_fl.server import ServerState
-from scaling_fl.site import Resident
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import cohort, server
+from scaling_fl.federated.hosting import Hosting, Shards, write_shards
+from scaling_fl.federated.server import ServerState
+from scaling_fl.federated.site import Resident
+from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.runtime import launcher
 from scaling_fl.state_file import read_state
 
 WORDS = {
@@ -55,7 +58,7 @@ def write_csv(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def tokenizer() -> Any:
-    return models._tiny_tokenizer([" ".join(words) for words in WORDS.values()])
+    return loading._tiny_tokenizer([" ".join(words) for words in WORDS.values()])
 
 
 def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
@@ -100,14 +103,14 @@ def resident(
     """A worker's model and stores: `count` training and 23 test examples."""
     for name, number, seed in (("train", count, 5), ("test", 23, 6)):
         if not (folder / name).exists():
-            tokens.write(folder / name, tokenizer(), *texts_and_labels(number, seed), config.max_seq_len)
+            token_store.write(folder / name, tokenizer(), *texts_and_labels(number, seed), config.max_seq_len)
     if flat is None:
         flat = torch.zeros(Layout(module).size, device=device)
     return Resident(
         config=config,
         model=FlatModel(module.to(device), flat),
-        train=tokens.TokenStore(folder / "train", pad_token_id=0),
-        test=tokens.TokenStore(folder / "test", pad_token_id=0),
+        train=token_store.TokenStore(folder / "train", pad_token_id=0),
+        test=token_store.TokenStore(folder / "test", pad_token_id=0),
         device=torch.device(device),
     )
 
@@ -158,7 +161,7 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
     jobs = [(target, rank, num_workers, memory, folder, *args) for rank in range(num_workers)]
     names = [f"worker {rank}" for rank in range(num_workers)]
     try:
-        launch.run("tests.builders:_call", jobs, names, str(folder / "none"), keep)
+        launcher.run("tests.builders:_call", jobs, names, str(folder / "none"), keep)
     finally:
         memory.close()
     assert multiprocessing.active_children() == []

@@ -17,7 +17,7 @@ import torch
 from fsspec import AbstractFileSystem
 from hypothesis import HealthCheck, settings
 
-from scaling_fl.config import Config
+from scaling_fl.config.schema import Config
 from tests import builders
 from tests.line import Line
 

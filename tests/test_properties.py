@@ -17,11 +17,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scaling_fl import partitions, tokens
-from scaling_fl.command_line import keep_text
-from scaling_fl.config import Config
+from scaling_fl.config.command_line import keep_text
+from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners, token_store
+from scaling_fl.data.readers import tables
 from scaling_fl.errors import UserError
-from scaling_fl.tasks import tables
 
 WANTED = {"text": "text_column", "label": "label_column"}
 characters = st.characters(codec="utf-8", exclude_characters="\0")
@@ -164,19 +164,20 @@ def test_any_token_lists_come_back_and_each_site_sees_each_of_its_own_once(
 ) -> None:
     size, everything = lists
     labels = np.arange(len(everything)) % 3
-    tokens.write(tmp_path / "store", Speller(size), [json.dumps(ids) for ids in everything], labels, max_seq_len=6)
-    store = tokens.TokenStore(tmp_path / "store", pad_token_id=0)
+    token_store.write(tmp_path / "store", Speller(size), [json.dumps(ids) for ids in everything], labels, max_seq_len=6)
+    store = token_store.TokenStore(tmp_path / "store", pad_token_id=0)
     assert np.iinfo(store.tokens.dtype).max >= size - 1
     expected = [ids[:6] or [0] for ids in everything]  # a text without tokens has one that pads
 
     num_sites = min(num_sites, len(labels))
-    owners = partitions.iid(labels, num_sites, seed=7) if iid else partitions.by_label(labels, num_sites)
-    shards = partitions.shards(owners, num_sites)
+    owners = partitioners.iid(labels, num_sites, seed=7) if iid else partitioners.by_label(labels, num_sites)
+    shards = partitioners.shards(owners, num_sites)
     everyone = np.arange(len(everything))
     epochs = [
-        tokens.training_batches(store, shard, batch_size, grouped, 7, 1, site, 0) for site, shard in enumerate(shards)
+        token_store.training_batches(store, shard, batch_size, grouped, 7, 1, site, 0)
+        for site, shard in enumerate(shards)
     ]
-    for batches in (list(itertools.chain(*epochs)), tokens.evaluation_batches(store, everyone, batch_size)):
+    for batches in (list(itertools.chain(*epochs)), token_store.evaluation_batches(store, everyone, batch_size)):
         assert sorted(np.concatenate(batches).tolist()) == list(range(len(everything)))
         for indices in batches:
             assert len(indices) <= batch_size

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.checkpoint.lease import Lease
+from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.errors import UserError
-from scaling_fl.lease import Lease
-from scaling_fl.plan import Event
+from scaling_fl.federated.run_plan import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import Record, utc
 

@@ -12,7 +12,7 @@ from typing import Any
 from sacred.observers import RunObserver
 
 from scaling_fl.errors import UserError
-from scaling_fl.plan import Event, Plan
+from scaling_fl.federated.run_plan import Event, Plan
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
 

@@ -22,9 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scaling_fl.data.readers import formats, tables
+from scaling_fl.data.subsets import stratified
+from scaling_fl.data.tasks import spooky_author
 from scaling_fl.errors import UserError
-from scaling_fl.selection import stratified
-from scaling_fl.tasks import formats, spooky_author, tables
 
 
 def split(full_path: str, train_path: str, test_path: str, train_size: float, seed: int, force: bool) -> str:

@@ -61,15 +61,17 @@ def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., boo
 
 def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     """A worker with the fault."""
-    from scaling_fl import checkpoint, rounds, site, worker
-    from scaling_fl.federation import Federation
+    from scaling_fl.checkpoint import store
+    from scaling_fl.distributed.collectives import Federation
+    from scaling_fl.federated import rounds, site
+    from scaling_fl.runtime import worker
 
     fault = json.loads(os.environ["CHAOS"])
     now = {"round": 0, "steps": 0}
     if fault["place"] == "checkpoint" and rank == 0:
-        before(checkpoint.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
+        before(store.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
-        before(checkpoint.Checkpoints, "put_folder", fault)
+        before(store.Checkpoints, "put_folder", fault)
     elif fault["place"] == "end" and rank == 0:
         before(Federation, "leave", fault)
     elif rank == fault["worker"]:
@@ -103,11 +105,11 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
 
 def prepare(send: Any, *job: Any) -> None:
     """The preparation with the fault."""
-    from scaling_fl import prepare as module
+    from scaling_fl.runtime import preparation as module
 
     fault = json.loads(os.environ["CHAOS"])
     if fault["place"] == "preparation":
-        before(module.sharding, "deal", fault)
+        before(module, "deal", fault)
     module.prepare(send, *job)
 
 
@@ -117,14 +119,14 @@ def main() -> None:
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
     import train_federated
 
-    from scaling_fl import launch
+    from scaling_fl.runtime import launcher
 
-    plain = launch.run
+    plain = launcher.run
 
     def run(target: str, *args: Any, **kwargs: Any) -> None:
         plain("tests.chaos.faults:" + target.partition(":")[2], *args, **kwargs)
 
-    launch.run = run
+    launcher.run = run
     train_federated.main(sys.argv)
 
 

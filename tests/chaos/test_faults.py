@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from scaling_fl import checkpoint
+from scaling_fl.checkpoint import store
 from tests import builders
 from tests.chaos import faults
 from tests.conftest import clean_environment
@@ -47,7 +47,7 @@ class Job(NamedTuple):
         return subprocess.CompletedProcess(self.words, process.returncode, out, err)
 
     def state(self) -> dict[str, bytes]:
-        tensors, _ = checkpoint.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")
+        tensors, _ = store.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")
         return {name: array.tobytes() for name, array in tensors.items()}
 
     def record(self) -> dict[str, Any]:

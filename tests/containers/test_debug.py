@@ -19,7 +19,7 @@ from tests.containers.conftest import docker
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900), pytest.mark.usefixtures("image")]
 
-SITE = "scaling_fl/site.py"
+SITE = "scaling_fl/federated/site.py"
 LINE = next(
     number for number, line in enumerate((ROOT / SITE).read_text().splitlines(), 1) if "def train(" in line
 )  # the breakpoint is below it

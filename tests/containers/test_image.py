@@ -93,7 +93,7 @@ def test_where_pytorch_comes_from_reaches_the_build(engine: None, copy: Path) ->
 def test_the_image_alone_runs_scripts_and_tests(image: str) -> None:
     shown = docker("run", "--rm", "--init", image, "scripts/train_federated.py", "print_config", "with", "demo")
     assert "task_name = 'demo'" in shown.stdout
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_sharding.py", "tests/test_cloud.py"]
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/data/test_shards.py", "tests/scripts/test_cloud.py"]
     tests = docker("run", "--rm", "--init", image, *words, check=False)
     assert tests.returncode == 0, tests.stdout
     assert re.search(r"\d+ passed", tests.stdout)

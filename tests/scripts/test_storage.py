@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.checkpoint import Checkpoints
+from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.state_file import read_state
 from tests import builders
 from tests.conftest import SCRIPT, ObjectStore, clean_environment

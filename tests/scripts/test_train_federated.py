@@ -19,7 +19,7 @@ import pymongo
 import pytest
 import transformers
 
-from scaling_fl import checkpoint
+from scaling_fl.checkpoint import store
 from tests import builders
 from tests.conftest import ROOT, SCRIPT, ObjectStore, clean_environment
 
@@ -42,7 +42,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 def state_of(folder: Path, round_: int) -> dict[str, np.ndarray]:
-    return checkpoint.read_state(folder / f"round-{round_:06d}.safetensors")[0]
+    return store.read_state(folder / f"round-{round_:06d}.safetensors")[0]
 
 
 def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
@@ -207,7 +207,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["events.jsonl", "model", *(f"round-00000{n}.safetensors" for n in (1, 2, 3))]
-    header = checkpoint.read_state(tmp_path / "out" / "round-000003.safetensors")[1]
+    header = store.read_state(tmp_path / "out" / "round-000003.safetensors")[1]
     assert (header["round"], header["job_name"], header["threads"]) == (3, "20261122_230300", 1)
     assert header["config"] == config
     assert header["metrics"]["validation.accuracy"] == stored["values"][-1]
@@ -225,11 +225,11 @@ def test_all_sites_start_from_the_same_parameters_new_head_included(
     done = command(*words, "optimiser=sgd", "learning_rate=1e-30", "num_rounds=1", "checkpoints_dir=out", "-u")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs").exists(), "-u: unobserved"
-    from scaling_fl import models
-    from scaling_fl.config import Config
+    from scaling_fl.config.schema import Config
+    from scaling_fl.models import loading
 
     names = ("class 0", "class 1", "class 2")
-    expected = models.load(str(tmp_path / "model"), names, [], 16, Config().seed).module.state_dict()
+    expected = loading.load(str(tmp_path / "model"), names, [], 16, Config().seed).module.state_dict()
     for name, array in state_of(tmp_path / "out", 1).items():
         np.testing.assert_allclose(array, expected[name].numpy(), rtol=0, atol=1e-25, err_msg=name)
 
@@ -252,7 +252,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     process.communicate()
     builders.wait_for_end(children)
     assert not (tmp_path / "broken" / "model").exists()
-    left = checkpoint.Checkpoints(str(tmp_path / "broken")).rounds()
+    left = store.Checkpoints(str(tmp_path / "broken")).rounds()
     assert 1 <= left[0] < 4
 
     resumed = command(*words, "checkpoints_dir=broken")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.config import Config
-from scaling_fl.plan import Plan
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.run_plan import Plan
 from scaling_fl.tracking.events import EventLog
 
 SACRED: dict[str, Any] = {

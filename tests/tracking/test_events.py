@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.config import Config
+from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.tracking import events
 from scaling_fl.tracking.events import EventLog

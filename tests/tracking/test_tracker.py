@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.checkpoint import Checkpoints
-from scaling_fl.plan import Event
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.federated.run_plan import Event
 from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog

@@ -7,9 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from scaling_fl import tasks
-from scaling_fl.config import Config
-from scaling_fl.tasks import tables
+from scaling_fl.config.schema import Config
+from scaling_fl.data import tasks
+from scaling_fl.data.readers import tables
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "spooky_author" / "split_data.py"

@@ -1,0 +1,148 @@
+"""Going on from a checkpoint: it must be this job's, of the same meaning, and hold what the model takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl import state_file
+from scaling_fl.config import compatibility
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated import site_state
+from scaling_fl.federated.site import initially_kept
+from scaling_fl.models.flat_parameters import Layout
+
+# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
+_HEADER = {
+    "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
+    "metrics": dict, "history": dict, "reported": bool,
+}  # fmt: skip
+_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
+_ORIGIN = {"weights": str, "architecture": dict, "tokens": str}
+_BEST = {"metric": str, "round": int, "value": float}
+
+
+def check(
+    config: Config,
+    header: dict[str, Any],
+    digest: str,
+    origin: Mapping[str, Any],
+    tensors: state_file.Arrays,
+    initial: state_file.Arrays,
+) -> None:
+    """Raises `UserError` where the job can't go on from this checkpoint: `header` and `tensors`.
+
+    `digest` is that of the data, `origin` what is known of the model (see `check_origin`), `initial` the state from
+    which a new job would start.
+    """
+    source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
+    _check_header(source, header)
+    _check_same_job(config, header, digest)
+    check_origin(config, header, origin)
+    _check_same_tensors(source, tensors, initial)
+    check_finite(source, tensors)
+
+
+def _check_header(source: str, header: dict[str, Any]) -> None:
+    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    if "history" not in wrong and not all(
+        round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()
+    ):
+        wrong.append("history")
+    if "config" not in wrong:
+        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
+    best = header.get("best")
+    if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
+        wrong.append("best")
+    origin = header.get("origin")
+    if origin is not None and (
+        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN
+    ):
+        wrong.append("origin")
+    if wrong or header["threads"] < 1:
+        raise UserError(
+            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
+            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
+        )
+
+
+def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
+    def kind(arrays: state_file.Arrays, name: str) -> str:
+        array = arrays.get(name)
+        return "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+
+    for name in sorted(tensors.keys() | expected.keys()):
+        if kind(tensors, name) != kind(expected, name):
+            raise UserError(
+                f"{source}: this checkpoint is of another model: as {name} it holds {kind(tensors, name)}, expected "
+                f"{kind(expected, name)}; go back to the model and the library versions it began with, or choose another "
+                "folder"
+            )
+
+
+def expected_of_sites(
+    config: Config, layout: Layout, num_sites: int, tensors: state_file.Arrays
+) -> dict[str, npt.NDArray[Any]]:
+    """What a checkpoint holds of those sites that it has something of, by tensor name: zeros of the right shapes."""
+    found = {name.partition(".")[0] for name in tensors}
+    sites = [site for site in range(num_sites) if f"{site_state.PREFIX}{site}" in found]
+    return {
+        site_state.name(site, name): array for name, array in initially_kept(config, layout).items() for site in sites
+    }
+
+
+def check_finite(source: str, tensors: state_file.Arrays) -> None:
+    for name, array in tensors.items():  # one at a time: all may be larger than memory
+        if not np.isfinite(array.sum(dtype=np.float64)):
+            raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
+
+
+def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
+    if header["job_name"] != config.job_name:
+        raise UserError(
+            f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
+            f"write job_name={header['job_name']} to resume it, or choose another folder"
+        )
+    # The model's path may change, if it is known what was there.
+    compatibility.check(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
+    compatibility.check_data(config, header["data_digest"], digest)
+
+
+def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Refuse to go on with another model, or other tokens, than the job began with, even under the same path.
+
+    `origin`: digests of the pre-trained "weights" and of the "tokens", and the "architecture", as far as they are known
+    by now. Of the architecture counts what both versions of the library tell. Checkpoints of earlier versions of this
+    program don't have any of it.
+    """
+    before = header.get("origin") or {}
+    changed = [
+        f"{what} of digest {before[what][:12]}…, now {origin[what][:12]}…"
+        for what in ("weights", "tokens")
+        if what in before and what in origin and before[what] != origin[what]
+    ]
+    was, now = before.get("architecture", {}), origin["architecture"]
+    changed += [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]]
+    if changed:
+        raise UserError(
+            f"job_name={config.job_name}: model={config.model} differs from the model it began with "
+            f"({header['config'].get('model')}): {'; '.join(sorted(changed))}; restore it, or start a new job"
+        )
+
+
+def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:
+    if config.threads_per_site is None:
+        return int(header["threads"])
+    if threads != header["threads"]:
+        notes.append(
+            f"threads_per_site was {header['threads']}, is {threads}: results will agree closely, but not bitwise"
+        )
+    return threads
+
+
+def compare_environments(before: dict[str, str], now: dict[str, str], notes: list[str]) -> None:
+    changed = [f"{name} {was} → {now.get(name)}" for name, was in before.items() if now.get(name) != was]
+    if changed:
+        notes.append(f"the job resumes in another environment ({', '.join(changed)}): results may not agree bitwise")

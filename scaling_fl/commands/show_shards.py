@@ -1,0 +1,105 @@
+"""Who would hold what, before a run: a table of sites × labels, and its picture in the terminal. Starts no site."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl.commands.show_task import shown
+from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners, tasks
+from scaling_fl.data.shards import Dealt, deal
+from scaling_fl.data.tasks import Split
+from scaling_fl.federated.metrics import label_entropy
+from scaling_fl.federated.run_plan import Send, waiting
+from scaling_fl.models import loading
+
+_MAX_SITES = 16  # in the table; of more, the first and the last are shown
+_FIRST, _LAST = 6, 3
+_MAX_COLUMNS = 8  # labels in the table
+_MAX_ROWS = 30  # labels in the picture
+_MAX_WIDTH = 64  # characters of the picture
+_LABEL_WIDTH = 16
+_SHADES = "·░▒▓█"  # none, up to a quarter, half, three quarters, all
+_HEIGHTS = "▁▂▃▄▅▆▇█"
+
+
+def show(send: Send, config: Config) -> None:
+    """Send table and picture line by line. Raises `UserError` on bad input, as a run would."""
+    loading.quiet()
+
+    def report(what: str, done: float, total: float, unit: str) -> None:
+        send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
+
+    with waiting(send, tasks.are_far(config)):
+        task = tasks.load(config, report)
+    notes = list(task.notes)
+    dealt = deal(config, task.train, notes)
+    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, dealt):
+        send({"event": "said", "text": line})
+
+
+def describe(config: Config, split: Split, label_names: Sequence[str], dealt: Dealt) -> list[str]:
+    """Table and picture of the shards."""
+    keys = config.to_mapping()
+    said = [f"{key}={keys[key]}" for key in partitioners.KEY_OF if keys[key] not in (None, False)]
+    held_back = f"; {len(dealt.held_back):,} more are held back" if len(dealt.held_back) else ""
+    return [
+        f"{' '.join([f'partition={partitioners.chosen(keys)}', *said])}: {len(dealt.shards):,} sites, "
+        f"{len(dealt.trained):,} training rows{held_back}",
+        "",
+        *_table(split, label_names, dealt),
+        "",
+        *_picture(split, label_names, dealt.shards),
+    ]
+
+
+def _table(split: Split, label_names: Sequence[str], dealt: Dealt) -> list[str]:
+    shards, columns = dealt.shards, [shown(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
+    names = list(map(str, range(len(shards))))
+    if split.sites is not None:  # by a column: the value that all rows of a site have
+        names = [shown(split.sites[shard[0]], _LABEL_WIDTH) for shard in shards]
+    width = max(4, *map(len, names))
+    entropies = [label_entropy(split.labels[shard]) for shard in shards]
+
+    head = "".join(f"  {name:>8}" for name in columns)
+    lines = [f"{'site':>{width}}  {'examples':>9}  {'entropy':>7}{head}"]
+    few = len(shards) <= _MAX_SITES
+    for site in range(len(shards)) if few else [*range(_FIRST), *range(len(shards) - _LAST, len(shards))]:
+        if not few and site == len(shards) - _LAST:
+            lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites")
+        counts = np.bincount(split.labels[shards[site]], minlength=len(label_names))
+        cells = (f"  {count:>{max(8, len(name))},}" for count, name in zip(counts, columns, strict=False))
+        lines.append(f"{names[site]:>{width}}  {len(shards[site]):>9,}  {entropies[site]:>7.3f}{''.join(cells)}")
+    if len(label_names) > _MAX_COLUMNS:
+        lines.append(f"{'':>{width}}  … and {len(label_names) - _MAX_COLUMNS:,} more labels")
+    smallest, median, largest = np.quantile([len(shard) for shard in shards], (0, 0.5, 1), method="inverted_cdf")
+    return [
+        *lines,
+        f"examples: smallest {smallest:,}, median {median:,}, largest {largest:,}; label entropy in bits: mean over the "
+        f"sites {np.mean(entropies):.3f}, of all rows {label_entropy(split.labels[dealt.trained]):.3f}",
+    ]
+
+
+def _picture(split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]]) -> list[str]:
+    """Sites from left to right, with their sizes, and below them how much of each site a label is."""
+    sites = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _MAX_WIDTH)).astype(np.int64))
+    counts = np.array([np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in sites])
+    sizes = np.array([len(shard) for shard in shards])
+    heights = np.ceil(len(_HEIGHTS) * sizes[sites] / sizes.max()).astype(int) - 1
+    shades = np.ceil((len(_SHADES) - 1) * counts / counts.sum(axis=1, keepdims=True)).astype(int)
+
+    names = [shown(name, _LABEL_WIDTH) for name in label_names[:_MAX_ROWS]]
+    width = max(map(len, ("examples", *names)))
+    across = min(6, _MAX_WIDTH // len(sites))  # characters of a site
+
+    def row(name: str, characters: str, levels: npt.NDArray[np.int64]) -> str:
+        return f"{name:>{width}}  {''.join(characters[level] * across for level in levels)}"
+
+    which = f"{'' if len(sites) == len(shards) else f'{len(sites)} of '}{len(shards):,} sites"
+    lines = [f"{'':>{width}}  {which}; of its examples, a label's are  · none  ░ up to 25 %  ▒ 50 %  ▓ 75 %  █ 100 %"]
+    lines.append(row("examples", _HEIGHTS, heights))
+    lines += [row(name, _SHADES, shades[:, label]) for label, name in enumerate(names)]
+    if len(label_names) > _MAX_ROWS:
+        lines.append(f"{'':>{width}}  … and {len(label_names) - _MAX_ROWS:,} more labels")
+    return lines

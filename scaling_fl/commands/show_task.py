@@ -1,0 +1,106 @@
+"""What a task yields, before a run: rows, labels, lengths in tokens, duplicates, examples. Starts no site."""
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import tasks, token_store
+from scaling_fl.data.subsets import stratified
+from scaling_fl.data.tasks import Split, Task
+from scaling_fl.federated.run_plan import Send, waiting
+from scaling_fl.models import loading
+
+_MAX_LABELS = 30
+_EXAMPLES = 5
+_EXAMPLE_WIDTH = 150  # characters
+_LABEL_WIDTH = 40
+
+
+def show(send: Send, config: Config) -> None:
+    """Send the preview line by line. Raises `UserError` on bad input, as a run would."""
+    loading.quiet()
+
+    def report(what: str, done: float, total: float, unit: str) -> None:
+        send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
+
+    with waiting(send, tasks.are_far(config)):
+        task = tasks.load(config, report)
+    with waiting(send):
+        tokenizer = loading.tokenizer(config.model, task.train.texts, config.max_seq_len)
+    train, test = (
+        _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
+        for name, split in (("training", task.train), ("test", task.test))
+    )
+    for line in describe(config, task, train, test):
+        send({"event": "said", "text": line})
+
+
+def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> list[str]:
+    """The preview. `train` (N,) and `test` (M,) are the lengths of the whole texts, or pairs, in tokens."""
+    lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
+    lines += [f"note: {note}" for note in task.notes]
+
+    names = [shown(name, _LABEL_WIDTH) for name in task.label_names]
+    width = max(map(len, ("label", *names[:_MAX_LABELS])))
+    in_train, in_test = (
+        np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
+    )
+    lines += ["", f"       {'label':<{width}}  {'training rows':>18}  {'test rows':>18}"]
+    for number, name in enumerate(names[:_MAX_LABELS]):
+        shares = (f"{count[number]:>10,} {count[number] / count.sum():>7.1%}" for count in (in_train, in_test))
+        lines.append(f"{number:>5}  {name:<{width}}  {'  '.join(shares)}")
+    if len(task.label_names) > _MAX_LABELS:
+        lines.append(f"       … and {len(task.label_names) - _MAX_LABELS:,} more labels")
+
+    lines += ["", f"tokens of model={config.model}, special ones included; longer texts than max_seq_len are cut"]
+    lines.append(
+        f"{'':<10}{'shortest':>9}{'median':>8}{'90 %':>8}{'99 %':>8}{'longest':>9}  over max_seq_len={config.max_seq_len}"
+    )
+    for name, lengths in (("training", train), ("test", test)):
+        shortest, median, p90, p99, longest = np.quantile(lengths, (0, 0.5, 0.9, 0.99, 1), method="inverted_cdf")
+        cut = int((lengths > config.max_seq_len).sum())
+        lines.append(
+            f"{name:<10}{shortest:>9,}{median:>8,}{p90:>8,}{p99:>8,}{longest:>9,}  {cut:,} ({cut / len(lengths):.1%})"
+        )
+
+    labels_of: dict[Hashable, set[int]] = {}
+    for example, label in zip(_contents(task.train), task.train.labels.tolist(), strict=True):
+        labels_of.setdefault(example, set()).add(label)
+    test_examples = _contents(task.test)
+    shared = [
+        label in labels_of[example]
+        for example, label in zip(test_examples, task.test.labels.tolist(), strict=True)
+        if example in labels_of
+    ]
+    lines += [
+        "",
+        f"duplicates inside: {len(task.train) - len(labels_of):,} training and "
+        f"{len(task.test) - len(set(test_examples)):,} test rows repeat an earlier text",
+        f"duplicates between: {len(shared):,} test rows repeat a training text, "
+        f"{shared.count(False):,} of them under another label",
+        "",
+        "examples for training",
+    ]
+    for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
+        content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
+        lines.append(f"{names[task.train.labels[index]]}: {shown(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
+    return lines
+
+
+def shown(text: str, width: int) -> str:
+    """On one line, cut, and without what would command a terminal."""
+    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    return line if len(line) <= width else f"{line[:width]} …"
+
+
+def _lengths(tokenizer: Any, split: Split, report: Any) -> npt.NDArray[np.int64]:
+    chunks = token_store.encode(tokenizer, split.texts, split.pairs, None, report=report)
+    return np.array([len(ids) for chunk in chunks for ids in chunk["input_ids"]], np.int64)
+
+
+def _contents(split: Split) -> list[Any]:
+    return split.texts if split.pairs is None else list(zip(split.texts, split.pairs, strict=True))

@@ -1,0 +1,81 @@
+"""What is typed: text values as they were typed, and named configurations that set several keys at once."""
+
+import ast
+import os
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from sacred.config import load_config_file
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+
+
+def keep_text(argv: Sequence[str]) -> list[str]:
+    """The command line, with the values of text keys, and what is no Python literal, quoted as Python strings.
+
+    Sacred reads every value as a Python literal where it can, so that the job name 20261122_230300 would
+    become the number 20261122230300. `None` and what is already quoted stay as they are.
+    """
+    text_keys = {name for name, hint in typing.get_type_hints(Config).items() if hint in (str, str | None)}
+
+    def quoted(word: str) -> str:
+        key, equals, value = word.partition("=")
+        if not equals or value.strip() == "None":
+            return word
+        try:
+            literal = ast.literal_eval(value.strip())
+            stays = key.strip() not in text_keys or isinstance(literal, str)
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            MemoryError,
+            RecursionError,
+        ):  # no literal; Sacred knows two of these
+            stays = False
+        return word if stays else f"{key}={value!r}"
+
+    start = argv.index("with") + 1 if "with" in argv else len(argv)
+    return [*argv[:start], *map(quoted, argv[start:])]
+
+
+NAMED_CONFIGS: dict[str, dict[str, Any]] = {
+    # Four sites learn from the standard library's docstrings: no download, about a minute on two cores.
+    "demo": {
+        "site_ids": [0, 0, 0, 0],
+        "task_name": "demo",
+        "model": "tiny",
+        "num_rounds": 6,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "max_seq_len": 48,
+    },
+    # The settings of the 2021 study (arXiv 2102.00875).
+    "paper": {
+        "optimiser": "sgd",
+        "learning_rate": 2e-5,
+        "weight_decay": 0.0,
+        "batch_size": 32,
+        "max_seq_len": 128,
+        "num_local_epochs": 2,
+        "group_by_length": False,
+    },
+}
+
+
+def check_config_file(word: str) -> None:
+    """Sacred takes a word without = for a named configuration or a file, and fails obscurely where it is neither."""
+    if not os.path.exists(word):
+        raise UserError(
+            f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
+        )
+    if word.endswith(".pickle"):
+        raise UserError(f"{word}: a pickle may run anything; write the configuration as JSON or YAML")
+    try:
+        values = load_config_file(word)
+    except Exception as error:  # each file format has its own
+        raise UserError(f"{word}: it can't be read as a configuration: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")

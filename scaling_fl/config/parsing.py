@@ -1,0 +1,50 @@
+"""One value that a user gave: in the type of its key, or refused with the remedy."""
+
+import math
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from scaling_fl.data.readers import formats
+from scaling_fl.errors import UserError
+
+
+def checked(field: Any, hint: Any, value: Any) -> Any:
+    """The value in the type of its field, or a `UserError`."""
+    typed = value
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind, expected = kinds[0], field.metadata["expected"]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected True or False, with a capital letter and no quotes")
+    elif kind is str:
+        if not isinstance(value, str):
+            raise UserError(f"{field.name}={value!r}: expected text; in a config file, put it in quotes")
+        if not value.strip():
+            raise UserError(
+                f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
+            )
+        if not formats.is_text(value):
+            raise UserError(f"{field.name}={value!r}: expected text in UTF-8, without NUL; rename what it names")
+    elif kind is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected {expected}")
+    elif kind is float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(
+                f"{field.name}={value!r}: expected {expected}, such as {field.name}={field.default or 0.01}"
+            )
+        value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() refuses the largest whole numbers
+    else:  # tuple[int, ...]
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
+        if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
+            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[0,0], without spaces")
+        value = tuple(value)
+    valid = field.metadata["valid"]
+    if valid is not None and not valid(value):
+        raise UserError(f"{field.name}={typed!r}: expected {expected}")
+    return value

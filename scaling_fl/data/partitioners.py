@@ -1,0 +1,190 @@
+"""Partitions of the training examples over the sites: pure functions of labels, number of sites, seed and parameters.
+
+Each returns `owners` (N,): the site 0…S-1 of each example. So no example can be lost or dealt twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling_fl import seeding
+from scaling_fl.data.subsets import Indices
+from scaling_fl.errors import UserError
+
+Labels = npt.NDArray[np.integer]
+Owners = npt.NDArray[np.int64]
+
+PARTITIONS = ("iid", "by_label", "dirichlet", "labels_per_site", "sizes", "column")
+SIZE_LAWS = ("lognormal", "power")
+KEY_OF = {  # the partition that has a use for the key
+    "alpha": "dirichlet", "balanced": "dirichlet", "labels_per_site": "labels_per_site", "size_law": "sizes",
+    "size_skew": "sizes", "partition_column": "column",
+}  # fmt: skip
+_NEEDED = {"dirichlet": "alpha=0.5", "labels_per_site": "labels_per_site=2", "column": "partition_column=NAME"}
+
+
+def chosen(keys: Mapping[str, Any]) -> str:
+    """The partition that a configuration chooses, perhaps by `iid_split`, the short form of two."""
+    return keys.get("partition") or ("by_label" if keys.get("iid_split") is False else "iid")
+
+
+def check_keys(keys: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the keys of a configuration are not those of one partition."""
+    partition = chosen(keys)
+    short = {True: "iid", False: "by_label", None: partition}[keys["iid_split"]]
+    if short != partition:
+        raise UserError(
+            f"iid_split={keys['iid_split']}: it is short for partition={short}, but partition={partition} is given as "
+            "well; leave one of them out"
+        )
+    for key, owner in KEY_OF.items():
+        if keys[key] not in (None, False) and owner != partition:
+            raise UserError(
+                f"{key}={keys[key]!r}: it belongs to partition={owner}, and this is partition={partition}; leave it out, "
+                f"or write partition={owner}"
+            )
+    example = _NEEDED.get(partition)
+    if example is not None and keys[example.partition("=")[0]] is None:
+        raise UserError(f"partition={partition!r}: it needs {example.partition('=')[0]}; write {example} as well")
+
+
+def shards(owners: Owners, num_sites: int) -> list[Indices]:
+    """The examples of each site, in their order."""
+    ends = np.cumsum(np.bincount(owners, minlength=num_sites))
+    return np.split(np.argsort(owners, kind="stable").astype(np.int64), ends[:-1])
+
+
+def iid(labels: Labels, num_sites: int, seed: int) -> Owners:
+    """A seeded shuffle, dealt out: sizes differ by at most one."""
+    return _cut(seeding.generator(seed, "shards").permutation(len(labels)), num_sites)
+
+
+def by_label(labels: Labels, num_sites: int) -> Owners:
+    """Sorted by label and cut into contiguous runs (Hilmkil et al. 2021): sizes differ by at most one."""
+    return _cut(np.argsort(labels, kind="stable"), num_sites)
+
+
+def dirichlet(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners:
+    """Each label's examples over the sites in proportions drawn from Dir(alpha, …, alpha): sizes differ too.
+
+    Yurochkin et al. 2019 (arXiv 1905.12022): p_c ~ Dir_S(alpha) for each class c.
+    """
+    rng = seeding.generator(seed, "dirichlet")
+    owners = np.empty(len(labels), np.int64)
+    for rows in _rows_of_labels(labels, rng):
+        ends = np.rint(np.cumsum(rng.dirichlet(np.full(num_sites, alpha))) * len(rows)).astype(np.int64)
+        ends[-1] = len(rows)
+        # Sites in another order for each label: else, rounding would favour the same ones each time.
+        owners[rows] = np.repeat(rng.permutation(num_sites), np.diff(ends, prepend=0))
+    return owners
+
+
+def dirichlet_balanced(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners:
+    """Sites of equal size (±1), each with labels in proportions drawn from Dir(alpha × their shares of all examples).
+
+    Hsu et al. 2019 (arXiv 1909.06335): one site after the other draws without replacement, and a label
+    that has run out is renormalised away, so that the last sites get what is left.
+    """
+    rng = seeding.generator(seed, "dirichlet balanced")
+    rows_of = _rows_of_labels(labels, rng)
+    left = np.array(list(map(len, rows_of)))  # (C,) examples
+    prior = left / left.sum()
+    taken = np.zeros((num_sites, len(left)), np.int64)
+    for site, size in enumerate(_even_sizes(len(labels), num_sites)):
+        shares = rng.dirichlet(alpha * prior)
+        # A draw of what has run out counts for nothing and is made again, which is to draw from the other labels.
+        while missing := size - taken[site].sum():
+            weights = np.where(left > 0, shares, 0.0)
+            if weights.sum() == 0:
+                weights = left.astype(np.float64)
+            drawn = np.minimum(rng.multinomial(missing, weights / weights.sum()), left)
+            taken[site] += drawn
+            left -= drawn
+    owners = np.empty(len(labels), np.int64)
+    for rows, numbers in zip(rows_of, taken.T, strict=True):
+        owners[rows] = np.repeat(np.arange(num_sites), numbers)
+    return owners
+
+
+def labels_per_site(labels: Labels, num_sites: int, seed: int, number: int) -> Owners:
+    """Sorted by label and cut into S × `number` equal pieces, of which each site gets `number` at random.
+
+    McMahan et al. 2017 (arXiv 1602.05629). Raises `UserError` where there are fewer labels or examples.
+    """
+    if number > (num_labels := len(np.unique(labels))):
+        raise UserError(f"labels_per_site={number}: the training examples have {num_labels} labels; lower it")
+    if number * num_sites > len(labels):
+        raise UserError(
+            f"labels_per_site={number}: {num_sites:,} sites would need {num_sites * number:,} pieces of "
+            f"{len(labels):,} training examples; lower it, or use fewer sites"
+        )
+    rng = seeding.generator(seed, "labels per site")
+    pieces = _cut(np.concatenate(_rows_of_labels(labels, rng)), num_sites * number)
+    return (rng.permutation(num_sites * number) // number)[pieces]
+
+
+def sizes(labels: Labels, num_sites: int, seed: int, law: str, skew: float) -> Owners:
+    """A seeded shuffle, dealt out in unequal parts.
+
+    "lognormal": sizes are proportional to exp(skew × z), z ~ N(0, 1); "power": to rank ** -skew, with the ranks 1…S
+    in random order over the sites.
+    """
+    rng = seeding.generator(seed, "sizes")
+    if law == "power":
+        logarithms = -skew * np.log(1 + rng.permutation(num_sites))
+    else:
+        logarithms = skew * rng.standard_normal(num_sites)
+    weights = np.exp(logarithms - logarithms.max())  # 1 is the largest, so that no skew is too much
+    ends = np.rint(np.cumsum(weights) * (len(labels) / weights.sum())).astype(np.int64)
+    ends[-1] = len(labels)
+    return _cut(rng.permutation(len(labels)), num_sites, np.diff(ends, prepend=0))
+
+
+def with_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Owners:
+    """No site with less than `minimum`: the largest sites give the missing examples, drawn at random.
+
+    They sink to a common level, so that as few as can be are changed much. N must be S × `minimum` or more.
+    """
+    held = np.bincount(owners, minlength=num_sites)
+    missing = np.maximum(minimum - held, 0)
+    if not missing.any():
+        return owners
+    low, high = minimum, int(held.max())  # the highest level that yields enough is in [low, high)
+    while high - low > 1:
+        level = (low + high) // 2
+        low, high = (level, high) if np.maximum(held - level, 0).sum() >= missing.sum() else (low, level)
+    given = np.maximum(held - low, 0)
+    given[np.flatnonzero(given)[: given.sum() - missing.sum()]] -= 1  # what the next higher level would have kept
+    rng = seeding.generator(seed, "minimum")
+    order = rng.permutation(len(owners))
+    order = order[np.argsort(owners[order], kind="stable")]  # site by site, and at random inside
+    rank = np.arange(len(owners)) - np.repeat(np.cumsum(held) - held, held)
+    moved = rng.permutation(order[rank < np.repeat(given, held)])
+    result = owners.copy()
+    result[moved] = np.repeat(np.arange(num_sites), missing)
+    return result
+
+
+def by_value(values: Sequence[str], order: Mapping[str, int]) -> Owners:
+    """The natural partition: one site per value, numbered by `order`."""
+    return np.array([order[value] for value in values], np.int64)
+
+
+def _cut(order: npt.NDArray[np.int64], num_parts: int, lengths: npt.NDArray[np.int64] | None = None) -> Owners:
+    """The examples in `order`, cut into runs; of equal length (±1), unless `lengths` (parts,) says more."""
+    owners = np.empty(len(order), np.int64)
+    owners[order] = np.repeat(np.arange(num_parts), _even_sizes(len(order), num_parts) if lengths is None else lengths)
+    return owners
+
+
+def _even_sizes(total: int, num_parts: int) -> npt.NDArray[np.int64]:
+    return total // num_parts + (np.arange(num_parts) < total % num_parts)
+
+
+def _rows_of_labels(labels: Labels, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    """The examples of each label that occurs, shuffled."""
+    shuffled = rng.permutation(len(labels))
+    counts = np.unique(labels, return_counts=True)[1]
+    return np.split(shuffled[np.argsort(labels[shuffled], kind="stable")], np.cumsum(counts)[:-1])

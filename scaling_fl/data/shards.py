@@ -1,0 +1,92 @@
+"""Who holds which training rows, as the configuration says."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners
+from scaling_fl.data.readers.tables import in_order
+from scaling_fl.data.subsets import Indices, held_back
+from scaling_fl.data.tasks import Split
+from scaling_fl.errors import UserError
+
+
+class Dealt(NamedTuple):
+    """The training rows: each is held back, or in one shard."""
+
+    held_back: Indices
+    trained: Indices  # all others
+    shards: list[Indices]  # of each site, in the rows' order
+
+
+def deal(config: Config, split: Split, notes: list[str]) -> Dealt:
+    """Hold back `validation_fraction` of the rows, and deal the others to the sites by the configured partition.
+
+    Raises `UserError` where that can't be.
+    """
+    held = held_back(split.labels, config.validation_fraction, config.data_seed)
+    trained = np.setdiff1d(np.arange(len(split)), held)
+    if partitioners.chosen(config.to_mapping()) == "column":
+        shards = _by_column(config, split, trained)
+    else:
+        shards = _drawn(config, split.labels[trained], notes)
+    return Dealt(held, trained, [trained[shard] for shard in shards])
+
+
+def _drawn(config: Config, labels: partitioners.Labels, notes: list[str]) -> list[Indices]:
+    """By labels and chance. Sites that draw fewer than `min_examples_per_site` get some from the largest: it is noted."""
+    num_sites, minimum = config.num_sites or len(config.site_ids), config.min_examples_per_site
+    if len(labels) < num_sites * minimum:
+        fewer = "use fewer site_ids" if config.num_sites is None else f"lower num_sites={num_sites}"
+        raise UserError(
+            f"{len(labels)} training examples are too few for {num_sites} sites: each needs "
+            + (f"one; {fewer}" if minimum == 1 else f"min_examples_per_site={minimum}; lower it, {fewer}")
+            + ", or more data"
+        )
+    drawn = _owners(config, labels, num_sites)
+    owners = partitioners.with_minimum(drawn, num_sites, config.data_seed, minimum)
+    if num_moved := int((drawn != owners).sum()):
+        notes.append(
+            f"{num_moved:,} of {len(labels):,} training rows were moved from the largest sites to those that had drawn "
+            f"fewer than min_examples_per_site={minimum}"
+        )
+    return partitioners.shards(owners, num_sites)
+
+
+def _owners(config: Config, labels: partitioners.Labels, num_sites: int) -> partitioners.Owners:
+    seed = config.data_seed
+    match partitioners.chosen(config.to_mapping()):
+        case "by_label":
+            return partitioners.by_label(labels, num_sites)
+        case "dirichlet":
+            assert config.alpha is not None
+            scheme = partitioners.dirichlet_balanced if config.balanced else partitioners.dirichlet
+            return scheme(labels, num_sites, seed, config.alpha)
+        case "labels_per_site":
+            assert config.labels_per_site is not None
+            return partitioners.labels_per_site(labels, num_sites, seed, config.labels_per_site)
+        case "sizes":
+            return partitioners.sizes(labels, num_sites, seed, config.size_law or "lognormal", config.size_skew or 1.0)
+    return partitioners.iid(labels, num_sites, seed)
+
+
+def _by_column(config: Config, split: Split, trained: Indices) -> list[Indices]:
+    assert split.sites is not None
+    order = in_order(set(split.sites))
+    what = f"partition_column={config.partition_column!r}: the training rows have {len(order):,} different values there"
+    if config.num_sites not in (None, len(order)):
+        raise UserError(f"{what}, each of which is a site, and num_sites={config.num_sites}; leave num_sites out")
+    if len(order) < len(config.site_ids):
+        raise UserError(
+            f"{what}, each of which is a site: fewer than the {len(config.site_ids)} processes of site_ids; "
+            "use fewer site_ids, or another column"
+        )
+    shards = partitioners.shards(partitioners.by_value([split.sites[row] for row in trained], order), len(order))
+    smallest, value = min(zip(map(len, shards), order, strict=True))
+    if smallest < config.min_examples_per_site:
+        raise UserError(
+            f"{what}, of which {value!r} has {smallest} to train on, fewer than min_examples_per_site="
+            f"{config.min_examples_per_site}; lower it, lower validation_fraction, or join values in the file"
+        )
+    return shards

@@ -1,0 +1,57 @@
+"""Any files of rows (CSV, TSV, JSON lines, Parquet) whose columns have names; labels are what the training file holds."""
+
+from collections.abc import Sequence
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data.readers import tables
+from scaling_fl.data.tasks import Split, Task
+from scaling_fl.errors import UserError
+from scaling_fl.progress import Report
+
+NEEDS = ("train_path", "test_path", "text_column", "label_column")
+TAKES = ("text_pair_column", "partition_column")
+
+
+def load(config: Config, report: Report) -> Task:
+    train, test = (
+        tables.read(getattr(config, key), key, tables.wanted(config, key, columns(config)))
+        for key in ("train_path", "test_path")
+    )
+    return classification(config, train, test, str(config.train_path))
+
+
+def columns(config: Config) -> dict[str, str | None]:
+    """The columns that the configuration names, with the key that does."""
+    keys = ("text_column", "text_pair_column", "label_column")
+    named: dict[str, str | None] = {}
+    for key in keys:
+        name = getattr(config, key)
+        if name in named:
+            raise UserError(f"{key}={name!r}: {named[name]} names the same column; they must be different ones")
+        if name is not None:
+            named[name] = key
+    return named
+
+
+def classification(
+    config: Config, train: tables.Table, test: tables.Table, source: str, names: Sequence[str] | None = None
+) -> Task:
+    """A task from two tables. `source`, for messages, holds all labels; `names` are they in order, if that is known."""
+    text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
+    if names is None:
+        found = train.labels(label)
+        classes = tables.in_order(set(found))
+        if len(classes) > max(1000, len(found) // 2):
+            raise UserError(
+                f"label_column={label!r}: {len(found):,} training rows have {len(classes):,} different values there; "
+                "name the column with the classes"
+            )
+    else:
+        classes = {name: number for number, name in enumerate(names)}
+
+    def split(table: tables.Table) -> Split:
+        pairs = None if config.text_pair_column is None else table.texts(pair)
+        labels = table.classes(label, classes, source, exact=names is not None)
+        return Split(table.texts(text), labels, pairs, table.notes, table.sites(config.partition_column))
+
+    return Task(split(train), split(test), tuple(classes))

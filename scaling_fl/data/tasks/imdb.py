@@ -1,0 +1,96 @@
+"""IMDB reviews (Maas et al. 2011), negative and positive: 25,000 to train, 25,000 to test; the unlabelled are left out.
+
+Read from the archive as it is, downloaded once per machine, or from one or a folder that `train_path` names. Nothing
+is unpacked to disk, so that no file of an archive can land anywhere.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator
+
+import fsspec
+import numpy as np
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data.readers import downloads, formats
+from scaling_fl.data.tasks import Split, Task
+from scaling_fl.errors import UserError
+from scaling_fl.progress import Report
+
+NEEDS = ()
+TAKES = ("train_path", "keep_br_tags")
+URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
+LABEL_NAMES = ("negative", "positive")
+FOLDERS = ("neg", "pos")
+PER_LABEL = 12_500  # reviews of each label in each split
+BREAK = "<br />"
+
+_REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
+_CHUNK = 500  # files asked for at once
+
+
+def load(config: Config, report: Report) -> Task:
+    if config.train_path is not None:
+        place, what = config.train_path, f"train_path={config.train_path!r}"
+    else:
+        instead = "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz"
+        place = str(downloads.cached(URL, MD5, instead, report))
+        what = f"{place} (delete it, and it is downloaded again)"
+    reviews: dict[tuple[str, str], dict[int, str]] = {(s, f): {} for s in ("train", "test") for f in FOLDERS}
+    try:
+        fs, root = fsspec.url_to_fs(place)
+        if not fs.exists(root):
+            raise FileNotFoundError
+        for done, (name, content) in enumerate(_archive(fs, root) if fs.isfile(root) else _folder(fs, root)):
+            found = _REVIEW.fullmatch(name)
+            assert found is not None
+            text = content.decode(errors="surrogateescape")
+            if not formats.is_text(text):
+                raise UserError(f"{what}, file {name}: {formats.NOT_TEXT}")
+            reviews[found[1], found[2]][int(found[3])] = text
+            if done % _CHUNK == 0:
+                report("reading reviews", done, 4 * PER_LABEL, "reviews")
+        report("reading reviews", 4 * PER_LABEL, 4 * PER_LABEL, "reviews")
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{what}: there is no such archive or folder, or it can't be reached") from error
+    except Exception as error:  # each file system and each kind of damage has its own
+        raise UserError(f"{what}: it can't be read: {type(error).__name__}: {error}; is all of it there?") from error
+    for (split, folder), texts in reviews.items():
+        if len(texts) != PER_LABEL:
+            raise UserError(
+                f"{what}: expected {PER_LABEL:,} reviews in {split}/{folder}, found {len(texts):,}; "
+                "it is not the whole of aclImdb_v1"
+            )
+    train, test = (_split(reviews, split, config.keep_br_tags) for split in ("train", "test"))
+    return Task(train, test, LABEL_NAMES)
+
+
+def _split(reviews: dict[tuple[str, str], dict[int, str]], split: str, keep_br_tags: bool) -> Split:
+    """In the order of labels and numbers, wherever they were read from."""
+    texts = [text for folder in FOLDERS for _, text in sorted(reviews[split, folder].items())]
+    notes = []
+    if not keep_br_tags:
+        tagged = sum(BREAK in text for text in texts)
+        texts = [text.replace(BREAK, " ") for text in texts]
+        notes = [
+            f"{BREAK} became a space in {tagged:,} {'training' if split == 'train' else split} reviews (keep_br_tags=True keeps it)"
+        ]
+    return Split(texts, np.repeat(np.arange(2), PER_LABEL), notes=tuple(notes))
+
+
+def _archive(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, bytes]]:
+    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            if member.isfile() and _REVIEW.fullmatch(member.name):
+                content = archive.extractfile(member)
+                assert content is not None
+                yield member.name, content.read()
+
+
+def _folder(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, bytes]]:
+    names = [name for name in fs.find(path) if _REVIEW.fullmatch(name)]
+    for start in range(0, len(names), _CHUNK):
+        yield from fs.cat(names[start : start + _CHUNK]).items()

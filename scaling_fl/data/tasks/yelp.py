@@ -1,0 +1,27 @@
+"""Yelp reviews, one to five stars (Zhang et al. 2015): headerless `"5","text"`, as in the Crepe distribution."""
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data.readers import tables
+from scaling_fl.data.tasks import Split, Task
+from scaling_fl.progress import Report
+
+NEEDS = ("train_path", "test_path")
+TAKES = ("partition_column",)
+COLUMNS = ("stars", "text")
+CLASSES = {"1": 0, "2": 1, "3": 2, "4": 3, "5": 4}
+LABEL_NAMES = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+
+
+def load(config: Config, report: Report) -> Task:
+    return Task(_split(config, "train_path"), _split(config, "test_path"), LABEL_NAMES)
+
+
+def _split(config: Config, key: str) -> Split:
+    wanted = tables.wanted(config, key, dict.fromkeys(COLUMNS))
+    table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
+    texts = table.texts("text")
+    for index, text in enumerate(texts):  # in place: these files are large
+        if "\\n" in text:
+            texts[index] = text.replace("\\n", "\n")  # line breaks come as backslash, n
+    labels, sites = table.classes("stars", CLASSES), table.sites(config.partition_column)
+    return Split(texts, labels, notes=table.notes, sites=sites)

@@ -1,0 +1,150 @@
+"""The token store: all token ids of a split in one flat, memory-mapped array; padded batches out of it."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scaling_fl import seeding
+
+WINDOW = 50  # batches that are length-grouped together: the window that the Hugging Face Trainer uses
+_CHUNK = 1000  # texts given to the tokenizer at once; it spreads them over its threads
+
+
+class Batch(NamedTuple):
+    input_ids: torch.Tensor  # (B, T) int64, padded on the right to the batch's longest text
+    attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
+    labels: torch.Tensor  # (B,) int64
+    token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on a pair's second text; None where all are 0
+
+
+class TokenStore:
+    """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. Files are mapped, not read."""
+
+    def __init__(self, folder: Path, pad_token_id: int):
+        dtype = np.load(folder / "dtype.npy").dtype
+        self.tokens = np.memmap(folder / "tokens.bin", dtype, "r")
+        self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
+        self.labels = np.load(folder / "labels.npy")  # (N,) int64
+        types = folder / "types.bin"
+        self.types = np.memmap(types, np.uint8, "r") if types.exists() else None
+        self.pad_token_id = pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens per text (N,), special tokens included."""
+        return np.diff(self.offsets)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+        """Gather the texts `indices` (B,) into one padded batch."""
+        starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
+        positions = np.arange(lengths.max())
+        mask = positions < lengths[:, None]  # (B, T)
+        sources = (starts[:, None] + positions)[mask]
+
+        def padded(values: npt.NDArray[np.unsignedinteger], padding: int) -> torch.Tensor:
+            rows = np.full(mask.shape, padding, dtype=np.int64)
+            rows[mask] = values[sources]
+            return torch.from_numpy(rows)
+
+        return Batch(
+            padded(self.tokens, self.pad_token_id),
+            torch.from_numpy(mask.astype(np.int64)),
+            torch.from_numpy(self.labels[indices]),
+            None if self.types is None else padded(self.types, 0),
+        )
+
+
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_seq_len: int | None,
+    token_types: bool = False,
+    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> Iterator[Any]:
+    """Tokenise in chunks, each of which has lists of token ids as "input_ids", and as "token_type_ids" if asked for.
+
+    A text (with its pair, if there are pairs) is cut to `max_seq_len` tokens, the longer of a pair first; None: whole.
+    """
+    for start in range(0, len(texts), _CHUNK):
+        yield tokenizer(
+            list(texts[start : start + _CHUNK]),
+            None if pairs is None else list(pairs[start : start + _CHUNK]),
+            truncation=max_seq_len is not None,
+            max_length=max_seq_len,
+            return_attention_mask=False,
+            return_token_type_ids=token_types,
+        )
+        report(min(start + _CHUNK, len(texts)), len(texts), "texts")
+
+
+def write(
+    folder: Path,
+    tokenizer: Any,
+    texts: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    max_seq_len: int,
+    pairs: Sequence[str] | None = None,
+    token_types: bool = False,
+    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> None:
+    """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`. Each has one token at least."""
+    dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
+    lengths: list[int] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as files:
+        tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
+        types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
+        for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
+            # Tokenizers without special tokens find none in an empty text, and no model takes a batch without any.
+            input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+            tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
+            if types is not None:
+                types.write(np.concatenate([np.array(ids or [0], np.uint8) for ids in encoded["token_type_ids"]]).data)
+            lengths.extend(map(len, input_ids))
+    np.save(folder / "dtype.npy", np.empty(0, dtype))
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    np.save(folder / "labels.npy", labels)
+
+
+def training_batches(
+    store: TokenStore,
+    shard: npt.NDArray[np.int64],
+    batch_size: int,
+    group_by_length: bool,
+    seed: int,
+    *path: int,
+) -> list[npt.NDArray[np.int64]]:
+    """One epoch over a shard: index arrays of `batch_size`, the last one possibly smaller, each example once.
+
+    The order is a function of (seed, *path), where `path` is (round, site, epoch). With `group_by_length`,
+    windows of 50 batches of the shuffled shard are sorted by length and cut into batches, which are shuffled.
+    """
+    rng = seeding.generator(seed, "order", *path)
+    order = rng.permutation(shard)
+    if not group_by_length:
+        return _cut(order, batch_size)
+    batches = []
+    for window in _cut(order, WINDOW * batch_size):
+        lengths = store.offsets[window + 1] - store.offsets[window]
+        batches += _cut(window[np.argsort(-lengths, kind="stable")], batch_size)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def evaluation_batches(
+    store: TokenStore, examples: npt.NDArray[np.int64], batch_size: int
+) -> list[npt.NDArray[np.int64]]:
+    """These examples in fixed batches, longest texts first: the same for any number of sites."""
+    return _cut(examples[np.argsort(-store.lengths[examples], kind="stable")], batch_size)
+
+
+def _cut(indices: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -1,0 +1,296 @@
+"""How workers agree and aggregate. The only importer of `torch.distributed`.
+
+The workers of a place aggregate through its memory: an array with a row for each worker, in which its model lives,
+and a row for the server's state. Each worker reduces its slice of all rows, which no one else touches, and steps the
+server's state with it; then all read the result. A place is a GPU, whose memory its workers see through CUDA's
+interprocess handles, or the machine's memory, for sites on the CPU. NCCL alone would refuse two workers on one GPU.
+Where there are several places, one worker of each, its leader, sums over all of them in between. Small objects travel
+over gloo.
+"""
+
+import contextlib
+import datetime
+import io
+import os
+import pickle
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scaling_fl.distributed import cuda_ipc
+from scaling_fl.distributed.shared_memory import SharedMemory, lacking_for_nccl
+from scaling_fl.distributed.weighted_sum import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
+from scaling_fl.errors import PeerLost, UserError
+
+# Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
+# one that a debugger holds over the weekend.
+_TIMEOUT = datetime.timedelta(days=7)
+
+
+class Federation:
+    """The workers of this job, seen from one of them.
+
+    `row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
+    `state`: the server's rows (1 + moments, size), parameters first, once for each place; `part`: the slice of the state
+    that this worker reduces and updates; `note`: what the user should know.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        devices: Sequence[str],
+        size: int,
+        memory: SharedMemory,
+        rendezvous: str,
+        num_moments: int = 0,
+        on_wait: Callable[[bool], None] = lambda waiting: None,
+        exact: bool = True,
+        single: bool = True,
+        nodes: Sequence[int] = (),
+        interface: str | None = None,
+    ):
+        """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
+        `rendezvous`: a URL, of a file or of a port of worker 0. `nodes`: every worker's, if there are several, which reach
+        each other over the network's `interface`.
+        `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single`: no worker
+        trains more than one site in a round.
+
+        `on_wait` is told when this worker begins to wait for others, and when that is over.
+        """
+        self._on_wait, self._num_moments = on_wait, num_moments
+        self._exact, self._single = exact, single
+        self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
+        # On one machine they need no other interface, and nowhere should depend on what the hostname resolves to.
+        for library in ("GLOO", "NCCL"):
+            if known := interface or (None if nodes else _loopback()):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
+        self._nodes = list(nodes) or [0] * len(devices)
+        self.rank, self.num_workers, self.note = rank, len(devices), ""
+        with self._collective():
+            dist.init_process_group(
+                "gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=_TIMEOUT
+            )
+        self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
+        places = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
+        rows = self._gpu_rows(places, size) if self._gpu is not None else None
+        if rows is None:
+            if self._gpu is not None:
+                places = [f"{node} host" for node in self._nodes]
+            rows = self._host_rows(places, size, memory)
+        self._members = [other for other, place in enumerate(places) if place == places[rank]]
+        me, count = self._members.index(rank), len(self._members)
+        own, others = rows[: count * self._width], rows[count * self._width :]
+        self._rows = own if self._width == 1 else _as_fixed(own)
+        self.row, self.state = self._rows[me], others[: 1 + num_moments]
+        bounds = [size * i // count for i in range(count + 1)]
+        self.part = slice(bounds[me], bounds[me + 1])
+        leaders = [places.index(place) for place in dict.fromkeys(places)]
+        self.is_leader = rank in leaders
+        self._sum: torch.Tensor | None = None
+        self._leaders: Any = None
+        if len(leaders) > 1:
+            self._sum = _as_fixed(rows[-2:])[0] if exact else rows[-1]
+            with self._collective():
+                self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
+
+    def _gpu_rows(self, places: Sequence[str], size: int) -> torch.Tensor | None:
+        """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
+        assert self._gpu is not None
+        leader = places.index(places[self.rank])
+        shape = (self._num_rows(places, places[self.rank]), size)
+        rows, handle, refusal = None, b"", ""
+        if leader == self.rank:
+            try:
+                rows, handle = cuda_ipc.allocate(shape, self._gpu)
+            except cuda_ipc.NotPermitted as error:
+                refusal = str(error)
+        handle = self.gather(handle)[leader]
+        if handle and leader != self.rank:
+            try:
+                rows = cuda_ipc.attach(handle, shape, self._gpu)
+            except cuda_ipc.NotPermitted as error:
+                refusal = str(error)
+        refusals = list(filter(None, self.gather(refusal)))
+        if refusals:
+            if rows is not None and leader != self.rank:
+                cuda_ipc.release(rows, allocated=False)
+            self.wait()
+            if rows is not None and leader == self.rank:
+                cuda_ipc.release(rows, allocated=True)
+            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
+            return None
+        return rows
+
+    def _host_rows(self, places: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
+        """The rows of this worker's place in its node's memory, in which that one's places stand one after another."""
+        here = [place for place, node in zip(places, self._nodes, strict=True) if node == self._nodes[self.rank]]
+        counts = {place: self._num_rows(places, place) for place in here}
+        everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
+        if self._gpu is not None:
+            self.note += ", pinned" if cuda_ipc.pin(everything, self._gpu) else ", which can't be pinned either"
+        mine = places[self.rank]
+        first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
+        return everything[first : first + counts[mine]]
+
+    def _num_rows(self, places: Sequence[str], place: str) -> int:
+        """For the place's workers, the server's state, and the sum over all places if there are several."""
+        over_places = (1 + self._exact) * (len(set(places)) > 1)
+        return places.count(place) * self._width + 1 + self._num_moments + over_places
+
+    def exchange(self, *values: float) -> list[list[float]]:
+        """These numbers of every worker, by rank, to every worker."""
+        table = torch.zeros(self.num_workers, len(values), dtype=torch.float64)
+        table[self.rank] = torch.tensor(values)
+        return self._share(table).tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every worker, by rank, to every worker."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = [int(size) for (size,) in self.exchange(len(data))]
+        table = torch.zeros(self.num_workers, max(sizes), dtype=torch.uint8)
+        table[self.rank, : len(data)] = data
+        rows = self._share(table).numpy()
+        return [_Plain(io.BytesIO(row[:size].tobytes())).load() for row, size in zip(rows, sizes, strict=True)]
+
+    def _share(self, table: torch.Tensor) -> torch.Tensor:
+        """A table of which each worker knows its own row, and has zeros in the others, complete.
+
+        The sum does that, too, and in gloo it is ten times faster than gathering where workers outnumber the cores:
+        a gather passes every row on one after another, and each step waits until the next worker has a core.
+        """
+        with self._collective():
+            dist.all_reduce(table)
+        return table
+
+    def wait(self) -> None:
+        """Until every worker is here. What was written to shared memory before it is seen after it."""
+        self._finish()
+        with self._collective():
+            dist.barrier()
+
+    def _finish(self) -> None:
+        """Until this worker's GPU has done what it was told."""
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
+
+    def share_state(self) -> None:
+        """Give worker 0's `state` to all places."""
+        self.wait()
+        if self._leaders is not None and self.is_leader:
+            with self._collective():
+                dist.broadcast(self.state, 0, group=self._leaders)
+        self.wait()
+
+    def home(self, device: torch.device) -> torch.Tensor:
+        """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""
+        if self._single and self.row.device == device:
+            return self.row
+        return torch.zeros(self.state.shape[1], device=device)
+
+    def total(self) -> WeightedSum:
+        """An empty sum, for this worker's sites of a round."""
+        return WeightedSum(self.row, self._single)
+
+    def mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
+
+        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that even a sum of floats
+        doesn't depend on who comes first. A piece is valid until the next one. After the last one all workers
+        have come to the end: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
+        if a delta isn't finite, or too large for fixed point.
+        """
+        self._finish()
+        scales = self.exchange(total.scale)
+        terms = [
+            (row, scales[member][0])
+            for row, member in zip(self._rows, self._members, strict=True)
+            if scales[member][0] > 0
+        ]
+        limit = LIMIT if self._exact else float("inf")
+        extremes = [torch.tensor([0.0, *total.largest.values()], device=self.row.device).max()]
+        for piece, delta in self._reduced(terms, extremes) if self._sum is None else self._everywhere(terms, extremes):
+            extremes.append(largest(delta))
+            yield piece, delta
+        sound = (torch.stack(extremes) < limit).all().item()
+        self._finish()
+        if not all(others for (others,) in self.exchange(sound)):
+            bad = sorted(site for sites in self.gather(total.bad_sites(limit)) for site in sites)
+            raise diverged(bad, limit)
+
+    def _reduced(
+        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor], raw: bool = False
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Σ scale × row over the rows of this place; `raw`: in fixed point, if that is what it is summed in.
+
+        To `extremes` go the largest values of what is put into fixed point.
+        """
+        length = PIECE[self.row.device.type]
+        buffer = torch.empty(length, device=self.row.device, dtype=torch.int64 if self._exact else torch.float32)
+        for start in range(self.part.start, self.part.stop, length):
+            piece = slice(start, min(start + length, self.part.stop))
+            summed = buffer[: piece.stop - piece.start]
+            if not terms:
+                summed.zero_()
+            for number, (row, scale) in enumerate(terms):
+                if row.dtype != summed.dtype:
+                    extremes.append(largest(row[piece]))
+                accumulate(summed, row[piece], scale, first=number == 0)
+            yield piece, summed if raw else to_float(summed)
+
+    def _everywhere(
+        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The same over all places: one collective, of the leaders."""
+        assert self._sum is not None
+        for piece, summed in self._reduced(terms, extremes, raw=True):
+            self._sum[piece] = summed
+        self.wait()
+        if self.is_leader:
+            with self._collective():
+                dist.all_reduce(self._sum, group=self._leaders)
+        self.wait()
+        length = PIECE[self.row.device.type]
+        for start in range(self.part.start, self.part.stop, length):
+            piece = slice(start, min(start + length, self.part.stop))
+            yield piece, to_float(self._sum[piece])
+
+    @contextlib.contextmanager
+    def _collective(self) -> Iterator[None]:
+        """Tell waiting from work, and a broken connection from a worker's own failure."""
+        self._on_wait(True)
+        try:
+            yield
+        except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
+            if lacking := lacking_for_nccl(str(error)):
+                raise UserError(lacking) from error
+            raise PeerLost(f"the connection to another worker broke: {error}") from error
+        finally:
+            self._on_wait(False)
+
+    def leave(self) -> None:
+        """End the connections; all workers come here."""
+        dist.destroy_process_group()
+
+
+class _Plain(pickle.Unpickler):
+    """Takes what workers tell each other, and nothing that would run code: it may have come over a network."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        plain = module in ("numpy", "numpy._core.multiarray", "numpy._core.numeric", "numpy.core.multiarray")
+        if (
+            plain and name in ("ndarray", "dtype", "_reconstruct", "_frombuffer")
+        ) or module == "scaling_fl.federated.metrics":
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is nothing that workers tell each other")
+
+
+def _as_fixed(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of float32 as half as many of int64."""
+    return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)
+
+
+def _loopback() -> str:
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

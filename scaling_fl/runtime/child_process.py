@@ -1,0 +1,223 @@
+"""A child process, from both sides: the launcher's view of it, and what runs in it.
+
+Each has a two-way connection to the launcher, over which it sends events and notices the launcher's death, and a
+pipe in place of its standard output and error, so that what it prints is recorded.
+"""
+
+import codecs
+import contextlib
+import faulthandler
+import importlib
+import multiprocessing.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.federated.run_plan import Event
+from scaling_fl.runtime import signals
+
+OnEvent = Callable[[Event], None]
+
+_START = 60.0  # seconds that a child may take before its first sign: for the fork server's imports
+_SIGN = 5.0  # seconds between a child's signs of life
+_TIDY = 2.0  # seconds for the libraries of a child that has ended by itself
+_CAUSES = {
+    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
+    "a smaller batch_size or max_seq_len need less)",
+    signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
+    signal.SIGSEGV: "native code crashed: a bug in a library, or versions that don't go together",
+}
+
+
+class Child:
+    """A child process, seen from the launcher."""
+
+    def __init__(self, context: Any, target: str, job: tuple[Any, ...], name: str, folder: str, stall_timeout: float):
+        self.name = name
+        self.waiting = False  # for others
+        # When it last got on, and when it last gave a sign of life; later than now, until the first one.
+        self.progress_at = self.sign_at = time.monotonic() + _START
+        self.failure: Exception | None = None
+        self.ended = False
+        self.connection, theirs = context.Pipe()
+        self.output, their_output = context.Pipe(duplex=False)
+        litter = [folder, multiprocessing.util.get_temp_dir()]
+        self.process = context.Process(
+            target=_enter, args=(name, target, job, theirs, their_output, litter, stall_timeout / 5), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        their_output.close()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line = ""
+
+    def sources(self) -> list[Any]:
+        """What to wait for."""
+        return [s for s in (self.connection, self.output) if not s.closed] + [self.process.sentinel]
+
+    def receive(self, on_event: OnEvent) -> None:
+        """Handle all that has arrived."""
+        ended = self.process.exitcode is not None  # first: what it sent before its end is handled below
+        while not self.connection.closed and self.connection.poll():
+            try:
+                event = self.connection.recv()
+            except (EOFError, OSError):
+                self.connection.close()
+            else:
+                self.sign_at = time.monotonic()
+                if event["event"] != "alive" or event["progress"]:
+                    self.progress_at = self.sign_at
+                if event["event"] == "failed":
+                    self.failure = event["failure"]
+                elif event["event"] == "alive":
+                    self.waiting = event["waiting"]
+                else:
+                    on_event(event)
+        while not self.output.closed and self.output.poll():
+            data = os.read(self.output.fileno(), 65536)
+            self._print(self._decoder.decode(data, final=not data), on_event)
+            if not data:
+                self.output.close()
+        if ended:
+            self.ended = True
+            if self._line:
+                self._print("\n", on_event)
+            if self.process.exitcode != 0 and self.failure is None:
+                self.failure = JobFailed(f"{self.name} ended: {_cause(self.process.exitcode)}")
+
+    def _print(self, text: str, on_event: OnEvent) -> None:
+        *lines, self._line = (self._line + text).split("\n")
+        self.progress_at = time.monotonic()
+        for line in lines:
+            last_frame = line.rstrip("\r").rsplit("\r", 1)[-1]  # progress bars return to the line's beginning
+            on_event({"event": "output", "source": self.name, "text": last_frame})
+
+    def hangs(self, stall_timeout: float) -> bool:
+        """Whether it should have got on, and hasn't, or gives no sign of life."""
+        now = time.monotonic()
+        return now - (self.sign_at if self.waiting else self.progress_at) > stall_timeout
+
+    def waits_for_nobody(self, stall_timeout: float) -> bool:
+        """Whether it waits, and nobody lets it go on: of all children at once, that is a hang."""
+        return self.waiting and time.monotonic() - self.progress_at > stall_timeout
+
+    def hung(self, stall_timeout: float, on_event: OnEvent) -> Exception:
+        """The failure that this is."""
+        return JobFailed(
+            f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if that can be: raise "
+            f"stall_timeout). {self.stack(on_event) or 'It is stopped, and tells nothing.'}"
+        )
+
+    def stack(self, on_event: OnEvent) -> str:
+        """Where its threads are, as it tells by itself, if it can."""
+        lines: list[str] = []
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + 1
+        while wait([self.output], max(0.0, deadline - time.monotonic())) and not self.output.closed:
+            self.receive(lambda event: lines.append(event["text"]) if event["event"] == "output" else on_event(event))
+        return "\n".join(lines)
+
+    def end(self) -> None:
+        """Stop it at once if it still runs, and let go of everything."""
+        if isinstance(self.failure, UserError):
+            self.process.join(_TIDY)  # nothing is broken: its libraries tidy up
+        if self.process.exitcode is None:
+            self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.connection.close()
+        self.output.close()
+
+
+def _cause(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"it exited with status {exit_code} without a word"
+    name = signal.Signals(-exit_code).name
+    return f"killed by {name}; {_CAUSES.get(signal.Signals(-exit_code), 'the likely cause is not known')}"
+
+
+class _Line:
+    """A child's line to the launcher (`plan.Send`). Threads take turns."""
+
+    def __init__(self, connection: Connection):
+        self._connection, self._turn = connection, threading.Lock()
+        self.waiting, self._progress = False, 0
+        self.on_stop: Callable[[], None] = lambda: self({"event": "stopped"})
+
+    def __call__(self, event: Event) -> None:
+        with self._turn:
+            self._connection.send(event)
+
+    def progress(self) -> None:
+        self._progress += 1
+
+    def listen(self, litter: list[str]) -> None:
+        """Obey the launcher, and tidy up behind it when its end of the connection closes: then nobody else does."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._connection.recv()
+                threading.Thread(target=self.on_stop, daemon=True).start()
+        for folder in litter:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    def give_signs(self, interval: float) -> None:
+        """Tell every `interval` seconds whether this child got on, and whether it waits for others."""
+        told = -1
+        while True:
+            waiting, now = self.waiting, self._progress  # in this order: who ends waiting has got on before
+            with contextlib.suppress(OSError):
+                self({"event": "alive", "progress": now != told, "waiting": waiting})
+            told = now
+            time.sleep(interval)
+
+
+def _enter(
+    name: str,
+    target: str,
+    job: tuple[Any, ...],
+    connection: Connection,
+    output: Connection,
+    litter: list[str],
+    interval: float,
+) -> None:
+    """The child's side."""
+    for stop in signals.STOPS:  # they reach the whole group; the launcher acts
+        signal.signal(stop, signal.SIG_IGN)
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if os.path.isdir(litter[0]):
+        tempfile.tempdir = litter[0]  # what a killed child leaves goes with the work folder
+    faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
+    line = _Line(connection)
+    threading.Thread(target=line.listen, args=(litter,), daemon=True).start()
+    threading.Thread(target=line.give_signs, args=(min(interval, _SIGN),), daemon=True).start()
+    module, _, function = target.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(line, *job)
+    except BaseException as error:
+        if isinstance(error, PeerLost):
+            failure: Exception = PeerLost(f"{name}: {error}")
+        elif isinstance(error, UserError | JobFailed):
+            failure = type(error)(str(error))
+        else:
+            failure = JobFailed(f"{name} failed:\n{traceback.format_exc().rstrip()}")
+        line({"event": "failed", "failure": failure})
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if isinstance(error, UserError):
+            sys.exit(1)
+        os._exit(1)

@@ -1,0 +1,119 @@
+"""What worker 0 does besides training: it reports rounds, writes checkpoints, and publishes before a job ends early."""
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections import ChainMap
+from pathlib import Path
+
+import torch
+
+from scaling_fl import state_file
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.errors import JobFailed, UserError
+from scaling_fl.federated import server
+from scaling_fl.federated.best_round import best_so_far
+from scaling_fl.federated.metrics import finite_or_text
+from scaling_fl.federated.run_plan import Plan, Send
+from scaling_fl.federated.server import ServerState
+from scaling_fl.federated.site_state import Store
+from scaling_fl.models.flat_parameters import FlatModel
+from scaling_fl.runtime.background import Behind
+from scaling_fl.runtime.preparation import COMPLETE, checkpoint_header
+
+
+class Coordinator:
+    """Follows the rounds of one worker."""
+
+    def __init__(
+        self, send: Send, plan: Plan, model: FlatModel, block: torch.Tensor, state: ServerState, store: Store | None
+    ):
+        """`block` (1 + moments, size) is the memory of `state`; `store`: what sites keep, if they do."""
+        self._send, self._plan, self._model, self._state, self._store = send, plan, model, state, store
+        self._behind = Behind()
+        # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
+        # Into pinned memory a GPU copies several times as fast.
+        kept = block.shape if plan.config.checkpoints_dir is not None else (0,)
+        self._block, self._snapshot = block, torch.empty(kept, pin_memory=block.is_cuda)
+        self._best = plan.best
+        # The last round that is reported, and the last one that is published with its report.
+        self._reported = self._published = state.round if plan.reported else -1
+        self._results: dict[str, float | str] = {}
+        self._history = dict(plan.history)
+
+    def report(self, results: dict[str, float]) -> None:
+        """Log the round, then have its checkpoint written behind the next one, where one is due.
+
+        Raises what the last checkpoint's writing met with, once that has ended.
+        """
+        self._behind.check()
+        config, round_ = self._plan.config, self._state.round
+        self._results, self._reported = finite_or_text(results), round_
+        self._history[str(round_)] = self._results
+        self._send({"event": "round", "round": round_, "metrics": self._results})
+        if config.checkpoints(round_):
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write the state, of which a copy is taken, since the next round changes it; older checkpoints go after that."""
+        config, round_ = self._plan.config, self._state.round
+        if config.checkpoints_dir is None or round_ == self._published:
+            return
+        self._behind.wait()  # it reads the last copy
+        reported = self._reported == round_
+        results = self._results if reported else finite_or_text(self._state.results)
+        best = self._best = best_so_far(config.keep_best, self._best, round_, results)
+        folder = Checkpoints(config.checkpoints_dir)
+        tensors: state_file.Arrays = server.arrays(self._model, self._snapshot.copy_(self._block))
+        if self._store is not None:
+            tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
+        earlier = {number: of_round for number, of_round in self._history.items() if int(number) < round_}
+        header = checkpoint_header(self._plan, results, best, reported, earlier)
+
+        def write() -> None:
+            start = time.perf_counter()
+            name = folder.save(round_, tensors, header, self._send.progress)
+            seconds = time.perf_counter() - start
+            self._send({"event": "checkpoint", "round": round_, "path": name, "seconds": seconds})
+            if trouble := folder.prune(config.keep_checkpoints, best.round if best else None):
+                self._send({"event": "said", "text": f"note: {trouble}"})
+
+        self._behind.do(write)
+        self._published = round_
+
+    def stop(self) -> None:
+        """The job shall end: publish the last complete round, and hold all others where they are until this ends.
+
+        If that round is not evaluated yet, its checkpoint says so, and the job that goes on from it begins with that.
+        """
+        self._state.lock.acquire()
+        try:
+            if self._state.round > 0 and not self._state.torn:  # torn: aggregation has failed
+                self._publish()
+            self._behind.wait()
+        except Exception as error:
+            failure = error if isinstance(error, UserError) else JobFailed(f"{type(error).__name__}: {error}")
+            self._send({"event": "failed", "failure": failure})
+        else:
+            self._send({"event": "stopped"})
+        threading.Event().wait()
+
+    def finish(self) -> None:
+        """After the last round: write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
+        self._behind.wait()
+        if self._best is not None:
+            said = f"best round by {self._best.metric}: {self._best.round}, with {self._best.value:.4f}"
+            self._send({"event": "said", "text": said})
+        if self._plan.config.checkpoints_dir is None or not self._plan.config.has_global_model:
+            return
+        self._model.load(self._state.params)
+        with tempfile.TemporaryDirectory() as staging:
+            shutil.copytree(Path(self._plan.folder) / "model", staging, dirs_exist_ok=True)
+            self._model.module.save_pretrained(staging)
+            files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
+            (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
+            folder = Checkpoints(self._plan.config.checkpoints_dir)
+            name = folder.put_folder(Path(staging), "model", COMPLETE, self._send.progress)
+        self._send({"event": "model", "path": name})

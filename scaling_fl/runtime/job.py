@@ -1,0 +1,188 @@
+"""A job as the command that was typed sees it: who else takes part, who may run it, its records, and its attempts."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaling_fl import host
+from scaling_fl.checkpoint.lease import Lease
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.config import compatibility
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.runtime import launcher
+from scaling_fl.runtime.nodes import agreement, cluster_env
+from scaling_fl.runtime.nodes.control_link import ALONE, Link
+from scaling_fl.tracking import events, mongo, secret_manager
+from scaling_fl.tracking.console import Console
+from scaling_fl.tracking.destinations import Places
+from scaling_fl.tracking.record import folded
+from scaling_fl.tracking.tracker import Tracker
+
+RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
+
+
+class Job:
+    """What one command holds until it ends; `resources` are let go of then."""
+
+    def __init__(self, resources: contextlib.ExitStack):
+        self.console = Console()
+        self.unobserved = False  # whether nothing is recorded
+        self.places = Places([RUNS])
+        self.link: Link = ALONE
+        self.plan: Plan | None = None
+        self._resources = resources
+        self._attempt = resources.enter_context(contextlib.ExitStack())  # what lasts as long as an attempt
+        self._lease: Lease | None = None
+        self._tracker: Tracker | None = None
+        self._written: dict[str, str] = {}
+
+    def config_of(self, values: Mapping[str, Any]) -> Config:
+        """What was typed, and where Vertex AI wants the checkpoints, unless that was typed."""
+        place = os.environ.get("AIP_CHECKPOINT_DIR")
+        if place and values["checkpoints_dir"] is None:
+            values = {**values, "checkpoints_dir": place}
+            self.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
+        return Config.from_mapping(values)
+
+    def begin(self, config: Config) -> Tracker | None:
+        """Prepare all that training needs; what will record it, if anything does. Bad input leaves no record.
+
+        Exits where the job is finished already.
+        """
+        if config.job_name is None:
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            config = dataclasses.replace(config, job_name=name)
+        self.link = Link(cluster_env.this(os.environ), self.console.line)
+        self._resources.callback(self.link.close)
+        config = agreement.agree(config, self.link)
+        history = self._claim(config) if self.link.node.rank == 0 else None
+        self.plan = self._prepare(config)
+        if self.plan.finished:
+            self._say_finished(self.plan, history)
+            sys.exit(0)
+        if history is not None and self.plan.round == 0 and history.exists():
+            self._check_recorded(self.plan, history)
+        if self._lease is not None:
+            self._lease.take()
+            self._resources.callback(self._lease.release)
+        if history is not None:
+            log = events.EventLog(history)
+            self._tracker = Tracker(log, self.plan, self.places.targets(config, self._lease), self.console.line)
+            self.console.listener = self._tracker.output
+            if self._lease is not None:
+                self._lease.runs = self._tracker.runs
+        return self._tracker
+
+    def train(self) -> None:
+        """Train as it was planned; after a failure again, as often as `max_restarts` allows."""
+        plan = self.plan
+        assert plan is not None, "`begin` made it"
+        for note in plan.notes:
+            self.console.line(f"note: {note}")
+        self.console.plan(plan)
+        for attempt in itertools.count(1):
+            try:
+                launcher.train(plan, self._on_event, self.link)
+                return
+            except JobFailed as error:
+                if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
+                    raise
+                self.link.end_with(error)
+                self.link.again()
+                self.console.close()
+                self.console.line(
+                    f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"
+                )
+                if self._tracker is not None:
+                    self._tracker.restarted(str(error))
+                plan = self.plan = self._prepare(plan.config)
+                if plan.finished:  # it failed when all was done
+                    return
+
+    def sync(self, config: Config) -> None:
+        """Bring its records up to date from its events."""
+        if config.job_name is None:
+            raise UserError("sync: which job? Write job_name=…, and checkpoints_dir=… if its events are only there")
+        history = self._claim(config)
+        if history is None or not history.exists():
+            raise UserError(
+                f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
+                f"begun, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or give its checkpoints_dir"
+            )
+        if not self.places.bring_up_to_date(config, history, self.console.line):
+            raise UserError(f"job_name={config.job_name}: not all of its records are up to date; try again later")
+
+    def written(self) -> dict[str, str]:
+        """What is where, for the user."""
+        return self._written | (self._tracker.places() if self._tracker is not None else {})
+
+    def _claim(self, config: Config) -> Path | None:
+        """Make sure that no other run has this job; its event file, if the run is recorded."""
+        if not self.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
+            self.places.addresses.insert(0, address)
+        recorded = self.places.known(events.file_of(RUNS, config))
+        self._resources.enter_context(host.only_run_of(str(config.job_name), config.checkpoints_dir, recorded))
+        if config.checkpoints_dir is not None:
+            self._lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
+            self._lease.check(self.console.line)
+        if self.unobserved:
+            return None
+        history = events.history(RUNS, config)
+        self.places.check(config, history, self.console.line)
+        return history
+
+    def _prepare(self, config: Config) -> Plan:
+        self._attempt.close()  # the one before
+        folder = self._attempt.enter_context(host.work_folder())
+        return launcher.prepare(config, folder, self.console.event, self.link)
+
+    def _say_finished(self, plan: Plan, history: Path | None) -> None:
+        config = plan.config
+        folder = str(config.checkpoints_dir or "node 0's checkpoints_dir").rstrip("/")
+        model = f"the model is in {folder}/model" if config.has_global_model else f"checkpoints are in {folder}"
+        self.console.line(
+            f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"
+        )
+        if history is not None and history.exists():
+            self.places.bring_up_to_date(config, history, self.console.line, finished=plan)
+
+    def _check_recorded(self, plan: Plan, history: Path) -> None:
+        """There is no checkpoint to go on from. Raises `UserError` where a new start would replace what is recorded.
+
+        Exits where the job is finished all the same: it keeps no checkpoints.
+        """
+        config, recorded = plan.config, events.read(history)[0]
+        done = max(events.rounds_of(recorded), default=0)
+        if done == 0:
+            return
+        record = folded(recorded)
+        compatibility.check(config, record.config)
+        compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
+        if record.entry["status"] == "COMPLETED":
+            said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
+            if config.checkpoints_dir is not None:  # the model is asked for there
+                raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
+            if config.num_rounds > done or self.link.node.count > 1:  # other nodes know of no record
+                raise UserError(f"job_name={config.job_name}: {said}")
+            self.console.line(f"job {config.job_name} is finished: {said}")
+            self.places.bring_up_to_date(config, history, self.console.line)
+            sys.exit(0)
+
+    def _on_event(self, event: Event) -> None:
+        assert self.plan is not None
+        if self._lease is not None:
+            self._lease.confirm()
+        if self._tracker is not None:
+            self._tracker.event(event)
+        if event["event"] in ("checkpoint", "model"):
+            self._written[event["event"]] = event["path"]
+        self.console.event(event, self.plan)

@@ -1,0 +1,223 @@
+"""Processes: the preparation child, then one worker per site. The launcher watches them, and stays free of torch.
+
+Children come from a fork server that has imported torch and transformers once.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.runtime import signals
+from scaling_fl.runtime.child_process import Child, OnEvent
+from scaling_fl.runtime.nodes import agreement
+from scaling_fl.runtime.nodes.control_link import ALONE, Link
+from scaling_fl.runtime.nodes.peer import Peer
+
+_GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
+_GRACE_OF_NODES = 7.0  # … when another node has to end its processes before it tells
+# What the children's libraries read when they start; each was chosen by measurement (benchmarks/README.md).
+SETTINGS = {
+    # Threads that spin for long while they wait take the core from a neighbour's thread that has work; threads that
+    # never spin cost a lone site's step a twentieth. So they spin for a moment.
+    "GOMP_SPINCOUNT": "10000",
+    # Tensors of 2 MiB and more on huge pages: a step on few tokens, which waits for weights, takes a fifth less time.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # What one step frees the next one takes, instead of new pages from the system.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    # Addresses without a name are no news.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
+def begin() -> None:
+    """Start the process that imports what all children need. It needs no waiting for; without this, `run` starts it."""
+    with contextlib.suppress(UserError):  # `run` says it
+        _fork_server()
+
+
+def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) -> Plan:
+    """Run the preparation child, on every node. Raises `UserError` on bad input, `JobFailed` on any other failure."""
+    plans: list[Plan] = []
+
+    def keep_plan(event: Event) -> None:
+        if event["event"] == "prepared":
+            plans.append(event["plan"])
+        else:
+            on_event(event)
+
+    job = (config, folder, link.node.count > 1)
+    run(
+        "scaling_fl.runtime.preparation:prepare",
+        [job],
+        ["the preparation"],
+        folder,
+        keep_plan,
+        config.stall_timeout,
+        link,
+        True,
+    )
+    return agreement.join(plans[0], link)
+
+
+def train(plan: Plan, on_event: OnEvent, link: Link = ALONE) -> None:
+    """Run this node's workers until all are done. Raises `JobFailed` with the first failure."""
+    memory = SharedMemory()
+    try:
+        jobs = [(plan, rank, memory) for rank in plan.ranks_here]
+        names = [plan.worker_name(rank) for rank in plan.ranks_here]
+        with signals.asking_first():
+            run("scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link)
+    finally:
+        memory.close()
+
+
+def run(
+    target: str,
+    jobs: Sequence[tuple[Any, ...]],
+    names: list[str],
+    folder: str,
+    on_event: OnEvent,
+    stall_timeout: float = 600.0,
+    link: Link = ALONE,
+    all_may_wait: bool = False,
+) -> None:
+    """Run `module:function(send, *job)` in one child per job; return when all have ended well.
+
+    `names` stand in messages; `folder` is removed by a child that finds the launcher dead. A child without progress
+    for `stall_timeout` seconds counts as failed. Raises the failure of the child that failed first, after all others
+    were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published. With other
+    nodes at `link`, what happens there counts as if it happened here. Unless `all_may_wait`, for something outside, it is
+    a hang when all children wait and nobody gets on.
+    """
+    if os.environ.get("SCALING_FL_DEBUG"):  # whom a debugger holds doesn't hang
+        stall_timeout = float("inf")
+    context = _fork_server()
+    children: list[Child] = []
+    try:
+        with _hidden_main():
+            for job, name in zip(jobs, names, strict=True):
+                try:
+                    children.append(Child(context, target, job, name, folder, stall_timeout))
+                except (EOFError, ConnectionError) as error:
+                    raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
+        link.begin()
+        failure = _watch(children, link, on_event, stall_timeout, all_may_wait)
+    finally:
+        with signals.deferred():
+            for child in children:
+                child.end()
+    if failure is not None:
+        raise failure
+
+
+def _fork_server() -> Any:
+    """The fork server, started at the first call; it imports torch and transformers once for all children."""
+    for name, value in SETTINGS.items():
+        if name not in os.environ and not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
+            os.environ[name] = value
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scaling_fl.runtime.preparation", "scaling_fl.runtime.worker"])
+    before = os.environ.get("PYTHONPATH")
+    multiprocessing.resource_tracker.ensure_running()  # first: it meddles with the signals that are blocked
+    # What ends a job is the launcher's business alone. The server inherits that these are blocked, and goes with the
+    # launcher; one that comes meanwhile is delivered after it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPS)
+    try:
+        # The server doesn't get this process's sys.path, and would pass over modules that it can't find.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
+        multiprocessing.forkserver.ensure_running()
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR={tempfile.gettempdir()}: no socket can be made there ({error}); name another folder for temporary "
+            "files, with a short path"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last: a signal that waited is raised here
+    return context
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Children import the main module again, with Sacred and all; these need nothing of it."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _watch(
+    children: list[Child], link: Link, on_event: OnEvent, stall_timeout: float, all_may_wait: bool
+) -> Exception | None:
+    """Pass events on until all children, here and on other nodes, have ended, or one has failed.
+
+    Returns the first failure's cause.
+
+    When a worker dies, the others' connections to it break, and may be reported before its death is seen: after
+    a broken connection the others are heard for a moment, and it gives way to any other cause.
+    """
+    lost: Exception | None = None
+    deadline: float | None = None
+    stop_by: float | None = None
+
+    def handle(event: Event) -> None:
+        if event["event"] == "stopped":
+            raise KeyboardInterrupt
+        on_event(event)
+
+    told = False  # the others that this node has done its part
+    members: list[Child | Peer] = [*children, *link.peers]
+    while running := [member for member in members if not member.ended]:
+        signals.check()
+        if signals.asked() and stop_by is None:
+            stop_by = time.monotonic() + signals.patience() + link.patience
+            on_event({"event": "said", "text": "stopping: the last complete round is published first"})
+            if not link.ask_to_stop():
+                with contextlib.suppress(OSError):  # it is ending by itself
+                    children[0].connection.send("stop")
+        if stop_by is not None and time.monotonic() > stop_by:
+            raise KeyboardInterrupt
+        timeout = min(1.0, stall_timeout / 5) if deadline is None else max(0.0, deadline - time.monotonic())
+        waiting_since = time.monotonic()
+        ready = wait([signals.wakeup, *(source for member in running for source in member.sources())], timeout)
+        if not ready and deadline is not None:
+            break
+        if time.monotonic() - waiting_since > timeout + stall_timeout / 5:  # this process was stopped, and they with it
+            for member in running:
+                member.progress_at = member.sign_at = time.monotonic()
+        for member in running:
+            member.receive(handle)
+            if isinstance(member.failure, PeerLost):
+                lost = lost or member.failure
+                deadline = deadline or time.monotonic() + (_GRACE_OF_NODES if link.peers else _GRACE)
+            elif member.failure is not None:
+                return member.failure
+        if not told and all(child.ended for child in children):
+            link.done()
+            told = True
+        hanging = [member for member in running if not member.ended and member.hangs(stall_timeout)]
+        link.waits = all(child.waits_for_nobody(stall_timeout) for child in children)
+        stuck = len(running) > 1 and all(member.waits_for_nobody(stall_timeout) for member in running)
+        if hanging or (stuck and not all_may_wait):
+            longest = min(hanging or running, key=lambda member: member.progress_at)
+            return longest.hung(stall_timeout, on_event)
+    return lost

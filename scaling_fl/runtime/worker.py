@@ -1,0 +1,114 @@
+"""A worker process: it opens what the preparation left, and takes its sites through the rounds."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scaling_fl.data import token_store
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import cohort, rounds, server
+from scaling_fl.federated.hosting import Hosting, Shards
+from scaling_fl.federated.run_plan import Plan, Send
+from scaling_fl.federated.server import ServerState
+from scaling_fl.federated.site import Resident
+from scaling_fl.federated.site_state import Store
+from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.runtime.coordinator import Coordinator
+from scaling_fl.state_file import TensorFiles
+
+_PROGRESS_INTERVAL = 0.25  # seconds
+
+
+def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
+    """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
+    loading.quiet()
+    torch.set_num_threads(plan.threads)
+    rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
+    folder, device = Path(plan.folder), torch.device(plan.devices[rank])
+    if device.type == "cuda":
+        set_up_gpu(device, plan.config.tf32)
+    module = loading.rebuild(folder / "model").to(device)
+
+    def on_wait(waiting: bool) -> None:
+        send.progress()
+        send.waiting = waiting
+
+    optimiser, shards = server.optimiser(plan.config), Shards(folder)
+    federation = Federation(
+        rank, plan.devices, Layout(module).size, memory, rendezvous, optimiser.num_moments, on_wait,
+        nodes=plan.nodes, interface=plan.interface,
+        exact=plan.config.exact_sum, single=cohort.single(plan.config, len(shards.sizes), len(plan.devices)),
+    )  # fmt: skip
+    if rank == 0 and federation.note:
+        send({"event": "said", "text": f"note: {federation.note}"})
+    flat = federation.home(device)
+    model = FlatModel(module, flat, arbitrary=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # where the parameters were before
+
+    # The state is one for all workers of a place; the integer buffers are each worker's own.
+    if rank == 0 or (federation.is_leader and not plan.nodes):
+        server.fill(model, federation.state, TensorFiles(folder / "state.safetensors"))
+    else:
+        model.fill_integers(TensorFiles(folder / "state.safetensors"))
+    federation.share_state() if plan.nodes else federation.wait()  # nobody trains before the state is in place
+    state = ServerState(
+        federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:], results=dict(plan.metrics)
+    )
+
+    store = Store(folder / "kept", folder / "state.safetensors") if plan.config.sites_keep else None
+    coordinator = Coordinator(send, plan, model, federation.state, state, store) if rank == 0 else None
+    if coordinator is not None:
+        send.on_stop = coordinator.stop
+    progress = _Progress(send, rank)
+    resident = Resident(
+        config=plan.config,
+        model=model,
+        train=token_store.TokenStore(folder / "train", plan.pad_token_id),
+        test=token_store.TokenStore(folder / "test", plan.pad_token_id),
+        device=device,
+        on_step=progress.step,
+        held_back=np.load(folder / "held_back.npy"),
+        store=store,
+    )
+    hosting = Hosting(resident, shards, rank, len(plan.devices))
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        progress.restart(state.round + 1)
+        if coordinator is not None:
+            coordinator.report(results)
+
+    progress.restart(state.round + plan.reported)
+    rounds.run(plan.config, hosting, federation, state, optimiser, on_round_end, plan.reported)
+    if coordinator is not None:
+        coordinator.finish()
+    federation.leave()
+
+
+def set_up_gpu(device: torch.device, tf32: bool) -> None:
+    """What holds for a whole process that trains on a GPU."""
+    torch.cuda.set_device(device)
+    loading.without_looking_at_masks()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+class _Progress:
+    """Counts the steps of a round and tells the launcher, a few times a second at most."""
+
+    def __init__(self, send: Send, rank: int):
+        self.send, self.rank = send, rank
+        self.restart(0)
+
+    def restart(self, round_: int) -> None:
+        self.round, self.done, self.sent_at = round_, 0, 0.0
+
+    def step(self) -> None:
+        self.done += 1
+        self.send.progress()
+        if time.monotonic() - self.sent_at > _PROGRESS_INTERVAL:
+            self.sent_at = time.monotonic()
+            self.send({"event": "progress", "worker": self.rank, "round": self.round, "done": self.done})

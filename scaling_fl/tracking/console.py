@@ -1,0 +1,191 @@
+"""What the user sees: the plan, a progress bar, a table row per round, and where everything was written."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaling_fl.federated import cohort
+from scaling_fl.federated.run_plan import Event, Plan
+
+# Width, heading, metric, format: 80 characters with the round. What a round has not measured stays blank.
+_COLUMNS = (
+    (8, "loss", "train.loss", "{:.4f}"),
+    (6, "acc", "train.accuracy", "{:.3f}"),
+    (6, "worst", "train.worst_site.accuracy", "{:.3f}"),
+    (6, "best", "train.best_site.accuracy", "{:.3f}"),
+    (9, "loss", "validation.loss", "{:.4f}"),
+    (6, "acc", "validation.accuracy", "{:.3f}"),
+    (6, "F1", "validation.macro_f1", "{:.3f}"),
+    (9, "per s", "examples_per_second", "{:.1f}"),
+    (7, "train", "seconds.train", "{:.1f}"),
+    (6, "aggr", "seconds.aggregate", "{:.2f}"),
+    (6, "eval", "seconds.evaluate", "{:.1f}"),
+)
+_GROUPS = f"{'train: sites':>31}{'test: global':>21}{'examples':>9}{'seconds':>19}"
+_MAX_SITES_SHOWN = 16
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Console:
+    """Prints through `sys.stdout`, which Sacred captures; the bar goes to the real stderr, which it doesn't."""
+
+    def __init__(self) -> None:
+        self._terminal = RichConsole(file=sys.__stderr__)
+        self._bar: Progress | None = None
+        self._round = -1  # of the bar, or of the last row
+        self._done: dict[Any, int] = {}
+        self.listener: Callable[[str], None] = lambda text: None  # hears every line
+        self._doing, self._said = "", 0.0  # what the preparation is doing, and when a line last told of it
+
+    def line(self, text: str = "") -> None:
+        """Print a line, above the bar if there is one."""
+        bar, self._bar = self._bar, None
+        try:
+            if bar is not None:
+                bar.stop()
+            print(text, flush=True)
+        except OSError:  # the terminal is closed, or `tee` ended with the same Ctrl-C: nobody reads any more
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        self.listener(text)
+        if bar is not None:
+            bar.start()
+            self._bar = bar
+
+    def plan(self, plan: Plan) -> None:
+        """Say what is about to happen."""
+        config, devices = plan.config, sorted(set(plan.devices))
+        through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
+        through += ", NCCL between GPUs" * (len(devices) > 1)
+        sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
+        if not plan.one_each:
+            sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
+        if plan.nodes:
+            sites += f" on {len(set(plan.nodes))} nodes ({len(plan.ranks_here)} of the processes here)"
+            through += ", one process of each node over the network"
+        self.line(
+            f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
+            f"aggregation through {through}, control over gloo"
+        )
+        if plan.node > 0:
+            self.line(f"this is node {plan.node}: node 0 shows the rounds, and keeps records and checkpoints")
+            return
+        head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
+        self.line(
+            f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
+            + (head if plan.new_parameters else ", its classification head kept")
+        )
+        self.line(
+            f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
+            f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
+        )
+        sizes, entropies = plan.shard_sizes, plan.shard_entropies
+        device = "  device" if plan.one_each else ""
+        self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}")
+        for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
+            where = f"  {plan.devices[site]}" if plan.one_each else ""
+            self.line(
+                f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}{where}"
+            )
+        if len(sizes) > _MAX_SITES_SHOWN:
+            self.line(
+                f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; all have {min(sizes):,} to {max(sizes):,} examples, "
+                f"half of them {sorted(sizes)[(len(sizes) - 1) // 2]:,} or less"
+            )
+        if plan.round:
+            self.line(f"job {config.job_name} resumes after round {plan.round}")
+        self.line()
+        self.line(_GROUPS)
+        self.line("round" + "".join(f"{heading:>{width}}" for width, heading, _, _ in _COLUMNS))
+
+    def event(self, event: Event, plan: Plan | None = None) -> None:
+        """Show an event of the preparation, or of a worker."""
+        match event["event"]:
+            case "said":
+                self._clear()
+                self.line(event["text"])
+            case "working":
+                self._working(event["what"], event["done"], event["total"], event["unit"])
+            case "output":
+                self.line(f"{event['source']} | {event['text']}")
+            case "round":
+                self._clear()
+                self._round = event["round"]
+                self.line(table_row(event["round"], event["metrics"]))
+            case "progress" if plan is not None:
+                self._progress(event, plan)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._clear()
+
+    def _progress(self, event: Event, plan: Plan) -> None:
+        if not self._terminal.is_terminal or event["round"] < self._round:
+            return
+        if event["round"] > self._round:
+            self._clear()
+            self._round = event["round"]
+        elif self._bar is None:  # a worker's last word of a round that has its row
+            return
+        if self._bar is None:
+            total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluates(event["round"])
+            self._bar = self._new_bar(f"round {event['round']}/{plan.config.num_rounds}", total, "steps")
+        self._done[event["worker"]] = event["done"]
+        self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
+
+    def _working(self, what: str, done: float, total: float, unit: str) -> None:
+        """Progress of the preparation: a bar, or now and then a line where there is no terminal."""
+        if what != self._doing:
+            self._clear()
+            self._doing, self._said = what, time.monotonic()
+        if not self._terminal.is_terminal:
+            if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+                self._said = time.monotonic()
+                self.line(f"{what}: {done:,.0f} of {total:,.0f} {unit}")
+        elif done < total:
+            self._bar = self._bar or self._new_bar(what, total, unit)
+            self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)
+        else:
+            self._clear()
+
+    def _new_bar(self, what: str, total: float, unit: str) -> Progress:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            console=self._terminal,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        bar.add_task(what, total=total)
+        bar.start()
+        return bar
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+        self._bar, self._done = None, {}
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun if count == 1 else 'processes' if noun == 'process' else noun + 's'}"
+
+
+def table_row(round_: int, results: Mapping[str, Any]) -> str:
+    """One round as a line of the table."""
+    cells = []
+    for width, _, name, form in _COLUMNS:
+        value = results.get(name)
+        text = "" if value is None else value if isinstance(value, str) else form.format(value)
+        cells.append(f"{text:>{width}}")
+    return f"{round_:>5}" + "".join(cells)

@@ -1,0 +1,88 @@
+"""Processes that are killed while they write a checkpoint: what was published before stays, and stays sound."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling_fl.checkpoint.store import Checkpoints
+from tests.checkpoint import writer
+from tests.conftest import ROOT
+from tests.line import Line
+
+
+def start(url: str, moment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.checkpoint.writer", url, moment],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_sound(checkpoints: Checkpoints, published: int, tmp_path: Path) -> None:
+    """All that is listed is sound: what was published, and perhaps the next one, whose writer could no longer say so."""
+    rounds = checkpoints.rounds()
+    assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
+    while rounds:
+        found = checkpoints.newest(tmp_path / "newest")
+        assert found is not None
+        tensors, header, damaged = found
+        assert (header["round"], damaged) == (rounds[0], [])
+        assert np.array_equal(tensors["w"], writer.state(rounds[0])["w"])
+        checkpoints.set_aside(before=rounds.pop(0) - 1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "published"),
+    [("while it is forced to the disk", 2), ("before the rename", 2), ("after the rename", 3)],
+)
+def test_a_writer_that_is_killed_at_a_moment_leaves_what_was_published(
+    tmp_path: Path, moment: str, published: int
+) -> None:
+    process = start(str(tmp_path / "c"), moment)
+    assert process.communicate(timeout=60)[0].split() == ["1", "2"]
+    assert process.returncode == -9
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    assert checkpoints.rounds() == list(range(published, 0, -1))
+    left = [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".partial-")]
+    assert len(left) == 1, "it was in the middle of something"
+    checkpoints.probe()
+    assert not left[0].exists()
+    assert_sound(checkpoints, published, tmp_path)
+
+
+def test_a_writer_that_is_killed_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path) -> None:
+    process = start(str(tmp_path / "c"), "never")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "2\n":
+            break
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "c").glob(".partial-*/round-*")):
+        assert time.monotonic() < deadline
+    process.kill()
+    lines = process.communicate()[0].split()
+    assert_sound(Checkpoints(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
+
+
+@pytest.mark.parametrize("sent", [1, 3_000, 500_000, 1_000_000])
+def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_before(
+    line: Line, tmp_path: Path, sent: int
+) -> None:
+    url = os.environ["TEST_BUCKET"] + "/jobs/killed"
+    process = start(url, "never")
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text == "2\n":
+            break
+    line.cut_after(sent, process.kill)  # at once nothing follows, not even what is in the system's buffers
+    lines = process.communicate(timeout=60)[0].split()
+    assert process.returncode == -9
+    line.down = False
+    assert_sound(Checkpoints(url), int(lines[-1]) if lines else 2, tmp_path)

@@ -1,0 +1,155 @@
+"""Interrupted and resumed ≡ never interrupted, bitwise: states, metrics, and which checkpoints stay."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.numpy
+
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.runtime import launcher
+from scaling_fl.state_file import read_state
+from tests import builders
+
+
+def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
+    """Prepare and train; the metrics of each round, without the seconds that it took."""
+    seen: dict[int, dict[str, Any]] = {}
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            seen[event["round"]] = {
+                name: value
+                for name, value in event["metrics"].items()
+                if not name.startswith(("seconds.", "examples_per_second"))
+            }
+
+    work.mkdir()
+    launcher.train(launcher.prepare(config, str(work), lambda event: None), keep)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("sites", "iid", "schedule", "more"),
+    [
+        (1, True, "linear", {"gradient_accumulation_steps": 3, "validation_fraction": 0.2}),
+        (4, False, "linear", {"validation_fraction": 0.1, "max_grad_norm": 0.5}),
+        (4, True, "cosine", {"gradient_accumulation_steps": 2, "num_local_epochs": 2}),
+        (1, False, "constant", {"optimiser": "sgd", "server_momentum": 0.9}),
+        (4, True, "linear", {"server_optimiser": "adam", "keep_optimiser": True}),
+        (1, False, "constant", {"keep_optimiser": True, "optimiser": "rmsprop"}),
+        (4, False, "constant", {"keep_optimiser": True, "optimiser": "adagrad", "weight_decay": 0.01}),
+        (1, False, "cosine", {"server_optimiser": "yogi", "server_learning_rate": 0.01}),
+        (2, True, "constant", {"num_sites": 9, "participation": 0.4, "keep_optimiser": True}),
+        (2, False, "linear", {"num_sites": 5, "sites_per_round": 3, "sampling": "by_examples", "exact_sum": False}),
+        (2, True, "linear", {"num_sites": 3, "baseline": "local_only", "keep_optimiser": True}),
+        (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
+    ],
+)
+def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(
+    small_config: Config, tmp_path: Path, sites: int, iid: bool, schedule: str, more: dict[str, Any]
+) -> None:
+    builders.write_csv(tmp_path / "train.csv", 43)  # unequal shards
+    config = dataclasses.replace(
+        small_config, site_ids=(-1,) * sites, iid_split=iid, lr_schedule=schedule, warmup=1.5, num_rounds=4,
+        learning_rate=0.01, keep_checkpoints=0, keep_best="validation.loss", **more,
+    )  # fmt: skip
+    undisturbed = train(config, tmp_path / "first")
+    rounds = [results["learning_rate"] for results in list(undisturbed.values())[1:]]
+    assert len(set(rounds)) == (2 if schedule == "constant" else 4), "the schedule moves over the interruption"
+
+    again = dataclasses.replace(config, checkpoints_dir=str(tmp_path / "again"), keep_checkpoints=1)
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "out" / "round-000002.safetensors", tmp_path / "again")
+    resumed = train(again, tmp_path / "second")
+    assert resumed == {3: undisturbed[3], 4: undisturbed[4]}
+    whole, header = read_state(tmp_path / "out" / "round-000004.safetensors")
+    parts, resumed_header = read_state(tmp_path / "again" / "round-000004.safetensors")
+    assert whole.keys() == parts.keys()
+    for name, array in whole.items():
+        assert array.tobytes() == parts[name].tobytes(), name
+    best = min((1, 2, 3, 4), key=lambda round_: undisturbed[round_]["validation.loss"])
+    assert header["best"] == resumed_header["best"]
+    assert header["best"]["round"] == best
+    assert Checkpoints(str(tmp_path / "again")).rounds() == sorted({4, best} - {1}, reverse=True)
+
+
+def changed_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def reverse_vocabulary(tokenizer: dict[str, Any]) -> None:
+    vocabulary, special = tokenizer["model"]["vocab"], {token["content"] for token in tokenizer["added_tokens"]}
+    words = [word for word in vocabulary if word not in special]
+    vocabulary.update(zip(words, reversed([vocabulary[word] for word in words]), strict=True))
+
+
+def other_weights(folder: Path) -> None:
+    weights = dict(safetensors.numpy.load_file(folder / "model.safetensors"))
+    name = min(weights)
+    safetensors.numpy.save_file(weights | {name: weights[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_tokens(folder: Path) -> None:
+    changed_json(folder / "tokenizer.json", reverse_vocabulary)
+
+
+def more_dropout(folder: Path) -> None:
+    changed_json(folder / "config.json", lambda config: config.update(hidden_dropout_prob=0.3))
+
+
+@pytest.fixture
+def begun(small_config: Config, tmp_path: Path) -> Config:
+    """A job after its first round of two."""
+    train(small_config, tmp_path / "first")
+    shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    return dataclasses.replace(small_config, num_rounds=2)
+
+
+def prepare(config: Config, folder: Path) -> Plan:
+    folder.mkdir()
+    return launcher.prepare(config, str(folder), lambda event: None)
+
+
+@pytest.mark.parametrize("name", ["model", "moved"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (other_weights, r"weights of digest \w{12}…, now \w{12}…; restore"),
+        (other_tokens, r"tokens of digest \w{12}…, now \w{12}…; restore"),
+        (more_dropout, "hidden_dropout_prob was 0.1, is 0.3; restore"),
+    ],
+    ids=["weights", "tokens", "architecture"],
+)
+def test_a_job_goes_on_with_its_own_model_alone_whatever_its_path(
+    begun: Config, tmp_path: Path, name: str, change: Callable[[Path], None], told: str
+) -> None:
+    moved = dataclasses.replace(begun, model=str(tmp_path / name))
+    assert prepare(moved, tmp_path / "second").round == 1
+    change(tmp_path / name)
+    last = tmp_path / "out" / "round-000002.safetensors"
+    last.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"model={moved.model} differs from the model it began with .*: {told}"):
+        prepare(moved, tmp_path / "third")
+    assert last.exists(), "what is refused changes nothing"
+
+
+def test_a_checkpoint_that_does_not_tell_of_its_model_binds_the_path(begun: Config, tmp_path: Path) -> None:
+    tensors, header = read_state(tmp_path / "out" / "round-000001.safetensors")
+    del header["origin"]
+    Checkpoints(str(tmp_path / "out")).save(1, tensors, header)
+    assert prepare(begun, tmp_path / "second").round == 1
+    with pytest.raises(UserError, match=r"model was '.*model', is '.*moved'"):
+        prepare(dataclasses.replace(begun, model=str(tmp_path / "moved")), tmp_path / "third")
+    train(begun, tmp_path / "fourth")
+    longer = dataclasses.replace(begun, num_rounds=3, model=str(tmp_path / "moved"))
+    assert prepare(longer, tmp_path / "fifth").round == 2, "what goes on from it tells"

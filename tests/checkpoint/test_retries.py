@@ -1,0 +1,202 @@
+"""Checkpoints in object stores that break, are busy, refuse, or vanish; over HTTP, through a line that can be cut."""
+
+import json
+import os
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling_fl import state_file
+from scaling_fl.checkpoint import retries
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.errors import UserError
+from tests.checkpoint.writer import state
+from tests.conftest import ObjectStore
+from tests.line import Line
+from tests.test_state_file import HEADER, TENSORS
+
+
+@pytest.fixture
+def naps(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were to be waited between tries, and were not. Neither does gcsfs wait between its own."""
+    taken: list[float] = []
+    monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=taken.append))
+
+    async def no_sleep(seconds: float) -> None:
+        pass
+
+    if "gs" in object_store.fs.protocol:
+        import gcsfs.retry
+
+        monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=no_sleep))
+    return taken
+
+
+@pytest.fixture
+def checkpoints(line: Line) -> Checkpoints:
+    """In an object store, with one in it."""
+    opened = Checkpoints(os.environ["TEST_BUCKET"] + "/jobs/j")
+    opened.fs.retries = 1  # s3fs's own, which take seconds
+    opened.probe()
+    opened.save(1, TENSORS, HEADER)
+    return opened
+
+
+def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Callable[[str], bytes | None]:
+    """An answer to whatever would write, as the store gives it."""
+    if "s3" in checkpoints.fs.protocol:
+        body = f"<Error><Code>{code}</Code><Message>the store says {code}</Message></Error>"
+    else:
+        body = json.dumps({"error": {"code": status, "message": f"the store says {code}"}})
+    head = (
+        f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    )
+    return lambda method: (head + body).encode() if method in ("PUT", "POST", "DELETE") else None
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_an_outage_is_waited_for(
+    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tries: int, tmp_path: Path
+) -> None:
+    line.down = True
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        line.down = len(naps) < tries
+
+    monkeypatch.setattr(retries.time, "sleep", nap)
+    told: list[int] = []
+    checkpoints.save(2, state(2), HEADER, on_progress=lambda: told.append(len(naps)))
+    assert tuple(naps) == retries.WAITS[:tries]
+    assert set(range(tries + 1)) <= set(told), "waiting isn't hanging"
+    found = checkpoints.newest(tmp_path / "newest")
+    assert found is not None
+    assert found[1]["round"] == 2
+    assert np.array_equal(found[0]["w"], state(2)["w"])
+
+
+def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
+    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line.cut_after(500_000, lambda: None)
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        line.down = False
+        assert checkpoints.rounds() == [1], "of what broke off nothing is seen"
+
+    monkeypatch.setattr(retries.time, "sleep", nap)
+    checkpoints.save(2, state(2), HEADER)
+    assert tuple(naps) == retries.WAITS[:1]
+    found = checkpoints.newest(tmp_path / "newest")
+    assert found is not None
+    assert np.array_equal(found[0]["w"], state(2)["w"])
+
+
+def test_a_model_is_waited_for_as_well(
+    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(state(1)["w"].tobytes())
+    (folder / "done").write_text("7")
+    line.cut_after(500_000, lambda: None)
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        line.down = False
+        assert checkpoints.read_json("model/done") is None
+
+    monkeypatch.setattr(retries.time, "sleep", nap)
+    checkpoints.put_folder(folder, "model", last="done")
+    assert tuple(naps) == retries.WAITS[:1]
+    assert checkpoints.read_json("model/done") == 7
+    assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/weights") == state(1)["w"].tobytes()
+
+
+def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
+    checkpoints: Checkpoints, line: Line, naps: list[float], tmp_path: Path
+) -> None:
+    line.down = True
+    with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: round-000002\.safetensors can't be written \("):
+        checkpoints.save(2, TENSORS, HEADER)
+    assert tuple(naps) == retries.WAITS
+    line.down = False
+    assert checkpoints.rounds() == [1]
+    assert checkpoints.newest(tmp_path / "newest") is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "waits"),
+    [
+        (503, "SlowDown", True),
+        (500, "InternalError", True),
+        (502, "BadGateway", True),
+        (429, "TooManyRequests", True),
+        (403, "AccessDenied", False),
+        (404, "NoSuchBucket", False),
+        (401, "Invalid Credentials", False),
+        (400, "ExpiredToken", False),
+    ],
+)
+def test_a_busy_store_is_waited_for_and_a_refusal_is_not(
+    checkpoints: Checkpoints, line: Line, naps: list[float], status: int, code: str, waits: bool
+) -> None:
+    line.answer = answer(line, checkpoints, status, code)
+    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(") as error:
+        checkpoints.save(2, TENSORS, HEADER)
+    assert tuple(naps) == (retries.WAITS if waits else ())
+    assert "check the place, its free space, its permissions and the credentials" in str(error.value)
+    if code in ("AccessDenied", "ExpiredToken"):
+        assert f"the store says {code}" in str(error.value)
+    line.answer = lambda method: None
+    assert checkpoints.rounds() == [1]
+
+
+def test_a_bucket_that_is_gone_is_said_at_once(
+    checkpoints: Checkpoints, object_store: ObjectStore, naps: list[float]
+) -> None:
+    checkpoints.fs.rm(checkpoints.root, recursive=True)
+    object_store.fs.rmdir(object_store.bucket.partition("://")[2])
+    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(FileNotFoundError"):
+        checkpoints.save(2, TENSORS, HEADER)
+    assert naps == []
+
+
+def test_what_may_not_be_removed_is_said_and_stays(checkpoints: Checkpoints, line: Line, naps: list[float]) -> None:
+    checkpoints.save(2, TENSORS, HEADER)
+    line.answer = answer(line, checkpoints, 403, "AccessDenied")
+    trouble = checkpoints.prune(1, None)
+    assert trouble is not None
+    assert trouble.startswith(f"checkpoints_dir={checkpoints.url}: old ones can't be removed (")
+    line.answer = lambda method: None
+    assert checkpoints.rounds() == [2, 1]
+    assert checkpoints.prune(1, None) is None
+    assert checkpoints.rounds() == [2]
+
+
+def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as future:
+        future.setattr(state_file, "FORMAT_VERSION", 2)
+        checkpoints.save(2, TENSORS, HEADER)
+    for round_ in (3, 4):
+        checkpoints.save(round_, TENSORS, HEADER)
+    whole = checkpoints.fs.cat_file(f"{checkpoints.root}/round-000003.safetensors")
+    flipped = whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]
+    for round_, content in ((3, flipped), (4, whole[: len(whole) // 2]), (5, b"")):
+        checkpoints.fs.pipe_file(f"{checkpoints.root}/round-00000{round_}.safetensors", content)
+    found = checkpoints.newest(tmp_path / "newest")
+    assert found is not None
+    assert found[1]["round"] == 1
+    for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 2"), strict=True):
+        assert text.startswith(f"round-00000{round_}.safetensors is damaged (")
+        assert reason in text
+    assert checkpoints.rounds() == [5, 4, 3, 2, 1]
+    checkpoints.set_aside(before=1)
+    assert checkpoints.rounds() == [1]
+    assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000003.safetensors.damaged") == flipped

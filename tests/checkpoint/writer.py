@@ -1,0 +1,43 @@
+"""A process that writes checkpoints until it is killed: `python -m tests.checkpoint.writer URL MOMENT`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling_fl.checkpoint import store
+
+SIZE = 250_000  # float32 values: 1 MB, which takes many packets
+
+
+def state(round_: int) -> dict[str, Any]:
+    """Of each round another one."""
+    return {"w": np.arange(SIZE, dtype=np.float32) + round_}
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(url: str, moment: str) -> None:
+    """Print each round that is published. At the `moment` of round 3 it kills itself; "never" is up to others."""
+    checkpoints = store.Checkpoints(url)
+    checkpoints.probe()
+    sync = store._sync
+    for round_ in range(1, 10_000):
+        if round_ == 3:
+            if moment == "before the rename":
+                os.replace = die
+            elif moment == "after the rename":
+                store._sync = lambda path: die() if path == Path(checkpoints.root) else sync(path)
+            elif moment == "while it is forced to the disk":
+                store._sync = die
+        checkpoints.save(round_, state(round_), {"metrics": {}})
+        print(round_, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,84 @@
+from typing import Any
+
+import numpy as np
+
+from scaling_fl.commands import show_shards
+from scaling_fl.config.schema import Config
+from scaling_fl.data.shards import deal
+from scaling_fl.data.tasks import Split
+
+NAMES = ("sea", "land", "moon")
+
+
+def split(labels: list[int], sites: list[str] | None = None) -> Split:
+    return Split([""] * len(labels), np.array(labels), sites=sites)
+
+
+def describe(rows: Split, names: tuple[str, ...] = NAMES, **keys: Any) -> list[str]:
+    config = Config(**keys)
+    return show_shards.describe(config, rows, names, deal(config, rows, []))
+
+
+def picture(lines: list[str]) -> list[list[str]]:
+    """Names and characters below the legend."""
+    legend = next(number for number, line in enumerate(lines) if "none" in line)
+    return [line.split("  ") for line in map(str.strip, lines[legend + 1 :])]
+
+
+def test_counts_and_entropies_are_those_of_the_shards() -> None:
+    # Sorted by label and cut: 0 0 0 0 | 0 0 1 1 | 1 1 2
+    lines = describe(split([0, 1, 0, 0, 2, 0, 1, 0, 1, 0, 1]), iid_split=False, num_sites=3)
+    assert lines[0] == "partition=by_label: 3 sites, 11 training rows"
+    assert [line.split() for line in lines[2:6]] == [
+        ["site", "examples", "entropy", *NAMES],
+        ["0", "4", "0.000", "4", "0", "0"],
+        ["1", "4", "1.000", "2", "2", "0"],
+        ["2", "3", "0.918", "0", "2", "1"],  # -2/3 log2(2/3) - 1/3 log2(1/3)
+    ]
+    # (0 + 1 + 0.918) / 3 over the sites; 6/11, 4/11 and 1/11 of all rows
+    assert lines[6] == (
+        "examples: smallest 3, median 4, largest 4; label entropy in bits: mean over the sites 0.639, of all rows 1.322"
+    )
+    # 4/4, 2/4, 0; 0, 2/4, 2/3; 0, 0, 1/3
+    assert picture(lines) == [
+        ["examples", "██████" * 2 + "▆▆▆▆▆▆"],
+        ["sea", "██████▒▒▒▒▒▒······"],
+        ["land", "······▒▒▒▒▒▒▓▓▓▓▓▓"],
+        ["moon", "············▒▒▒▒▒▒"],
+    ]
+
+
+def test_sizes_and_keys_of_the_partition_are_shown() -> None:
+    # rank ** -1.2 of the largest, in eighths and rounded up: 8, 3.5, 2.1, 1.5, 1.2, 0.9, 0.8, 0.7
+    rows = split([0, 1] * 5000)
+    lines = describe(rows, partition="sizes", size_law="power", size_skew=1.2, num_sites=8, validation_fraction=0.2)
+    assert (
+        lines[0]
+        == "partition=sizes size_law=power size_skew=1.2: 8 sites, 8,000 training rows; 2,000 more are held back"
+    )
+    heights = picture(lines)[0][1][::6]
+    assert sorted(heights, reverse=True) == sorted("█▄▃▂▂▁▁▁", reverse=True)
+
+
+def test_sites_of_a_column_have_the_names_of_their_values() -> None:
+    rows = split([0, 1, 2, 0], ["Lund\n", "Oslo", "Lund\n", "a very long name of a town"])
+    lines = describe(rows, partition="column", partition_column="town", site_ids=(-1,))
+    assert lines[0] == "partition=column partition_column=town: 3 sites, 4 training rows"
+    assert [line[:18].strip() for line in lines[3:6]] == ["Lund", "Oslo", "a very long name …"]
+    assert [line.split()[-5:] for line in lines[3:5]] == [
+        ["2", "1.000", "1", "0", "1"],
+        ["1", "0.000", "0", "1", "0"],
+    ]
+
+
+def test_of_many_sites_and_labels_some_are_shown() -> None:
+    rows = split([number % 40 for number in range(4000)])
+    lines = describe(rows, tuple(f"label {number}" for number in range(40)), num_sites=1000)
+    table, drawn = lines[2:14], picture(lines)
+    assert [line.split()[0] for line in table] == ["site", *"012345", "…", "997", "998", "999", "…"]
+    assert table[7].split(maxsplit=1)[1] == "991 more sites"
+    assert table[-1].strip() == "… and 32 more labels"
+    assert any(line.strip().startswith("64 of 1,000 sites;") for line in lines)
+    assert all(len(characters) == 64 for _, characters in drawn[:-1])
+    assert len(drawn) == 1 + 30 + 1
+    assert all(len(line) < 160 for line in lines)

@@ -1,0 +1,140 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from scaling_fl.config import compatibility
+from scaling_fl.config.schema import OPTIMISERS, Config
+from scaling_fl.errors import UserError
+
+
+def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
+    defaults = Config().to_mapping()
+    assert Config.from_mapping(defaults) == Config()
+    asked_for = {
+        "learning_rate": 5e-5, "optimiser": "adamw", "max_seq_len": 128, "batch_size": 32, "val_batch_size": 512,
+        "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None, "checkpoints_dir": None,
+    }  # fmt: skip
+    assert {key: defaults[key] for key in asked_for} == asked_for
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("site_ids", 3, "write site_ids=[3]"),
+        ("site_ids", "[a,b]", "write site_ids=[0,0]"),
+        ("site_ids", [], "a list of GPU indices"),
+        ("site_ids", [0, -1], "GPUs and CPU don't mix"),
+        ("site_ids", [0, True], "write site_ids=[0,0]"),
+        ("site_ids", [0, 1.5], "write site_ids=[0,0]"),
+        ("num_rounds", 0, "a whole number, 1 or more"),
+        ("num_rounds", 2.5, "a whole number, 1 or more"),
+        ("num_rounds", "ten", "a whole number, 1 or more"),
+        ("num_rounds", True, "a whole number, 1 or more"),
+        ("iid_split", "false", "True or False, with a capital letter"),
+        ("iid_split", 1, "True or False, with a capital letter"),
+        ("learning_rate", 0, "a number above 0"),
+        ("learning_rate", float("nan"), "a number above 0"),
+        ("learning_rate", "5e-5x", "such as learning_rate="),
+        ("weight_decay", -0.1, "a number, 0 or more"),
+        ("optimiser", "adamv", "one of adamw, adam, sgd"),
+        ("task_name", "ag_news", "one of agnews, csv, demo"),
+        ("max_seq_len", 3, "a whole number, 4 or more"),
+        ("threads_per_site", 0, "a whole number from 1 to 1024"),
+        ("model", 1e5, "expected text"),
+        ("model", None, "expected text"),
+        ("lr_schedule", "step", "one of constant, linear, cosine"),
+        ("precision", "fp8", "one of auto, fp32, bf16, fp16"),
+        ("max_grad_norm", 0, "a number above 0"),
+        ("warmup", -1, "a number, 0 or more"),
+        ("warmup", 10.0, "num_rounds=10 ends before it"),
+        ("job_name", "", "an unset shell variable?"),
+        ("job_name", "a/b", "letters, digits"),
+        ("job_name", "../x", "letters, digits"),
+        ("checkpoints_dir", " ", "an unset shell variable?"),
+        ("keep_checkpoints", -1, "a whole number, 0 or more"),
+        ("keep_best", "accuracy", "one of validation.loss, validation.accuracy, validation.macro_f1, held_back.loss"),
+        ("keep_best", "held_back.loss", "no training rows are held back; give validation_fraction=0.1 as well"),
+        ("validation_fraction", 1, "a number from 0 to less than 1"),
+        ("validation_fraction", -0.1, "a number from 0 to less than 1"),
+        ("seed", -1, "a whole number from 0 to 4294967295"),
+        ("data_seed", 2**32, "a whole number from 0 to 4294967295"),
+    ],
+)
+def test_a_bad_value_is_refused_by_key_value_and_remedy(key: str, value: Any, remedy: str) -> None:
+    with pytest.raises(UserError) as error:
+        Config.from_mapping({key: value})
+    assert str(error.value).startswith((f"{key}={value!r}: ", "warmup=10: "))
+    assert remedy in str(error.value)
+
+
+def test_an_unknown_key_is_refused_with_the_closest_one() -> None:
+    with pytest.raises(UserError, match=r"num_round=3: there is no such key; did you mean num_rounds\?"):
+        Config.from_mapping({"num_round": 3})
+
+
+def test_numbers_and_lists_take_the_type_of_their_key() -> None:
+    config = Config.from_mapping({"learning_rate": 1, "site_ids": [1, 0]})
+    assert (config.learning_rate, type(config.learning_rate)) == (1.0, float)
+    assert config.site_ids == (1, 0)
+
+
+def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
+    before = Config(job_name="j", site_ids=(0, 1)).to_mapping()
+    free = {
+        "site_ids": (2, 2), "num_rounds": 99, "train_path": "x", "test_path": "y", "author": "me", "eval_every": 2,
+        "checkpoint_every": 3, "checkpoints_dir": "z", "val_batch_size": 9, "threads_per_site": 1,
+        "keep_checkpoints": 0, "keep_best": "validation.loss",
+    }  # fmt: skip
+    compatibility.check(dataclasses.replace(Config(job_name="j"), **free), before)
+
+    for key, value in [
+        ("learning_rate", 0.5), ("seed", 1), ("alpha", 0.1), ("model", "bert"), ("batch_size", 1),
+        ("validation_fraction", 0.1),
+    ]:  # fmt: skip
+        changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
+        with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
+            compatibility.check(changed, before)
+    other = Config(job_name="j", site_ids=(0, 1), partition="by_label")
+    with pytest.raises(UserError, match="partition was 'iid', is 'by_label'"):
+        compatibility.check(other, before)
+    for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
+        scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
+        compatibility.check(scheduled, scheduled.to_mapping())
+        with pytest.raises(UserError, match="num_rounds was 4, is 3, on which the learning rate depends"):
+            compatibility.check(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
+    with pytest.raises(UserError, match="the number of sites was 2, is 3"):
+        compatibility.check(Config(job_name="j", site_ids=(0, 1, 1)), before)
+
+
+def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_another() -> None:
+    words: list[tuple[str, dict[str, Any]]] = [
+        ("iid", {}), ("iid", {"iid_split": True}), ("iid", {"partition": "iid"}), ("by_label", {"iid_split": False}),
+        ("by_label", {"partition": "by_label"}), ("sizes", {"partition": "sizes"}),
+    ]  # fmt: skip
+    for was, earlier in words:
+        # A checkpoint from before there were other partitions than these two has none of the later keys.
+        before = Config(**earlier).to_mapping()
+        old = {key: value for key, value in before.items() if key in ("iid_split", "site_ids", "num_rounds")}
+        for now, later in words:
+            for header in [before] if was == "sizes" else [before, old | {"iid_split": was == "iid"}]:
+                if now == was:
+                    compatibility.check(Config(**later), header)
+                else:
+                    with pytest.raises(UserError, match=f"partition was '{was}', is '{now}'"):
+                        compatibility.check(Config(**later), header)
+    parts = Config(partition="labels_per_site", labels_per_site=2)
+    with pytest.raises(UserError, match="labels_per_site was 2, is 3"):
+        compatibility.check(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
+
+
+def test_every_optimiser_of_the_configuration_is_built() -> None:
+    from scaling_fl.federated.site import _OPTIMISERS
+
+    assert set(OPTIMISERS) == set(_OPTIMISERS)
+
+
+@pytest.mark.parametrize(("num_test", "size"), [(9, 32), (2048, 32), (2049, 33), (7600, 119), (50_000, 512)])
+def test_small_test_sets_are_cut_finer(num_test: int, size: int) -> None:
+    assert Config().evaluation_batch_size(num_test) == size
+    assert Config(val_batch_size=8).evaluation_batch_size(num_test) == 8

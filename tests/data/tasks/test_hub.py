@@ -1,0 +1,254 @@
+"""Folders that `datasets` saved, and a server that speaks as much of the hub's protocol as `datasets` asks for."""
+
+import hashlib
+import io
+import json
+import posixpath
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import tasks
+from scaling_fl.errors import UserError
+
+TOPICS = datasets.ClassLabel(names=["sea", "air", "land"])
+FEATURES = datasets.Features({"body": datasets.Value("string"), "topic": TOPICS})
+TRAIN = {"body": ["ship", "kite", "road", "", "gull"], "topic": [0, 1, 2, 2, 1]}
+TEST = {"body": ["wave", "wind"], "topic": [0, 1]}
+
+
+def save(folder: Path, features: datasets.Features | None = FEATURES, **splits: dict[str, list[Any]]) -> str:
+    saved = {name: datasets.Dataset.from_dict(columns, features=features) for name, columns in splits.items()}
+    datasets.DatasetDict(saved).save_to_disk(folder)
+    return str(folder)
+
+
+def load(dataset: str, **keys: object) -> tasks.Task:
+    keys = {"text_column": "body", "label_column": "topic"} | keys
+    return tasks.load(Config(task_name="hub", dataset=dataset, **keys))  # type: ignore[arg-type]
+
+
+def test_a_saved_folder_keeps_the_labels_names_in_their_order(tmp_path: Path) -> None:
+    task = load(save(tmp_path / "saved", train=TRAIN, test=TEST))
+    assert task.label_names == ("sea", "air", "land")
+    assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
+    assert (task.test.texts, task.test.labels.tolist()) == (TEST["body"], TEST["topic"])
+    assert task.notes == ("empty training texts, which are kept: 1 of 5",)
+
+
+def test_splits_may_be_parts_and_sums(tmp_path: Path) -> None:
+    folder = save(tmp_path / "saved", train=TRAIN, extra=TEST)
+    task = load(folder, train_split="train[:60%]+extra", test_split="train[3:]")
+    assert task.train.texts == ["ship", "kite", "road", "wave", "wind"]
+    assert task.test.texts == ["", "gull"]
+
+
+def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> None:
+    users = datasets.Features({**FEATURES, "user": datasets.Value("int64")})
+    train = {**TRAIN, "user": [7, 10, 7, 9, 10]}
+    saved = {
+        "train": datasets.Dataset.from_dict(train, features=users),
+        "test": datasets.Dataset.from_dict(TEST, features=FEATURES),
+    }
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    task = load(str(tmp_path / "saved"), partition="column", partition_column="user")
+    assert task.train.sites == ["7", "10", "7", "9", "10"]
+    by_topic = load(str(tmp_path / "saved"), partition="column", partition_column="topic")
+    assert by_topic.train.sites == ["sea", "air", "land", "land", "air"]
+    with pytest.raises(
+        UserError, match=r"partition_column='town': dataset=.* has no column town; it has body, topic, user"
+    ):
+        load(str(tmp_path / "saved"), partition="column", partition_column="town")
+
+
+def test_a_single_data_set_is_its_split_train(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(TRAIN, features=FEATURES).save_to_disk(tmp_path / "one")
+    task = load(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
+    assert (task.train.texts, task.test.texts) == (TRAIN["body"][:3], TRAIN["body"][3:])
+
+
+def test_parts_that_number_their_labels_differently_agree_on_the_names(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(TEST, features=FEATURES).save_to_disk(tmp_path / "saved" / "train")
+    other = FEATURES | {"topic": datasets.ClassLabel(names=["air", "fire", "sea"])}
+    more = datasets.Dataset.from_dict({"body": ["blaze", "fish"], "topic": [1, 2]}, features=datasets.Features(other))
+    more.save_to_disk(tmp_path / "saved" / "more")
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "more"]}')
+    task = load(str(tmp_path / "saved"), train_split="train+more", test_split="more")
+    assert task.label_names == ("sea", "air", "land", "fire")
+    assert [task.label_names[label] for label in task.train.labels] == ["sea", "air", "fire", "sea"]
+    assert [task.label_names[label] for label in task.test.labels] == ["fire", "sea"]
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
+def test_the_format_that_a_data_set_was_saved_with_does_not_matter(tmp_path: Path, form: str) -> None:
+    data = datasets.Dataset.from_dict(TRAIN, features=FEATURES).with_format(form, columns=["topic"])
+    data.save_to_disk(tmp_path / "saved")
+    task = load(str(tmp_path / "saved"), test_split="train")
+    assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
+
+
+def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+    features = datasets.Features({"body": datasets.Value("string"), "topic": datasets.ClassLabel(names=["1.0", "0.5"])})
+    split = {"body": ["a", "b"], "topic": [0, 1]}
+    task = load(save(tmp_path / "saved", features, train=split, test=split))
+    assert (task.label_names, task.train.labels.tolist()) == (("1.0", "0.5"), [0, 1])
+
+
+def test_a_saved_folder_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+    saved = datasets.DatasetDict({n: datasets.Dataset.from_dict(TRAIN, features=FEATURES) for n in ("train", "test")})
+    saved.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1})
+    (tmp_path / "saved" / "train" / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UserError, match=r"it can't be loaded: FileNotFoundError: .*data-00001-of-00003\.arrow"):
+        load(str(tmp_path / "saved"))
+
+
+def test_labels_without_names_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
+    train = {"a": ["x", "y"], "b": ["u", "v"], "label": ["yes", "no"]}
+    folder = save(tmp_path / "saved", None, train=train, test=train)
+    task = load(folder, text_column="a", text_pair_column="b", label_column="label")
+    assert (task.label_names, task.train.labels.tolist(), task.train.pairs) == (("no", "yes"), [1, 0], ["u", "v"])
+
+
+def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    for name, columns in (("train", TRAIN), ("test", TEST)):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "files" / f"{name}.parquet")
+    task = load(str(tmp_path / "files"))
+    assert (task.label_names, task.train.texts, task.test.texts) == (("0", "1", "2"), TRAIN["body"], TEST["body"])
+
+
+@pytest.mark.parametrize(
+    ("train", "keys", "message"),
+    [
+        (TRAIN, {"train_split": "dev"}, r'train_split=dev: Unknown split "dev". Should be one of .*train.*test'),
+        (TRAIN, {"test_split": "train[9"}, r"test_split=train\[9: Unrecognized instruction format"),
+        (TRAIN, {"test_split": "train[:0]"}, r"test_split=train\[:0\]: it holds not a single row"),
+        (
+            TRAIN,
+            {"text_column": "text"},
+            r"text_column='text': dataset=.*, split train has no column text; it has body",
+        ),
+        (TRAIN, {"label_column": "kind"}, r"label_column='kind': .* has no column kind; it has body, topic"),
+        (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "row 2, column topic: expected 0 to 2, found -1; .* kept secret"),
+        (TRAIN, {"train_split": "train[7:]"}, r"train_split=train\[7:\]: it holds not a single row"),
+        (TRAIN, {"dataset_config": "x"}, "dataset_config='x': the folder .* holds one data set; leave it out"),
+        (
+            TRAIN | {"topic": [0, 1, None, 0, 1]},
+            {},
+            r"split train \(rows from 0\), row 2, column topic: the label is em",
+        ),
+        (TRAIN | {"body": ["a", None, "b", "c", "d"]}, {}, r"row 1, column body: expected text, found nothing"),
+        (TRAIN | {"topic": [1] * 5}, {}, r"saved: every row has the label 'air'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, train: dict[str, list[Any]], keys: dict[str, str], message: str
+) -> None:
+    folder = save(tmp_path / "saved", train=train, test=TEST)
+    with pytest.raises(UserError, match=message):
+        load(folder, **keys)
+
+
+def test_numbers_with_decimals_are_refused(tmp_path: Path) -> None:
+    scores = {"body": ["a", "b"], "topic": [0.5, 3.0]}
+    with pytest.raises(UserError, match=r"row 0, column topic: the label is the number 0\.5; .* regression"):
+        load(save(tmp_path / "saved", None, train=scores, test=scores))
+
+
+def test_folders_that_are_none_are_said_at_once(tmp_path: Path) -> None:
+    for name in ("./typo", "/no/such", "~/no", "a/b/c"):
+        with pytest.raises(UserError, match=f"dataset={name}: there is no such folder"):
+            load(name)
+    with pytest.raises(UserError, match=rf"dataset={tmp_path}: it can't be loaded: EmptyDatasetError"):
+        load(str(tmp_path))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The data set lab/news, with a Parquet file for each split."""
+
+    files: dict[str, bytes]
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        tree, resolve = f"/api/datasets/lab/news/tree/{COMMIT}", "/datasets/lab/news/resolve/"
+        if path in ("/api/datasets/lab/news", f"/api/datasets/lab/news/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.answer({"id": "lab/news", "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+        elif path.startswith(tree):
+            folder = path.removeprefix(tree).strip("/")
+            items = [{"type": "directory", "path": "data", "oid": "0"}] * (folder == "")
+            for name, content in self.files.items():
+                if posixpath.dirname(name) == folder:
+                    oid = hashlib.sha1(content).hexdigest()
+                    items.append({"type": "file", "path": name, "size": len(content), "oid": oid})  # type: ignore[dict-item]
+            self.answer(items)
+        else:
+            self.answer(self.files.get(path.removeprefix(resolve).partition("/")[2]))
+
+    do_HEAD = do_GET
+
+    def answer(self, content: Any) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content or {"error": "not found"}).encode()
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if "/lab/news" in self.path else "RepoNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    Hub.files = {"README.md": b"---\nlicense: mit\n---\n"}
+    for name, columns in (("train", TRAIN), ("test", TEST)):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+        Hub.files[f"data/{name}-00000-of-00001.parquet"] = buffer.getvalue()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_data_set_of_the_hub_is_fetched_once_and_needs_no_hub_afterwards(
+    hub: ThreadingHTTPServer, command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    environ = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
+
+    def show(name: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        words = [f"dataset={name}", "text_column=body", "label_column=topic", "model=tiny"]
+        return command("show_task", "with", "task_name=hub", *words, **environ, **more)
+
+    first = show("lab/news")
+    assert first.returncode == 0, first.stderr
+    assert "task hub: 5 training and 2 test rows" in first.stdout
+    missing = show("lab/other")
+    assert "dataset=lab/other: the hub has no dataset lab/other that is open to you" in missing.stderr
+    hub.shutdown()
+    hub.server_close()
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        again = show("lab/news", **more)
+        assert again.returncode == 0, again.stderr
+        assert "task hub: 5 training and 2 test rows" in again.stdout
+    lost = show("lab/other")
+    assert lost.returncode == 1
+    assert "dataset=lab/other: it is not on this machine, and the hub can't be reached (ConnectError)" in lost.stderr

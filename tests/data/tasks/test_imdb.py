@@ -1,0 +1,161 @@
+"""An archive of the original's layout and size, with short reviews; damaged, hostile and unpacked ones."""
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import fsspec.implementations.memory
+import pytest
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import tasks
+from scaling_fl.data.tasks import imdb
+from scaling_fl.errors import UserError
+from tests.conftest import ObjectStore
+from tests.data.conftest import Server
+
+ROOT = "aclImdb"
+
+
+def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, content: bytes | None = None) -> str:
+    """12,500 reviews in each of four folders, among what else the original holds. `change` renames or leaves out."""
+
+    def add(name: str, data: bytes) -> None:
+        changed = change(name)
+        if changed is not None:
+            member = tarfile.TarInfo(changed)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        add(f"{ROOT}/README", b"about")
+        for split in ("test", "train"):
+            add(f"{ROOT}/{split}/urls_pos.txt", b"http://")
+            for label, rating in (("neg", 2), ("pos", 9)):
+                for number in reversed(range(12_500)):
+                    text = f"{split} {label} {number}<br /><br />caf\u00e9\x85second line"
+                    add(f"{ROOT}/{split}/{label}/{number}_{rating}.txt", content or text.encode())
+        for number in range(3):
+            add(f"{ROOT}/train/unsup/{number}_0.txt", b"unlabelled")
+        add(f"{ROOT}/train/pos/._0_9.txt", b"\x00\xff of another system")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return pack(tmp_path_factory.mktemp("imdb") / "aclImdb_v1.tar.gz")
+
+
+def load(path: str, **keys: object) -> tasks.Task:
+    return tasks.load(Config(task_name="imdb", train_path=path, **keys))  # type: ignore[arg-type]
+
+
+def test_the_archive_yields_every_labelled_review_whole(archive: str) -> None:
+    task = load(archive)
+    assert task.label_names == ("negative", "positive")
+    assert len(task.train) == len(task.test) == 25_000
+    assert task.train.labels.tolist() == task.test.labels.tolist() == [0] * 12_500 + [1] * 12_500
+    assert task.train.texts[7] == "train neg 7  café\x85second line"
+    assert task.test.texts[12_500 + 11_000] == "test pos 11000  café\x85second line"
+    assert "<br /> became a space in 25,000 test reviews (keep_br_tags=True keeps it)" in task.notes
+
+
+def test_breaks_are_kept_on_request(archive: str) -> None:
+    task = load(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
+    assert (len(task.train), len(task.test), task.notes) == (10, 4, ())
+    assert task.train.labels.tolist() == [0] * 5 + [1] * 5
+    assert all("<br /><br />" in text for text in task.train.texts)
+
+
+def test_the_folder_or_the_one_above_it_is_as_good_as_the_archive(archive: str, tmp_path: Path) -> None:
+    shutil.unpack_archive(archive, tmp_path)
+    digest = load(archive).digest()
+    assert load(str(tmp_path)).digest() == digest
+    assert load(str(tmp_path / ROOT)).digest() == digest
+    (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
+    with pytest.raises(UserError, match=r"expected 12,500 reviews in test/pos, found 12,499; it is not the whole"):
+        load(str(tmp_path))
+    (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"file .*test/pos/17_9\.txt: it holds what is no text"):
+        load(str(tmp_path))
+
+
+def test_nothing_of_a_hostile_archive_is_written_anywhere(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = pack(inside / "evil.tar.gz", lambda name: f"../../{name}")
+    with tarfile.open(inside / "links.tar.gz", "w:gz") as links:
+        link = tarfile.TarInfo("aclImdb/train/neg/0_2.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        links.addfile(link)
+    assert len(load(path).train) == 25_000, "the names say which review it is, and not where anything goes"
+    with pytest.raises(UserError, match="expected 12,500 reviews in train/neg, found 0"):
+        load(str(inside / "links.tar.gz"))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar.gz", "inside", "links.tar.gz"]
+
+
+def test_what_is_not_the_archive_is_refused(archive: str, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes(Path(archive).read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"cut\.tar\.gz': (it can't be read: (EOF|Read)Error|expected 12,500)"):
+        load(str(cut))
+    (tmp_path / "page.html").write_text("<html>not found</html>" * 1000)
+    with pytest.raises(UserError, match=r"page\.html': it can't be read: ReadError"):
+        load(str(tmp_path / "page.html"))
+    with pytest.raises(UserError, match=r"train_path='/no/such': there is no such archive or folder"):
+        load("/no/such")
+    with pytest.raises(UserError, match=r"expected 12,500 reviews in train/neg, found 0"):
+        load(str(tmp_path))
+    with pytest.raises(UserError, match=r"test_path='x': task_name=imdb has no use for it; it takes train_path"):
+        load(archive, test_path="x")
+
+
+def test_archive_and_folder_may_be_elsewhere(
+    archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    type(object_store.fs).clear_instance_cache()
+    digest = load(archive).digest()
+    object_store.fs.put_file(archive, f"{object_store.bucket}/imdb.tar.gz")
+    assert load(f"{object_store.bucket}/imdb.tar.gz").digest() == digest
+    type(object_store.fs).clear_instance_cache()
+
+
+def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
+    memory = fsspec.filesystem("memory")
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            content = packed.extractfile(member)
+            assert content is not None
+            memory.store[f"/imdb/{member.name}"] = fsspec.implementations.memory.MemoryFile(
+                memory, f"/imdb/{member.name}", content.read()
+            )
+    try:
+        assert load("memory://imdb").digest() == load(archive).digest()
+    finally:
+        memory.store.clear()
+
+
+def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
+    archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(archive).read_bytes()
+    server.content, server.cuts = content, [len(content) // 2]
+    monkeypatch.setattr(imdb, "URL", server.url)
+    monkeypatch.setattr(imdb, "MD5", hashlib.md5(content).hexdigest())
+    seen: list[tuple[object, ...]] = []
+    task = tasks.load(Config(task_name="imdb"), lambda *progress: seen.append(progress))
+    assert task.digest() == load(archive).digest()
+    assert [start > 0 for start in server.requests] == [False, True]
+    assert {what for what, *_ in seen} == {"downloading file.bin", "reading reviews"}
+    assert seen[-1] == ("reading reviews", 50_000, 50_000, "reviews")
+    cached = Path(os.environ["XDG_CACHE_HOME"]) / "scaling_fl" / "file.bin"
+    cached.write_bytes(content[:-5000])
+    with pytest.raises(UserError, match=r"file\.bin \(delete it, and it is downloaded again\): it can't be read"):
+        tasks.load(Config(task_name="imdb"))

@@ -1,0 +1,114 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import tasks
+from scaling_fl.data.shards import deal
+from scaling_fl.data.tasks import Split
+from tests import builders
+
+TEXTS, LABELS = builders.texts_and_labels(200)
+SPLIT = Split(TEXTS, LABELS, sites=[("north", "east", "10", "9")[i % 7 // 2] for i in range(200)])
+
+PARTITIONS: list[dict[str, Any]] = [
+    {"partition": "iid"},
+    {"iid_split": False},
+    {"partition": "dirichlet", "alpha": 0.01},
+    {"partition": "dirichlet", "alpha": 0.1, "balanced": True},
+    {"partition": "labels_per_site", "labels_per_site": 2},
+    {"partition": "sizes"},
+    {"partition": "sizes", "size_law": "power", "size_skew": 3},
+]
+
+
+@pytest.mark.parametrize("keys", PARTITIONS)
+@pytest.mark.parametrize("more", [{"num_sites": 12}, {"site_ids": [-1] * 5, "min_examples_per_site": 20}])
+def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[str, Any], more: dict[str, Any]) -> None:
+    config = Config.from_mapping({"validation_fraction": 0.2, **keys, **more})
+    notes: list[str] = []
+    held_back, trained, shards = deal(config, SPLIT, notes)
+    assert len(shards) == (config.num_sites or 5)
+    assert len(held_back) == 40
+    assert sorted(np.concatenate([held_back, *shards]).tolist()) == list(range(200))
+    assert sorted(np.concatenate(shards).tolist()) == trained.tolist()
+    assert min(map(len, shards)) >= config.min_examples_per_site
+    again = deal(config, SPLIT, []).shards
+    assert all(map(np.array_equal, shards, again))
+    if config.balanced:
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    if config.alpha is not None and not config.balanced:
+        assert len(notes) == 1
+        assert f"to those that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
+
+
+def test_all_partitions_differ() -> None:
+    owners = set()
+    for keys in PARTITIONS:
+        shards = deal(Config.from_mapping({"num_sites": 7, **keys}), SPLIT, []).shards
+        owners.add(tuple(shards[0].tolist()))
+    assert len(owners) == len(PARTITIONS)
+    skews = [
+        len(max(deal(Config(num_sites=7, partition="sizes", size_skew=skew), SPLIT, []).shards, key=len))
+        for skew in (0.1, 1.0, 10.0)
+    ]
+    assert skews == sorted(set(skews))
+
+
+def test_iid_split_is_short_for_two_of_them() -> None:
+    for short, partition in ((True, "iid"), (False, "by_label")):
+        first = deal(Config(iid_split=short), SPLIT, []).shards
+        assert all(map(np.array_equal, first, deal(Config(partition=partition), SPLIT, []).shards))
+    default = deal(Config(), SPLIT, []).shards
+    assert all(map(np.array_equal, default, deal(Config(partition="iid"), SPLIT, []).shards))
+
+
+def test_sites_by_a_column_are_its_values_in_order_less_what_is_held_back() -> None:
+    config = Config(partition="column", partition_column="town", validation_fraction=0.2)
+    held_back, _, shards = deal(config, SPLIT, [])
+    assert SPLIT.sites is not None
+    for shard, town in zip(shards, ("10", "9", "east", "north"), strict=True):  # not all are numbers
+        expected = [row for row in range(200) if SPLIT.sites[row] == town and row not in set(held_back.tolist())]
+        assert shard.tolist() == expected
+    numbers = dataclasses.replace(SPLIT, sites=["10", "9"] * 100)
+    assert [len(shard) for shard in deal(config, numbers, []).shards] == [
+        sum(row % 2 == odd for row in range(200) if row not in set(held_back.tolist())) for odd in (1, 0)
+    ], "9 before 10"
+
+
+def task(folder: Path, train: str, test: str, **keys: Any) -> tasks.Task:
+    (folder / "train.csv").write_text(train)
+    (folder / "test.csv").write_text(test)
+    paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
+    return tasks.load(Config(**{"partition": "column", **paths, **keys}))
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "column", "sites"),
+    [
+        ("agnews", "1,a,b\n3,c,d\n1,e,f\n", "1,g,h\n", "Class Index", ["1", "3", "1"]),
+        ("yelp", "5,a\n1,b\n5,c\n", "1,d\n", "stars", ["5", "1", "5"]),
+        ("spooky_author", "id,text,author,book\n1,a,EAP,x\n2,b,MWS, y\n", "id,text,author\n3,c,EAP\n", "book", ["x", "y"]),
+        ("csv", "body,kind,town\na,x,2.0\nb,y,1\n", "body,kind\nc,x\n", "town", ["2", "1"]),
+        ("csv", "body,kind\na,x\nb,y\n", "body,kind\nc,x\n", "kind", ["x", "y"]),
+    ],
+)  # fmt: skip
+def test_tasks_of_files_read_the_column_of_the_training_file_alone(
+    tmp_path: Path, name: str, train: str, test: str, column: str, sites: list[str]
+) -> None:
+    own = {"text_column": "body", "label_column": "kind"} if name == "csv" else {}
+    loaded = task(tmp_path, train, test, task_name=name, partition_column=column, **own)
+    assert loaded.train.sites == sites
+    assert loaded.train.take(np.array([1])).sites == sites[1:2]
+
+
+def test_data_whose_rows_change_the_site_are_other_data(tmp_path: Path) -> None:
+    keys = {"task_name": "csv", "text_column": "body", "label_column": "kind", "partition_column": "town"}
+    rows, test = "body,kind,town\na,x,{}\nb,y,2\n", "body,kind\nc,x\n"
+    digests = [task(tmp_path, rows.format(town), test, **keys).digest() for town in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+    plain = task(tmp_path, rows.format(1), test, **keys | {"partition": "iid", "partition_column": None}).digest()
+    assert plain not in digests

@@ -1,0 +1,131 @@
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaling_fl.data import token_cache
+from scaling_fl.progress import unreported
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "scaling_fl" / "tokens"
+
+
+class Builder:
+    """Builds stores with the content that it was given, and counts them."""
+
+    def __init__(self, content: bytes = b"tokens"):
+        self.content, self.built = content, 0
+
+    def __call__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokens.bin").write_bytes(self.content)
+        np.save(folder / "labels.npy", np.arange(3))
+        self.built += 1
+
+
+def test_a_store_is_built_once_and_linked_by_all(tmp_path: Path) -> None:
+    build = Builder()
+    for number in range(3):
+        assert token_cache.link(tmp_path / f"job {number}", "k", build, unreported) == []
+        assert (tmp_path / f"job {number}" / "tokens.bin").read_bytes() == b"tokens"
+    assert build.built == 1
+    token_cache.link(tmp_path / "other", "k2", build, unreported)
+    assert build.built == 2
+
+
+@pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the seal", "empty the seal"])
+def test_a_damaged_store_is_built_anew_and_said(tmp_path: Path, cache: Path, how: str) -> None:
+    build = Builder()
+    token_cache.link(tmp_path / "first", "k", build, unreported)
+    file = cache / "k" / "tokens.bin"
+    match how:
+        case "flip a bit":
+            file.write_bytes(b"tokenS")
+        case "cut":
+            file.write_bytes(b"token")
+        case "lose a file":
+            file.unlink()
+        case "lose the seal":
+            (cache / "k" / "seal.json").unlink()
+        case "empty the seal":
+            (cache / "k" / "seal.json").write_text("{}")
+    (note,) = token_cache.link(tmp_path / "second", "k", build, unreported)
+    assert "are damaged; they were made anew" in note
+    assert build.built == 2
+    assert (tmp_path / "second" / "tokens.bin").read_bytes() == b"tokens"
+
+
+def test_what_a_killed_job_left_half_done_is_never_used(tmp_path: Path, cache: Path) -> None:
+    def fail(folder: Path) -> None:
+        Builder(b"half")(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        token_cache.link(tmp_path / "first", "k", fail, unreported)
+    build = Builder()
+    assert token_cache.link(tmp_path / "second", "k", build, unreported) == []
+    assert (tmp_path / "second" / "tokens.bin").read_bytes() == b"tokens"
+    assert sorted(path.name for path in cache.iterdir()) == ["k", "k.lock"]
+
+
+def test_without_a_place_for_the_cache_the_job_builds_its_own(tmp_path: Path, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file")
+    (note,) = token_cache.link(tmp_path / "job", "k", Builder(), unreported)
+    assert note.startswith(f"{cache}: tokens can't be kept there")
+    assert (tmp_path / "job" / "tokens.bin").read_bytes() == b"tokens"
+
+
+def test_what_nobody_used_for_long_goes(tmp_path: Path, cache: Path) -> None:
+    for name in ("old", "young", "used"):
+        token_cache.link(tmp_path / name, name, Builder(), unreported)
+    long_ago = time.time() - 31 * 86400
+    for name in ("old", "old.lock", "used"):
+        os.utime(cache / name, (long_ago, long_ago))
+    assert token_cache.link(tmp_path / "again", "used", Builder(b"no"), unreported) == []
+    assert sorted(path.name for path in cache.iterdir()) == ["used", "used.lock", "young", "young.lock"]
+    assert (tmp_path / "again" / "tokens.bin").read_bytes() == b"tokens"
+
+
+def test_the_key_is_made_of_all_that_tokens_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    files = [tmp_path / "tokenizer.json"]
+    first = token_cache.key("content", files, 128, False)
+    assert token_cache.key("content", files, 128, False) == first
+    others = {token_cache.key(*other) for other in (("c", files, 128, False), ("content", files, 64, False), ("content", files, 128, True))}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text("[]")
+    others.add(token_cache.key("content", files, 128, False))
+    monkeypatch.setattr(token_cache, "_FORMAT_VERSION", 2)
+    others.add(token_cache.key("content", files, 128, False))
+    assert len(others - {first}) == 5
+
+
+def _slowly(folder: Path) -> None:
+    time.sleep(3)
+    Builder(str(os.getpid()).encode())(folder)
+
+
+def _job(place: str, results: Any) -> None:
+    said: list[str] = []
+    token_cache.link(Path(place), "k", _slowly, lambda what, *_: said.append(what))
+    results.put(((Path(place) / "tokens.bin").read_bytes(), said))
+
+
+def test_of_two_jobs_at_once_one_builds_and_the_other_waits(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), results)) for n in range(2)]
+    for job in jobs:
+        job.start()
+    (first, said), (second, more) = (results.get(timeout=60) for _ in jobs)
+    for job in jobs:
+        job.join()
+    assert first == second
+    assert said + more == ["waiting for another job to tokenise the same texts"]

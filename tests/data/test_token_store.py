@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling_fl.data import token_store
+from scaling_fl.data.token_store import TokenStore
+from tests import builders
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TokenStore:
+    texts, labels = builders.texts_and_labels(2500)  # more than the tokenizer is given at once
+    texts[3] = ""
+    texts[4] = "river " * 500
+    token_store.write(tmp_path / "store", builders.tokenizer(), texts, labels, max_seq_len=9)
+    return TokenStore(tmp_path / "store", pad_token_id=0)
+
+
+def test_the_store_holds_what_the_tokenizer_says(store: TokenStore) -> None:
+    texts, labels = builders.texts_and_labels(2500)
+    tokenizer = builders.tokenizer()
+    assert len(store) == 2500
+    assert np.array_equal(store.labels, labels)
+    assert store.tokens.dtype == np.uint8, "the smallest type that holds a vocabulary of less than 256"
+    for index in (0, 1, 999, 1000, 2499):
+        expected = tokenizer(texts[index], truncation=True, max_length=9)["input_ids"]
+        assert store.tokens[store.offsets[index] : store.offsets[index + 1]].tolist() == expected
+    assert store.lengths[3] == 2, "an empty text is [CLS] [SEP]"
+    assert store.lengths[4] == 9, "a long text is cut"
+
+
+def test_a_batch_is_padded_on_the_right_to_its_own_longest_text(store: TokenStore) -> None:
+    indices = np.array([3, 7, 4])
+    batch = store.batch(indices)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (3, 9)
+    for row, index in enumerate(indices):
+        length = store.lengths[index]
+        own = store.tokens[store.offsets[index] : store.offsets[index + 1]]
+        assert batch.input_ids[row, :length].tolist() == own.tolist()
+        assert batch.input_ids[row, length:].tolist() == [0] * (9 - length)
+        assert batch.attention_mask[row].tolist() == [1] * length + [0] * (9 - length)
+    assert batch.labels.tolist() == store.labels[indices].tolist()
+    assert store.batch(np.array([3])).input_ids.shape == (1, 2)
+
+
+def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tmp_path: Path) -> None:
+    tokenizer = builders.tokenizer()
+    tokenizer._tokenizer.enable_padding(length=50)
+    tokenizer._tokenizer.enable_truncation(3)
+    token_store.write(tmp_path / "store", tokenizer, ["river stone forest meadow"], np.array([0]), max_seq_len=30)
+    assert TokenStore(tmp_path / "store", 0).lengths.tolist() == [6]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_epoch_holds_each_example_of_the_shard_once_in_a_seeded_order(store: TokenStore, grouped: bool) -> None:
+    shard = np.arange(100, 1250, 3)
+
+    def epoch(seed: int, *path: int) -> list[np.ndarray]:
+        return token_store.training_batches(store, shard, 7, grouped, seed, *path)
+
+    batches = epoch(1, 2, 3, 4)
+    assert sorted(np.concatenate(batches).tolist()) == shard.tolist()
+    assert sorted(map(len, batches))[1:] == [7] * (len(shard) // 7)
+    assert [b.tolist() for b in epoch(1, 2, 3, 4)] == [b.tolist() for b in batches]
+    for other in ((2, 2, 3, 4), (1, 1, 3, 4), (1, 2, 2, 4), (1, 2, 3, 5)):
+        assert [b.tolist() for b in epoch(*other)] != [b.tolist() for b in batches]
+
+
+def test_grouping_by_length_saves_padding_inside_windows_of_fifty_batches(store: TokenStore) -> None:
+    shard = np.arange(len(store))
+
+    def padding(batches: list[np.ndarray]) -> int:
+        return sum(int(store.lengths[b].max() * len(b) - store.lengths[b].sum()) for b in batches)
+
+    grouped = token_store.training_batches(store, shard, 4, True, 1)
+    plain = token_store.training_batches(store, shard, 4, False, 1)
+    assert padding(grouped) < padding(plain) / 5
+    longest = [store.lengths[b].max() for b in grouped]
+    assert longest != sorted(longest), "batches are shuffled"
+    assert longest != sorted(longest, reverse=True)
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_cutting_loses_nothing(count: int, size: int) -> None:
+    parts = token_store._cut(np.arange(count), size)
+    assert np.concatenate(parts).tolist() == list(range(count))
+    assert all(len(part) == size for part in parts[:-1])
+    assert 1 <= len(parts[-1]) <= size
+
+
+PAIRS = (["river stone", "forest", ""], ["meadow", "river river river river stone stone forest", "stone"])
+
+
+def test_pairs_are_joined_and_cut_as_the_tokenizer_says_and_typed_for_models_that_want_it(tmp_path: Path) -> None:
+    tokenizer, labels = builders.tokenizer(), np.array([0, 1, 0])
+    token_store.write(tmp_path / "typed", tokenizer, PAIRS[0], labels, 8, PAIRS[1], token_types=True)
+    token_store.write(tmp_path / "plain", tokenizer, PAIRS[0], labels, 8, PAIRS[1])
+    typed, plain = (TokenStore(tmp_path / name, pad_token_id=0) for name in ("typed", "plain"))
+    expected = tokenizer(*PAIRS, truncation=True, max_length=8, padding=True, return_token_type_ids=True)
+    batch = typed.batch(np.arange(3))
+    assert batch.input_ids.tolist() == expected["input_ids"]
+    assert batch.attention_mask.tolist() == expected["attention_mask"]
+    assert batch.token_type_ids is not None
+    assert batch.token_type_ids.tolist() == expected["token_type_ids"]
+    assert batch.token_type_ids[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0], "[CLS] river stone [SEP] meadow [SEP], padding"
+    assert typed.lengths.tolist() == [6, 8, 4]
+    assert plain.batch(np.arange(3)).token_type_ids is None
+    assert plain.tokens.tolist() == typed.tokens.tolist()
+
+
+def test_whole_texts_are_encoded_for_those_who_want_their_lengths() -> None:
+    seen: list[tuple[float, float, str]] = []
+    chunks = token_store.encode(
+        builders.tokenizer(), ["river " * 20] * 1500, None, None, report=lambda *a: seen.append(a)
+    )
+    assert [len(ids) for chunk in chunks for ids in chunk["input_ids"]] == [22] * 1500
+    assert seen == [(1000, 1500, "texts"), (1500, 1500, "texts")]

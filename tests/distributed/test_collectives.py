@@ -1,0 +1,285 @@
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from scaling_fl.distributed import collectives as federation_module
+from scaling_fl.distributed import cuda_ipc
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import JobFailed, PeerLost, UserError
+
+SIZE = 1010  # not a multiple of the number of workers; rows begin where 64-bit integers may
+
+
+def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
+    """(site, delta, examples): worker 0 hosts one site, worker 1 two, worker 2 none."""
+    sites = {0: [(0, 5)], 1: [(1, 9), (2, 26)], 2: []}[rank]
+    return [(site, torch.randn(SIZE, generator=torch.Generator().manual_seed(site)), n) for site, n in sites]
+
+
+def aggregate(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
+) -> dict[str, Any]:
+    federation_module.PIECE = dict.fromkeys(federation_module.PIECE, 100)
+    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
+    calls = {"all_reduce": 0, "barrier": 0}
+    for name in calls:
+        original = getattr(dist, name)
+
+        def counted(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
+            calls[_name] += 1
+            return _original(*args, **kwargs)
+
+        setattr(dist, name, counted)
+    total = federation.total()
+    for site, delta, examples in deltas(rank):
+        total.add(site, delta, examples / 40)
+    pieces = []
+    for part, delta in federation.mean(total):
+        federation.state[0][part] = delta
+        pieces.append((part.start, part.stop))
+    state = federation.state[0].to("cpu", copy=True).numpy()
+    gathered = federation.gather({"rank": rank})
+    federation.wait()
+    federation.leave()
+    return {
+        "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
+        "note": federation.note, "on gpu": federation.row.is_cuda,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("places", "lengths"),
+    [
+        (["cpu", "cpu", "cpu"], [[336, 337, 337]]),
+        (["cpu:1", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # two memories, as of two GPUs
+        (["cpu:0", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # the second has no site in this round
+        (["cpu:0", "cpu:1", "cpu:2"], [[1010], [1010], [1010]]),
+    ],
+)
+def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
+    run_distributed: Any, places: list[str], lengths: list[list[int]], exact: bool
+) -> None:
+    results = run_distributed(aggregate, 3, places, exact)
+    everyone = [d for rank in range(3) for d in deltas(rank)]
+    expected = sum(delta.double() * examples / 40 for _, delta, examples in everyone)
+    for result in results:
+        np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(result["state"], results[0]["state"])
+        assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+    # Weights are exchanged, then whether all is finite: no collective per tensor. The others belong to this test, which
+    # gathers and waits. Between places their leaders sum, before and after which all wait.
+    several = len(set(places)) > 1
+    leaders = [places.index(place) for place in set(places)]
+    assert [result["calls"] for result in results] == [
+        {"all_reduce": 2 + 2 + (several and rank in leaders), "barrier": 1 + 2 * several} for rank in range(3)
+    ]
+    # In each place the parts are disjoint, and all of it; they come in pieces of up to 100 values.
+    for place, expected_lengths in zip(dict.fromkeys(places), lengths, strict=True):
+        parts = [result["pieces"] for result, own in zip(results, places, strict=True) if own == place]
+        assert [part[-1][1] - part[0][0] for part in parts] == expected_lengths
+        bounds = sorted(piece for part in parts for piece in part)
+        assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds)][:-1]
+        assert bounds[-1][1] == SIZE
+        assert max(stop - start for start, stop in bounds) == 100
+
+
+def lone(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
+) -> np.ndarray:
+    """Worker N has the site `order[N]`, whose delta it trained within its row."""
+    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
+    total, site = federation.total(), order[rank]
+    home = federation.home(torch.device("cpu"))
+    home.copy_(torch.randn(SIZE, generator=torch.Generator().manual_seed(site)))
+    total.add(site, home, [5, 9, 26][site] / 40)
+    for part, delta in federation.mean(total):
+        federation.state[0][part] = delta
+    state = federation.state[0].numpy().copy()
+    federation.wait()
+    federation.leave()
+    return state
+
+
+def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed: Any) -> None:
+    """One worker per site, in any order, or several sites on one; one memory or several."""
+    states = [result["state"] for result in run_distributed(aggregate, 3, ["cpu"] * 3)]
+    states += run_distributed(lone, 3, ["cpu"] * 3, [0, 1, 2])
+    states += run_distributed(lone, 3, ["cpu"] * 3, [2, 0, 1])
+    states += run_distributed(lone, 3, ["cpu:0", "cpu:1", "cpu:0"], [1, 2, 0])
+    for state in states:
+        assert np.array_equal(state, states[0])
+    floats = run_distributed(aggregate, 3, ["cpu"] * 3, False)[0]["state"]
+    assert not np.array_equal(floats, states[0]), "or there was nothing to show"
+
+
+def diverge(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
+) -> str:
+    federation = Federation(
+        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=single
+    )
+    total = federation.total()
+    delta = torch.ones(SIZE)
+    if rank == 1:
+        delta[7] = value
+    total.add(rank + 4, delta, 1 / 3)
+    if not single:
+        total.add(rank + 14, torch.ones(SIZE), 1 / 3)
+    try:
+        list(federation.mean(total))
+    except JobFailed as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize(
+    ("value", "exact", "refused"),
+    [
+        (float("nan"), True, True), (float("nan"), False, True), (float("-inf"), True, True), (float("inf"), False, True),
+        (-16384.0, True, True), (-16383.9, True, False), (1e6, False, False),
+    ],
+)  # fmt: skip
+def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
+    run_distributed: Any, value: float, exact: bool, refused: bool, single: bool
+) -> None:
+    messages = run_distributed(diverge, 3, value, exact, single)
+    assert len(set(messages)) == 1
+    said = "the parameters of site 5 are no longer finite numbers after local training"
+    assert messages[0].startswith(said if refused else "no error")
+    assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
+
+
+def aggregate_like_gpus(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, devices: list[str], refuse: list[int]
+) -> dict[str, Any]:
+    """As `aggregate`, with files in the place of the memories of GPUs; the workers `refuse` may not see another's."""
+
+    def file(handle: bytes, shape: tuple[int, int]) -> torch.Tensor:
+        return torch.from_file(handle.decode(), shared=True, size=shape[0] * shape[1]).view(shape)
+
+    def allocate(shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, bytes]:
+        if rank in refuse:
+            raise cuda_ipc.NotPermitted("operation not supported")
+        handle = f"{folder}/gpu{device.index}".encode()
+        return file(handle, shape), handle
+
+    def attach(handle: bytes, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+        if rank in refuse:
+            raise cuda_ipc.NotPermitted("invalid device context")
+        return file(handle, shape)
+
+    pinned: list[torch.Tensor] = []
+    finished: list[torch.device] = []
+    order: list[str] = []  # of what this worker does with others, and of its waiting for its GPU
+
+    def pin(memory: torch.Tensor, device: torch.device) -> bool:
+        pinned.append(memory)
+        return rank != 1
+
+    released: list[bool] = []
+    cuda_ipc.allocate, cuda_ipc.attach, cuda_ipc.pin = allocate, attach, pin
+    cuda_ipc.release = lambda memory, allocated: released.append(allocated)
+    torch.cuda.synchronize = lambda device: (finished.append(device), order.append("finish"))
+    exchange, mean = Federation.exchange, Federation.mean
+
+    def noted(self: Federation, *values: float) -> list[list[float]]:
+        order.append("exchange")
+        return exchange(self, *values)
+
+    def alone(self: Federation, total: Any) -> Any:
+        order.clear()
+        yield from mean(self, total)
+        order.append("end")
+
+    Federation.exchange, Federation.mean = noted, alone  # type: ignore[method-assign]
+    result = aggregate(rank, num_workers, memory, folder, devices)
+    return result | {
+        "pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}, "order": order[: order.index("end")],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
+@pytest.mark.parametrize("refuse", [[], [0], [2], [0, 1, 2]])
+def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
+    run_distributed: Any, tmp_path: Path, devices: list[str], refuse: list[int]
+) -> None:
+    results = run_distributed(aggregate_like_gpus, 3, devices, refuse)
+    expected = sum(delta.double() * examples / 40 for rank in range(3) for _, delta, examples in deltas(rank))
+    for rank, result in enumerate(results):
+        np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(result["state"], results[0]["state"])
+        assert result["finished"] == {devices[rank]}
+        # Nobody reads another's row before its GPU has written it, nor goes on before all have been read.
+        assert [before for before, what in pairwise(result["order"]) if what == "exchange"] == ["finish", "finish"]
+        assert result["pinned"] == bool(refuse)
+        if refuse:
+            assert result["note"].startswith("CUDA IPC isn't permitted here (")
+            assert result["note"].endswith(
+                "host memory, which can't be pinned either" if rank == 1 else "memory, pinned"
+            )
+            leader = devices.index(devices[rank])
+            has_memory = rank not in refuse and leader not in refuse
+            assert result["released"] == [rank == leader] * has_memory
+        else:
+            assert (result["note"], result["released"]) == ("", [])
+    # A barrier before and after the leaders' sum, which there is where memories are several.
+    several = len(set(devices)) > 1 and not refuse
+    assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3
+
+
+def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
+    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+    federation.wait()
+    if rank == 1:
+        federation.leave()
+        return "left"
+    try:
+        federation.wait()
+    except PeerLost:
+        return "lost"
+    return "no error"
+
+
+def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str) -> str:
+    """What a worker says whose library for collectives fails with that."""
+    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+
+    def barrier() -> None:
+        raise dist.DistBackendError(message)
+
+    dist.barrier = barrier
+    with pytest.raises((UserError, PeerLost)) as error:
+        federation.wait()
+    return f"{type(error.value).__name__}: {error.value}"
+
+
+# As PyTorch passes on what NCCL says.
+NO_ROOM = """NCCL error in: NCCLUtils.hpp:268, unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"""
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (NO_ROOM, r"UserError: NCCL can't get 9\.2 MiB for .*: /dev/shm has \d+ MiB, \d+ MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g"),
+        ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
+    ],
+)  # fmt: skip
+def test_room_that_nccl_lacks_is_a_matter_for_the_user(run_distributed: Any, message: str, expected: str) -> None:
+    (said,) = run_distributed(refuse, 1, message)
+    assert re.match(expected, said)
+
+
+def test_a_broken_connection_is_told_from_other_errors(run_distributed: Any) -> None:
+    assert run_distributed(lose_a_peer, 2) == ["lost", "left"]

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, largest, to_float
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_weighted_sum_survives_the_reuse_of_the_buffer(dtype: torch.dtype) -> None:
+    size = 2**18 + 3  # more than a piece
+    row, buffer = torch.full((size,), 99, dtype=dtype), torch.ones(size)
+    total = WeightedSum(row, single=False)
+    assert total.scale == 0.0
+    total.add(4, buffer, 0.25)
+    buffer.fill_(-10.0)  # the next site trains in it
+    total.add(7, buffer, 0.75)
+    assert (to_float(row) * total.scale == 0.25 - 7.5).all()
+    assert total.sites == [4, 7]
+
+
+def test_a_lone_sites_delta_stays_where_it_is() -> None:
+    row = torch.ones(3)
+    total = WeightedSum(row, single=True)
+    total.add(4, row, 0.25)
+    assert row.tolist() == [1.0] * 3
+    assert total.scale == 0.25
+    total = WeightedSum(row, single=True)
+    total.add(4, torch.full((3,), 5.0), 0.5)
+    assert row.tolist() == [5.0] * 3
+
+
+def test_sums_in_fixed_point_do_not_depend_on_the_order_and_those_of_floats_do() -> None:
+    addends = torch.randn(64, 1000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-8, 3, 64)[:, None]
+    addends[5] = 16383.0
+    results = {}
+    for dtype in (torch.int64, torch.float32):
+        for order in (range(64), reversed(range(64))):
+            total = torch.empty(1000, dtype=dtype)
+            for number, addend in enumerate(order):
+                accumulate(total, addends[addend], 1 / 64, first=number == 0)
+            results.setdefault(dtype, []).append(to_float(total))
+    assert torch.equal(*results[torch.int64])
+    assert not torch.equal(*results[torch.float32])
+    expected = addends.double().mean(0).float()
+    torch.testing.assert_close(results[torch.int64][0], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_whole_numbers_are_added_by_numpy_or_by_torch_to_the_same_bits(num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        addends = torch.randn(3, 2**16 + 5, generator=torch.Generator().manual_seed(2)) * 100
+        total = torch.empty(addends.shape[1], dtype=torch.int64)
+        for number, addend in enumerate(addends):
+            accumulate(total, addend, 1 / 3, first=number == 0)
+        expected = (addends * (2.0**48 / 3)).long().sum(0)  # rounded to whole multiples first, then added
+        assert torch.equal(total, expected)
+        accumulate(total, expected, 1.0, first=False)
+        assert torch.equal(total, 2 * expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sums_of_the_largest_deltas_do_not_overflow() -> None:
+    just_below = torch.full((8,), torch.finfo(torch.float32).eps * -8192 + 16384)
+    total = torch.empty(8, dtype=torch.int64)
+    for number in range(1000):
+        accumulate(total, just_below, 1 / 1000, first=number == 0)
+    torch.testing.assert_close(to_float(total), just_below, rtol=1e-6, atol=0)
+    accumulate(total, just_below, 1.0, first=True)
+    assert torch.equal(to_float(total), just_below)
+
+
+def test_the_largest_value_counts_both_signs_and_shows_what_is_no_number() -> None:
+    assert largest(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
+    assert largest(torch.tensor([1.0, float("nan"), 2.0])).isnan()
+    assert largest(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")

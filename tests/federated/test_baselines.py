@@ -1,0 +1,103 @@
+"""What federated averaging is compared with, on the same examples for as many epochs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl import state_file
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import rounds
+from scaling_fl.federated.hosting import Hosting
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.site import Site, evaluate
+from scaling_fl.federated.site_state import Store
+from tests import builders
+
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
+KEYS = {"num_rounds": 3, "optimiser": "sgd", "learning_rate": 0.2, "batch_size": 4, "num_local_epochs": 2}
+
+
+def worker_with_store(folder: Path, config: Config, rank: int = 0, num_workers: int = 1, memory: Any = None) -> Any:
+    hosting, federation, state = builders.worker(
+        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
+    )
+    if rank == 0:
+        state_file.write_state(folder / "start", {}, {})
+        (folder / "kept").mkdir()
+    federation.wait()
+    store = Store(folder / "kept", folder / "start")
+    resident = dataclasses.replace(hosting.resident, store=store)
+    return Hosting(resident, hosting.shards, rank, num_workers), federation, state
+
+
+def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[Any, ...]:
+    """In a worker process: the last round's metrics, each site's parameters, and those of the server."""
+    torch.set_num_threads(1)
+    config = Config(baseline="local_only", **KEYS)
+    hosting, federation, state = worker_with_store(folder, config, rank, num_workers, memory)
+    seen: list[dict[str, Any]] = []
+    rounds.run(config, hosting, federation, state, SGD(), lambda _, results: seen.append(results))
+    federation.wait()
+    own = [Site(number, SHARDS[number], hosting.resident).own(state.params).numpy().copy() for number in range(3)]
+    evaluated = [evaluate(hosting.resident, torch.from_numpy(params), 0, 1) for params in own]
+    accuracies = [sum(np.trace(batch.confusion) for batch in batches) / 23 for batches in evaluated]
+    server = state.params.numpy().copy()
+    federation.leave()
+    return seen[-1], own, server, accuracies
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_sites_that_train_alone_are_as_many_plain_trainings(
+    run_distributed: Any, tmp_path: Path, num_workers: int
+) -> None:
+    config = Config(**KEYS)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.2))
+    start = resident.model.flat.clone()
+    torch.set_num_threads(1)
+    expected = []
+    for number, shard in enumerate(SHARDS):
+        params = start.clone()
+        for round_ in (1, 2, 3):
+            Site(number, shard, resident).train(params, round_)
+            params = params - resident.model.flat  # delta
+        expected.append(params)
+    for results, own, server, accuracies in run_distributed(train_alone, num_workers):
+        for site in range(3):
+            torch.testing.assert_close(torch.from_numpy(own[site]), expected[site], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(server, start.numpy()), "nothing is aggregated"
+        assert results["validation.accuracy"] == pytest.approx(np.mean(accuracies))
+        assert results["validation.worst_site.accuracy"] == pytest.approx(min(accuracies))
+        assert results["validation.best_site.accuracy"] == pytest.approx(max(accuracies))
+
+
+@pytest.mark.parametrize(("keys", "examples"), [({}, 40), ({"sites_per_round": 2, "seed": 5}, None)])
+def test_centralised_training_is_that_of_one_site_with_all_of_a_rounds_examples(
+    tmp_path: Path, keys: dict[str, Any], examples: int | None
+) -> None:
+    """And so makes as many passes over as many examples as the sites would."""
+    config = Config(baseline="centralised", **KEYS, **keys)
+    federated = dataclasses.replace(config, baseline=None)
+    (tmp_path / "a").mkdir()
+    hosting, federation, state = builders.worker(tmp_path / "a", config, builders.bert(dropout=0.2), SHARDS)
+    expected, start = state.params.clone(), state.params.clone()
+    for round_ in (1, 2, 3):
+        together = [
+            site.shard
+            for site, _ in Hosting(
+                **vars(hosting) | {"resident": dataclasses.replace(hosting.resident, config=federated)}
+            ).cohort(round_)
+        ]
+        union = np.sort(np.concatenate(together))
+        assert examples is None or len(union) == examples
+        delta, trained = Site(0, union, hosting.resident).train(expected, round_)
+        assert trained.count == 2 * sum(map(len, together))
+        expected = expected - delta
+    rounds.run(config, hosting, federation, state, SGD(), lambda *_: None)
+    federation.leave()
+    torch.testing.assert_close(state.params, expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(expected, start, atol=1e-3)

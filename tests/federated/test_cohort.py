@@ -1,0 +1,112 @@
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated import cohort
+from tests.tracking import builders as tracking_builders
+
+SIZES = [5, 9, 26, 1, 400, 33]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, 6), ({"sites_per_round": 4}, 4), ({"participation": 0.5}, 3), ({"participation": 0.01}, 1),
+        ({"participation": 1.0}, 6), ({"participation": 0.26}, 2),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
+    config = Config(**keys)
+    assert cohort.size(config, 6) == expected
+    drawn = cohort.draw(config, SIZES, 3)
+    assert len(drawn) == expected
+    assert list(drawn) == sorted(drawn)
+    assert set(drawn) <= set(range(6))
+    total = sum(SIZES[site] for site in drawn)
+    assert drawn == {site: SIZES[site] / total for site in drawn}
+
+
+def test_a_cohort_is_a_function_of_seed_and_round() -> None:
+    def cohorts(seed: int) -> list[dict[int, float]]:
+        return [cohort.draw(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]
+
+    assert cohorts(1) == cohorts(1)
+    assert cohorts(1) != cohorts(2)
+    assert len({tuple(drawn) for drawn in cohorts(1)}) > 10, "another one each round"
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
+def test_sites_are_drawn_as_often_as_they_should(sampling: str) -> None:
+    config = Config(sites_per_round=1, sampling=sampling)
+    sizes = [10, 20, 30, 40]
+    counts = Counter(next(iter(cohort.draw(config, sizes, round_))) for round_ in range(4000))
+    for site, size in enumerate(sizes):
+        share = 0.25 if sampling == "uniform" else size / 100
+        assert counts[site] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
+def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
+    """Drawn by examples: that of all sites, Σ n_k/n × delta_k, whatever the size of the cohort. Drawn uniformly, and
+    weighed by examples: of one site, the plain mean; of two, the mean over the three pairs.
+    """
+    config = Config(sites_per_round=count, sampling=sampling)
+    deltas, sizes = np.array([1.0, 10.0, 100.0]), np.array([1, 3, 6])
+    pairs = np.mean([deltas[[a, b]] @ sizes[[a, b]] / sizes[[a, b]].sum() for a, b in ((0, 1), (0, 2), (1, 2))])
+    expected = deltas @ sizes / 10 if sampling == "by_examples" else deltas.mean() if count == 1 else pairs
+    means = []
+    for round_ in range(4000):
+        drawn = cohort.draw(config, sizes.tolist(), round_)
+        assert sum(drawn.values()) == pytest.approx(1)
+        means.append(sum(weight * deltas[site] for site, weight in drawn.items()))
+    assert np.mean(means) == pytest.approx(expected, rel=0.07)
+
+
+def test_nothing_is_drawn_where_all_take_part() -> None:
+    everyone = cohort.draw(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
+    assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_workers", "loads"),
+    [
+        ([1, 1, 2], 2, [2, 2]),  # in the order of the sites: 3 and 1
+        ([3, 3, 2, 2, 2], 2, [5, 7]),  # Graham's own: 3 2 2 and 3 2, where 3 3 and 2 2 2 would be even
+        ([1, 2, 3, 4, 5, 6], 3, [7, 7, 7]),  # 6 1, 5 2, 4 3; in the order of the sites: 5, 7 and 9
+        ([1, 1, 1, 1, 1, 10], 2, [5, 10]),  # in the order of the sites: 3 and 12
+    ],
+)
+def test_the_longest_sites_are_dealt_first(sizes: list[int], num_workers: int, loads: list[int]) -> None:
+    dealt = cohort.deal(sizes, range(len(sizes)), num_workers)
+    assert sorted(sum(sizes[site] for site in sites) for sites in dealt) == loads
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())
+def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: int, data: st.DataObject) -> None:
+    drawn = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
+    dealt = cohort.deal(sizes, drawn, num_workers)
+    assert len(dealt) == num_workers
+    assert sorted(site for sites in dealt for site in sites) == drawn
+    loads = [sum(sizes[site] for site in sites) for sites in dealt]
+    # Graham 1969: 4/3 − 1/3m of the best, which is no less than an even share and than the longest site.
+    best = max(sum(loads) / num_workers, max(sizes[site] for site in drawn))
+    if len(drawn) <= num_workers:
+        assert dealt == [[site] for site in drawn] + [[]] * (num_workers - len(drawn)), "site N on worker N if all do"
+    assert max(loads) <= min(loads) + max(sizes[site] for site in drawn) or len(drawn) <= num_workers
+    assert max(loads) <= 2 * best
+
+
+def test_the_steps_of_a_round_are_those_of_the_sites_that_are_drawn() -> None:
+    """Sites of 5 and 4 examples, batches of 3: 2 + 2 steps, or those of 9 examples on one site."""
+    plan = tracking_builders.plan()
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, batch_size=3, num_local_epochs=2))
+    assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]
+    central = dataclasses.replace(plan, config=dataclasses.replace(plan.config, baseline="centralised"))
+    assert central.round_steps(1) == 6

@@ -1,0 +1,114 @@
+"""The federation's result doesn't depend on which worker hosts which site."""
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import cohort, rounds, server
+from scaling_fl.federated.hosting import Hosting, Shards, write_shards
+from scaling_fl.federated.site import Site
+from tests import builders
+
+# Forty examples on seven sites of 1 to 13.
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [1, 4, 9, 15, 18, 27])]
+
+
+class Dealt(Hosting):
+    """Sites on workers at random, in random order, and on some perhaps none."""
+
+    def cohort(self, round_: int) -> Any:
+        config, sizes = self.resident.config, self.shards.sizes
+        drawn = cohort.draw(config, sizes, round_)
+        rng = np.random.default_rng([round_, self.num_workers])
+        one_each = len(drawn) <= self.num_workers
+        workers = rng.permutation(self.num_workers) if one_each else rng.integers(self.num_workers, size=len(drawn))
+        for site, worker in zip(rng.permutation(list(drawn)), workers, strict=False):
+            if worker == self.rank:
+                yield Site(int(site), self.shards[site], self.resident), drawn[site]
+
+
+def place(folder: Path, num_workers: int, config: Config, dealt: bool) -> Path:
+    return folder / f"{num_workers} {config.num_rounds} {dealt}"
+
+
+def final(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config, dealt: bool = False
+) -> np.ndarray:
+    """In a worker process: the server's parameters after all rounds."""
+    torch.set_num_threads(1)
+    folder = place(folder, num_workers, config, dealt)
+    hosting, federation, state = builders.worker(
+        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
+    )
+    if dealt:
+        hosting = Dealt(**vars(hosting))
+    rounds.run(config, hosting, federation, state, server.optimiser(config), lambda *_: None)
+    federation.leave()
+    return state.params.numpy().copy()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"exact_sum": False, "optimiser": "sgd"}, {"sites_per_round": 3}, {"participation": 0.6, "sampling": "by_examples"},
+        {"sites_per_round": 2, "server_optimiser": "adam"}, {"sites_per_round": 1},
+    ],
+)  # fmt: skip
+def test_any_number_of_workers_comes_to_the_same_result(
+    run_distributed: Any, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    config = Config(**{"num_rounds": 3, "learning_rate": 0.02, "batch_size": 4, "num_local_epochs": 2} | keys)
+
+    def run(num_workers: int, config: Config, dealt: bool = False) -> list[np.ndarray]:
+        builders.resident(place(tmp_path, num_workers, config, dealt), config, builders.bert())  # the stores
+        results: list[np.ndarray] = run_distributed(final, num_workers, config, dealt)
+        return results
+
+    (alone,) = run(1, config)
+    assert not np.allclose(alone, run(1, dataclasses.replace(config, num_rounds=1))[0], atol=1e-3)
+    for num_workers, dealt in ((2, False), (4, False), (1, True), (3, True)):
+        for params in run(num_workers, config, dealt):
+            if config.exact_sum:
+                assert np.array_equal(params, alone)
+            else:
+                np.testing.assert_allclose(params, alone, rtol=1e-5, atol=1e-6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 5), st.data())
+def test_the_workers_train_each_site_of_a_cohort_once(
+    tmp_path: Path, sizes: list[int], num_workers: int, round_: int, data: st.DataObject
+) -> None:
+    sites_per_round = data.draw(st.integers(1, len(sizes)))
+    config = Config(sites_per_round=sites_per_round, sampling=data.draw(st.sampled_from(["uniform", "by_examples"])))
+    parts = np.split(np.random.default_rng(1).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    write_shards(tmp_path, parts)
+    resident: Any = types.SimpleNamespace(config=config)  # no model: nothing is trained
+    trained = [
+        (site.number, site.shard.tolist(), weight)
+        for rank in range(num_workers)
+        for site, weight in Hosting(resident, Shards(tmp_path), rank, num_workers).cohort(round_)
+    ]
+    drawn = cohort.draw(config, sizes, round_)
+    assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
+    assert sum(weight for _, _, weight in trained) == pytest.approx(1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
+def test_shards_come_back_from_their_files(tmp_path: Path, sizes: list[int]) -> None:
+    parts = np.split(np.random.default_rng(1).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    write_shards(tmp_path, parts)
+    shards = Shards(tmp_path)
+    assert shards.sizes == sizes
+    for site, part in enumerate(parts):
+        assert np.array_equal(shards[site], part)

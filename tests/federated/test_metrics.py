@@ -1,0 +1,65 @@
+import math
+
+import numpy as np
+import pytest
+
+from scaling_fl.federated import metrics
+from scaling_fl.federated.metrics import BatchMetrics, SiteMetrics
+
+
+def test_training_metrics_weigh_sites_by_the_examples_they_saw() -> None:
+    sites = [SiteMetrics(1, loss_sum=6.0, num_correct=1, count=2), SiteMetrics(0, loss_sum=8.0, num_correct=8, count=8)]
+    assert metrics.training(sites) == {
+        "train.loss": 14 / 10,  # not the mean of 3 and 1
+        "train.accuracy": 9 / 10,
+        "train.worst_site.loss": 3.0,
+        "train.best_site.loss": 1.0,
+        "train.worst_site.accuracy": 0.5,
+        "train.best_site.accuracy": 1.0,
+        "site.0.train.loss": 1.0,
+        "site.0.train.accuracy": 1.0,
+        "site.1.train.loss": 3.0,
+        "site.1.train.accuracy": 0.5,
+    }
+
+
+def test_validation_metrics_pool_unequal_batches_in_any_order() -> None:
+    batches = [
+        BatchMetrics(0, 1.0, np.array([[2, 1], [0, 0]])),
+        BatchMetrics(1, 4.0, np.array([[0, 0], [1, 1]])),
+    ]
+    # Pooled: 5 examples, 3 right. Class 0: TP 2, FN 1, FP 1; class 1: TP 1, FN 1, FP 1.
+    expected = {
+        "validation.loss": 1.0,
+        "validation.accuracy": 3 / 5,
+        "validation.macro_f1": (4 / 6 + 2 / 4) / 2,
+        "validation.examples": 5,
+    }
+    assert metrics.validation(batches) == pytest.approx(expected)
+    others = {name.replace("validation", "held_back"): value for name, value in expected.items()}
+    assert metrics.validation(batches, "held_back") == pytest.approx(others)
+
+
+def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
+    one = np.array([[1, 0], [0, 1]])
+    batches = [BatchMetrics(number, loss, one) for number, loss in enumerate((0.1, 0.2, 0.3))]
+    assert (0.1 + 0.2) + 0.3 != (0.3 + 0.2) + 0.1
+    assert metrics.validation(reversed(batches)) == metrics.validation(batches)
+
+
+def test_macro_f1_counts_a_class_that_never_occurs_as_zero() -> None:
+    assert metrics.macro_f1(np.array([[3, 0, 0], [0, 2, 0], [0, 0, 0]])) == pytest.approx(2 / 3)
+
+
+def test_label_entropy_is_in_bits() -> None:
+    assert metrics.label_entropy(np.array([0, 1, 2, 3])) == 2.0
+    assert metrics.label_entropy(np.array([5, 5, 5])) == 0.0
+    assert str(metrics.label_entropy(np.array([5]))) == "0.0"
+    # Three quarters and one quarter: ¾ log2(4/3) + ¼ log2(4).
+    assert metrics.label_entropy(np.array([0, 0, 0, 1])) == pytest.approx(0.75 * math.log2(4 / 3) + 0.5)
+
+
+def test_numbers_that_json_lacks_become_text() -> None:
+    assert metrics.finite_or_text({"a": 1.5, "b": float("nan"), "c": float("-inf")}) == {
+        "a": 1.5, "b": "nan", "c": "-inf",
+    }  # fmt: skip

@@ -1,0 +1,295 @@
+"""The numerical promises, on unequal shards, each against an expectation derived here from plain torch."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl import seeding
+from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners, token_store
+from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import metrics, rounds, server
+from scaling_fl.federated.hosting import Hosting
+from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.federated.site import Resident, evaluate
+from tests import builders
+
+# Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
+WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """A worker in this process that hosts all sites."""
+    opened: list[Federation] = []
+
+    def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
+        worker = builders.worker(tmp_path, config, module, shards)
+        opened.append(worker[1])
+        return worker
+
+    yield build
+    for federation in opened:
+        federation.leave()
+
+
+def train_federated(
+    config: Config,
+    hosting: Hosting,
+    federation: Federation,
+    state: ServerState,
+) -> list[dict[str, float]]:
+    """All rounds; the metrics of each."""
+    results: list[dict[str, float]] = []
+    rounds.run(config, hosting, federation, state, SGD(), lambda _, values: results.append(values))
+    return results
+
+
+def digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def by_name(resident: Resident, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array).clone() for name, array in resident.model.arrays(values).items()}
+
+
+def assert_same_parameters(actual: dict[str, torch.Tensor], expected: torch.nn.Module, atol: float = 1e-6) -> None:
+    parameters = dict(expected.named_parameters())
+    assert parameters.keys() == {name for name, tensor in actual.items() if tensor.is_floating_point()}
+    for name, parameter in parameters.items():
+        if name.endswith("key.bias"):
+            continue  # softmax cancels it: its gradient is rounding noise, which AdamW scales up to full steps
+        torch.testing.assert_close(
+            actual[name], parameter.data, rtol=1e-5, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def union_batch(store: token_store.TokenStore, indices: np.ndarray, module: Any) -> torch.Tensor:
+    """Mean loss over `indices`, with plain transformers calls."""
+    batch = store.batch(indices)
+    logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return cross_entropy(logits, batch.labels)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_round(
+    alone: Callable[..., Any], optimiser: str
+) -> None:
+    config = Config(
+        site_ids=(-1,), num_rounds=3, num_local_epochs=2, optimiser=optimiser, learning_rate=0.01, weight_decay=0.1,
+        batch_size=7, seed=11,
+    )  # fmt: skip
+    module = builders.bert(dropout=0.2)
+    plain = copy.deepcopy(module)
+    hosting, federation, state = alone(config, module, [np.arange(40)])
+    resident = hosting.resident
+    train_federated(config, hosting, federation, state)
+
+    plain.train()
+    for round_ in (1, 2, 3):
+        decayed = [p for p in plain.parameters() if p.ndim >= 2]
+        spared = [p for p in plain.parameters() if p.ndim < 2]
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimiser]
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
+        optimizer = kind(groups, lr=0.01)
+        torch.manual_seed(seeding.torch_seed(11, "dropout", round_, 0))
+        for epoch in (0, 1):
+            for indices in token_store.training_batches(resident.train, np.arange(40), 7, True, 11, round_, 0, epoch):
+                optimizer.zero_grad()
+                union_batch(resident.train, indices, plain).backward()
+                optimizer.step()
+    assert_same_parameters(by_name(resident, state.params), plain)
+
+
+@pytest.mark.parametrize("hosts", ["one worker", "three workers"])
+def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
+    hosts: str, alone: Callable[..., Any], run_distributed: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = Config(site_ids=(-1,) * 3, num_rounds=1, optimiser="sgd", learning_rate=0.5, **WHOLE_SHARD)
+    module = builders.bert(dropout=0.0)
+    plain = copy.deepcopy(module)
+    if hosts == "one worker":
+        hosting, federation, state = alone(config, module, SHARDS)
+        resident = hosting.resident
+        train_federated(config, hosting, federation, state)
+        actual = by_name(resident, state.params)
+    else:
+        builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
+        arrays = run_distributed(federated_parameters, 3, config)[0]
+        actual = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    # Σ n_k/n × ∇ mean loss of site k = ∇ mean loss of the union.
+    store = token_store.TokenStore(tmp_path / "train", 0)
+    plain.train()
+    union_batch(store, np.concatenate(SHARDS), plain).backward()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter -= 0.5 * parameter.grad
+    assert_same_parameters(actual, plain)
+
+
+def federated_parameters(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config
+) -> dict[str, np.ndarray]:
+    """In a worker process: one site per worker; the server's parameters after all rounds, by name."""
+    module = builders.bert(dropout=0.0)
+    worker = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
+    train_federated(config, *worker)
+    worker[1].leave()
+    return {name: tensor.numpy() for name, tensor in by_name(worker[0].resident, worker[2].params).items()}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
+    alone: Callable[..., Any], exact: bool
+) -> None:
+    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
+    hosting, federation, state = alone(config, builders.bert(), SHARDS)
+    resident = hosting.resident
+    start = state.params.clone()
+    expected = torch.zeros_like(start, dtype=torch.float64)
+    for site, _ in hosting.cohort(1):
+        site.train(start, round_=1)
+        after = start - resident.model.flat  # delta = before − after, so that after = before − delta
+        expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
+    train_federated(config, hosting, federation, state)
+    torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
+
+
+def test_4_every_worker_holds_bitwise_the_same_and_integer_buffers_stay(
+    run_distributed: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = Config(site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=7)  # no batch of one: batch norm
+    builders.resident(tmp_path, config, module_with_buffers())
+    views = run_distributed(view_of_a_worker, 3, config)
+    assert len({view["state"] for view in views}) == 1
+    assert len({view["model"] for view in views}) == 1
+    for view in views:
+        assert view["integer"].dtype == np.int64
+        assert view["integer"] == 7, "an integer buffer keeps the server's value"
+        # Momentum 1 makes a site's running mean that of its last batch: it moves, and the server takes the mean.
+        assert not np.array_equal(view["running_mean"], np.zeros(16))
+    assert len({view["own_delta"] for view in views}) == 3, "the sites differ, so that agreement means something"
+
+
+def module_with_buffers() -> Any:
+    """A BERT with a batch norm before its head: float and integer buffers, both persistent."""
+    module = builders.bert()
+    module.dropout = torch.nn.BatchNorm1d(16, momentum=1.0)
+    module.dropout.num_batches_tracked.fill_(7)
+    return module
+
+
+def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
+    worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
+    hosting, federation, state = worker
+    resident = hosting.resident
+    ((own, _),) = hosting.cohort(1)
+    own_delta = digest(own.train(state.params, 1)[0])
+    train_federated(config, *worker)
+    resident.model.load(state.params)
+    federation.leave()
+    named = dict(resident.model.module.named_buffers())
+    return {
+        "state": digest(state.params),
+        "model": digest(resident.model.flat),
+        "own_delta": own_delta,
+        "integer": named["dropout.num_batches_tracked"].numpy().copy(),
+        "running_mean": named["dropout.running_mean"].numpy().copy(),
+    }
+
+
+def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
+    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
+    hosting, federation, state = alone(config, module_with_buffers(), SHARDS)
+    resident = hosting.resident
+    start = by_name(resident, state.params.clone())
+    expected = torch.zeros(16)
+    for site, _ in hosting.cohort(1):
+        delta, _ = site.train(state.params, 1)
+        after = by_name(resident, state.params - delta)["dropout.running_mean"]
+        expected += after * site.num_examples / 40
+
+    total = federation.total()
+    for site, weight in hosting.cohort(1):
+        total.add(site.number, site.train(state.params, 1)[0], weight)
+    for part, delta in federation.mean(total):
+        server.SGD(learning_rate=0.0).step(state, delta, part)
+    end = by_name(resident, state.params)
+    torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(end["classifier.weight"], start["classifier.weight"]), "a rate of 0 moves no parameter"
+
+
+def test_6_the_same_seed_gives_bitwise_the_same_and_another_seed_does_not(tmp_path: Path) -> None:
+    def final(seed: int) -> str:
+        config = Config(site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=4, seed=seed)
+        folder = tmp_path / f"run {seed}"
+        folder.mkdir(exist_ok=True)
+        worker = builders.worker(folder, config, builders.bert(), SHARDS)
+        torch.seed()  # the state of torch's generator must not matter
+        train_federated(config, *worker)
+        worker[1].leave()
+        return digest(worker[2].params)
+
+    assert final(1) == final(1)
+    assert final(1) != final(2)
+
+
+def test_8_attention_masks_reach_the_model_and_padding_changes_no_logit(tmp_path: Path) -> None:
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    resident.model.module.eval()
+    lengths = resident.train.lengths
+    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
+    assert lengths[shortest] < lengths[longest]
+    with torch.inference_mode():
+        alone_ = resident.logits(resident.train.batch(np.array([shortest])))[0]
+        batch = resident.train.batch(np.array([shortest, longest]))
+        padded = resident.logits(batch)[0]
+        unmasked = resident.model.module(input_ids=batch.input_ids).logits[0]
+    torch.testing.assert_close(padded, alone_, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(unmasked, alone_, atol=1e-3), "this model would show a missing mask"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
+def test_9_evaluation_covers_each_test_example_once_however_many_workers(tmp_path: Path, num_workers: int) -> None:
+    config = Config(val_batch_size=4)  # 23 examples: five full batches and one of three
+    resident = builders.resident(tmp_path, config, builders.bert())
+    params = resident.model.flat.clone()
+
+    parts = [evaluate(resident, params, worker, num_workers) for worker in reversed(range(num_workers))]
+    result = metrics.validation(batch for part in parts for batch in part)
+
+    resident.model.module.eval()
+    losses, confusion = [], np.zeros((3, 3), np.int64)
+    with torch.inference_mode():
+        for index in range(23):
+            batch = resident.test.batch(np.array([index]))
+            logits = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            losses.append(cross_entropy(logits, batch.labels).item())
+            confusion[batch.labels.item(), logits.argmax().item()] += 1
+    assert result["validation.examples"] == 23
+    assert result["validation.loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result["validation.accuracy"] == pytest.approx(np.trace(confusion) / 23)
+    one_worker = metrics.validation(evaluate(resident, params, 0, 1))
+    assert result == one_worker, "bitwise: sums run in batch order"
+
+
+@pytest.mark.parametrize("iid", [True, False])
+@pytest.mark.parametrize(("count", "num_sites"), [(10, 3), (7, 7), (100, 8), (5, 1)])
+def test_10_shards_are_a_partition_into_sizes_that_differ_by_at_most_one(iid: bool, count: int, num_sites: int) -> None:
+    labels = builders.texts_and_labels(count)[1]
+    owners = partitioners.iid(labels, num_sites, seed=3) if iid else partitioners.by_label(labels, num_sites)
+    shards = partitioners.shards(owners, num_sites)
+    assert len(shards) == num_sites
+    assert sorted(np.concatenate(shards).tolist()) == list(range(count))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1

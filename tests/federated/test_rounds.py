@@ -1,0 +1,112 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import rounds
+from scaling_fl.federated.metrics import BatchMetrics
+from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.federated.site import Resident, Site
+from tests import builders
+
+SHARDS = [np.arange(7), np.arange(7, 40)]
+
+
+@pytest.mark.parametrize(
+    ("first", "reported", "eval_every", "rounds_seen", "evaluated"),
+    [
+        (0, False, 1, [0, 1, 2, 3], [0, 1, 2, 3]),
+        (0, False, 2, [0, 1, 2, 3], [0, 2, 3]),
+        (2, True, 5, [3], [3]),
+        (2, False, 1, [2, 3], [2, 3]),
+        (2, False, 5, [2, 3], [3]),
+        (3, True, 1, [], []),
+    ],
+)
+def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
+    tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
+) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
+    hosting, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    state.round, state.results = first, {"known": 1.0}
+    seen: dict[int, dict[str, float]] = {}
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        assert state.round not in seen
+        seen[state.round] = results
+
+    rounds.run(config, hosting, federation, state, SGD(), on_round_end, reported)
+    federation.leave()
+    assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
+    assert list(seen) == rounds_seen
+    assert [round_ for round_, results in seen.items() if "validation.accuracy" in results] == evaluated
+    for round_, results in seen.items():
+        names = {"seconds.train", "seconds.aggregate", "examples_per_second", "site.0.train.loss", "site.1.train.loss"}
+        assert (names <= results.keys()) == (round_ > first)
+        if round_ > first:
+            expected = (7 * results["site.0.train.loss"] + 33 * results["site.1.train.loss"]) / 40
+            assert results["train.loss"] == pytest.approx(expected)
+            assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
+
+
+def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    state, seen = worker[2], []
+
+    def evaluate(resident: Resident, params: torch.Tensor, *which: Any) -> list[BatchMetrics]:
+        assert state.lock.acquire(blocking=False)
+        seen.append((state.round, state.results.get("site.1.train.loss"), params.clone()))
+        state.lock.release()
+        return plain(resident, params, *which)
+
+    plain = rounds.evaluate
+    monkeypatch.setattr(rounds, "evaluate", evaluate)
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append((results["site.1.train.loss"],)), reported=True)
+    worker[1].leave()
+    (round_, loss, params), (reported,) = seen
+    assert (round_, loss) == (1, reported)
+    assert torch.equal(params, state.params)
+
+
+def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], list[float]]:
+    """In a worker process: how long it trained, by its own count, and what the round says of idleness."""
+    config = Config(num_rounds=1, batch_size=16)
+    worker = builders.worker(folder, config, builders.bert(), SHARDS, rank, num_workers, memory)
+    train, counted, idle = Site.train, list[float](), list[float]()
+
+    def timed(self: Site, params: torch.Tensor, round_: int) -> Any:
+        start = time.perf_counter()
+        time.sleep(rank)
+        result = train(self, params, round_)
+        counted.append(time.perf_counter() - start)
+        return result
+
+    Site.train = timed  # type: ignore[assignment, method-assign]
+    rounds.run(config, *worker, SGD(), lambda _, results: idle.append(results["seconds.idle"]), reported=True)
+    worker[1].leave()
+    return counted, idle
+
+
+def test_idle_is_how_long_workers_wait_for_the_slowest(run_distributed: Any, tmp_path: Path) -> None:
+    """Two workers, of which one takes a second more: it never waits, the other waits for the difference, and so the mean
+    over both is half of that.
+    """
+    builders.resident(tmp_path, Config(), builders.bert())  # the stores
+    ((quick,), idle), ((slow,), same) = run_distributed(busy_and_idle, 2)
+    assert idle == same == [pytest.approx(abs(slow - quick) / 2, abs=0.2)]
+
+
+def test_federated_training_learns(tmp_path: Path) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=8, num_local_epochs=3, batch_size=5, learning_rate=5e-3)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    seen: list[float] = []
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["validation.accuracy"]))
+    worker[1].leave()
+    assert seen[0] < 0.6
+    assert seen[-1] > 0.75

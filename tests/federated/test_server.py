@@ -1,0 +1,102 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated import server
+from scaling_fl.federated.server import SGD, ServerState
+
+
+@pytest.mark.parametrize("part", [slice(0, 6), slice(0, 3), slice(2, 6), slice(4, 6), slice(3, 3)])
+def test_a_part_of_the_state_is_updated_in_place(part: slice) -> None:
+    state = ServerState(params=torch.arange(6.0), trained=4, round=0)
+    delta = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    SGD(learning_rate=0.5).step(state, delta[part].clone(), part)
+    # Trained values move by half the delta; what lies behind them takes the plain mean.
+    after = [0 - 0.5, 1 - 1.0, 2 - 1.5, 3 - 2.0, 4 - 5.0, 5 - 6.0]
+    expected = torch.arange(6.0)
+    expected[part] = torch.tensor(after)[part]
+    assert state.params.tolist() == expected.tolist()
+
+
+def test_fedavg_is_rate_1() -> None:
+    state = ServerState(params=torch.tensor([1.0]), trained=1, round=0)
+    SGD().step(state, torch.tensor([0.25]), slice(0, 1))
+    assert state.params.item() == 0.75
+
+
+def reference(kind: str, deltas: np.ndarray, rate: float, momentum: float) -> np.ndarray:
+    """Algorithm 2 of Reddi et al. 2021 in float64, from parameters of zero: x + rate × m / (√v + τ), where Δ = −delta."""
+    x, m, v = (np.zeros(deltas.shape[1]) for _ in range(3))
+    for delta in -deltas.astype(np.float64):
+        m = momentum * m + (1 - momentum) * delta
+        v = {
+            "adagrad": v + delta**2,
+            "adam": 0.99 * v + 0.01 * delta**2,
+            "yogi": v - 0.01 * delta**2 * np.sign(v - delta**2),
+        }[kind]
+        x = x + rate * m / (np.sqrt(v) + 1e-3)
+    return x
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi", "adagrad"])
+def test_adaptive_optimisers_are_those_of_the_paper_in_any_parts(kind: str) -> None:
+    deltas = np.random.default_rng(3).normal(0, 0.01, (5, 8)).astype(np.float32)
+    optimiser = server.optimiser(Config(server_optimiser=kind, server_learning_rate=0.05, server_momentum=0.7))
+    expected = reference(kind, deltas[:, :6], 0.05, 0.7)
+    for parts in ([slice(0, 8)], [slice(0, 3), slice(3, 7), slice(7, 8)]):
+        state = ServerState(torch.zeros(8), trained=6, round=0, moments=torch.zeros(optimiser.num_moments, 8))
+        for delta in deltas:
+            for part in parts:
+                optimiser.step(state, torch.from_numpy(delta[part].copy()), part)
+        np.testing.assert_allclose(state.params[:6].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(state.params[6:].numpy(), -deltas[:, 6:].sum(0), rtol=1e-5)
+        assert state.moments is not None
+        assert not state.moments[:, 6:].any(), "what is only averaged has no moments"
+
+
+def test_momentum_is_that_of_pytorch() -> None:
+    deltas = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32))
+    optimiser = server.optimiser(Config(server_momentum=0.9, server_learning_rate=0.5))
+    state = ServerState(torch.ones(5), trained=5, round=0, moments=torch.zeros(optimiser.num_moments, 5))
+    theirs = torch.nn.Parameter(torch.ones(5))
+    plain = torch.optim.SGD([theirs], lr=0.5, momentum=0.9)
+    for delta in deltas:
+        optimiser.step(state, delta, slice(0, 5))
+        theirs.grad = delta
+        plain.step()
+    torch.testing.assert_close(state.params, theirs.data)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, SGD(1.0, 0.0)),
+        ({"server_learning_rate": 0.5, "server_momentum": 0.9}, SGD(0.5, 0.9)),
+        ({"server_optimiser": "adam"}, server.Adaptive("adam", 0.001, 0.9)),
+        ({"server_optimiser": "yogi", "server_momentum": 0.0}, server.Adaptive("yogi", 0.001, 0.0)),
+        ({"server_optimiser": "adagrad", "server_learning_rate": 0.1}, server.Adaptive("adagrad", 0.1, 0.0)),
+    ],
+)
+def test_what_is_not_given_has_the_usual_value(keys: dict[str, Any], expected: object) -> None:
+    assert server.optimiser(Config(**keys)) == expected
+
+
+def test_a_state_with_moments_goes_out_by_name_and_comes_back() -> None:
+    from tests import builders
+
+    model = builders.flat_model()
+    block = torch.randn(3, model.layout.size)
+    tensors = server.arrays(model, block)
+    assert {"server_moment_0.classifier.bias", "server_moment_1.classifier.bias", "classifier.bias"} <= tensors.keys()
+    received = torch.zeros_like(block)
+    server.fill(model, received, tensors)
+    for sent, got in zip(block, received, strict=True):
+        for name, view in model.layout.views(got).items():
+            assert torch.equal(view, model.layout.views(sent)[name])
+    params = {name: array for name, array in tensors.items() if not name.startswith("server_moment_")}
+    fresh = server.initial_moments(2, params)
+    assert fresh.keys() == tensors.keys() - params.keys()
+    assert not any(array.any() for array in fresh.values())

@@ -1,0 +1,277 @@
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl.config.schema import OPTIMISERS, Config
+from scaling_fl.data import token_store
+from scaling_fl.federated import site as site_module
+from scaling_fl.federated.site import Resident, Site
+from scaling_fl.federated.site_state import Store
+from scaling_fl.state_file import write_state
+from tests import builders
+
+SHARD = np.array([1, 4, 9, 16, 25, 36, 2])
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Resident:
+    return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
+
+
+def test_training_leaves_the_servers_parameters_and_yields_before_minus_after(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+    kept = params.clone()
+    delta, _ = Site(0, SHARD, resident).train(params, 1)
+    assert torch.equal(params, kept)
+    # The model now holds the delta; train again and look at the parameters before they are subtracted.
+    after = params - delta
+    assert not torch.allclose(after, params, atol=1e-3)
+    delta_again, _ = Site(0, SHARD, resident).train(params, 1)
+    torch.testing.assert_close(params - delta_again, after, rtol=0, atol=0)
+
+
+def test_training_depends_on_site_round_and_seed_alone(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+
+    def delta(number: int, round_: int, seed: int = 1) -> torch.Tensor:
+        own = dataclasses.replace(resident, config=dataclasses.replace(resident.config, seed=seed))
+        return Site(number, SHARD, own).train(params, round_)[0].clone()
+
+    first = delta(2, 5)
+    for other in (delta(3, 5), delta(2, 6), delta(2, 5, seed=2)):
+        assert not torch.equal(other, first)
+    torch.rand(7)  # what else drew from the generator doesn't matter
+    assert torch.equal(delta(2, 5), first)
+
+
+def test_metrics_are_those_of_the_training_steps(tmp_path: Path) -> None:
+    config = Config(batch_size=3, learning_rate=1e-30, optimiser="sgd", num_local_epochs=2)  # the model stays as it is
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    steps: list[int] = []
+    resident = dataclasses.replace(resident, on_step=lambda: steps.append(1))
+    params = resident.model.flat.clone()
+    site = Site(4, SHARD, resident)
+    _, metrics = site.train(params, 1)
+
+    resident.model.load(params)
+    batch = resident.train.batch(SHARD)
+    logits = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels).item()
+    assert (metrics.site, metrics.count) == (4, 14)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+    assert metrics.accuracy == pytest.approx((logits.argmax(-1) == batch.labels).float().mean().item())
+    assert len(steps) == 6, "7 examples in batches of 3, twice"
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
+    rate = {"sgd": 0.1, "adagrad": 0.02}.get(optimiser, 0.001)  # ratios of 0.02 to 0.22 over five seeds
+    config = Config(batch_size=5, learning_rate=rate, optimiser=optimiser, num_local_epochs=15)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    params = resident.model.flat.clone()
+    site = Site(0, np.arange(40), resident)
+    delta, first = site.train(params, 1)
+    _, second = site.train(params - delta, 2)
+    assert second.loss < 0.5 * first.loss
+
+
+def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
+    config = dataclasses.replace(resident.config, weight_decay=0.5, optimiser="sgd", learning_rate=0.1)
+    optimiser = site_module.local_optimiser(config, resident.model)
+    before = {name: p.clone() for name, p in resident.model.module.named_parameters()}
+    resident.model.gradient.zero_()
+    optimiser.step()
+    for name, parameter in resident.model.module.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.ndim > 1 else 1.0
+        torch.testing.assert_close(parameter.data, before[name].data * factor, msg=name)
+
+
+def test_evaluation_uses_no_dropout_and_leaves_the_parameters(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+    kept = params.clone()
+    resident.model.module.train()
+    first = site_module.evaluate(resident, params, 0, 1)
+    second = site_module.evaluate(resident, params, 0, 1)
+    assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
+    assert torch.equal(params, kept)
+
+
+def test_the_model_is_told_which_text_of_a_pair_a_token_is_of(tmp_path: Path) -> None:
+    texts, labels = builders.texts_and_labels(40, 5)
+    pairs = texts[::-1]
+    for name in ("train", "test"):
+        token_store.write(tmp_path / name, builders.tokenizer(), texts, labels, 30, pairs, token_types=True)
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    resident.model.module.eval()
+    encoded = builders.tokenizer()(
+        [texts[i] for i in SHARD],
+        [pairs[i] for i in SHARD],
+        padding=True,
+        return_token_type_ids=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        logits = resident.logits(resident.to_device(resident.train.batch(SHARD)))
+        expected = resident.model.module(**encoded).logits
+        untyped = resident.model.module(**{k: v for k, v in encoded.items() if k != "token_type_ids"}).logits
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(untyped, expected, atol=1e-3), "this model would show missing token types"
+
+
+def by_hand(module: Any, rates: Callable[[int], float], store: token_store.TokenStore, **clip: float) -> torch.Tensor:
+    """Plain SGD over whole batches of 7, in the order of round 3 of site 2; the trained parameters, flat."""
+    module.train()
+    step = 0
+    for epoch in range(2):
+        for indices in token_store.training_batches(store, np.arange(40), 7, True, 11, 3, 2, epoch):
+            batch = store.batch(indices)
+            module.zero_grad()
+            logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            torch.nn.functional.cross_entropy(logits, batch.labels).backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), **clip)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter -= rates(step) * parameter.grad
+            step += 1
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("keys", "rates", "clip"),
+    [
+        ({}, lambda step: 0.1, {}),
+        ({"max_grad_norm": 0.3}, lambda step: 0.1, {"max_norm": 0.3}),
+        ({"gradient_accumulation_steps": 3}, lambda step: 0.1, {}),
+        ({"gradient_accumulation_steps": 9}, lambda step: 0.1, {}),
+        # Round 3 of 10, 12 steps of which each counts at its middle.
+        ({"lr_schedule": "linear"}, lambda step: 0.1 * (1 - (2 + (step + 0.5) / 12) / 10), {}),
+        ({"warmup": 4.0}, lambda step: 0.1 * (2 + (step + 0.5) / 12) / 4, {}),
+        ({"gradient_checkpointing": True}, lambda step: 0.1, {}),
+    ],
+)
+def test_local_steps_are_those_of_a_plain_loop(
+    tmp_path: Path, keys: dict[str, Any], rates: Callable[[int], float], clip: dict[str, float]
+) -> None:
+    config = Config(
+        batch_size=7, learning_rate=0.1, optimiser="sgd", num_local_epochs=2, num_rounds=10, seed=11, **keys
+    )
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    params = resident.model.flat.clone()
+    delta, metrics = Site(2, np.arange(40), resident).train(params, 3)
+    after = resident.model.layout.views(params - delta)
+    expected = by_hand(builders.bert(dropout=0.0), rates, resident.train, **clip)
+    names = [name for name, _ in builders.bert().named_parameters()]
+    found = torch.cat([after[name].flatten() for name in names])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    before = torch.cat([resident.model.layout.views(params)[name].flatten() for name in names])
+    assert (expected - before).norm() > 0.05, "the steps are large enough to differ"
+    assert metrics.count == 80
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    config = Config(batch_size=5, learning_rate=0.001, num_local_epochs=15, precision=precision, max_grad_norm=1.0)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    seen: list[torch.dtype] = []
+    resident.model.module.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    params = resident.model.flat.clone()
+    delta, first = Site(0, np.arange(40), resident).train(params, 1)
+    _, second = Site(0, np.arange(40), resident).train(params - delta, 2)
+    assert second.loss < 0.5 * first.loss
+    assert set(seen) == {dtype}
+    assert {delta.dtype, resident.model.gradient.dtype} == {torch.float32}
+    exact = dataclasses.replace(resident, config=dataclasses.replace(config, precision="fp32"))
+    resident.model.load(params)
+    with torch.inference_mode():
+        low, high = (r.logits(r.train.batch(SHARD)) for r in (resident, exact))
+    assert not torch.equal(low, high)
+    torch.testing.assert_close(low, high, rtol=0.05, atol=0.05)
+    seen.clear()
+    site_module.evaluate(resident, params, 0, 1)
+    assert set(seen) == {dtype}
+
+
+def test_auto_is_float32_on_the_cpu() -> None:
+    assert site_module.precision(Config(), torch.device("cpu")) == "fp32"
+    assert site_module.precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
+
+
+@pytest.mark.parametrize("fits", [5, 2, 1, 0])
+def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(tmp_path: Path, fits: int) -> None:
+    resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
+    params = resident.model.flat.clone()
+    expected = site_module.evaluate(resident, params, 0, 1)
+    sizes: list[int] = []
+
+    def like_a_small_gpu(module: Any, inputs: Any, keywords: Any) -> None:
+        if len(keywords["input_ids"]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(keywords["input_ids"]))
+
+    resident.model.module.register_forward_pre_hook(like_a_small_gpu, with_kwargs=True)
+    if fits == 0:
+        with pytest.raises(torch.OutOfMemoryError):
+            site_module.evaluate(resident, params, 0, 1)
+        return
+    found = site_module.evaluate(resident, params, 0, 1)
+    assert [batch.batch for batch in found] == [batch.batch for batch in expected] == [0, 1, 2]
+    for batch, whole in zip(found, expected, strict=True):
+        assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+        assert np.array_equal(batch.confusion, whole.confusion)
+    # 23 texts in batches of 10, 10 and 3; once a part fits, the parts stay as small.
+    assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
+def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -> None:
+    results = []
+    for compile_ in (False, True):
+        config = Config(batch_size=7, learning_rate=0.1, optimiser="sgd", compile=compile_)
+        resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+        params = resident.model.flat.clone()
+        delta, _ = Site(2, np.arange(40), resident).train(params, 3)
+        after = params - delta
+        evaluated = site_module.evaluate(resident, after, 0, 1)
+        results.append((after, sum(batch.loss_sum for batch in evaluated)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
+    assert resident.model.module._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "adagrad", "rmsprop", "sgd"])
+def test_a_kept_optimiser_over_two_rounds_is_one_over_two_epochs(tmp_path: Path, optimiser: str) -> None:
+    """With the second epoch's order taken from round 2, a batch for all, the rounds differ in nothing else."""
+    results = []
+    for rounds, epochs in ((2, 1), (1, 2)):
+        config = Config(
+            batch_size=len(SHARD), learning_rate=0.01, optimiser=optimiser, keep_optimiser=rounds == 2,
+            num_local_epochs=epochs,
+        )  # fmt: skip
+        resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+        params, store = resident.model.flat.clone(), None
+        if rounds == 2:
+            write_state(tmp_path / "start", {}, {})
+            store = Store(tmp_path / "kept", tmp_path / "start")
+        site = Site(2, SHARD, dataclasses.replace(resident, store=store))
+        for round_ in range(1, rounds + 1):
+            params = params - site.train(params, round_)[0]
+        results.append(
+            {name: view for name, view in resident.model.layout.views(params).items() if "key.bias" not in name}
+        )
+        expected = site_module.initially_kept(config, resident.model.layout)
+        if rounds == 2:
+            assert store is not None
+            assert {name: tuple(value.shape) for name, value in store.load(2).items()} == {
+                name: array.shape for name, array in expected.items()
+            }
+    for name, view in results[0].items():
+        torch.testing.assert_close(view, results[1][name], rtol=1e-5, atol=1e-6, msg=name)

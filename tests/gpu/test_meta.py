@@ -1,0 +1,60 @@
+"""A step on a device that has no values, in the place of a GPU: what would make the CPU wait for it is an error there."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.federated import site as site_module
+from scaling_fl.federated.site import Resident, Site
+from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.runtime import worker
+from tests import builders
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(True, "high"), (False, "highest")])
+def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf32: bool, expected: str) -> None:
+    look, chosen = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    before = torch.get_float32_matmul_precision()
+    try:
+        worker.set_up_gpu(torch.device("cuda:1"), tf32)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert chosen == [torch.device("cuda:1")]
+    assert transformers.masking_utils._ignore_bidirectional_mask_sdpa is not look
+
+
+def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    loading.without_looking_at_masks()
+    # What isn't there on this device: lower precision, and fused optimisers.
+    monkeypatch.setattr(site_module, "precision", lambda config, device: "fp32")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setitem(site_module._OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
+
+    def to_device(self: Resident, batch: token_store.Batch) -> token_store.Batch:
+        return token_store.Batch(
+            **{name: part.to("meta") for name, part in batch._asdict().items() if part is not None}
+        )
+
+    monkeypatch.setattr(Resident, "to_device", to_device)
+    for name, count in (("train", 40), ("test", 23)):
+        token_store.write(tmp_path / name, builders.tokenizer(), *builders.texts_and_labels(count, 5), 16)
+    train, test = (token_store.TokenStore(tmp_path / name, 0) for name in ("train", "test"))
+    module, steps = builders.bert().to("meta"), list[int]()
+    model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
+    config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
+    resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):  # of the round's loss
+        Site(0, np.arange(7), resident).train(model.flat.clone(), 1)
+    assert len(steps) == 3, "all steps were done before"

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import numpy as np
+
+from scaling_fl.data import token_cache, token_store
+from scaling_fl.models import fingerprints, loading
+from tests import builders
+
+LABELS = ("a", "b", "c")
+
+
+def weights(model: str, seed: int) -> str:
+    loaded = loading.load(model, LABELS, ["river stone"], 16, seed)
+    initial = {name: tensor.detach().numpy() for name, tensor in loaded.module.named_parameters()}
+    return fingerprints.pretrained(loaded, initial | {"server.moment.0": np.zeros(seed)})
+
+
+def test_what_is_drawn_anew_is_no_part_of_a_models_digest(tmp_path: Path) -> None:
+    """Another processor may draw other numbers, and the job goes on there."""
+    model = str(builders.pretrained(tmp_path / "model"))
+    assert weights(model, seed=1) == weights(model, seed=2)
+    assert weights("tiny", seed=1) == weights("tiny", seed=2) != weights(model, seed=1)
+
+
+def test_tokens_from_the_cache_have_the_digest_of_the_same_tokens_elsewhere(tmp_path: Path) -> None:
+    """Where the cache can't be written, or lists its files in another order, is no other job."""
+
+    def write(folder: Path, shift: int = 0) -> None:
+        texts, labels = builders.texts_and_labels(9, seed=shift)
+        token_store.write(folder, builders.tokenizer(), texts, labels, 16)
+
+    for name in ("cached", "plain", "other"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "test")
+    assert token_cache.link(tmp_path / "cached" / "train", "a key", write, lambda *_: None) == []
+    assert (tmp_path / "cached" / "train").is_symlink()
+    write(tmp_path / "plain" / "train")
+    write(tmp_path / "other" / "train", shift=1)
+    cached, plain, other = (fingerprints.tokens(tmp_path / name) for name in ("cached", "plain", "other"))
+    assert cached == plain != other

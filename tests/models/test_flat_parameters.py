@@ -1,0 +1,150 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from tests import builders
+
+
+def flatten(module: Any) -> FlatModel:
+    return FlatModel(module, torch.zeros(Layout(module).size))
+
+
+def albert() -> Any:
+    torch.manual_seed(0)
+    config = transformers.AlbertConfig(
+        vocab_size=50, embedding_size=8, num_labels=3, **builders.TINY_SIZES | {"num_hidden_layers": 3}
+    )
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+class Tied(torch.nn.Module):
+    """Tied embeddings, a frozen matrix, float and integer buffers, one of them not persistent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(11, 5)
+        self.frozen = torch.nn.Linear(5, 5, bias=False).requires_grad_(False)
+        self.norm = torch.nn.BatchNorm1d(5)
+        self.out = torch.nn.Linear(5, 11)
+        self.out.weight = self.embedding.weight
+        self.register_buffer("table", torch.full((3,), 2.0), persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.norm(self.frozen(self.embedding(ids)))
+        return self.out(hidden)
+
+
+def test_the_buffer_holds_matrices_then_vectors_then_what_is_not_trained() -> None:
+    layout = Layout(Tied())
+    assert [entry.name for entry in layout.entries] == [
+        "embedding.weight", "norm.weight", "norm.bias", "out.bias",
+        "frozen.weight", "norm.running_mean", "norm.running_var",
+    ]  # fmt: skip
+    assert layout.integer_names == ["norm.num_batches_tracked"]
+    assert layout.decayed == 64  # 11 × 5 = 55 values, up to the next 16
+    assert layout.trained == 64 + 3 * 16  # 5, 5 and 11 values
+    assert layout.size == 112 + 32 + 16 + 16
+    assert all(entry.start % 16 == 0 for entry in layout.entries)
+
+
+@pytest.mark.parametrize("build", [Tied, albert, builders.bert])
+def test_values_survive_and_tied_parameters_stay_tied(build: Any) -> None:
+    module = build()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    model = flatten(module)
+    assert module.state_dict().keys() == before.keys()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    storage = model.flat.untyped_storage().data_ptr()
+    assert all(p.untyped_storage().data_ptr() == storage for p in module.parameters())
+    if build is Tied:
+        assert module.out.weight is module.embedding.weight
+    if build is albert:  # one layer's parameters, used three times
+        assert sum(".albert_layers." in entry.name for entry in model.layout.entries) == 16
+
+
+@pytest.mark.parametrize("build", [albert, builders.bert])
+def test_a_step_on_the_flat_buffer_is_a_step_on_each_parameter(build: Any) -> None:
+    module = build()
+    plain = copy.deepcopy(module)
+    model = flatten(module)
+    ids = torch.arange(12).view(2, 6)
+    for which in (module, plain):
+        which.eval()
+        which(input_ids=ids).logits.square().sum().backward()
+    flat = torch.nn.Parameter(model.flat[: model.layout.trained])
+    flat.grad = model.gradient
+    torch.optim.Adagrad([flat], lr=0.1).step()
+    torch.optim.Adagrad(plain.parameters(), lr=0.1).step()
+    for (name, mine), theirs in zip(module.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_gradients_add_up_in_the_flat_gradient_until_it_is_zeroed() -> None:
+    module = Tied()
+    model = flatten(module)
+    module.eval()
+    for times in (1, 2):
+        module(torch.tensor([1, 2])).sum().backward()
+        if times == 1:
+            once = model.gradient.clone()
+    torch.testing.assert_close(model.gradient, 2 * once)
+    assert once.abs().sum() > 0
+    assert module.frozen.weight.grad is None
+    model.gradient.zero_()
+    assert module.embedding.weight.grad.abs().sum() == 0
+
+
+def test_loading_takes_the_servers_integer_buffers_and_float_state() -> None:
+    module = Tied()
+    model = flatten(module)
+    server = model.flat.clone()
+    module.train()
+    module(torch.tensor([1, 2, 3]))
+    assert module.norm.num_batches_tracked == 1
+    assert not torch.equal(module.norm.running_mean, torch.zeros(5))
+    model.load(server)
+    assert module.norm.num_batches_tracked == 0
+    assert torch.equal(module.norm.running_mean, torch.zeros(5))
+    assert torch.equal(model.flat, server)
+
+
+def test_a_state_goes_out_by_name_and_comes_back() -> None:
+    model, other = flatten(Tied()), flatten(Tied())
+    values = torch.randn(model.layout.size)
+    arrays = model.arrays(values) | {"norm.num_batches_tracked": np.array(9)}
+    received = torch.zeros(model.layout.size)
+    other.fill(received, arrays)
+    for name, view in other.layout.views(received).items():
+        assert np.array_equal(view.numpy(), arrays[name])
+    assert other.module.norm.num_batches_tracked == 9
+    assert other.arrays(received)["norm.num_batches_tracked"] == 9
+    flat = other.flat.clone()
+    other.fill_integers({"norm.num_batches_tracked": np.array(11)})
+    other.load(received)
+    assert other.module.norm.num_batches_tracked == 11
+    other.load(flat)
+
+    del arrays["out.bias"]
+    with pytest.raises(ValueError, match=r"of another model; it differs in out\.bias"):
+        other.fill(received, arrays)
+
+
+def test_only_float32_is_taken() -> None:
+    with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16"):
+        Layout(Tied().half())
+
+
+def test_a_flat_model_is_saved_and_loaded_by_transformers(tmp_path: Path) -> None:
+    model = flatten(builders.bert())
+    model.module.save_pretrained(tmp_path)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for (name, mine), theirs in zip(model.module.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name

@@ -1,0 +1,204 @@
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+
+from scaling_fl.errors import UserError
+from scaling_fl.models import loading
+from tests import builders
+
+NAMES = ("World", "Sports", "Sci/Tech")
+
+
+def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.Loaded:
+    return loading.load(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "albert"])
+def test_a_model_folder_gets_a_new_head_drawn_with_the_seed(tmp_path: Path, kind: str) -> None:
+    folder = str(builders.pretrained(tmp_path, kind))
+    first, again, other = load(folder), load(folder), load(folder, seed=2)
+    body = transformers.AutoModel.from_pretrained(folder).state_dict()
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name]), name
+        if name in first.new_parameters and tensor.ndim > 1:
+            assert not torch.equal(tensor, other.module.state_dict()[name]), "the seed draws the head"
+        elif name.partition(".")[2] in body:
+            assert torch.equal(tensor, body[name.partition(".")[2]]), f"{name} is pre-trained"
+    assert "classifier.weight" in first.new_parameters
+    assert first.module.config.id2label == {0: "World", 1: "Sports", 2: "Sci/Tech"}
+    assert first.module.config.label2id == {"World": 0, "Sports": 1, "Sci/Tech": 2}
+    assert first.module.classifier.out_features == 3
+    assert next(first.module.parameters()).dtype == torch.float32
+
+
+def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
+    builders.bert().half().save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    assert {p.dtype for p in load(str(tmp_path)).module.parameters()} == {torch.float32}
+
+
+def test_the_head_of_an_earlier_fine_tuning_is_replaced_where_its_labels_differ(tmp_path: Path) -> None:
+    builders.bert(num_labels=5).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert loaded.new_parameters == ["classifier.bias", "classifier.weight"]
+    assert loaded.module.classifier.out_features == 3
+
+
+def test_what_can_not_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model=/no/such/model: there is no such folder"):
+        load("/no/such/model")
+    with pytest.raises(UserError, match=r"model=\./typo: there is no such folder"):
+        load("./typo")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+        load(str(tmp_path))
+    builders.pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+        load(str(tmp_path))
+
+
+def test_a_hub_that_can_not_be_reached_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(self: object, name: str, timeout: float) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(UserError, match="model=no-such-model-anywhere: it is not on this machine, and the hub"):
+        load("no-such-model-anywhere")
+
+
+def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path: Path) -> None:
+    builders.pretrained(tmp_path, "distilbert")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    builders.pretrained(tmp_path, "bert")
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="its weights fit less than half of BertForSequenceClassification"):
+        load(str(tmp_path))
+
+
+def test_a_head_of_the_right_size_is_kept(tmp_path: Path) -> None:
+    builders.bert(num_labels=3).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert loaded.new_parameters == []
+    assert torch.equal(loaded.module.classifier.weight, builders.bert(num_labels=3).classifier.weight)
+
+
+def test_a_model_that_was_fetched_in_part_is_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.pretrained(tmp_path)
+    asked = []
+    original = transformers.AutoModelForSequenceClassification.from_pretrained
+
+    def without_weights(source: str, local_files_only: bool, **options: object) -> object:
+        if local_files_only:
+            raise OSError("no weights are cached")
+        return original(str(tmp_path), **options)
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", without_weights)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: builders.tokenizer())
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
+    assert load("lab/model").module.classifier.out_features == 3
+    assert asked == ["lab/model"]
+
+
+def test_positions_and_vocabularies_that_do_not_fit_are_found_here(tmp_path: Path) -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=len(builders.tokenizer()), max_position_embeddings=20, pad_token_id=1, **builders.TINY_SIZES
+    )
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"it can't take 20 tokens of its tokenizer's vocabulary"):
+        load(str(tmp_path), max_seq_len=20)
+    assert load(str(tmp_path), max_seq_len=18)
+
+    builders.pretrained(tmp_path)
+    small = transformers.AutoConfig.from_pretrained(tmp_path, vocab_size=10)
+    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="check that model and tokenizer belong together"):
+        load(str(tmp_path))
+
+
+def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes 64 tokens at most"):
+        load(str(builders.pretrained(tmp_path)), max_seq_len=65)
+
+
+def test_the_tiny_model_takes_its_vocabulary_from_the_texts() -> None:
+    texts = ["The Éclair, the queue.", "the spam and the EGG"]
+    first = loading.load("tiny", NAMES, texts, 16, seed=1)
+    again = loading.load("tiny", NAMES, texts, 16, seed=1)
+    assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    assert first.tokenizer.tokenize("The eclair, EGG eggs?") == ["the", "eclair", ",", "egg", "egg", "##s", "[UNK]"]
+    assert first.tokenizer("the egg")["input_ids"][0] == first.tokenizer.cls_token_id
+    assert first.module.config.pad_token_id == first.tokenizer.pad_token_id == 0
+    assert torch.equal(first.module.classifier.weight, again.module.classifier.weight)
+
+
+def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> None:
+    loaded = load(str(builders.pretrained(tmp_path, "albert")))
+    loaded.module.config.save_pretrained(tmp_path / "plan")
+    again = loading.rebuild(tmp_path / "plan")
+    assert type(again) is type(loaded.module)
+    shapes = {name: tensor.shape for name, tensor in loaded.module.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+    again.load_state_dict(loaded.module.state_dict())
+    ids = torch.arange(12).view(2, 6)
+    with torch.inference_mode():  # what no state holds, position numbers for one, is there too
+        logits = [module.eval()(input_ids=ids).logits for module in (loaded.module, again)]
+    assert torch.equal(*logits)
+
+
+def test_a_model_that_does_not_look_at_its_masks_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    module = builders.bert().eval()
+    ids = torch.arange(12).view(2, 6)
+    masks = [torch.ones_like(ids), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])]
+
+    class Asked(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.append(str(function))
+            return function(*args, **kwargs or {})
+
+    results = []
+    for looks in (True, False):
+        asked: list[str] = []
+        if not looks:
+            loading.without_looking_at_masks()
+        with torch.no_grad(), Asked():
+            results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
+        assert ("aten._local_scalar_dense.default" in asked) == looks
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
+    loaded = load(str(builders.pretrained(tmp_path)))
+    loaded.module.config.save_pretrained(tmp_path / "plan")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    loading.rebuild(tmp_path / "plan")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False)])
+def test_which_models_tell_the_texts_of_a_pair_apart_by_token_types(tmp_path: Path, kind: str, takes: bool) -> None:
+    assert loading.takes_token_types(load(str(builders.pretrained(tmp_path, kind))).module) is takes
+
+
+def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
+    folder = builders.pretrained(tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert loading.tokenizer(str(folder), [], 64).get_vocab() == builders.tokenizer().get_vocab()
+    assert "stone" in loading.tokenizer("tiny", ["river stone"], 64).get_vocab()
+    with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
+        loading.tokenizer("/no/such/model", [], 64)
+    for model, limit in ((str(folder), 64), ("tiny", 512)):
+        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes {limit} tokens at most"):
+            loading.tokenizer(model, [], 513)

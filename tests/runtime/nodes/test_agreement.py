@@ -1,0 +1,127 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.runtime.nodes import agreement
+from scaling_fl.runtime.nodes.cluster_env import Node
+from tests.tracking import builders
+
+
+class Told:
+    """A link on which the others have said their part already."""
+
+    def __init__(self, rank: int, others: dict[int, Any]):
+        self.node, self.others = Node(rank, len(others) + 1, "10.0.0.1"), others
+
+    def exchange(self, value: Any) -> list[Any]:
+        everyone = self.others | {self.node.rank: value}
+        return [json.loads(json.dumps(everyone[rank])) for rank in range(self.node.count)]
+
+    def interface(self) -> str:
+        return "eth7"
+
+
+def agreed(rank: int, mine: Config, *others: Config) -> Config:
+    rest = [other for other in range(len(others) + 1) if other != rank]
+    return agreement.agree(mine, Told(rank, {other: c.to_mapping() for other, c in zip(rest, others, strict=True)}))  # type: ignore[arg-type]
+
+
+def test_nodes_may_have_their_own_places_and_processes() -> None:
+    first = Config(site_ids=(-1, -1), job_name="news", checkpoints_dir="out", train_path="/a/train.csv")
+    second = Config(site_ids=(-1,), job_name="x", train_path="/b/train.csv", threads_per_site=3)
+    on_first, on_second = agreed(0, first, second), agreed(1, second, first)
+    assert (on_first.num_sites, on_second.num_sites) == (3, 3)
+    assert (on_first.job_name, on_second.job_name) == ("news", "news")
+    assert (on_first.checkpoints_dir, on_second.checkpoints_dir) == ("out", None), "node 0 keeps them"
+    assert on_second.train_path == "/b/train.csv"
+    hosted = [dataclasses.replace(config, num_sites=10) for config in (first, second)]
+    assert agreed(1, hosted[1], hosted[0]).num_sites == 10
+    column = [dataclasses.replace(c, partition="column", partition_column="author") for c in (first, second)]
+    assert agreed(0, *column).num_sites is None, "the data say how many"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 0.5}, "node 1 and node 0 were told different things: learning_rate=0.5 and 5e-05; give all"),
+        ({"num_rounds": 3, "seed": 1}, "num_rounds=3 and 10, seed=1 and 20210201; give all the same"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_else_must_be_the_same(rank: int, change: dict[str, Any], said: str) -> None:
+    configs = [Config(), Config(**change)]
+    with pytest.raises(UserError) as error:
+        agreed(rank, configs[rank], configs[1 - rank])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"keep_optimiser": True}, "keep_optimiser=True: what sites keep stays on their node"),
+        ({"baseline": "local_only"}, "baseline=local_only: what sites keep stays on their node"),
+        ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes of all nodes"),
+    ],
+)
+def test_what_several_nodes_can_not_do_is_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        agreed(0, Config(**keys), Config(**keys))
+    assert said in str(error.value)
+
+
+def test_a_lone_node_keeps_its_configuration_and_plan() -> None:
+    config, plan = Config(keep_optimiser=True), builders.plan()
+    assert agreement.agree(config, Told(0, {})) is config  # type: ignore[arg-type]
+    assert agreement.join(plan, Told(0, {})) is plan  # type: ignore[arg-type]
+
+
+def part(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "digests": {"data": "d" * 64, "models": "m" * 64}, "devices": ["cpu"], "threads": 4, "round": 0, "finished": False,
+        "reported": False, "metrics": {}, "port": 0, "environment": {"torch": "2", "precision": "fp32"},
+    }  # fmt: skip
+    return usual | changes
+
+
+def test_the_plan_of_all_nodes_is_that_of_node_0_with_everyones_processes() -> None:
+    first = part(devices=["cpu", "cpu"], threads=2, round=5, reported=True, metrics={"train.loss": 1.0}, port=4711)
+    mine = dataclasses.replace(
+        builders.plan(round_=0), digests=part()["digests"], devices=("cpu",), environment=part()["environment"]
+    )
+    plan = agreement.join(mine, Told(1, {0: first, 2: part(devices=["cpu"] * 3)}))  # type: ignore[arg-type]
+    assert plan.nodes == (0, 0, 1, 2, 2, 2)
+    assert plan.devices == ("cpu",) * 6
+    assert (plan.node, plan.ranks_here) == (1, [2])
+    assert (plan.round, plan.reported, plan.metrics, plan.threads) == (5, True, {"train.loss": 1.0}, 2)
+    assert (plan.rendezvous, plan.interface) == ("tcp://10.0.0.1:4711", "eth7")
+
+
+def test_other_data_or_another_model_are_refused_on_every_node() -> None:
+    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
+    other = part(digests={"data": "d" * 64, "models": "x" * 64})
+    for others in ({0: part(), 2: other}, {0: other, 2: part()}):
+        with pytest.raises(UserError, match=r"have different models \(digest "):
+            agreement.join(mine, Told(1, others))  # type: ignore[arg-type]
+    finished = part(finished=True, digests={})
+    assert agreement.join(mine, Told(1, {0: finished})).finished  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; give all the same kind"),
+        ({"environment": {"torch": "2", "precision": "bf16"}}, "node 2 trains on cpu in bf16, node 0 on cpu in fp32"),
+    ],
+)
+def test_nodes_that_would_compute_otherwise_are_refused(theirs: dict[str, Any], said: str) -> None:
+    mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
+    with pytest.raises(UserError) as error:
+        agreement.join(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
+    assert said in str(error.value)
+    other = part(environment={"torch": "3", "precision": "fp32"})
+    plan = agreement.join(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
+    assert plan.notes == ("node 2 has another environment than node 0 (torch 3, not 2)",)

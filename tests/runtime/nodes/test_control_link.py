@@ -1,0 +1,275 @@
+"""Launchers that meet, over this machine's loopback; each in a thread of its own."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.runtime import signals
+from scaling_fl.runtime.nodes import control_link as link_module
+from scaling_fl.runtime.nodes import peer as peer_module
+from scaling_fl.runtime.nodes.cluster_env import Node
+from scaling_fl.runtime.nodes.control_link import Link
+from tests.conftest import free_port
+
+
+def all_of(count: int, act: Callable[[Link], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
+    """`act` with each node's link, in threads; ended when all have."""
+    port, said = free_port(), list[str]()
+
+    def one(rank: int) -> Any:
+        link = Link(Node(rank, count, "127.0.0.1", port), said.append)
+        try:
+            return act(link)
+        finally:
+            link.close()
+
+    with ThreadPoolExecutor(count + 2) as pool:
+        return [pool.submit(one, rank) for rank in ranks or range(count)]
+
+
+def test_nodes_meet_and_exchange_values_by_rank() -> None:
+    def act(link: Link) -> Any:
+        first = link.exchange({"rank": link.node.rank})
+        return first, link.exchange(link.node.rank * 10), link.interface(), link.addresses
+
+    for future in all_of(3, act, ranks=[2, 0, 1]):
+        first, second, interface, addresses = future.result(30)
+        assert first == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert second == [0, 10, 20]
+        assert interface == "lo"
+        assert set(addresses) == {"127.0.0.1"}
+
+
+def test_a_lone_node_asks_nobody() -> None:
+    link = Link(Node(), pytest.fail)
+    assert link.exchange(7) == [7]
+    assert link.peers == []
+    assert not link.ask_to_stop()
+    link.close()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize(("kind", "expected"), [(JobFailed, JobFailed), (UserError, UserError)])
+def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
+    failing: int, kind: type[Exception], expected: type[Exception]
+) -> None:
+    def act(link: Link) -> Any:
+        try:
+            if link.node.rank == failing:
+                raise kind("a bug")
+            link.exchange(1)
+        except Exception as error:
+            link.end_with(error)
+            time.sleep(0.3)  # until the others have heard
+            return error
+        return None
+
+    for rank, future in enumerate(all_of(3, act)):
+        error = future.result(30)
+        assert type(error) is expected
+        assert str(error).count("on node") == (rank != failing)
+        assert rank == failing or str(error).startswith(f"on node {failing} (")
+
+
+def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "LOST", 0.5)
+
+    def silent(link: Link) -> Any:
+        if link.node.rank == 1:
+            link._closed.set()  # no more signs of life
+            time.sleep(2.5)
+            return None
+        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no sign of life from it for 0 s"):
+            link.exchange(1)
+        return None
+
+    def closing(link: Link) -> Any:
+        if link.node.rank == 1:
+            return None
+        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: its launcher closed the connection"):
+            link.exchange(1)
+        return None
+
+    for act in (silent, closing):
+        for future in all_of(2, act):
+            future.result(30)
+
+
+def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "LOST", 1.0)
+    monkeypatch.setattr(link_module, "_SIGN", 0.1)
+
+    def act(link: Link) -> Any:
+        if link.node.rank == 1:
+            time.sleep(2.5)
+        return link.exchange(link.node.rank)
+
+    for future in all_of(2, act):
+        assert future.result(30) == [0, 1]
+
+
+def test_a_node_that_has_done_its_part_may_go() -> None:
+    def act(link: Link) -> Any:
+        link.begin()
+        link.done()
+        if link.node.rank == 1:
+            return None  # and closes the connection
+        time.sleep(0.5)
+        (peer,) = link.peers
+        peer.receive(pytest.fail)
+        link.begin()
+        peer.receive(pytest.fail)
+        return peer.done, str(peer.failure)
+
+    done, failure = all_of(2, act)[0].result(30)
+    assert done == 1
+    assert failure == "node 1 (127.0.0.1) is lost: its launcher closed the connection", "once there is more to do"
+
+
+def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(signals, "_passed_on", [])
+    events: list[dict[str, Any]] = []
+
+    def act(link: Link) -> Any:
+        if link.node.rank == 0:
+            link.end_with(KeyboardInterrupt())
+            time.sleep(0.5)
+        else:
+            deadline = time.monotonic() + 10
+            while not events and time.monotonic() < deadline:
+                link.peers[0].receive(events.append)
+        return None
+
+    for future in all_of(2, act):
+        future.result(30)
+    assert events == [{"event": "stopped"}]
+    assert signals.asked(), "and the exit status is that of the signal"
+
+
+def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, said = free_port(), list[str]()
+    result: list[Any] = []
+
+    def node0() -> None:
+        link = Link(Node(0, 2, "127.0.0.1", port), said.append)
+        result.append(link.exchange("zero"))
+        link.close()
+
+    thread = threading.Thread(target=node0)
+    thread.start()
+    for text in (b"GET / HTTP/1.1\r\n\r\n", b"", json.dumps(["scaling_fl", 1]).encode() + b"\n"):
+        while True:
+            try:
+                stranger = socket.create_connection(("127.0.0.1", port))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        stranger.sendall(text)
+        stranger.close()
+    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, and 2 at node 0"), (Node(0, 2), None)):
+        if why is not None:
+            with pytest.raises(UserError, match=why):
+                Link(Node(node.rank, node.count, "127.0.0.1", port), said.append)
+    link = Link(Node(1, 2, "127.0.0.1", port), said.append)
+    assert link.exchange("one") == ["zero", "one"]
+    thread.join(30)
+    link.close()
+    assert result == [["zero", "one"]]
+    assert any(line.startswith("note: a node at 127.0.0.1 is refused: WORLD_SIZE=3 there") for line in said)
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_MEETING", 1.0)
+    port = free_port()
+    with pytest.raises(UserError, match="node 1, 2 of 3 didn't come within 0 minutes; is the command running there"):
+        Link(Node(0, 3, "127.0.0.1", port), lambda text: None)
+    with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
+        Link(Node(1, 3, "127.0.0.1", port), lambda text: None)
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen there"),
+    ):
+        Link(Node(0, 3, "127.0.0.1", port), lambda text: None)
+
+
+def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
+    def act(link: Link) -> Any:
+        if link.node.rank == 0:
+            link.end_with(UserError("job_name=news: a run of this job is alive"))
+            time.sleep(0.3)
+            return None
+        link.begin()
+        (peer,) = link.peers
+        while peer.failure is None:
+            peer.receive(pytest.fail)
+        return peer.failure
+
+    failure = all_of(2, act)[1].result(30)
+    assert isinstance(failure, UserError)
+    assert "a run of this job is alive" in str(failure)
+
+
+def test_what_failed_before_all_began_again_is_over() -> None:
+    def act(link: Link) -> Any:
+        if link.node.rank == 0:
+            link.end_with(JobFailed("a bug"))
+            link.again()
+            time.sleep(0.5)
+            return None
+        time.sleep(0.2)
+        (peer,) = link.peers
+        link.again()
+        peer.receive(pytest.fail)
+        return peer.failure
+
+    assert all_of(2, act)[1].result(30) is None
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
+    order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_MEETING", 10.0)
+    port, said = free_port(), list[str]()
+    with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
+        nodes = [pool.submit(lambda: Link(Node(0, 3, "127.0.0.1", port), said.append))]
+        while True:
+            try:
+                dead = socket.create_connection(("127.0.0.1", port))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
+        time.sleep(0.3)  # until it was let in
+        dead.close()
+        for rank in order:
+            nodes.append(pool.submit(lambda rank=rank: Link(Node(rank, 3, "127.0.0.1", port), said.append)))
+            time.sleep(0.5)
+        for node in nodes:
+            links.callback(node.result(30).close)
+        results = [pool.submit(node.result().exchange, node.result().node.rank) for node in nodes]
+        assert [result.result(30) for result in results] == [[0, 1, 2]] * 3
+
+
+def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked_first in ("here", "elsewhere"):
+        monkeypatch.setattr(signals, "_received", [])
+        monkeypatch.setattr(signals, "_passed_on", [])
+        with signals.asking_first():
+            for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
+                (signals._received.append if where == "here" else signals.pass_on)(15)
+                signals.check()  # it raises where somebody asked twice
+            assert signals.asked()
+            assert signals.exit_status() == 143
+            signals._received.append(15)
+            with pytest.raises(KeyboardInterrupt):
+                signals.check()

@@ -1,0 +1,49 @@
+"""A job as its command sees it."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from scaling_fl.errors import UserError
+from scaling_fl.runtime.job import Job
+from scaling_fl.tracking.events import EventLog
+from tests.tracking import builders
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The events of a job that kept no checkpoints."""
+    plan, log = builders.plan(), EventLog(tmp_path / "news.jsonl")
+    start = {"host": "h", "after_round": 0, "environment": {}, "devices": ["cpu", "cpu"]}
+    info = {"label_names": [], "data_digest": plan.data_digest}
+    log.append("started", sacred=builders.SACRED, config=plan.config.to_mapping(), start=start, info=info)
+    for number in (1, 2):
+        builders.round_(log, number, 0.5)
+    log.append("completed")
+    log.close()
+    return log.path
+
+
+def again(history: Path, num_nodes: int, num_rounds: int = 2) -> None:
+    """Type it again."""
+    plan = builders.plan(round_=0)
+    job = Job(contextlib.ExitStack())
+    job.link = Mock(node=Mock(count=num_nodes))
+    job._check_recorded(replace(plan, config=replace(plan.config, num_rounds=num_rounds)), history)
+
+
+def test_a_job_that_is_recorded_as_complete_ends_well(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        again(finished, num_nodes=1)
+    assert ended.value.code == 0
+    assert "job news is finished: 2 rounds are done and recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_nodes", "num_rounds"), [(2, 2), (1, 3)])
+def test_what_nobody_else_knows_or_what_is_missing_is_an_error(finished: Path, num_nodes: int, num_rounds: int) -> None:
+    """Other nodes know of no record: they are told by the error, and would wait for this one otherwise."""
+    with pytest.raises(UserError, match="2 rounds are done and recorded, and no checkpoint is there; to train again"):
+        again(finished, num_nodes, num_rounds)

@@ -1,0 +1,354 @@
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.federated.run_plan import waiting
+from scaling_fl.runtime import launcher, signals
+from tests import builders
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def start(function: Callable[..., None], *jobs: tuple[Any, ...], folder: str = "/none") -> list[dict[str, Any]]:
+    """Run a function of this module in one child per job; the events."""
+    events: list[dict[str, Any]] = []
+    names = [f"child {number}" for number in range(len(jobs))]
+    launcher.run(f"{__name__}:{function.__name__}", jobs, names, folder, events.append)
+    return events
+
+
+def speak(send: Send, number: int) -> None:
+    send({"event": "hello", "number": number})
+    print(f"text of {number}, ünï")
+    sys.stderr.write(f"error of {number}\nbar 1/2\rbar 2/2\rdone {number}")
+    os.write(1, b"\nfrom native code")
+
+
+def test_events_and_output_of_every_child_arrive_without_progress_frames() -> None:
+    events = start(speak, (0,), (1,))
+    assert sorted(e["number"] for e in events if e["event"] == "hello") == [0, 1]
+    for number in (0, 1):
+        lines = [e["text"] for e in events if e["event"] == "output" and e["source"] == f"child {number}"]
+        expected = {f"text of {number}, ünï", f"error of {number}", f"done {number}", "from native code"}
+        assert set(lines) == expected
+
+
+def fail(send: Send, how: str) -> None:
+    if how == "wait for a peer":
+        while True:
+            signal.pause()
+    if how == "lose the peer":
+        raise PeerLost("the connection to another worker broke")
+    if how == "raise":
+        raise ZeroDivisionError("site arithmetic")
+    if how == "refuse":
+        raise UserError("learning_rate=7: too high")
+    if how == "exit":
+        os._exit(3)
+    os.kill(os.getpid(), getattr(signal, how))
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("raise", JobFailed, r"child 1 failed:\nTraceback (.|\n)*ZeroDivisionError: site arithmetic$"),
+        ("refuse", UserError, r"^learning_rate=7: too high$"),
+        ("exit", JobFailed, r"child 1 ended: it exited with status 3 without a word"),
+        ("SIGKILL", JobFailed, r"child 1 ended: killed by SIGKILL; .*out of memory"),
+        ("SIGSEGV", JobFailed, r"child 1 ended: killed by SIGSEGV; native code crashed"),
+        ("lose the peer", PeerLost, r"child 1: the connection to another worker broke"),
+    ],
+)
+def test_the_first_failure_ends_all_and_is_raised(how: str, kind: type[Exception], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(kind, match=message):
+        start(fail, ("wait for a peer",), (how,), ("wait for a peer",))
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("cause", ["raise", "SIGKILL"])
+def test_a_lost_connection_is_not_named_where_there_is_another_cause(cause: str) -> None:
+    with pytest.raises(JobFailed, match=r"child 2 (failed|ended)"):
+        start(fail, ("lose the peer",), ("lose the peer",), (cause,))
+
+
+def report_pid(send: Send, number: int) -> None:
+    send({"event": "pid", "pid": os.getpid()})
+    while True:
+        signal.pause()
+
+
+def orphan(send: Send, folder: str) -> None:
+    """A launcher in a child: it starts two children of its own, says who they are, and is killed."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        send(event)
+        seen.append(event)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    seen: list[Any] = []
+    import multiprocessing
+
+    own = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    own |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
+    multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own: it must go with it
+    launcher.run(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
+
+
+def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    events: list[dict[str, Any]] = []
+    with pytest.raises(JobFailed, match="killed by SIGKILL"):
+        launcher.run(f"{__name__}:orphan", [(str(work),)], ["launcher"], "/none", events.append)
+    pids = [event["pid"] for event in events if event["event"] == "pid"]
+    assert len(pids) == 2
+    builders.wait_for_end(pids)
+    assert list(tmp_path.iterdir()) == [], "neither the work folder nor that of the fork server"
+
+
+def test_the_launcher_imports_no_torch() -> None:
+    import subprocess
+
+    modules = "scaling_fl.runtime.launcher, scaling_fl.tracking.destinations, scaling_fl.tracking.tracker, scaling_fl.checkpoint.lease"
+    code = f"import sys, scaling_fl.tracking.console, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def refuse_and_tidy_up(send: Send, marker: str) -> None:
+    multiprocessing.util.Finalize(None, lambda: (time.sleep(0.3), Path(marker).touch()), exitpriority=1)
+    raise UserError("no")
+
+
+def test_a_child_that_refuses_may_tidy_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no"):
+        start(refuse_and_tidy_up, (str(tmp_path / "tidy"),))
+    assert (tmp_path / "tidy").exists()
+
+
+def _send_on(send: Send) -> None:
+    while True:
+        send({"event": "step"})
+        time.sleep(0.01)
+
+
+def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = signal.signal(signal.SIGUSR1, signals._receive)
+
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.1)  # the handler runs here, and Python drops what it raises
+
+    def finalise(event: dict[str, Any]) -> None:
+        Finalised()
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launcher.run(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert multiprocessing.active_children() == []
+
+
+def get_stuck(send: Any, how: str) -> None:
+    send({"event": "hello"})
+    if how == "asleep":
+        time.sleep(1000)
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    send.waiting = how != "busy"
+    while True:
+        if how != "waiting":
+            send.progress()
+        time.sleep(0.05)
+
+
+def pause(send: Any) -> None:
+    time.sleep(2)
+
+
+def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_FL_DEBUG", "1")
+    launcher.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
+    monkeypatch.delenv("SCALING_FL_DEBUG")
+    with pytest.raises(JobFailed, match="one made no progress"):
+        launcher.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("children", "message"),
+    [
+        (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
+                                        r"File .*test_launch\.py., line \d+ in get_stuck"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, and tells nothing"),
+        (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
+    ],
+)  # fmt: skip
+def test_a_child_without_progress_ends_the_job_and_tells_where_it_is(children: tuple[str, ...], message: str) -> None:
+    began = time.monotonic()
+    names = [f"child {number}" for number in range(len(children))]
+    with pytest.raises(JobFailed, match=message):
+        launcher.run(f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0)
+    assert time.monotonic() - began < 15
+    assert multiprocessing.active_children() == []
+
+
+def wait_long_and_get_on(send: Any, number: int) -> None:
+    if number == 0:
+        for _ in range(30):
+            time.sleep(0.1)
+            send.progress()
+    else:
+        send.waiting = True
+        time.sleep(3)
+
+
+def test_who_waits_for_a_worker_that_gets_on_does_not_hang() -> None:
+    launcher.run(
+        f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
+    )
+
+
+def wait_for_something_outside(send: Any) -> None:
+    with waiting(send):
+        time.sleep(2.5)
+    time.sleep(0.5)
+
+
+def test_who_waited_for_something_outside_is_given_time_again() -> None:
+    launcher.run(f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0)
+
+
+def obey(send: Any, how: str) -> None:
+    def stop() -> None:
+        send({"event": "said", "text": "published"})
+        if how == "obeys":
+            send({"event": "stopped"})
+
+    send.on_stop = stop
+    send({"event": "ready"})
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("how", "stops", "said"),
+    [
+        ("obeys", [signal.SIGINT], ["stopping: the last complete round is published first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: the last complete round is published first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: the last complete round is published first"]),
+    ],
+)
+def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
+    how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(signals, "_PREEMPTION", 1.0)
+    before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    events: list[dict[str, Any]] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "ready":
+            os.kill(os.getpid(), stops[0])
+        if event.get("text") == "stopping: the last complete round is published first" and len(stops) > 1:
+            os.kill(os.getpid(), stops[1])
+
+    try:
+        signals.install()
+        with pytest.raises(KeyboardInterrupt), signals.asking_first():
+            launcher.run(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
+        assert signals.exit_status() == 128 + stops[0]
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert [event["text"] for event in events if event["event"] == "said"] == said
+    assert multiprocessing.active_children() == []
+
+
+def take_a_moment(send: Any, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_a_launcher_that_was_stopped_itself_takes_nobody_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps = [2.5]
+
+    def slow_wait(*args: Any) -> list[Any]:
+        if naps:
+            time.sleep(naps.pop())
+        return plain(*args)
+
+    plain = launcher.wait
+    monkeypatch.setattr(launcher, "wait", slow_wait)
+    launcher.run(f"{__name__}:take_a_moment", [(3.2,)], ["child"], "/none", lambda event: None, stall_timeout=2.0)
+    assert not naps
+
+
+def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+
+    def ensure_running() -> None:
+        signal.raise_signal(signal.SIGTERM)  # to this thread: others, if there are any, don't block it
+        done.append("started")
+
+    done: list[str] = []
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
+    try:
+        signals.install()
+        with pytest.raises(KeyboardInterrupt):
+            launcher.begin()
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert done == ["started"], "after it"
+    assert os.environ.get("PYTHONPATH") == path, "whatever is raised then, the environment is as it was"
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure_running() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
+    launcher.begin()  # it is only early: who needs it says what is wrong
+    with pytest.raises(
+        UserError, match=r"TMPDIR=/.*: no socket can be made there \(AF_UNIX path too long\); name another"
+    ):
+        start(speak, (0,))
+
+
+def test_a_signal_that_comes_while_children_are_ended_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    plain = launcher.Child.end
+
+    def end(child: launcher.Child) -> None:
+        signal.raise_signal(signal.SIGINT)
+        plain(child)
+
+    monkeypatch.setattr(launcher.Child, "end", end)
+    try:
+        signals.install()
+        with pytest.raises(JobFailed):
+            start(fail, ("wait for a peer",), ("raise",), ("wait for a peer",))
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,156 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+import torch._inductor.config
+
+from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.config.schema import Config
+from scaling_fl.data.tasks import csv
+from scaling_fl.data.token_store import TokenStore
+from scaling_fl.errors import UserError
+from scaling_fl.federated.hosting import Shards
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.runtime import launcher
+from scaling_fl.runtime import preparation as prepare_module
+from scaling_fl.state_file import read_state
+from tests import builders
+
+
+def prepare(config: Config, folder: Path) -> Plan:
+    folder.mkdir()
+    return launcher.prepare(config, str(folder), lambda event: None)
+
+
+def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> None:
+    plan = prepare(small_config, tmp_path / "work")
+    assert (plan.round, plan.finished, plan.threads, plan.devices) == (0, False, 1, ("cpu", "cpu"))
+    assert (plan.shard_sizes, plan.num_train, plan.num_test) == ((21, 20), 41, 9)
+    assert plan.label_names == ("class 0", "class 1", "class 2")
+    assert plan.new_parameters == ("classifier.bias", "classifier.weight")
+    assert [plan.local_steps(site) for site in (0, 1)] == [3, 3]
+    assert plan.evaluation_steps == 1
+    shards = Shards(tmp_path / "work")
+    assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
+
+
+def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, num_rounds=2)
+    launcher.train(prepare(config, tmp_path / "first"), lambda event: None)
+    newest = tmp_path / "out" / "round-000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"seed was 20210201, is 5"):
+        prepare(dataclasses.replace(config, seed=5), tmp_path / "second")
+    assert newest.exists()
+    plan = prepare(config, tmp_path / "third")
+    assert (plan.round, plan.finished) == (1, False)
+    assert any(note.startswith("round-000002.safetensors is damaged (") for note in plan.notes)
+    assert not newest.exists()
+    assert (tmp_path / "out" / "round-000002.safetensors.damaged").exists()
+
+
+def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: Config, tmp_path: Path) -> None:
+    plan = prepare(small_config, tmp_path / "first")
+    launcher.train(plan, lambda event: None)
+    folder = Checkpoints(str(tmp_path / "out"))
+    tensors, header = read_state(tmp_path / "out" / "round-000001.safetensors")
+    header["environment"]["torch"] = "1.0"
+    header["threads"] = 7
+    folder.save(1, tensors, header)
+
+    again = dataclasses.replace(small_config, num_rounds=2)
+    plan = prepare(again, tmp_path / "second")
+    assert (plan.round, plan.threads) == (1, 1)
+    assert any("threads_per_site was 7, is 1" in note for note in plan.notes)
+    assert any("another environment (torch 1.0 → " in note for note in plan.notes)
+    plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
+    assert plan.threads == 7, "without a setting of its own, a resume takes the checkpoint's"
+
+
+@pytest.mark.parametrize(("kind", "typed"), [("bert", True), ("distilbert", False)])
+def test_pairs_have_token_types_for_models_that_know_them(
+    small_config: Config, tmp_path: Path, kind: str, typed: bool
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("one,two,kind\nriver stone,engine,a\nforest,,b\n")
+    config = dataclasses.replace(
+        small_config, train_path=str(path), test_path=str(path), text_column="one", text_pair_column="two",
+        label_column="kind", model=str(builders.pretrained(tmp_path / kind, kind)),
+    )  # fmt: skip
+    prepare(config, tmp_path / "work")
+    for name in ("train", "test"):
+        store = TokenStore(tmp_path / "work" / name, 0)
+        assert store.lengths.tolist() == [6, 4], "[CLS] river stone [SEP] engine [SEP]; [CLS] forest [SEP] [SEP]"
+        assert (store.types is not None) is typed
+
+
+def test_a_second_job_on_the_same_data_does_not_tokenise_again(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def prepare_it(name: str, **changes: object) -> int:
+        said.clear()
+        config = dataclasses.replace(small_config, checkpoints_dir=None, **changes)  # type: ignore[arg-type]
+        (tmp_path / name).mkdir()
+        launcher.prepare(config, str(tmp_path / name), lambda event: said.append(event.get("text", "")))
+        return sum(text.startswith("tokenising") for text in said)
+
+    assert prepare_it("first", max_seq_len=13) == 2
+    assert prepare_it("again", max_seq_len=13, seed=5, site_ids=(-1,), batch_size=3) == 0
+    assert prepare_it("shorter", max_seq_len=12) == 2
+    assert prepare_it("part", max_seq_len=13, max_test_examples=5) == 1, "the test texts are others"
+    first, again = (TokenStore(tmp_path / name / "train", 0) for name in ("first", "again"))
+    assert (first.tokens == again.tokens).all()
+
+
+def test_compile_without_a_compiler_is_refused(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled earlier helps
+    (tmp_path / "work").mkdir()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UserError, match=r"compile=True: torch can't compile for cpu \(.*no-such-compiler.*g\+\+"),
+    ):
+        prepare_module.prepare(Mock(), dataclasses.replace(small_config, compile=True), str(tmp_path / "work"))
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_only_what_may_be_long_without_a_word_may_take_its_time(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # else there may be nothing to tokenise
+    send, waited = Mock(), dict[str, bool]()
+
+    def watch(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            waited[name] = send.waiting is True
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in (
+        (csv, "load"), (prepare_module, "deal"),
+        (Checkpoints, "newest"), (prepare_module.token_store, "write"),
+    ):  # fmt: skip
+        watch(owner, name)
+    config = small_config
+    if far:
+        config = dataclasses.replace(
+            config, train_path=f"file://{config.train_path}", checkpoints_dir=f"memory://{tmp_path}"
+        )
+    (tmp_path / "work").mkdir()
+    prepare_module.prepare(send, config, str(tmp_path / "work"))
+    assert waited == {"load": far, "deal": False, "newest": far, "write": False}
+    assert send.waiting is False
+    watch(prepare_module.loading, "load")
+    (tmp_path / "again").mkdir()
+    prepare_module.prepare(send, config, str(tmp_path / "again"))
+    assert waited["load"], "a model may come from the hub"

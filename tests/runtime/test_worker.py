@@ -1,0 +1,152 @@
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling_fl.checkpoint import store
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import UserError
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.models.flat_parameters import FlatModel
+from scaling_fl.runtime import launcher, signals, worker
+from scaling_fl.runtime.preparation import COMPLETE
+
+
+def prepare(config: Config, folder: Path) -> Plan:
+    folder.mkdir()
+    return launcher.prepare(config, str(folder), lambda event: None)
+
+
+def test_checkpoints_come_when_they_are_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, num_rounds=5, checkpoint_every=2)
+    launcher.train(prepare(config, tmp_path / "work"), lambda event: None)
+    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [5, 4, 2]
+
+
+def test_a_model_that_was_not_written_to_its_end_is_written_again(small_config: Config, tmp_path: Path) -> None:
+    launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
+    assert prepare(small_config, tmp_path / "second").finished
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    for damage in (b"", b"half"):
+        (tmp_path / "out" / "model" / "model.safetensors").write_bytes(damage)
+        assert not prepare(small_config, tmp_path / f"other {damage!r}").finished
+    (tmp_path / "out" / "model" / COMPLETE).unlink()
+    plan = prepare(small_config, tmp_path / "third")
+    assert (plan.round, plan.finished) == (1, False)
+    launcher.train(plan, lambda event: None)
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+    assert prepare(small_config, tmp_path / "fourth").finished
+
+
+def test_no_site_trains_before_the_state_is_in_place(small_config: Config, tmp_path: Path) -> None:
+    launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
+    twice = dataclasses.replace(small_config, num_rounds=2)
+    final = []
+    for run, name in ((launcher.train, "plain"), (train_with_a_slow_coordinator, "slow")):
+        run(prepare(twice, tmp_path / name), lambda event: None)
+        final.append(store.read_state(tmp_path / "out" / "round-000002.safetensors")[0])
+        (tmp_path / "out" / "round-000002.safetensors").unlink()
+    for tensor, array in final[0].items():
+        assert array.tobytes() == final[1][tensor].tobytes(), tensor
+
+
+def train_with_a_slow_coordinator(plan: Plan, on_event: Callable[[dict[str, Any]], None]) -> None:
+    memory = SharedMemory()
+    jobs = [(plan, rank, memory) for rank in range(2)]
+    launcher.run(f"{__name__}:slow_coordinator", jobs, ["0", "1"], plan.folder, on_event)
+    memory.close()
+
+
+def slow_coordinator(send: Any, plan: Plan, rank: int, memory: SharedMemory) -> None:
+    """A worker, of which number 0 takes its time to put the server state in place."""
+    fill = FlatModel.fill
+
+    def slow_fill(*args: Any) -> None:
+        if rank == 0:
+            time.sleep(1)
+        fill(*args)
+
+    FlatModel.fill = slow_fill  # type: ignore[method-assign]
+    worker.work(send, plan, rank, memory)
+
+
+def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]], None]) -> None:
+    memory = SharedMemory()
+    jobs = [(plan, rank, memory, how) for rank in range(2)]
+    try:
+        launcher.run(f"{__name__}:with_storage", jobs, ["0", "1"], plan.folder, on_event)
+    finally:
+        memory.close()
+
+
+def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: str) -> None:
+    """A worker whose checkpoints are slow to be written, or can't be written from round 2 on."""
+    save = store.Checkpoints.save
+
+    def other_save(self: Any, round_: int, *args: Any) -> str:
+        if how == "slow":
+            time.sleep(1)
+        elif round_ > 1:
+            raise UserError("checkpoints_dir=out: it can't be written")
+        return save(self, round_, *args)
+
+    store.Checkpoints.save = other_save  # type: ignore[method-assign]
+    worker.work(send, plan, rank, memory)
+
+
+def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_path: Path) -> None:
+    events: list[tuple[str, int]] = []
+    config = dataclasses.replace(small_config, num_rounds=3)
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] in ("round", "checkpoint"):
+            events.append((event["event"], event["round"]))
+
+    train_with_storage("slow", prepare(config, tmp_path / "slow"), keep)
+    assert events.index(("round", 2)) < events.index(("checkpoint", 1))
+    assert [round_ for event, round_ in events if event == "checkpoint"] == [1, 2, 3]
+    slow = [store.read_state(tmp_path / f"out/round-{r:06d}.safetensors")[0] for r in (1, 2, 3)]
+    other = dataclasses.replace(config, checkpoints_dir=str(tmp_path / "other"))
+    launcher.train(prepare(other, tmp_path / "plain"), lambda event: None)
+    for round_, tensors in zip((1, 2, 3), slow, strict=True):
+        plain = store.read_state(tmp_path / f"other/round-{round_:06d}.safetensors")[0]
+        for name, array in tensors.items():
+            assert array.tobytes() == plain[name].tobytes(), f"{name} of round {round_} is of that round"
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
+    small_config: Config, tmp_path: Path, every: int
+) -> None:
+    rounds_seen: list[int] = []
+    # Rounds that last long enough for the writing to have failed behind the next one.
+    config = dataclasses.replace(small_config, num_rounds=9, num_local_epochs=100, checkpoint_every=every)
+    plan = prepare(config, tmp_path / "work")
+    with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+        train_with_storage("broken", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
+    assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails behind round 3"
+    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [1] * (every == 1)
+
+
+def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before = signal.signal(signal.SIGINT, signals._receive)
+    plan = prepare(dataclasses.replace(small_config, num_rounds=9999, checkpoint_every=9999), tmp_path / "work")
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["event"] == "round" and event["round"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with signals.asking_first(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+            train_with_storage("broken", plan, ask)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,52 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from scaling_fl import host
+from scaling_fl.errors import UserError
+
+
+def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with host.only_run_of("news", "out"):
+        with host.only_run_of("other", None):
+            pass
+        taken = (
+            rf"job_name=news: a run of this job is alive on this machine, recorded in runs/3 \(process {os.getpid()}\)"
+        )
+        with pytest.raises(UserError, match=taken), host.only_run_of("news", "x", recorded="runs/3"):
+            pass
+        place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
+        with pytest.raises(UserError, match=place), host.only_run_of("other", f"{os.getcwd()}/out/"):
+            pass
+    with host.only_run_of("news", "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_launcher_left_is_removed_and_what_lives_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, foreign = tmp_path / "scaling_fl-left", tmp_path / "scaling_fl-1-job.lock"
+    left.mkdir()
+    (left / "lock").write_text("")
+    foreign.write_text("")
+    with host.work_folder() as first, host.work_folder() as second:
+        assert not left.exists()
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second, str(foreign)])
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_the_work_folder_goes_with_the_job() -> None:
+    def interrupted() -> None:
+        with host.work_folder() as folder:
+            folders.append(Path(folder))
+            (folders[0] / "x").write_text("y")
+            raise KeyboardInterrupt
+
+    folders: list[Path] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not folders[0].exists()
