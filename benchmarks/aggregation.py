@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState
 from scaling_fl.runtime import launcher
 
 with torch.device("meta"):
@@ -43,19 +44,19 @@ def work(
     """
     torch.set_num_threads(max(1, measure.CORES // num_workers))
     size = sum(TENSORS)
-    federation = Federation(
+    collectives = Collectives(
         rank, ["cpu"] * num_workers, size, memory, f"file://{folder}/rendezvous", exact=exact, single=not hosted
     )
-    state = ServerState(federation.state[0], size, 0)
-    home, buffer = federation.home(torch.device("cpu")), torch.zeros(0 if hosted else size)
+    state = ServerState(collectives.state[0], size, 0)
+    home, buffer = collectives.model_buffer(torch.device("cpu")), torch.zeros(0 if hosted else size)
     pieces = list(buffer.split(TENSORS)) if len(buffer) else []
     sites = max(1, hosted)
 
     def ours() -> None:
-        total = federation.total()
+        total = collectives.weighted_sum()
         for number in range(sites):
             total.add(rank * sites + number, home, 1 / (num_workers * sites))
-        for part, delta in federation.mean(total):
+        for part, delta in collectives.weighted_mean(total):
             SGD().step(state, delta, part)
 
     def flat() -> None:
@@ -71,13 +72,13 @@ def work(
     for number in range(repeats + 1):
         for name, way in ways.items():
             home.fill_(1e-3)
-            federation.wait()
+            collectives.barrier()
             start = time.perf_counter()
             way()
-            seconds = max(federation.gather(time.perf_counter() - start))
+            seconds = max(collectives.all_gather(time.perf_counter() - start))
             if rank == 0 and number:
                 send({"event": "result", "way": name, "seconds": seconds})
-    federation.leave()
+    collectives.close()
 
 
 def medians(num_workers: int, repeats: int, exact: bool, hosted: int = 0) -> dict[str, float]:
@@ -93,7 +94,7 @@ def medians(num_workers: int, repeats: int, exact: bool, hosted: int = 0) -> dic
     memory = SharedMemory()
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(rank, num_workers, memory, folder, repeats, exact, hosted) for rank in range(num_workers)]
-        launcher.run("aggregation:work", jobs, [f"worker {rank}" for rank in range(num_workers)], folder, keep)
+        launcher.run_children("aggregation:work", jobs, [f"worker {rank}" for rank in range(num_workers)], folder, keep)
     memory.close()
     found = {name: statistics.median(values) for name, values in seconds.items()}
     way = f"{num_workers} workers of {hosted or 1} sites, {'exact' if exact else 'floats'}"

@@ -26,7 +26,8 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from scaling_fl.config.schema import Config
-from scaling_fl.federated.run_plan import Event, Plan, Send
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.progress import Event, Send
 from scaling_fl.runtime import launcher, preparation, worker
 
 SPEED = 50e6  # bytes per second
@@ -83,11 +84,11 @@ def run(config: Config) -> tuple[list[float], list[float], list[float]]:
                 writes.append(event["seconds"])
 
     with tempfile.TemporaryDirectory() as folder:
-        launcher.run("checkpoint:prepare", [(config, folder)], ["the preparation"], folder, keep)
+        launcher.run_children("checkpoint:prepare", [(config, folder)], ["the preparation"], folder, keep)
         (plan,) = plans
         memory = launcher.SharedMemory()
         jobs = [(plan, rank, memory) for rank in range(len(plan.devices))]
-        launcher.run("checkpoint:work", jobs, [f"site {rank}" for rank in range(len(jobs))], folder, keep)
+        launcher.run_children("checkpoint:work", jobs, [f"site {rank}" for rank in range(len(jobs))], folder, keep)
         memory.close()
     seconds = {number: times[number] - times[number - 1] for number in times if number > 1}
     delays = [

@@ -27,10 +27,12 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated.server import SGD, ServerState
-from scaling_fl.federated.site import Resident, Site
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.runtime import launcher
@@ -137,31 +139,31 @@ def work(
     torch.set_num_threads(max(1, measure.CORES // num_sites))
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
-    federation = Federation(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
-    shared = federation.row.is_cuda
-    home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, federation.row if shared else None)
+    collectives = Collectives(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
+    shared = collectives.row.is_cuda
+    home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, collectives.row if shared else None)
     if rank == 0:
-        federation.state[0].copy_(home.model.flat)
+        collectives.state[0].copy_(home.model.flat)
     torch.cuda.empty_cache()
-    federation.wait()
-    state = ServerState(federation.state[0], home.model.layout.trained, 0)
+    collectives.barrier()
+    state = ServerState(collectives.state[0], home.model.layout.trained, 0)
     shard = np.arange(rank, count, num_sites)
     some = slice(size // 2, size // 2 + 100_000)  # of the encoder's matrices
-    result: dict[str, Any] = {"through": federation.note or "CUDA IPC", "train": [], "aggregate": []}
+    result: dict[str, Any] = {"through": collectives.note or "CUDA IPC", "train": [], "aggregate": []}
     for round_ in range(1, 5):
-        federation.wait()
+        collectives.barrier()
         start = time.perf_counter()
         delta, _ = Site(rank, shard, home).train(state.params, round_)
-        federation.wait()
+        collectives.barrier()
         trained = time.perf_counter()
         before, sample = (t[some].to("cpu", copy=True) for t in (state.params, delta))
         assert sample.any(), "no site moved these parameters"
-        samples = federation.gather((len(shard), sample.numpy()))
-        federation.wait()
+        samples = collectives.all_gather((len(shard), sample.numpy()))
+        collectives.barrier()
         begun = time.perf_counter()
-        total = federation.total()
+        total = collectives.weighted_sum()
         total.add(rank, delta, len(shard) / count)
-        for part, piece in federation.mean(total):
+        for part, piece in collectives.weighted_mean(total):
             SGD().step(state, piece, part)
         ended = time.perf_counter()
         expected = before - sum(n / count * torch.from_numpy(values).double() for n, values in samples)
@@ -172,8 +174,8 @@ def work(
     result |= {"memory": free - torch.cuda.mem_get_info(DEVICE)[0], "bytes": 4 * size}
     if rank == 0:
         send({"event": "result", "value": result})
-    federation.wait()
-    federation.leave()
+    collectives.barrier()
+    collectives.close()
 
 
 def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         free = torch.cuda.mem_get_info(DEVICE)[0]
         jobs = [(rank, num_sites, memory, folder, precision, count, free) for rank in range(num_sites)]
-        launcher.run("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
+        launcher.run_children("gpu:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
     memory.close()
     return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}
 

@@ -17,13 +17,13 @@ from scaling_fl.progress import Report
 _PREFIX = "scaling_fl-"
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where this user's jobs keep what others may use: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
 
 
 @contextlib.contextmanager
-def alone(path: Path, waiting: str, report: Report) -> Iterator[None]:
+def exclusive_lock(path: Path, waiting: str, report: Report) -> Iterator[None]:
     """Hold the lock file `path`, which the system takes back if this process is killed. `waiting` is reported."""
     lock = FileLock(path)
     while True:
@@ -56,7 +56,7 @@ def work_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def only_run_of(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> Iterator[None]:
+def job_lock(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> Iterator[None]:
     """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder.
 
     `recorded`: where this job has a record, if it has one, for the message.

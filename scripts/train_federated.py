@@ -30,7 +30,7 @@ from scaling_fl.runtime import launcher  # noqa: E402
 if __name__ == "__main__":
     dotenv.load_dotenv(ROOT / ".env", interpolate=False)  # as Docker Compose reads it: .env.template
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
-        launcher.begin()  # torch is imported there while Sacred is imported here
+        launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402
@@ -88,14 +88,14 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        job.link.end_with(error)
+        job.link.announce_end(error)
         raise Refused(error) from error
     except JobFailed as error:
-        job.link.end_with(error)
+        job.link.announce_end(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
         signals.hurry()
-        job.link.end_with(error)
+        job.link.announce_end(error)
         raise
     finally:
         job.console.close()  # before Sacred prints the error
@@ -113,9 +113,9 @@ def remember_options(options: dict[str, Any]) -> None:
         job.unobserved = bool(options["--unobserved"])
         # Sacred's own observers of these would begin a new run each time, and wait a minute for a server.
         if folder := options["--file_storage"]:
-            job.places.folders.append(Path(folder))
+            job.destinations.folders.append(Path(folder))
         if typed := options["--mongo_db"]:
-            job.places.addresses.append(mongo.typed_address(typed))
+            job.destinations.addresses.append(mongo.typed_address(typed))
     options["--file_storage"] = options["--mongo_db"] = None
 
 
@@ -158,7 +158,7 @@ def show_shards(_config: dict[str, Any]) -> None:
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
     with _clear_errors(), host.work_folder() as folder:
-        launcher.run(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
+        launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:

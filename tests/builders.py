@@ -15,14 +15,14 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, server
 from scaling_fl.federated.hosting import Hosting, Shards, write_shards
-from scaling_fl.federated.server import ServerState
-from scaling_fl.federated.site import Resident
-from scaling_fl.models import loading
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.server_state import ServerState
 from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.models.tiny import tiny_tokenizer
 from scaling_fl.runtime import launcher
 from scaling_fl.state_file import read_state
 
@@ -58,7 +58,7 @@ def write_csv(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def tokenizer() -> Any:
-    return loading._tiny_tokenizer([" ".join(words) for words in WORDS.values()])
+    return tiny_tokenizer([" ".join(words) for words in WORDS.values()])
 
 
 def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
@@ -123,21 +123,21 @@ def worker(
     rank: int = 0,
     num_workers: int = 1,
     memory: SharedMemory | None = None,
-) -> tuple[Hosting, Federation, ServerState]:
+) -> tuple[Hosting, Collectives, ServerState]:
     """A worker that hosts its share of the sites; `module` gives the initial server state."""
     num_moments = server.optimiser(config).num_moments
-    federation = Federation(
+    collectives = Collectives(
         rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
         exact=config.exact_sum, single=cohort.single(config, len(shards), num_workers),
     )  # fmt: skip
-    home = resident(folder, config, module, federation.home(torch.device("cpu")))
+    home = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
     if rank == 0:
         write_shards(folder, shards)
-        federation.state[0].copy_(home.model.flat)
-    federation.wait()
+        collectives.state[0].copy_(home.model.flat)
+    collectives.barrier()
     hosting = Hosting(home, Shards(folder), rank, num_workers)
-    trained, moments = home.model.layout.trained, federation.state[1:]
-    return hosting, federation, ServerState(federation.state[0], trained, round=0, moments=moments)
+    trained, moments = home.model.layout.trained, collectives.state[1:]
+    return hosting, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,7 +161,7 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
     jobs = [(target, rank, num_workers, memory, folder, *args) for rank in range(num_workers)]
     names = [f"worker {rank}" for rank in range(num_workers)]
     try:
-        launcher.run("tests.builders:_call", jobs, names, str(folder / "none"), keep)
+        launcher.run_children("tests.builders:_call", jobs, names, str(folder / "none"), keep)
     finally:
         memory.close()
     assert multiprocessing.active_children() == []

@@ -9,18 +9,18 @@ from scaling_fl.errors import UserError
 
 def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with host.only_run_of("news", "out"):
-        with host.only_run_of("other", None):
+    with host.job_lock("news", "out"):
+        with host.job_lock("other", None):
             pass
         taken = (
             rf"job_name=news: a run of this job is alive on this machine, recorded in runs/3 \(process {os.getpid()}\)"
         )
-        with pytest.raises(UserError, match=taken), host.only_run_of("news", "x", recorded="runs/3"):
+        with pytest.raises(UserError, match=taken), host.job_lock("news", "x", recorded="runs/3"):
             pass
         place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
-        with pytest.raises(UserError, match=place), host.only_run_of("other", f"{os.getcwd()}/out/"):
+        with pytest.raises(UserError, match=place), host.job_lock("other", f"{os.getcwd()}/out/"):
             pass
-    with host.only_run_of("news", "out"):
+    with host.job_lock("news", "out"):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -7,21 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl import state_file
+from scaling_fl.checkpoint.header import check_header
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import site_state
-from scaling_fl.federated.site import initially_kept
+from scaling_fl.federated.local_optimiser import initial_site_state
 from scaling_fl.models.flat_parameters import Layout
-
-# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
-_HEADER = {
-    "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
-    "metrics": dict, "history": dict, "reported": bool,
-}  # fmt: skip
-_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
-_ORIGIN = {"weights": str, "architecture": dict, "tokens": str}
-_BEST = {"metric": str, "round": int, "value": float}
 
 
 def check(
@@ -38,34 +30,11 @@ def check(
     which a new job would start.
     """
     source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
-    _check_header(source, header)
+    check_header(source, header)
     _check_same_job(config, header, digest)
     check_origin(config, header, origin)
     _check_same_tensors(source, tensors, initial)
     check_finite(source, tensors)
-
-
-def _check_header(source: str, header: dict[str, Any]) -> None:
-    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
-    if "history" not in wrong and not all(
-        round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()
-    ):
-        wrong.append("history")
-    if "config" not in wrong:
-        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
-    best = header.get("best")
-    if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
-        wrong.append("best")
-    origin = header.get("origin")
-    if origin is not None and (
-        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN
-    ):
-        wrong.append("origin")
-    if wrong or header["threads"] < 1:
-        raise UserError(
-            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
-            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
-        )
 
 
 def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state_file.Arrays) -> None:
@@ -89,7 +58,9 @@ def expected_of_sites(
     found = {name.partition(".")[0] for name in tensors}
     sites = [site for site in range(num_sites) if f"{site_state.PREFIX}{site}" in found]
     return {
-        site_state.name(site, name): array for name, array in initially_kept(config, layout).items() for site in sites
+        site_state.tensor_name(site, name): array
+        for name, array in initial_site_state(config, layout).items()
+        for site in sites
     }
 
 
@@ -106,7 +77,7 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None
             f"write job_name={header['job_name']} to resume it, or choose another folder"
         )
     # The model's path may change, if it is known what was there.
-    compatibility.check(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
+    compatibility.check_config(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
     compatibility.check_data(config, header["data_digest"], digest)
 
 

@@ -7,23 +7,23 @@ from fsspec import AbstractFileSystem
 
 # Seconds between tries. Within each, s3fs tries for about 10 s, and gcsfs for half a minute: together they outlast an
 # outage of two minutes, and a job that is going to fail does so before anyone would call it hung.
-WAITS = (2.0, 8.0, 30.0, 60.0)
+DELAYS = (2.0, 8.0, 30.0, 60.0)
 
 
-def patiently(work: Callable[[], None], fs: AbstractFileSystem, on_wait: Callable[[], None]) -> None:
+def retry(work: Callable[[], None], fs: AbstractFileSystem, on_wait: Callable[[], None]) -> None:
     """Do `work`, which may be begun again, and again after errors that may pass. Raises the one that doesn't."""
-    for wait in WAITS:
+    for wait in DELAYS:
         try:
             return work()
         except Exception as error:  # each file system has its own
-            if not may_pass(error, fs):
+            if not is_transient(error, fs):
                 raise
         on_wait()
         time.sleep(wait)
     return work()
 
 
-def may_pass(error: Exception, fs: AbstractFileSystem) -> bool:
+def is_transient(error: Exception, fs: AbstractFileSystem) -> bool:
     """Whether to try again may help: a lost connection, a time-out, a store that is busy or broken.
 
     Nothing passes on a disk. Nor do refusals: no permission, no such bucket, credentials that have expired.

@@ -15,7 +15,7 @@ import fsspec
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
-from scaling_fl.checkpoint.retries import patiently
+from scaling_fl.checkpoint.retries import retry
 from scaling_fl.errors import UserError
 from scaling_fl.state_file import Arrays, Damaged, read_state, write_state
 
@@ -77,7 +77,7 @@ class Checkpoints:
         with self._reachable(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
             write_state(path, tensors, dict(header) | {"round": round_})
-            patiently(lambda: self._publish(path, name, on_progress), self.fs, on_progress)
+            retry(lambda: self._publish(path, name, on_progress), self.fs, on_progress)
         return self.name(name)
 
     def put_file(self, path: Path, name: str) -> None:
@@ -101,7 +101,7 @@ class Checkpoints:
                     self._publish(copy, f"{name}/{path.name}", on_progress)
 
         with self._reachable(f"{name} can't be written"):
-            patiently(put, self.fs, on_progress)
+            retry(put, self.fs, on_progress)
         return self.name(name)
 
     def prune(self, keep: int, best: int | None) -> str | None:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scaling_fl.commands.show_task import shown
+from scaling_fl.config.partition_keys import KEY_OF, chosen_partition
 from scaling_fl.config.schema import Config
-from scaling_fl.data import partitioners, tasks
-from scaling_fl.data.shards import Dealt, deal
-from scaling_fl.data.tasks import Split
+from scaling_fl.data.examples import Split
+from scaling_fl.data.shards import Sharding, make_shards
+from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.federated.metrics import label_entropy
-from scaling_fl.federated.run_plan import Send, waiting
 from scaling_fl.models import loading
+from scaling_fl.progress import Send, waiting
+from scaling_fl.text import one_line
 
 _MAX_SITES = 16  # in the table; of more, the first and the last are shown
 _FIRST, _LAST = 6, 3
@@ -26,26 +27,26 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 
 def show(send: Send, config: Config) -> None:
     """Send table and picture line by line. Raises `UserError` on bad input, as a run would."""
-    loading.quiet()
+    loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
-    with waiting(send, tasks.are_far(config)):
-        task = tasks.load(config, report)
+    with waiting(send, reads_over_network(config)):
+        task = load_task(config, report)
     notes = list(task.notes)
-    dealt = deal(config, task.train, notes)
+    dealt = make_shards(config, task.train, notes)
     for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, dealt):
         send({"event": "said", "text": line})
 
 
-def describe(config: Config, split: Split, label_names: Sequence[str], dealt: Dealt) -> list[str]:
+def describe(config: Config, split: Split, label_names: Sequence[str], dealt: Sharding) -> list[str]:
     """Table and picture of the shards."""
     keys = config.to_mapping()
-    said = [f"{key}={keys[key]}" for key in partitioners.KEY_OF if keys[key] not in (None, False)]
+    said = [f"{key}={keys[key]}" for key in KEY_OF if keys[key] not in (None, False)]
     held_back = f"; {len(dealt.held_back):,} more are held back" if len(dealt.held_back) else ""
     return [
-        f"{' '.join([f'partition={partitioners.chosen(keys)}', *said])}: {len(dealt.shards):,} sites, "
+        f"{' '.join([f'partition={chosen_partition(keys)}', *said])}: {len(dealt.shards):,} sites, "
         f"{len(dealt.trained):,} training rows{held_back}",
         "",
         *_table(split, label_names, dealt),
@@ -54,11 +55,11 @@ def describe(config: Config, split: Split, label_names: Sequence[str], dealt: De
     ]
 
 
-def _table(split: Split, label_names: Sequence[str], dealt: Dealt) -> list[str]:
-    shards, columns = dealt.shards, [shown(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
+def _table(split: Split, label_names: Sequence[str], dealt: Sharding) -> list[str]:
+    shards, columns = dealt.shards, [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
     names = list(map(str, range(len(shards))))
     if split.sites is not None:  # by a column: the value that all rows of a site have
-        names = [shown(split.sites[shard[0]], _LABEL_WIDTH) for shard in shards]
+        names = [one_line(split.sites[shard[0]], _LABEL_WIDTH) for shard in shards]
     width = max(4, *map(len, names))
     entropies = [label_entropy(split.labels[shard]) for shard in shards]
 
@@ -89,7 +90,7 @@ def _picture(split: Split, label_names: Sequence[str], shards: Sequence[npt.NDAr
     heights = np.ceil(len(_HEIGHTS) * sizes[sites] / sizes.max()).astype(int) - 1
     shades = np.ceil((len(_SHADES) - 1) * counts / counts.sum(axis=1, keepdims=True)).astype(int)
 
-    names = [shown(name, _LABEL_WIDTH) for name in label_names[:_MAX_ROWS]]
+    names = [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_ROWS]]
     width = max(map(len, ("examples", *names)))
     across = min(6, _MAX_WIDTH // len(sites))  # characters of a site
 

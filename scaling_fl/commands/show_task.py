@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks, token_store
+from scaling_fl.data import token_store
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.subsets import stratified
-from scaling_fl.data.tasks import Split, Task
-from scaling_fl.federated.run_plan import Send, waiting
+from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.models import loading
+from scaling_fl.progress import Send, waiting
+from scaling_fl.text import one_line
 
 _MAX_LABELS = 30
 _EXAMPLES = 5
@@ -22,15 +24,15 @@ _LABEL_WIDTH = 40
 
 def show(send: Send, config: Config) -> None:
     """Send the preview line by line. Raises `UserError` on bad input, as a run would."""
-    loading.quiet()
+    loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
-    with waiting(send, tasks.are_far(config)):
-        task = tasks.load(config, report)
+    with waiting(send, reads_over_network(config)):
+        task = load_task(config, report)
     with waiting(send):
-        tokenizer = loading.tokenizer(config.model, task.train.texts, config.max_seq_len)
+        tokenizer = loading.load_tokenizer(config.model, task.train.texts, config.max_seq_len)
     train, test = (
         _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
         for name, split in (("training", task.train), ("test", task.test))
@@ -44,7 +46,7 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
     lines += [f"note: {note}" for note in task.notes]
 
-    names = [shown(name, _LABEL_WIDTH) for name in task.label_names]
+    names = [one_line(name, _LABEL_WIDTH) for name in task.label_names]
     width = max(map(len, ("label", *names[:_MAX_LABELS])))
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
@@ -87,14 +89,8 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
-        lines.append(f"{names[task.train.labels[index]]}: {shown(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
+        lines.append(f"{names[task.train.labels[index]]}: {one_line(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
     return lines
-
-
-def shown(text: str, width: int) -> str:
-    """On one line, cut, and without what would command a terminal."""
-    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
-    return line if len(line) <= width else f"{line[:width]} …"
 
 
 def _lengths(tokenizer: Any, split: Split, report: Any) -> npt.NDArray[np.int64]:

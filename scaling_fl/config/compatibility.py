@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
-from scaling_fl.data import partitioners
 from scaling_fl.errors import UserError
 
 
-def check(config: Config, before: Mapping[str, Any]) -> None:
+def check_config(config: Config, before: Mapping[str, Any]) -> None:
     """Refuse to go on with a job whose meaning would change.
 
     `before` is the configuration with which it began. Raises `UserError` naming each key with both values.
@@ -20,7 +20,7 @@ def check(config: Config, before: Mapping[str, Any]) -> None:
         for field in dataclasses.fields(config)
         if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
     ]
-    partition, was = partitioners.chosen(now), partitioners.chosen(before)
+    partition, was = chosen_partition(now), chosen_partition(before)
     if partition != was:
         changed.insert(0, f"partition was {was!r}, is {partition!r}")
     scheduled = config.lr_schedule != "constant" or 0 < config.warmup < 1

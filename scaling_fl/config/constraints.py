@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from scaling_fl.data import partitioners
+from scaling_fl.config.partition_keys import check_partition_keys
 from scaling_fl.errors import UserError
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def check(config: "Config") -> None:
     """Raises `UserError` at the first keys that contradict each other, or need another one."""
-    partitioners.check_keys(config.to_mapping())
+    check_partition_keys(config.to_mapping())
     _check_sites(config)
     if config.warmup >= max(1, config.num_rounds):
         raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")

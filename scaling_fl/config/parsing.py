@@ -6,8 +6,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from scaling_fl.data.readers import formats
 from scaling_fl.errors import UserError
+from scaling_fl.text import is_text
 
 
 def checked(field: Any, hint: Any, value: Any) -> Any:
@@ -27,7 +27,7 @@ def checked(field: Any, hint: Any, value: Any) -> Any:
             raise UserError(
                 f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
             )
-        if not formats.is_text(value):
+        if not is_text(value):
             raise UserError(f"{field.name}={value!r}: expected text in UTF-8, without NUL; rename what it names")
     elif kind is int:
         if not isinstance(value, int) or isinstance(value, bool):

@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.data import partitioners
+from scaling_fl.data.examples import Split
 from scaling_fl.data.readers.tables import in_order
 from scaling_fl.data.subsets import Indices, held_back
-from scaling_fl.data.tasks import Split
 from scaling_fl.errors import UserError
 
 
-class Dealt(NamedTuple):
+class Sharding(NamedTuple):
     """The training rows: each is held back, or in one shard."""
 
     held_back: Indices
@@ -20,18 +21,18 @@ class Dealt(NamedTuple):
     shards: list[Indices]  # of each site, in the rows' order
 
 
-def deal(config: Config, split: Split, notes: list[str]) -> Dealt:
+def make_shards(config: Config, split: Split, notes: list[str]) -> Sharding:
     """Hold back `validation_fraction` of the rows, and deal the others to the sites by the configured partition.
 
     Raises `UserError` where that can't be.
     """
     held = held_back(split.labels, config.validation_fraction, config.data_seed)
     trained = np.setdiff1d(np.arange(len(split)), held)
-    if partitioners.chosen(config.to_mapping()) == "column":
+    if chosen_partition(config.to_mapping()) == "column":
         shards = _by_column(config, split, trained)
     else:
         shards = _drawn(config, split.labels[trained], notes)
-    return Dealt(held, trained, [trained[shard] for shard in shards])
+    return Sharding(held, trained, [trained[shard] for shard in shards])
 
 
 def _drawn(config: Config, labels: partitioners.Labels, notes: list[str]) -> list[Indices]:
@@ -56,7 +57,7 @@ def _drawn(config: Config, labels: partitioners.Labels, notes: list[str]) -> lis
 
 def _owners(config: Config, labels: partitioners.Labels, num_sites: int) -> partitioners.Owners:
     seed = config.data_seed
-    match partitioners.chosen(config.to_mapping()):
+    match chosen_partition(config.to_mapping()):
         case "by_label":
             return partitioners.by_label(labels, num_sites)
         case "dirichlet":

@@ -35,11 +35,11 @@ def link(place: Path, key: str, build: Callable[[Path], None], report: Report) -
     A store is published by one rename and checked before it is used; a damaged one is built anew. Of several jobs at
     once one builds, and the others wait for it. Where the cache can't be written, the store is built at `place`.
     """
-    cache, notes = host.cache() / "tokens", list[str]()
+    cache, notes = host.cache_folder() / "tokens", list[str]()
     entry, partial = cache / key, cache / f"{key}.partial"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with host.alone(cache / f"{key}.lock", "waiting for another job to tokenise the same texts", report):
+        with host.exclusive_lock(cache / f"{key}.lock", "waiting for another job to tokenise the same texts", report):
             shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
             if entry.exists() and not _is_sound(entry):
                 notes.append(f"the tokens kept in {entry} are damaged; they were made anew")

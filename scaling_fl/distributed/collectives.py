@@ -8,12 +8,6 @@ Where there are several places, one worker of each, its leader, sums over all of
 over gloo.
 """
 
-import contextlib
-import datetime
-import io
-import os
-import pickle
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,16 +15,12 @@ import torch
 import torch.distributed as dist
 
 from scaling_fl.distributed import cuda_ipc
-from scaling_fl.distributed.shared_memory import SharedMemory, lacking_for_nccl
+from scaling_fl.distributed.control_plane import TIMEOUT, ControlPlane
+from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.distributed.weighted_sum import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
-from scaling_fl.errors import PeerLost, UserError
-
-# Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
-# one that a debugger holds over the weekend.
-_TIMEOUT = datetime.timedelta(days=7)
 
 
-class Federation:
+class Collectives(ControlPlane):
     """The workers of this job, seen from one of them.
 
     `row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
@@ -60,20 +50,10 @@ class Federation:
 
         `on_wait` is told when this worker begins to wait for others, and when that is over.
         """
-        self._on_wait, self._num_moments = on_wait, num_moments
+        super().__init__(rank, devices, rendezvous, on_wait, nodes, interface)
+        self._num_moments = num_moments
         self._exact, self._single = exact, single
         self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
-        # On one machine they need no other interface, and nowhere should depend on what the hostname resolves to.
-        for library in ("GLOO", "NCCL"):
-            if known := interface or (None if nodes else _loopback()):
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
-        self._nodes = list(nodes) or [0] * len(devices)
-        self.rank, self.num_workers, self.note = rank, len(devices), ""
-        with self._collective():
-            dist.init_process_group(
-                "gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=_TIMEOUT
-            )
-        self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
         places = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
         rows = self._gpu_rows(places, size) if self._gpu is not None else None
         if rows is None:
@@ -94,7 +74,7 @@ class Federation:
         if len(leaders) > 1:
             self._sum = _as_fixed(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
-                self._leaders = dist.new_group(leaders, _TIMEOUT, "nccl" if rows.is_cuda else "gloo")
+                self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
     def _gpu_rows(self, places: Sequence[str], size: int) -> torch.Tensor | None:
         """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
@@ -107,17 +87,17 @@ class Federation:
                 rows, handle = cuda_ipc.allocate(shape, self._gpu)
             except cuda_ipc.NotPermitted as error:
                 refusal = str(error)
-        handle = self.gather(handle)[leader]
+        handle = self.all_gather(handle)[leader]
         if handle and leader != self.rank:
             try:
                 rows = cuda_ipc.attach(handle, shape, self._gpu)
             except cuda_ipc.NotPermitted as error:
                 refusal = str(error)
-        refusals = list(filter(None, self.gather(refusal)))
+        refusals = list(filter(None, self.all_gather(refusal)))
         if refusals:
             if rows is not None and leader != self.rank:
                 cuda_ipc.release(rows, allocated=False)
-            self.wait()
+            self.barrier()
             if rows is not None and leader == self.rank:
                 cuda_ipc.release(rows, allocated=True)
             self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
@@ -140,61 +120,25 @@ class Federation:
         over_places = (1 + self._exact) * (len(set(places)) > 1)
         return places.count(place) * self._width + 1 + self._num_moments + over_places
 
-    def exchange(self, *values: float) -> list[list[float]]:
-        """These numbers of every worker, by rank, to every worker."""
-        table = torch.zeros(self.num_workers, len(values), dtype=torch.float64)
-        table[self.rank] = torch.tensor(values)
-        return self._share(table).tolist()
-
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every worker, by rank, to every worker."""
-        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-        sizes = [int(size) for (size,) in self.exchange(len(data))]
-        table = torch.zeros(self.num_workers, max(sizes), dtype=torch.uint8)
-        table[self.rank, : len(data)] = data
-        rows = self._share(table).numpy()
-        return [_Plain(io.BytesIO(row[:size].tobytes())).load() for row, size in zip(rows, sizes, strict=True)]
-
-    def _share(self, table: torch.Tensor) -> torch.Tensor:
-        """A table of which each worker knows its own row, and has zeros in the others, complete.
-
-        The sum does that, too, and in gloo it is ten times faster than gathering where workers outnumber the cores:
-        a gather passes every row on one after another, and each step waits until the next worker has a core.
-        """
-        with self._collective():
-            dist.all_reduce(table)
-        return table
-
-    def wait(self) -> None:
-        """Until every worker is here. What was written to shared memory before it is seen after it."""
-        self._finish()
-        with self._collective():
-            dist.barrier()
-
-    def _finish(self) -> None:
-        """Until this worker's GPU has done what it was told."""
-        if self._gpu is not None:
-            torch.cuda.synchronize(self._gpu)
-
-    def share_state(self) -> None:
+    def broadcast_state(self) -> None:
         """Give worker 0's `state` to all places."""
-        self.wait()
+        self.barrier()
         if self._leaders is not None and self.is_leader:
             with self._collective():
                 dist.broadcast(self.state, 0, group=self._leaders)
-        self.wait()
+        self.barrier()
 
-    def home(self, device: torch.device) -> torch.Tensor:
+    def model_buffer(self, device: torch.device) -> torch.Tensor:
         """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""
         if self._single and self.row.device == device:
             return self.row
         return torch.zeros(self.state.shape[1], device=device)
 
-    def total(self) -> WeightedSum:
+    def weighted_sum(self) -> WeightedSum:
         """An empty sum, for this worker's sites of a round."""
         return WeightedSum(self.row, self._single)
 
-    def mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
+    def weighted_mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
         """Weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
 
         McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that even a sum of floats
@@ -203,7 +147,7 @@ class Federation:
         if a delta isn't finite, or too large for fixed point.
         """
         self._finish()
-        scales = self.exchange(total.scale)
+        scales = self.all_gather_numbers(total.scale)
         terms = [
             (row, scales[member][0])
             for row, member in zip(self._rows, self._members, strict=True)
@@ -216,8 +160,8 @@ class Federation:
             yield piece, delta
         sound = (torch.stack(extremes) < limit).all().item()
         self._finish()
-        if not all(others for (others,) in self.exchange(sound)):
-            bad = sorted(site for sites in self.gather(total.bad_sites(limit)) for site in sites)
+        if not all(others for (others,) in self.all_gather_numbers(sound)):
+            bad = sorted(site for sites in self.all_gather(total.bad_sites(limit)) for site in sites)
             raise diverged(bad, limit)
 
     def _reduced(
@@ -247,50 +191,17 @@ class Federation:
         assert self._sum is not None
         for piece, summed in self._reduced(terms, extremes, raw=True):
             self._sum[piece] = summed
-        self.wait()
+        self.barrier()
         if self.is_leader:
             with self._collective():
                 dist.all_reduce(self._sum, group=self._leaders)
-        self.wait()
+        self.barrier()
         length = PIECE[self.row.device.type]
         for start in range(self.part.start, self.part.stop, length):
             piece = slice(start, min(start + length, self.part.stop))
             yield piece, to_float(self._sum[piece])
 
-    @contextlib.contextmanager
-    def _collective(self) -> Iterator[None]:
-        """Tell waiting from work, and a broken connection from a worker's own failure."""
-        self._on_wait(True)
-        try:
-            yield
-        except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
-            if lacking := lacking_for_nccl(str(error)):
-                raise UserError(lacking) from error
-            raise PeerLost(f"the connection to another worker broke: {error}") from error
-        finally:
-            self._on_wait(False)
-
-    def leave(self) -> None:
-        """End the connections; all workers come here."""
-        dist.destroy_process_group()
-
-
-class _Plain(pickle.Unpickler):
-    """Takes what workers tell each other, and nothing that would run code: it may have come over a network."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        plain = module in ("numpy", "numpy._core.multiarray", "numpy._core.numeric", "numpy.core.multiarray")
-        if (
-            plain and name in ("ndarray", "dtype", "_reconstruct", "_frombuffer")
-        ) or module == "scaling_fl.federated.metrics":
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is nothing that workers tell each other")
-
 
 def _as_fixed(rows: torch.Tensor) -> torch.Tensor:
     """Rows of float32 as half as many of int64."""
     return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)
-
-
-def _loopback() -> str:
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

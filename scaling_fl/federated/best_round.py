@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Best:
+class BestRound:
     """It travels in each checkpoint's header, so that a resumed job compares with what the first one saw."""
 
     metric: str
@@ -15,8 +15,8 @@ class Best:
 
 
 def best_so_far(
-    metric: str | None, before: Best | None, round_: int, results: Mapping[str, float | str]
-) -> Best | None:
+    metric: str | None, before: BestRound | None, round_: int, results: Mapping[str, float | str]
+) -> BestRound | None:
     """The better of the best `before` and `round_`; the earlier of equals. Losses are better lower, the rest higher.
 
     A round that was not evaluated, or not to a finite number (those are text), is not compared. None: no metric.
@@ -25,12 +25,12 @@ def best_so_far(
     if metric is None or not isinstance(value, int | float):
         return before
     sign = -1 if metric.endswith("loss") else 1
-    return Best(metric, round_, value) if before is None or sign * value > sign * before.value else before
+    return BestRound(metric, round_, value) if before is None or sign * value > sign * before.value else before
 
 
-def best_in(header: Mapping[str, Any], metric: str | None) -> Best | None:
+def best_in(header: Mapping[str, Any], metric: str | None) -> BestRound | None:
     """The best round that a checkpoint knows of. Where it went by another metric, that is its own round."""
     best = header.get("best")
     if best is not None and best["metric"] == metric:
-        return Best(**best)
+        return BestRound(**best)
     return best_so_far(metric, None, header["round"], header["metrics"])

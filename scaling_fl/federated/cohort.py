@@ -38,7 +38,7 @@ def draw(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
     return {site: sizes[site] / total for site in chosen}
 
 
-def deal(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:
+def assign(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:
     """The sites of a cohort that each worker trains, so that all finish at about the same time.
 
     No more sites than workers: one each, in order. Otherwise longest first, each to the worker with least to do

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.federated import cohort
-from scaling_fl.federated.site import Resident, Site
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.site import Site
 
 Indices = npt.NDArray[np.int64]
 
@@ -58,5 +59,5 @@ class Hosting:
                 examples = np.sort(np.concatenate([self.shards[site] for site in drawn]))
                 yield Site(0, examples, self.resident), 1.0
             return
-        for site in cohort.deal(sizes, drawn, self.num_workers)[self.rank]:
+        for site in cohort.assign(sizes, drawn, self.num_workers)[self.rank]:
             yield Site(site, self.shards[site], self.resident), drawn[site]

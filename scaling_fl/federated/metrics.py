@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl.distributed.messages import sendable
 
+
+@sendable
 @dataclass(frozen=True)
 class SiteMetrics:
     """What one site measured while it trained in one round: running, in training mode, over all local epochs."""
@@ -25,6 +28,7 @@ class SiteMetrics:
         return self.num_correct / self.count
 
 
+@sendable
 @dataclass(frozen=True)
 class BatchMetrics:
     """What one evaluation batch yields."""

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from scaling_fl.config.schema import Config
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import metrics
+from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.hosting import Hosting
 from scaling_fl.federated.lr_schedule import learning_rate
-from scaling_fl.federated.server import SGD, Adaptive, ServerState
-from scaling_fl.federated.site import Site, evaluate
+from scaling_fl.federated.server import SGD, Adaptive
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.site import Site
 
 # Called on every worker after each round, and after the evaluation that precedes round 1.
 OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
@@ -20,7 +22,7 @@ OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
 def run(
     config: Config,
     hosting: Hosting,
-    federation: Federation,
+    collectives: Collectives,
     state: ServerState,
     server: SGD | Adaptive,
     on_round_end: OnRoundEnd,
@@ -31,18 +33,18 @@ def run(
     Every worker enters every line of this loop. `reported`: whether the round of `state` is; if not, that comes first.
     """
     if not reported:
-        _report(hosting, federation, state, on_round_end)
+        _report(hosting, collectives, state, on_round_end)
     for round_ in range(state.round + 1, config.num_rounds + 1):
         results: dict[str, Any] = {}
         with _timed(results, "train"):
-            total, mine, start = federation.total(), [], time.perf_counter()
+            total, mine, start = collectives.weighted_sum(), [], time.perf_counter()
             for site, weight in hosting.cohort(round_):
                 with _named(site, round_):
                     delta, trained = site.train(state.params, round_)
                 if config.has_global_model:
                     total.add(site.number, delta, weight)
                 mine.append(trained)
-            work = federation.gather((mine, time.perf_counter() - start))
+            work = collectives.all_gather((mine, time.perf_counter() - start))
         everyone = [trained for of_worker, _ in work for trained in of_worker]
         results |= metrics.training(everyone, each=len(hosting.shards.sizes) <= metrics.MOST_SITES)
         results |= {"learning_rate": learning_rate(config, round_, 1.0)}
@@ -52,23 +54,23 @@ def run(
         with state.lock:
             state.torn = True
             with _timed(results, "aggregate"):
-                for part, delta in federation.mean(total) if config.has_global_model else ():
+                for part, delta in collectives.weighted_mean(total) if config.has_global_model else ():
                     server.step(state, delta, part)
             state.round, state.results, state.torn = round_, results, False
-        _report(hosting, federation, state, on_round_end)
+        _report(hosting, collectives, state, on_round_end)
 
 
-def _report(hosting: Hosting, federation: Federation, state: ServerState, on_round_end: OnRoundEnd) -> None:
+def _report(hosting: Hosting, collectives: Collectives, state: ServerState, on_round_end: OnRoundEnd) -> None:
     """Evaluate the round that is complete, where it is due, and tell of it. Meanwhile it can be published already."""
     evaluated: dict[str, Any] = {}
-    if hosting.resident.config.evaluates(state.round):
+    if hosting.resident.config.evaluation_due(state.round):
         with _timed(evaluated, "evaluate"):
-            evaluated |= _evaluate(hosting, federation, state)
+            evaluated |= _evaluate(hosting, collectives, state)
     with state.lock:
         on_round_end(state, state.results | evaluated)
 
 
-def _evaluate(hosting: Hosting, federation: Federation, state: ServerState) -> dict[str, float]:
+def _evaluate(hosting: Hosting, collectives: Collectives, state: ServerState) -> dict[str, float]:
     """Metrics on the whole test set and on what is held back, the same on every worker: of the global model, or over
     the sites' own.
     """
@@ -77,14 +79,14 @@ def _evaluate(hosting: Hosting, federation: Federation, state: ServerState) -> d
         if held_back and len(resident.held_back) == 0:
             continue
         if resident.config.has_global_model or state.round == 0:
-            mine = evaluate(resident, state.params, federation.rank, federation.num_workers, held_back)
-            results |= metrics.validation((batch for part in federation.gather(mine) for batch in part), name)
+            mine = evaluate(resident, state.params, collectives.rank, collectives.num_workers, held_back)
+            results |= metrics.validation((batch for part in collectives.all_gather(mine) for batch in part), name)
         else:
             own = [
                 metrics.validation(evaluate(resident, site.own(state.params), 0, 1, held_back), name)
                 for site, _ in hosting.cohort(state.round)
             ]
-            results |= metrics.over_sites([site for part in federation.gather(own) for site in part])
+            results |= metrics.over_sites([site for part in collectives.all_gather(own) for site in part])
     return results
 
 

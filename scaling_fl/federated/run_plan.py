@@ -1,38 +1,11 @@
 """What the preparation hands to launcher and workers. The launcher unpickles it, so this module needs no torch."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import cohort
-from scaling_fl.federated.best_round import Best
-
-Event = dict[str, Any]  # {"event": kind, …}; the kinds stand where they are sent
-
-
-class Send(Protocol):
-    """A child's line to the launcher."""
-
-    on_stop: Callable[[], None]  # called in a thread when the job shall end: what is complete is published
-    waiting: bool  # for others, who may take long: no progress is expected
-
-    def __call__(self, event: Event) -> None: ...
-
-    def progress(self) -> None:
-        """Tell that this child isn't stuck. Costs next to nothing."""
-
-
-@contextlib.contextmanager
-def waiting(send: Send, may: bool = True) -> Iterator[None]:
-    """Inside, if it `may`, the child can be long without a word, and doesn't count as hung for that."""
-    send.waiting = may
-    try:
-        yield
-    finally:
-        send.progress()  # before: who no longer waits must have got on
-        send.waiting = False
+from scaling_fl.federated.best_round import BestRound
 
 
 @dataclass(frozen=True)
@@ -59,7 +32,7 @@ class Plan:
     environment: dict[str, str]  # what bitwise equality depends on: versions, processor
     notes: tuple[str, ...]  # what the user should know
     num_held_back: int = 0  # training examples that no site trains on
-    best: Best | None = None  # the best round so far, by `keep_best`
+    best: BestRound | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # those of `round`, as its checkpoint tells them
     reported: bool = False  # whether they are all; if not, that round is still to be evaluated
     history: dict[str, dict[str, Any]] = field(default_factory=dict)  # those of all rounds that are reported

@@ -12,12 +12,12 @@ from scaling_fl.state_file import Arrays, TensorFiles
 PREFIX = "site_"
 
 
-def name(site: int, tensor: str) -> str:
+def tensor_name(site: int, tensor: str) -> str:
     """The name, in a checkpoint, of a tensor that a site keeps."""
     return f"{PREFIX}{site}.{tensor}"
 
 
-class Store:
+class SiteStateStore:
     """Each site's tensors as they were after the rounds in which it trained, shared by the workers of a machine.
 
     What a round leaves is there until the next round but one, so that a complete round can be published while the
@@ -45,7 +45,7 @@ class Store:
         folder = self._folder / str(site)
         folder.mkdir(exist_ok=True)
         earlier = self._rounds(folder)
-        on_cpu = {name(site, tensor): value.cpu() for tensor, value in tensors.items()}
+        on_cpu = {tensor_name(site, tensor): value.cpu() for tensor, value in tensors.items()}
         safetensors.torch.save_file(on_cpu, folder / f"{round_:09d}")
         for path in earlier[:-1]:
             path.unlink()

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import textwrap
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,21 +16,18 @@ import transformers
 import transformers.models.albert.modeling_albert
 import transformers.models.bert.modeling_bert
 import transformers.models.distilbert.modeling_distilbert
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from scaling_fl import hf_hub, seeding
 from scaling_fl.errors import UserError
+from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
 NICKNAMES = {
     "albert": "albert-base-v1",
     "bert": "bert-base-cased",
     "distilbert": "distilbert-base-cased",
 }
-TINY_VOCABULARY = 4000
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Loaded(NamedTuple):
@@ -40,7 +36,7 @@ class Loaded(NamedTuple):
     new_parameters: list[str]  # names of those that the pre-trained weights don't hold: the head, as a rule
 
 
-def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> Loaded:
+def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> Loaded:
     """The model that every site starts from, and its tokenizer.
 
     What the pre-trained weights lack (the classification head) is drawn with `seed`. `texts` serve only
@@ -52,9 +48,9 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
         "label2id": {name: number for number, name in enumerate(label_names)},
     }
     if model == "tiny":
-        tokenizer = _tiny_tokenizer(texts)
+        tokenizer = tiny_tokenizer(texts)
         torch.manual_seed(seeding.torch_seed(seed, "head"))
-        module = AutoModelForSequenceClassification.from_config(_tiny_config(len(tokenizer), labels))
+        module = AutoModelForSequenceClassification.from_config(tiny_config(len(tokenizer), labels))
         new_parameters = ["all"]
     else:
 
@@ -84,10 +80,10 @@ def load(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len
     return Loaded(module, tokenizer, new_parameters)
 
 
-def tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
-    """The model's tokenizer without its weights; see `load`."""
+def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
+    """The model's tokenizer without its weights; see `load_model`."""
     if model == "tiny":
-        found, config = _tiny_tokenizer(texts), _tiny_config(0, {})
+        found, config = tiny_tokenizer(texts), tiny_config(0, {})
     else:
 
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any]:
@@ -106,7 +102,7 @@ def architecture(module: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in about}
 
 
-def rebuild(folder: Path) -> torch.nn.Module:
+def rebuild_model(folder: Path) -> torch.nn.Module:
     """The architecture that `folder/config.json` describes. Its parameters are arbitrary: the caller fills them."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with no_init_weights():  # to draw them would take longer than all else that a worker does before it trains
@@ -126,7 +122,7 @@ def takes_token_types(module: torch.nn.Module) -> bool:
     return types > 1 and "token_type_ids" in inspect.signature(module.forward).parameters
 
 
-def quiet() -> None:
+def silence_library() -> None:
     """Silence the library's progress bars and its report on new heads, which `Loaded` carries."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -189,50 +185,3 @@ def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> 
             f"model={model}: it can't take {max_seq_len} tokens of its tokenizer's vocabulary ({error}); "
             "lower max_seq_len, or check that model and tokenizer belong together"
         ) from error
-
-
-def _tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
-    """1 M parameters: two layers of width 128."""
-    return transformers.BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        **labels,
-    )
-
-
-def _tiny_tokenizer(texts: list[str]) -> Any:
-    """A WordPiece tokenizer whose pieces are all characters and the most frequent words of `texts`.
-
-    Counted here because the tokenizers library's trainer yields another vocabulary each time.
-    """
-    splitter = Tokenizer(tokenizer_models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"))
-    splitter.normalizer = normalizers.BertNormalizer(lowercase=True)
-    splitter.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words: Counter[str] = Counter()
-    for text in texts:
-        normalised = splitter.normalizer.normalize_str(text)
-        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normalised))
-    characters = sorted({character for word in words for character in word})
-    frequent = sorted(words, key=lambda word: (-words[word], word))
-    pieces = dict.fromkeys([*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *frequent])
-    vocabulary = {piece: number for number, piece in enumerate(list(pieces)[:TINY_VOCABULARY])}
-
-    tokenizer = Tokenizer(tokenizer_models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = splitter.normalizer, splitter.pre_tokenizer
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=512,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Behind:
+class BackgroundWriter:
     """Does one thing in a thread while the caller goes on.
 
     Whoever wants the next thing done waits until the last one has ended, and gets its error if it failed.
@@ -17,7 +17,7 @@ class Behind:
         self._threads = ThreadPoolExecutor(max_workers=1, initializer=_step_back)
         self._last: Future[None] | None = None
 
-    def do(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], None]) -> None:
         """Begin `work` once the last one has ended. Raises the last one's error."""
         self.wait()
         self._last = self._threads.submit(work)

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from scaling_fl.errors import JobFailed, PeerLost, UserError
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 
 OnEvent = Callable[[Event], None]
@@ -106,7 +106,7 @@ class Child:
         now = time.monotonic()
         return now - (self.sign_at if self.waiting else self.progress_at) > stall_timeout
 
-    def waits_for_nobody(self, stall_timeout: float) -> bool:
+    def is_stuck(self, stall_timeout: float) -> bool:
         """Whether it waits, and nobody lets it go on: of all children at once, that is a hang."""
         return self.waiting and time.monotonic() - self.progress_at > stall_timeout
 

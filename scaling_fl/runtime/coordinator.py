@@ -11,28 +11,35 @@ from pathlib import Path
 import torch
 
 from scaling_fl import state_file
+from scaling_fl.checkpoint.final_model import COMPLETE
+from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.errors import JobFailed, UserError
-from scaling_fl.federated import server
 from scaling_fl.federated.best_round import best_so_far
 from scaling_fl.federated.metrics import finite_or_text
-from scaling_fl.federated.run_plan import Plan, Send
-from scaling_fl.federated.server import ServerState
-from scaling_fl.federated.site_state import Store
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.federated.server_state import ServerState, state_arrays
+from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.models.flat_parameters import FlatModel
-from scaling_fl.runtime.background import Behind
-from scaling_fl.runtime.preparation import COMPLETE, checkpoint_header
+from scaling_fl.progress import Send
+from scaling_fl.runtime.background import BackgroundWriter
 
 
 class Coordinator:
     """Follows the rounds of one worker."""
 
     def __init__(
-        self, send: Send, plan: Plan, model: FlatModel, block: torch.Tensor, state: ServerState, store: Store | None
+        self,
+        send: Send,
+        plan: Plan,
+        model: FlatModel,
+        block: torch.Tensor,
+        state: ServerState,
+        store: SiteStateStore | None,
     ):
         """`block` (1 + moments, size) is the memory of `state`; `store`: what sites keep, if they do."""
         self._send, self._plan, self._model, self._state, self._store = send, plan, model, state, store
-        self._behind = Behind()
+        self._writer = BackgroundWriter()
         # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
         # Into pinned memory a GPU copies several times as fast.
         kept = block.shape if plan.config.checkpoints_dir is not None else (0,)
@@ -48,12 +55,12 @@ class Coordinator:
 
         Raises what the last checkpoint's writing met with, once that has ended.
         """
-        self._behind.check()
+        self._writer.check()
         config, round_ = self._plan.config, self._state.round
         self._results, self._reported = finite_or_text(results), round_
         self._history[str(round_)] = self._results
         self._send({"event": "round", "round": round_, "metrics": self._results})
-        if config.checkpoints(round_):
+        if config.checkpoint_due(round_):
             self._publish()
 
     def _publish(self) -> None:
@@ -61,12 +68,12 @@ class Coordinator:
         config, round_ = self._plan.config, self._state.round
         if config.checkpoints_dir is None or round_ == self._published:
             return
-        self._behind.wait()  # it reads the last copy
+        self._writer.wait()  # it reads the last copy
         reported = self._reported == round_
         results = self._results if reported else finite_or_text(self._state.results)
         best = self._best = best_so_far(config.keep_best, self._best, round_, results)
         folder = Checkpoints(config.checkpoints_dir)
-        tensors: state_file.Arrays = server.arrays(self._model, self._snapshot.copy_(self._block))
+        tensors: state_file.Arrays = state_arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
         earlier = {number: of_round for number, of_round in self._history.items() if int(number) < round_}
@@ -80,7 +87,7 @@ class Coordinator:
             if trouble := folder.prune(config.keep_checkpoints, best.round if best else None):
                 self._send({"event": "said", "text": f"note: {trouble}"})
 
-        self._behind.do(write)
+        self._writer.submit(write)
         self._published = round_
 
     def stop(self) -> None:
@@ -92,7 +99,7 @@ class Coordinator:
         try:
             if self._state.round > 0 and not self._state.torn:  # torn: aggregation has failed
                 self._publish()
-            self._behind.wait()
+            self._writer.wait()
         except Exception as error:
             failure = error if isinstance(error, UserError) else JobFailed(f"{type(error).__name__}: {error}")
             self._send({"event": "failed", "failure": failure})
@@ -102,7 +109,7 @@ class Coordinator:
 
     def finish(self) -> None:
         """After the last round: write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
-        self._behind.wait()
+        self._writer.wait()
         if self._best is not None:
             said = f"best round by {self._best.metric}: {self._best.round}, with {self._best.value:.4f}"
             self._send({"event": "said", "text": said})

@@ -17,13 +17,14 @@ from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import JobFailed, NodeLost, UserError
-from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
-from scaling_fl.runtime.nodes.control_link import ALONE, Link
+from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
 from scaling_fl.tracking import events, mongo, secret_manager
 from scaling_fl.tracking.console import Console
-from scaling_fl.tracking.destinations import Places
+from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import folded
 from scaling_fl.tracking.tracker import Tracker
 
@@ -36,8 +37,8 @@ class Job:
     def __init__(self, resources: contextlib.ExitStack):
         self.console = Console()
         self.unobserved = False  # whether nothing is recorded
-        self.places = Places([RUNS])
-        self.link: Link = ALONE
+        self.destinations = Destinations([RUNS])
+        self.link: ControlLink = ALONE
         self.plan: Plan | None = None
         self._resources = resources
         self._attempt = resources.enter_context(contextlib.ExitStack())  # what lasts as long as an attempt
@@ -61,9 +62,9 @@ class Job:
         if config.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             config = dataclasses.replace(config, job_name=name)
-        self.link = Link(cluster_env.this(os.environ), self.console.line)
+        self.link = ControlLink(cluster_env.this_node(os.environ), self.console.line)
         self._resources.callback(self.link.close)
-        config = agreement.agree(config, self.link)
+        config = agreement.agree_on_config(config, self.link)
         history = self._claim(config) if self.link.node.rank == 0 else None
         self.plan = self._prepare(config)
         if self.plan.finished:
@@ -76,7 +77,7 @@ class Job:
             self._resources.callback(self._lease.release)
         if history is not None:
             log = events.EventLog(history)
-            self._tracker = Tracker(log, self.plan, self.places.targets(config, self._lease), self.console.line)
+            self._tracker = Tracker(log, self.plan, self.destinations.targets(config, self._lease), self.console.line)
             self.console.listener = self._tracker.output
             if self._lease is not None:
                 self._lease.runs = self._tracker.runs
@@ -96,8 +97,8 @@ class Job:
             except JobFailed as error:
                 if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
                     raise
-                self.link.end_with(error)
-                self.link.again()
+                self.link.announce_end(error)
+                self.link.restart()
                 self.console.close()
                 self.console.line(
                     f"{error}\nnote: restart {attempt} of {plan.config.max_restarts}, from the last checkpoint"
@@ -118,7 +119,7 @@ class Job:
                 f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
                 f"begun, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or give its checkpoints_dir"
             )
-        if not self.places.bring_up_to_date(config, history, self.console.line):
+        if not self.destinations.bring_up_to_date(config, history, self.console.line):
             raise UserError(f"job_name={config.job_name}: not all of its records are up to date; try again later")
 
     def written(self) -> dict[str, str]:
@@ -128,16 +129,16 @@ class Job:
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run has this job; its event file, if the run is recorded."""
         if not self.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
-            self.places.addresses.insert(0, address)
-        recorded = self.places.known(events.file_of(RUNS, config))
-        self._resources.enter_context(host.only_run_of(str(config.job_name), config.checkpoints_dir, recorded))
+            self.destinations.addresses.insert(0, address)
+        recorded = self.destinations.known(events.file_of(RUNS, config))
+        self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
         if config.checkpoints_dir is not None:
             self._lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
             self._lease.check(self.console.line)
         if self.unobserved:
             return None
         history = events.history(RUNS, config)
-        self.places.check(config, history, self.console.line)
+        self.destinations.check(config, history, self.console.line)
         return history
 
     def _prepare(self, config: Config) -> Plan:
@@ -153,7 +154,7 @@ class Job:
             f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"
         )
         if history is not None and history.exists():
-            self.places.bring_up_to_date(config, history, self.console.line, finished=plan)
+            self.destinations.bring_up_to_date(config, history, self.console.line, finished=plan)
 
     def _check_recorded(self, plan: Plan, history: Path) -> None:
         """There is no checkpoint to go on from. Raises `UserError` where a new start would replace what is recorded.
@@ -165,7 +166,7 @@ class Job:
         if done == 0:
             return
         record = folded(recorded)
-        compatibility.check(config, record.config)
+        compatibility.check_config(config, record.config)
         compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
             said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
@@ -174,7 +175,7 @@ class Job:
             if config.num_rounds > done or self.link.node.count > 1:  # other nodes know of no record
                 raise UserError(f"job_name={config.job_name}: {said}")
             self.console.line(f"job {config.job_name} is finished: {said}")
-            self.places.bring_up_to_date(config, history, self.console.line)
+            self.destinations.bring_up_to_date(config, history, self.console.line)
             sys.exit(0)
 
     def _on_event(self, event: Event) -> None:

@@ -20,11 +20,12 @@ from typing import Any
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import JobFailed, PeerLost, UserError
-from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.child_process import Child, OnEvent
 from scaling_fl.runtime.nodes import agreement
-from scaling_fl.runtime.nodes.control_link import ALONE, Link
+from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
 
 _GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
@@ -44,13 +45,13 @@ SETTINGS = {
 }
 
 
-def begin() -> None:
-    """Start the process that imports what all children need. It needs no waiting for; without this, `run` starts it."""
-    with contextlib.suppress(UserError):  # `run` says it
+def start_fork_server() -> None:
+    """Start the process that imports what all children need. It needs no waiting for; without this, `run_children` starts it."""
+    with contextlib.suppress(UserError):  # `run_children` says it
         _fork_server()
 
 
-def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) -> Plan:
+def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = ALONE) -> Plan:
     """Run the preparation child, on every node. Raises `UserError` on bad input, `JobFailed` on any other failure."""
     plans: list[Plan] = []
 
@@ -61,7 +62,7 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) 
             on_event(event)
 
     job = (config, folder, link.node.count > 1)
-    run(
+    run_children(
         "scaling_fl.runtime.preparation:prepare",
         [job],
         ["the preparation"],
@@ -71,29 +72,31 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: Link = ALONE) 
         link,
         True,
     )
-    return agreement.join(plans[0], link)
+    return agreement.join_plans(plans[0], link)
 
 
-def train(plan: Plan, on_event: OnEvent, link: Link = ALONE) -> None:
+def train(plan: Plan, on_event: OnEvent, link: ControlLink = ALONE) -> None:
     """Run this node's workers until all are done. Raises `JobFailed` with the first failure."""
     memory = SharedMemory()
     try:
         jobs = [(plan, rank, memory) for rank in plan.ranks_here]
         names = [plan.worker_name(rank) for rank in plan.ranks_here]
-        with signals.asking_first():
-            run("scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link)
+        with signals.first_signal_noted():
+            run_children(
+                "scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link
+            )
     finally:
         memory.close()
 
 
-def run(
+def run_children(
     target: str,
     jobs: Sequence[tuple[Any, ...]],
     names: list[str],
     folder: str,
     on_event: OnEvent,
     stall_timeout: float = 600.0,
-    link: Link = ALONE,
+    link: ControlLink = ALONE,
     all_may_wait: bool = False,
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have ended well.
@@ -115,7 +118,7 @@ def run(
                     children.append(Child(context, target, job, name, folder, stall_timeout))
                 except (EOFError, ConnectionError) as error:
                     raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
-        link.begin()
+        link.begin_phase()
         failure = _watch(children, link, on_event, stall_timeout, all_may_wait)
     finally:
         with signals.deferred():
@@ -166,7 +169,7 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _watch(
-    children: list[Child], link: Link, on_event: OnEvent, stall_timeout: float, all_may_wait: bool
+    children: list[Child], link: ControlLink, on_event: OnEvent, stall_timeout: float, all_may_wait: bool
 ) -> Exception | None:
     """Pass events on until all children, here and on other nodes, have ended, or one has failed.
 
@@ -188,10 +191,10 @@ def _watch(
     members: list[Child | Peer] = [*children, *link.peers]
     while running := [member for member in members if not member.ended]:
         signals.check()
-        if signals.asked() and stop_by is None:
-            stop_by = time.monotonic() + signals.patience() + link.patience
+        if signals.stop_requested() and stop_by is None:
+            stop_by = time.monotonic() + signals.grace_period() + link.grace
             on_event({"event": "said", "text": "stopping: the last complete round is published first"})
-            if not link.ask_to_stop():
+            if not link.request_stop():
                 with contextlib.suppress(OSError):  # it is ending by itself
                     children[0].connection.send("stop")
         if stop_by is not None and time.monotonic() > stop_by:
@@ -212,11 +215,11 @@ def _watch(
             elif member.failure is not None:
                 return member.failure
         if not told and all(child.ended for child in children):
-            link.done()
+            link.finish_phase()
             told = True
         hanging = [member for member in running if not member.ended and member.hangs(stall_timeout)]
-        link.waits = all(child.waits_for_nobody(stall_timeout) for child in children)
-        stuck = len(running) > 1 and all(member.waits_for_nobody(stall_timeout) for member in running)
+        link.waits = all(child.is_stuck(stall_timeout) for child in children)
+        stuck = len(running) > 1 and all(member.is_stuck(stall_timeout) for member in running)
         if hanging or (stuck and not all_may_wait):
             longest = min(hanging or running, key=lambda member: member.progress_at)
             return longest.hung(stall_timeout, on_event)

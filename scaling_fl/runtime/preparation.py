@@ -4,71 +4,66 @@ It reads the data, loads the model, finds the checkpoint to go on from, and leav
 workers open: token stores, shards, the model's architecture and tokenizer, and the server state.
 """
 
-import contextlib
-import dataclasses
 import functools
-import os
-import platform
-import socket
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from scaling_fl import state_file
 from scaling_fl.checkpoint import resume
+from scaling_fl.checkpoint.final_model import is_exported
 from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks, token_cache, token_store
-from scaling_fl.data.shards import deal
+from scaling_fl.data import token_cache, token_store
+from scaling_fl.data.examples import Split
+from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
+from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
 from scaling_fl.federated import server
-from scaling_fl.federated.best_round import Best, best_in
+from scaling_fl.federated.best_round import best_in
 from scaling_fl.federated.hosting import write_shards
 from scaling_fl.federated.metrics import label_entropy
-from scaling_fl.federated.run_plan import Plan, Send, waiting
-from scaling_fl.federated.site import precision
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.federated.server_state import initial_moments
 from scaling_fl.models import fingerprints, loading
 from scaling_fl.models.flat_parameters import Layout
-
-COMPLETE = "scaling_fl.json"  # the file of the final model's folder that is written last
+from scaling_fl.progress import Send, waiting
+from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, num_cores
 
 
 def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False) -> None:
     """Fill the work folder and send the `Plan` as the event "prepared". Raises `UserError` on bad input."""
-    loading.quiet()
+    loading.silence_library()
     work, notes = Path(folder), list[str]()
-    devices = _devices(config, notes)
+    devices = find_devices(config, notes)
 
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
     send({"event": "said", "text": "reading the data"})
-    with waiting(send, tasks.are_far(config)):
-        task = tasks.load(config, report)
+    with waiting(send, reads_over_network(config)):
+        task = load_task(config, report)
     notes += task.notes
     digest = task.digest()
-    held_back, trained, shards = deal(config, task.train, notes)
+    held_back, trained, shards = make_shards(config, task.train, notes)
     if config.sites_per_round is not None and config.sites_per_round > len(shards):
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     notes += _selection_notes(config, len(held_back), len(task.train))
 
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk
-        loaded = loading.load(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+        loaded = loading.load_model(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} can't do that; leave it out")
     if config.compile:
-        _check_compiler(devices[0])
+        check_compiler(devices[0])
     loaded.module.config.save_pretrained(work / "model")
     tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
-    threads = config.threads_per_site or max(1, _cores() // len(config.site_ids))
+    threads = config.threads_per_site or max(1, num_cores() // len(config.site_ids))
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
@@ -90,7 +85,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             best = best_in(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
-            exported = not config.has_global_model or _is_exported(checkpoints, round_)
+            exported = not config.has_global_model or is_exported(checkpoints, round_)
             finished = round_ >= config.num_rounds and exported
         if not finished:
             checkpoints.probe()
@@ -105,7 +100,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)
             what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
 
-            def build(folder: Path, split: tasks.Split = split, what: str = what) -> None:
+            def build(folder: Path, split: Split = split, what: str = what) -> None:
                 send({"event": "said", "text": what})
                 token_store.write(
                     folder, loaded.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs,
@@ -151,53 +146,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 digests=fingerprints.of_node(work, digest, origin["tokens"], initial)
                 if several_nodes and not finished
                 else {},
-                port=_free_port() if several_nodes else 0,
+                port=free_port() if several_nodes else 0,
             ),
         }
     )
-
-
-def checkpoint_header(
-    plan: Plan,
-    results: dict[str, float | str],
-    best: Best | None,
-    reported: bool = True,
-    history: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """What a checkpoint says of itself, beside its round. `reported`: whether `results` are all that there will be.
-
-    `history`: those of the rounds before, by round.
-    """
-    return {
-        "job_name": plan.config.job_name,
-        "config": plan.config.to_mapping(),
-        "threads": plan.threads,
-        "data_digest": plan.data_digest,
-        "origin": plan.origin,
-        "label_names": list(plan.label_names),
-        "metrics": results,
-        "reported": reported,
-        "history": history or {},
-        "best": None if best is None else dataclasses.asdict(best),
-        "environment": plan.environment,
-        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
-    """What bitwise equality depends on, beside the number of threads."""
-    if devices[0].startswith("cuda"):
-        processor = torch.cuda.get_device_name(devices[0])
-    else:
-        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "processor": processor,
-        "precision": precision(config, torch.device(devices[0])),
-    }
 
 
 def _initial_state(module: torch.nn.Module, num_moments: int) -> dict[str, Any]:
@@ -205,7 +157,7 @@ def _initial_state(module: torch.nn.Module, num_moments: int) -> dict[str, Any]:
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     params = {entry.name: tensors[entry.name].detach().cpu().numpy() for entry in layout.entries}
     integers = {name: tensors[name].cpu().numpy() for name in layout.integer_names}
-    return params | integers | server.initial_moments(num_moments, params)
+    return params | integers | initial_moments(num_moments, params)
 
 
 def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list[str]:
@@ -221,58 +173,6 @@ def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list
     return notes
 
 
-def _devices(config: Config, notes: list[str]) -> tuple[str, ...]:
-    if -1 in config.site_ids:
-        return ("cpu",) * len(config.site_ids)
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if num_gpus == 0:
-        notes.append("this machine has no GPU that torch can use: the sites run on the CPU")
-        return ("cpu",) * len(config.site_ids)
-    if max(config.site_ids) >= num_gpus:
-        raise UserError(
-            f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "
-            f"this machine has GPUs 0 to {num_gpus - 1}"
-        )
-    found = tuple(f"cuda:{index}" for index in config.site_ids)
-    if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
-        raise UserError(
-            "precision=auto: some of these GPUs have bf16, others don't; write precision=fp32, bf16 or fp16"
-        )
-    return found
-
-
-def _check_compiler(device: str) -> None:
-    try:
-        torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
-    except Exception as error:  # whatever the compilers' many layers raise
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "
-            "and Python's headers (Debian: apt-get install g++ python3-dev), or leave it out"
-        ) from error
-
-
-def _cores() -> int:
-    with contextlib.suppress(AttributeError):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
     """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
     return int((token_store.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_exported(checkpoints: Checkpoints, round_: int) -> bool:
-    """Whether the final model is all there, and that of this round."""
-    complete = checkpoints.read_json(f"model/{COMPLETE}")
-    try:
-        return complete["round"] == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
-    except (KeyError, TypeError, AttributeError):  # there is no such file, or it is damaged
-        return False

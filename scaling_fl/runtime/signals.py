@@ -31,8 +31,8 @@ def install() -> None:
 
 
 @contextlib.contextmanager
-def asking_first() -> Iterator[None]:
-    """Inside, the first signal is only noted: `asked` tells of it. The second raises `KeyboardInterrupt`, as ever."""
+def first_signal_noted() -> Iterator[None]:
+    """Inside, the first signal is only noted: `stop_requested` tells of it. The second raises `KeyboardInterrupt`, as ever."""
     global _asks_first
     _asks_first = True
     try:
@@ -68,7 +68,7 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether the job shall end when it can. Takes the wake-up call."""
     if _received:
         with contextlib.suppress(BlockingIOError):
@@ -88,7 +88,7 @@ def received() -> int:
     return (_received or _passed_on or [int(signal.SIGINT)])[0]
 
 
-def patience() -> float:
+def grace_period() -> float:
     """Seconds that the end may take: a user who can ask again has all the time."""
     return float("inf") if received() == signal.SIGINT else _PREEMPTION
 

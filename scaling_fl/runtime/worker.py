@@ -7,16 +7,17 @@ import numpy as np
 import torch
 
 from scaling_fl.data import token_store
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, rounds, server
 from scaling_fl.federated.hosting import Hosting, Shards
-from scaling_fl.federated.run_plan import Plan, Send
-from scaling_fl.federated.server import ServerState
-from scaling_fl.federated.site import Resident
-from scaling_fl.federated.site_state import Store
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.federated.server_state import ServerState, fill_state
+from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.progress import Send
 from scaling_fl.runtime.coordinator import Coordinator
 from scaling_fl.state_file import TensorFiles
 
@@ -25,43 +26,47 @@ _PROGRESS_INTERVAL = 0.25  # seconds
 
 def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
-    loading.quiet()
+    loading.silence_library()
     torch.set_num_threads(plan.threads)
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
-    module = loading.rebuild(folder / "model").to(device)
+    module = loading.rebuild_model(folder / "model").to(device)
 
     def on_wait(waiting: bool) -> None:
         send.progress()
         send.waiting = waiting
 
     optimiser, shards = server.optimiser(plan.config), Shards(folder)
-    federation = Federation(
+    collectives = Collectives(
         rank, plan.devices, Layout(module).size, memory, rendezvous, optimiser.num_moments, on_wait,
         nodes=plan.nodes, interface=plan.interface,
         exact=plan.config.exact_sum, single=cohort.single(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip
-    if rank == 0 and federation.note:
-        send({"event": "said", "text": f"note: {federation.note}"})
-    flat = federation.home(device)
+    if rank == 0 and collectives.note:
+        send({"event": "said", "text": f"note: {collectives.note}"})
+    flat = collectives.model_buffer(device)
     model = FlatModel(module, flat, arbitrary=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # where the parameters were before
 
     # The state is one for all workers of a place; the integer buffers are each worker's own.
-    if rank == 0 or (federation.is_leader and not plan.nodes):
-        server.fill(model, federation.state, TensorFiles(folder / "state.safetensors"))
+    if rank == 0 or (collectives.is_leader and not plan.nodes):
+        fill_state(model, collectives.state, TensorFiles(folder / "state.safetensors"))
     else:
         model.fill_integers(TensorFiles(folder / "state.safetensors"))
-    federation.share_state() if plan.nodes else federation.wait()  # nobody trains before the state is in place
+    collectives.broadcast_state() if plan.nodes else collectives.barrier()  # nobody trains before the state is in place
     state = ServerState(
-        federation.state[0], model.layout.trained, plan.round, moments=federation.state[1:], results=dict(plan.metrics)
+        collectives.state[0],
+        model.layout.trained,
+        plan.round,
+        moments=collectives.state[1:],
+        results=dict(plan.metrics),
     )
 
-    store = Store(folder / "kept", folder / "state.safetensors") if plan.config.sites_keep else None
-    coordinator = Coordinator(send, plan, model, federation.state, state, store) if rank == 0 else None
+    store = SiteStateStore(folder / "kept", folder / "state.safetensors") if plan.config.keeps_site_state else None
+    coordinator = Coordinator(send, plan, model, collectives.state, state, store) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = _Progress(send, rank)
@@ -83,10 +88,10 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, hosting, federation, state, optimiser, on_round_end, plan.reported)
+    rounds.run(plan.config, hosting, collectives, state, optimiser, on_round_end, plan.reported)
     if coordinator is not None:
         coordinator.finish()
-    federation.leave()
+    collectives.close()
 
 
 def set_up_gpu(device: torch.device, tf32: bool) -> None:

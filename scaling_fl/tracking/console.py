@@ -11,7 +11,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scaling_fl.federated import cohort
-from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.progress import Event
 
 # Width, heading, metric, format: 80 characters with the round. What a round has not measured stays blank.
 _COLUMNS = (
@@ -134,7 +135,9 @@ class Console:
         elif self._bar is None:  # a worker's last word of a round that has its row
             return
         if self._bar is None:
-            total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluates(event["round"])
+            total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluation_due(
+                event["round"]
+            )
             self._bar = self._new_bar(f"round {event['round']}/{plan.config.num_rounds}", total, "steps")
         self._done[event["worker"]] = event["done"]
         self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))

@@ -15,7 +15,7 @@ from scaling_fl.tracking.replay import Mirror, Replay, Target
 
 
 @dataclass
-class Places:
+class Destinations:
     """Folders for Sacred's file record, and MongoDB servers."""
 
     folders: list[Path]

@@ -14,7 +14,7 @@ from typing import Any
 from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 
 MIRROR = "events.jsonl"  # its copy beside the checkpoints
 ENDS = ("completed", "failed", "interrupted", "died")

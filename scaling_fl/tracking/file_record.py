@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.tracking.record import Record
 
 

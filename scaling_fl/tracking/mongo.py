@@ -17,7 +17,7 @@ from pymongo import errors
 from sacred.observers.mongo import parse_mongo_db_arg
 
 from scaling_fl.errors import UserError
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import OUTPUT_END, Record
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 
 # Of a long output the entry holds the two ends, so that it stays far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters

@@ -12,7 +12,7 @@ from typing import Protocol
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.errors import UserError
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import Record, utc
 

@@ -12,7 +12,8 @@ from typing import Any
 from sacred.observers import RunObserver
 
 from scaling_fl.errors import UserError
-from scaling_fl.federated.run_plan import Event, Plan
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.progress import Event
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
 

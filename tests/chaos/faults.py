@@ -62,7 +62,7 @@ def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., boo
 def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     """A worker with the fault."""
     from scaling_fl.checkpoint import store
-    from scaling_fl.distributed.collectives import Federation
+    from scaling_fl.distributed.collectives import Collectives
     from scaling_fl.federated import rounds, site
     from scaling_fl.runtime import worker
 
@@ -73,24 +73,24 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     elif fault["place"] == "model" and rank == 0:
         before(store.Checkpoints, "put_folder", fault)
     elif fault["place"] == "end" and rank == 0:
-        before(Federation, "leave", fault)
+        before(Collectives, "close", fault)
     elif rank == fault["worker"]:
         here = lambda *args: now["round"] == fault["round"]  # noqa: E731
         match fault["place"]:
             case "start-up":
-                before(worker, "Federation", fault)
+                before(worker, "Collectives", fault)
             case "training":
                 before(site.FlatModel, "load", fault, here)
             case "aggregation":
-                mean = Federation.mean
+                mean = Collectives.weighted_mean
 
-                def torn(self: Federation, total: Any) -> Iterator[Any]:
+                def torn(self: Collectives, total: Any) -> Iterator[Any]:
                     for part in mean(self, total):
                         yield part  # the server has stepped with this piece
                         if here():
                             strike(fault)
 
-                Federation.mean = torn  # type: ignore[method-assign]
+                Collectives.weighted_mean = torn  # type: ignore[method-assign]
             case "evaluation":
                 before(rounds, "evaluate", fault, here)
     train = site.Site.train
@@ -109,7 +109,7 @@ def prepare(send: Any, *job: Any) -> None:
 
     fault = json.loads(os.environ["CHAOS"])
     if fault["place"] == "preparation":
-        before(module, "deal", fault)
+        before(module, "make_shards", fault)
     module.prepare(send, *job)
 
 
@@ -121,12 +121,12 @@ def main() -> None:
 
     from scaling_fl.runtime import launcher
 
-    plain = launcher.run
+    plain = launcher.run_children
 
     def run(target: str, *args: Any, **kwargs: Any) -> None:
         plain("tests.chaos.faults:" + target.partition(":")[2], *args, **kwargs)
 
-    launcher.run = run
+    launcher.run_children = run
     train_federated.main(sys.argv)
 
 

@@ -70,7 +70,7 @@ def test_an_outage_is_waited_for(
     monkeypatch.setattr(retries.time, "sleep", nap)
     told: list[int] = []
     checkpoints.save(2, state(2), HEADER, on_progress=lambda: told.append(len(naps)))
-    assert tuple(naps) == retries.WAITS[:tries]
+    assert tuple(naps) == retries.DELAYS[:tries]
     assert set(range(tries + 1)) <= set(told), "waiting isn't hanging"
     found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
@@ -90,7 +90,7 @@ def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.save(2, state(2), HEADER)
-    assert tuple(naps) == retries.WAITS[:1]
+    assert tuple(naps) == retries.DELAYS[:1]
     found = checkpoints.newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], state(2)["w"])
@@ -112,7 +112,7 @@ def test_a_model_is_waited_for_as_well(
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.put_folder(folder, "model", last="done")
-    assert tuple(naps) == retries.WAITS[:1]
+    assert tuple(naps) == retries.DELAYS[:1]
     assert checkpoints.read_json("model/done") == 7
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/weights") == state(1)["w"].tobytes()
 
@@ -123,7 +123,7 @@ def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
     line.down = True
     with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: round-000002\.safetensors can't be written \("):
         checkpoints.save(2, TENSORS, HEADER)
-    assert tuple(naps) == retries.WAITS
+    assert tuple(naps) == retries.DELAYS
     line.down = False
     assert checkpoints.rounds() == [1]
     assert checkpoints.newest(tmp_path / "newest") is not None
@@ -148,7 +148,7 @@ def test_a_busy_store_is_waited_for_and_a_refusal_is_not(
     line.answer = answer(line, checkpoints, status, code)
     with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(") as error:
         checkpoints.save(2, TENSORS, HEADER)
-    assert tuple(naps) == (retries.WAITS if waits else ())
+    assert tuple(naps) == (retries.DELAYS if waits else ())
     assert "check the place, its free space, its permissions and the credentials" in str(error.value)
     if code in ("AccessDenied", "ExpiredToken"):
         assert f"the store says {code}" in str(error.value)

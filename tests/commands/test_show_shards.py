@@ -4,8 +4,8 @@ import numpy as np
 
 from scaling_fl.commands import show_shards
 from scaling_fl.config.schema import Config
-from scaling_fl.data.shards import deal
-from scaling_fl.data.tasks import Split
+from scaling_fl.data.examples import Split
+from scaling_fl.data.shards import make_shards
 
 NAMES = ("sea", "land", "moon")
 
@@ -16,7 +16,7 @@ def split(labels: list[int], sites: list[str] | None = None) -> Split:
 
 def describe(rows: Split, names: tuple[str, ...] = NAMES, **keys: Any) -> list[str]:
     config = Config(**keys)
-    return show_shards.describe(config, rows, names, deal(config, rows, []))
+    return show_shards.describe(config, rows, names, make_shards(config, rows, []))
 
 
 def picture(lines: list[str]) -> list[list[str]]:

@@ -5,7 +5,7 @@ import numpy as np
 
 from scaling_fl.commands import show_task
 from scaling_fl.config.schema import Config
-from scaling_fl.data.tasks import Split, Task
+from scaling_fl.data.examples import Split, Task
 from tests import builders
 
 TRAIN = Split(["a b", "c", "a b", "c", "d " * 200, ""], np.array([0, 0, 0, 1, 1, 1]))

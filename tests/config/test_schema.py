@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.config import compatibility
-from scaling_fl.config.schema import OPTIMISERS, Config
+from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
 
@@ -86,7 +86,7 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
         "checkpoint_every": 3, "checkpoints_dir": "z", "val_batch_size": 9, "threads_per_site": 1,
         "keep_checkpoints": 0, "keep_best": "validation.loss",
     }  # fmt: skip
-    compatibility.check(dataclasses.replace(Config(job_name="j"), **free), before)
+    compatibility.check_config(dataclasses.replace(Config(job_name="j"), **free), before)
 
     for key, value in [
         ("learning_rate", 0.5), ("seed", 1), ("alpha", 0.1), ("model", "bert"), ("batch_size", 1),
@@ -94,17 +94,17 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
     ]:  # fmt: skip
         changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
         with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
-            compatibility.check(changed, before)
+            compatibility.check_config(changed, before)
     other = Config(job_name="j", site_ids=(0, 1), partition="by_label")
     with pytest.raises(UserError, match="partition was 'iid', is 'by_label'"):
-        compatibility.check(other, before)
+        compatibility.check_config(other, before)
     for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
         scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
-        compatibility.check(scheduled, scheduled.to_mapping())
+        compatibility.check_config(scheduled, scheduled.to_mapping())
         with pytest.raises(UserError, match="num_rounds was 4, is 3, on which the learning rate depends"):
-            compatibility.check(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
+            compatibility.check_config(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is 3"):
-        compatibility.check(Config(job_name="j", site_ids=(0, 1, 1)), before)
+        compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
 
 
 def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_another() -> None:
@@ -119,19 +119,19 @@ def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_anot
         for now, later in words:
             for header in [before] if was == "sizes" else [before, old | {"iid_split": was == "iid"}]:
                 if now == was:
-                    compatibility.check(Config(**later), header)
+                    compatibility.check_config(Config(**later), header)
                 else:
                     with pytest.raises(UserError, match=f"partition was '{was}', is '{now}'"):
-                        compatibility.check(Config(**later), header)
+                        compatibility.check_config(Config(**later), header)
     parts = Config(partition="labels_per_site", labels_per_site=2)
     with pytest.raises(UserError, match="labels_per_site was 2, is 3"):
-        compatibility.check(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
+        compatibility.check_config(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
 
 
 def test_every_optimiser_of_the_configuration_is_built() -> None:
-    from scaling_fl.federated.site import _OPTIMISERS
+    from scaling_fl.federated.local_optimiser import OPTIMISERS
 
-    assert set(OPTIMISERS) == set(_OPTIMISERS)
+    assert set(OPTIMISERS) == set(OPTIMISERS)
 
 
 @pytest.mark.parametrize(("num_test", "size"), [(9, 32), (2048, 32), (2049, 33), (7600, 119), (50_000, 512)])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling_fl import seeding
+from scaling_fl.config.partition_keys import SIZE_LAWS
 from scaling_fl.data import partitioners
 from scaling_fl.errors import UserError
 
@@ -34,7 +35,7 @@ UNEVEN: dict[str, Scheme] = {
         f"{law} {skew:g}": lambda labels, num_sites, seed, law=law, skew=skew: partitioners.sizes(
             labels, num_sites, seed, law, skew
         )
-        for law in partitioners.SIZE_LAWS
+        for law in SIZE_LAWS
         for skew in (0.5, 1e300)
     },
     "labels_per_site": lambda labels, num_sites, seed: partitioners.labels_per_site(labels, num_sites, seed, 1),

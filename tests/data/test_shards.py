@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
-from scaling_fl.data.shards import deal
-from scaling_fl.data.tasks import Split
+from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.shards import make_shards
+from scaling_fl.data.task_loader import load_task
 from tests import builders
 
 TEXTS, LABELS = builders.texts_and_labels(200)
@@ -30,13 +30,13 @@ PARTITIONS: list[dict[str, Any]] = [
 def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[str, Any], more: dict[str, Any]) -> None:
     config = Config.from_mapping({"validation_fraction": 0.2, **keys, **more})
     notes: list[str] = []
-    held_back, trained, shards = deal(config, SPLIT, notes)
+    held_back, trained, shards = make_shards(config, SPLIT, notes)
     assert len(shards) == (config.num_sites or 5)
     assert len(held_back) == 40
     assert sorted(np.concatenate([held_back, *shards]).tolist()) == list(range(200))
     assert sorted(np.concatenate(shards).tolist()) == trained.tolist()
     assert min(map(len, shards)) >= config.min_examples_per_site
-    again = deal(config, SPLIT, []).shards
+    again = make_shards(config, SPLIT, []).shards
     assert all(map(np.array_equal, shards, again))
     if config.balanced:
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
@@ -48,11 +48,11 @@ def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[s
 def test_all_partitions_differ() -> None:
     owners = set()
     for keys in PARTITIONS:
-        shards = deal(Config.from_mapping({"num_sites": 7, **keys}), SPLIT, []).shards
+        shards = make_shards(Config.from_mapping({"num_sites": 7, **keys}), SPLIT, []).shards
         owners.add(tuple(shards[0].tolist()))
     assert len(owners) == len(PARTITIONS)
     skews = [
-        len(max(deal(Config(num_sites=7, partition="sizes", size_skew=skew), SPLIT, []).shards, key=len))
+        len(max(make_shards(Config(num_sites=7, partition="sizes", size_skew=skew), SPLIT, []).shards, key=len))
         for skew in (0.1, 1.0, 10.0)
     ]
     assert skews == sorted(set(skews))
@@ -60,30 +60,30 @@ def test_all_partitions_differ() -> None:
 
 def test_iid_split_is_short_for_two_of_them() -> None:
     for short, partition in ((True, "iid"), (False, "by_label")):
-        first = deal(Config(iid_split=short), SPLIT, []).shards
-        assert all(map(np.array_equal, first, deal(Config(partition=partition), SPLIT, []).shards))
-    default = deal(Config(), SPLIT, []).shards
-    assert all(map(np.array_equal, default, deal(Config(partition="iid"), SPLIT, []).shards))
+        first = make_shards(Config(iid_split=short), SPLIT, []).shards
+        assert all(map(np.array_equal, first, make_shards(Config(partition=partition), SPLIT, []).shards))
+    default = make_shards(Config(), SPLIT, []).shards
+    assert all(map(np.array_equal, default, make_shards(Config(partition="iid"), SPLIT, []).shards))
 
 
 def test_sites_by_a_column_are_its_values_in_order_less_what_is_held_back() -> None:
     config = Config(partition="column", partition_column="town", validation_fraction=0.2)
-    held_back, _, shards = deal(config, SPLIT, [])
+    held_back, _, shards = make_shards(config, SPLIT, [])
     assert SPLIT.sites is not None
     for shard, town in zip(shards, ("10", "9", "east", "north"), strict=True):  # not all are numbers
         expected = [row for row in range(200) if SPLIT.sites[row] == town and row not in set(held_back.tolist())]
         assert shard.tolist() == expected
     numbers = dataclasses.replace(SPLIT, sites=["10", "9"] * 100)
-    assert [len(shard) for shard in deal(config, numbers, []).shards] == [
+    assert [len(shard) for shard in make_shards(config, numbers, []).shards] == [
         sum(row % 2 == odd for row in range(200) if row not in set(held_back.tolist())) for odd in (1, 0)
     ], "9 before 10"
 
 
-def task(folder: Path, train: str, test: str, **keys: Any) -> tasks.Task:
+def task(folder: Path, train: str, test: str, **keys: Any) -> Task:
     (folder / "train.csv").write_text(train)
     (folder / "test.csv").write_text(test)
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
-    return tasks.load(Config(**{"partition": "column", **paths, **keys}))
+    return load_task(Config(**{"partition": "column", **paths, **keys}))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from scaling_fl.distributed import collectives as federation_module
+from scaling_fl.distributed import collectives as collectives_module
 from scaling_fl.distributed import cuda_ipc
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import JobFailed, PeerLost, UserError
 
@@ -26,8 +26,8 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
 def aggregate(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
 ) -> dict[str, Any]:
-    federation_module.PIECE = dict.fromkeys(federation_module.PIECE, 100)
-    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
+    collectives_module.PIECE = dict.fromkeys(collectives_module.PIECE, 100)
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -37,20 +37,20 @@ def aggregate(
             return _original(*args, **kwargs)
 
         setattr(dist, name, counted)
-    total = federation.total()
+    total = collectives.weighted_sum()
     for site, delta, examples in deltas(rank):
         total.add(site, delta, examples / 40)
     pieces = []
-    for part, delta in federation.mean(total):
-        federation.state[0][part] = delta
+    for part, delta in collectives.weighted_mean(total):
+        collectives.state[0][part] = delta
         pieces.append((part.start, part.stop))
-    state = federation.state[0].to("cpu", copy=True).numpy()
-    gathered = federation.gather({"rank": rank})
-    federation.wait()
-    federation.leave()
+    state = collectives.state[0].to("cpu", copy=True).numpy()
+    gathered = collectives.all_gather({"rank": rank})
+    collectives.barrier()
+    collectives.close()
     return {
         "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
-        "note": federation.note, "on gpu": federation.row.is_cuda,
+        "note": collectives.note, "on gpu": collectives.row.is_cuda,
     }  # fmt: skip
 
 
@@ -95,16 +95,16 @@ def lone(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
 ) -> np.ndarray:
     """Worker N has the site `order[N]`, whose delta it trained within its row."""
-    federation = Federation(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
-    total, site = federation.total(), order[rank]
-    home = federation.home(torch.device("cpu"))
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
+    total, site = collectives.weighted_sum(), order[rank]
+    home = collectives.model_buffer(torch.device("cpu"))
     home.copy_(torch.randn(SIZE, generator=torch.Generator().manual_seed(site)))
     total.add(site, home, [5, 9, 26][site] / 40)
-    for part, delta in federation.mean(total):
-        federation.state[0][part] = delta
-    state = federation.state[0].numpy().copy()
-    federation.wait()
-    federation.leave()
+    for part, delta in collectives.weighted_mean(total):
+        collectives.state[0][part] = delta
+    state = collectives.state[0].numpy().copy()
+    collectives.barrier()
+    collectives.close()
     return state
 
 
@@ -123,10 +123,10 @@ def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed
 def diverge(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
 ) -> str:
-    federation = Federation(
+    collectives = Collectives(
         rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=single
     )
-    total = federation.total()
+    total = collectives.weighted_sum()
     delta = torch.ones(SIZE)
     if rank == 1:
         delta[7] = value
@@ -134,7 +134,7 @@ def diverge(
     if not single:
         total.add(rank + 14, torch.ones(SIZE), 1 / 3)
     try:
-        list(federation.mean(total))
+        list(collectives.weighted_mean(total))
     except JobFailed as error:
         return str(error)
     return "no error"
@@ -189,18 +189,18 @@ def aggregate_like_gpus(
     cuda_ipc.allocate, cuda_ipc.attach, cuda_ipc.pin = allocate, attach, pin
     cuda_ipc.release = lambda memory, allocated: released.append(allocated)
     torch.cuda.synchronize = lambda device: (finished.append(device), order.append("finish"))
-    exchange, mean = Federation.exchange, Federation.mean
+    exchange, mean = Collectives.all_gather_numbers, Collectives.weighted_mean
 
-    def noted(self: Federation, *values: float) -> list[list[float]]:
+    def noted(self: Collectives, *values: float) -> list[list[float]]:
         order.append("exchange")
         return exchange(self, *values)
 
-    def alone(self: Federation, total: Any) -> Any:
+    def alone(self: Collectives, total: Any) -> Any:
         order.clear()
         yield from mean(self, total)
         order.append("end")
 
-    Federation.exchange, Federation.mean = noted, alone  # type: ignore[method-assign]
+    Collectives.all_gather_numbers, Collectives.weighted_mean = noted, alone  # type: ignore[method-assign]
     result = aggregate(rank, num_workers, memory, folder, devices)
     return result | {
         "pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}, "order": order[: order.index("end")],
@@ -237,13 +237,13 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
 
 
 def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
-    federation.wait()
+    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+    collectives.barrier()
     if rank == 1:
-        federation.leave()
+        collectives.close()
         return "left"
     try:
-        federation.wait()
+        collectives.barrier()
     except PeerLost:
         return "lost"
     return "no error"
@@ -251,14 +251,14 @@ def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
 
 def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str) -> str:
     """What a worker says whose library for collectives fails with that."""
-    federation = Federation(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
 
     def barrier() -> None:
         raise dist.DistBackendError(message)
 
     dist.barrier = barrier
     with pytest.raises((UserError, PeerLost)) as error:
-        federation.wait()
+        collectives.barrier()
     return f"{type(error.value).__name__}: {error.value}"
 
 

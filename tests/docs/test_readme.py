@@ -7,7 +7,7 @@ import pytest
 
 from scaling_fl.config.command_line import NAMED_CONFIGS
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
+from scaling_fl.config.sections.data import TASKS
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_named_configurations_are_shown() -> None:
 
 
 def test_every_task_and_every_file_that_is_named_exists() -> None:
-    for name in tasks.names():
+    for name in TASKS:
         assert f"| `{name}` |" in README
     for path in re.findall(r"`(?:\./)?((?:scaling_fl|scripts)/[\w/.]*|run-local\.sh|\.env\.template)`", README):
         assert (ROOT / path).exists(), path

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.federated.best_round import Best, best_in, best_so_far
+from scaling_fl.federated.best_round import BestRound, best_in, best_so_far
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ from scaling_fl.federated.best_round import Best, best_in, best_so_far
     ],
 )
 def test_the_best_round_so_far(metric: str | None, values: list[Any], bests: list[int | None]) -> None:
-    best: Best | None = None
+    best: BestRound | None = None
     for round_, (value, expected) in enumerate(zip(values, bests, strict=True), start=1):
         results = {"train.loss": 0.0} | ({} if value is None else {str(metric): value})
         best = best_so_far(metric, best, round_, results)
         assert (best and best.round) == expected
         if best is not None:
-            assert best == Best(str(metric), best.round, values[best.round - 1])
+            assert best == BestRound(str(metric), best.round, values[best.round - 1])
 
 
 def test_a_checkpoint_tells_its_best_and_by_another_metric_is_the_best_itself() -> None:
@@ -31,8 +31,10 @@ def test_a_checkpoint_tells_its_best_and_by_another_metric_is_the_best_itself() 
         "best": {"metric": "validation.loss", "round": 2, "value": 0.25},
         "metrics": {"validation.loss": 0.5, "validation.accuracy": 0.75},
     }
-    assert best_in(header, "validation.loss") == Best("validation.loss", 2, 0.25)
-    assert best_in(header, "validation.accuracy") == Best("validation.accuracy", 4, 0.75)
+    assert best_in(header, "validation.loss") == BestRound("validation.loss", 2, 0.25)
+    assert best_in(header, "validation.accuracy") == BestRound("validation.accuracy", 4, 0.75)
     assert best_in(header, "validation.macro_f1") is None
     assert best_in(header, None) is None
-    assert best_in({"round": 4, "metrics": header["metrics"]}, "validation.loss") == Best("validation.loss", 4, 0.5)
+    assert best_in({"round": 4, "metrics": header["metrics"]}, "validation.loss") == BestRound(
+        "validation.loss", 4, 0.5
+    )

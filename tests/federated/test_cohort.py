@@ -84,14 +84,14 @@ def test_nothing_is_drawn_where_all_take_part() -> None:
     ],
 )
 def test_the_longest_sites_are_dealt_first(sizes: list[int], num_workers: int, loads: list[int]) -> None:
-    dealt = cohort.deal(sizes, range(len(sizes)), num_workers)
+    dealt = cohort.assign(sizes, range(len(sizes)), num_workers)
     assert sorted(sum(sizes[site] for site in sites) for sites in dealt) == loads
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())
 def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: int, data: st.DataObject) -> None:
     drawn = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
-    dealt = cohort.deal(sizes, drawn, num_workers)
+    dealt = cohort.assign(sizes, drawn, num_workers)
     assert len(dealt) == num_workers
     assert sorted(site for sites in dealt for site in sites) == drawn
     loads = [sum(sizes[site] for site in sites) for sites in dealt]

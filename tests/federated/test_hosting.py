@@ -46,13 +46,13 @@ def final(
     """In a worker process: the server's parameters after all rounds."""
     torch.set_num_threads(1)
     folder = place(folder, num_workers, config, dealt)
-    hosting, federation, state = builders.worker(
+    hosting, collectives, state = builders.worker(
         folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
     )
     if dealt:
         hosting = Dealt(**vars(hosting))
-    rounds.run(config, hosting, federation, state, server.optimiser(config), lambda *_: None)
-    federation.leave()
+    rounds.run(config, hosting, collectives, state, server.optimiser(config), lambda *_: None)
+    collectives.close()
     return state.params.numpy().copy()
 
 

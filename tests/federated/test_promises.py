@@ -14,12 +14,14 @@ from torch.nn.functional import cross_entropy
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.data import partitioners, token_store
-from scaling_fl.distributed.collectives import Federation
+from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import metrics, rounds, server
+from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.hosting import Hosting
-from scaling_fl.federated.server import SGD, ServerState
-from scaling_fl.federated.site import Resident, evaluate
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState
 from tests import builders
 
 # Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
@@ -30,7 +32,7 @@ WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """A worker in this process that hosts all sites."""
-    opened: list[Federation] = []
+    opened: list[Collectives] = []
 
     def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
         worker = builders.worker(tmp_path, config, module, shards)
@@ -38,19 +40,19 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         return worker
 
     yield build
-    for federation in opened:
-        federation.leave()
+    for collectives in opened:
+        collectives.close()
 
 
 def train_federated(
     config: Config,
     hosting: Hosting,
-    federation: Federation,
+    collectives: Collectives,
     state: ServerState,
 ) -> list[dict[str, float]]:
     """All rounds; the metrics of each."""
     results: list[dict[str, float]] = []
-    rounds.run(config, hosting, federation, state, SGD(), lambda _, values: results.append(values))
+    rounds.run(config, hosting, collectives, state, SGD(), lambda _, values: results.append(values))
     return results
 
 
@@ -90,9 +92,9 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
     plain = copy.deepcopy(module)
-    hosting, federation, state = alone(config, module, [np.arange(40)])
+    hosting, collectives, state = alone(config, module, [np.arange(40)])
     resident = hosting.resident
-    train_federated(config, hosting, federation, state)
+    train_federated(config, hosting, collectives, state)
 
     plain.train()
     for round_ in (1, 2, 3):
@@ -118,9 +120,9 @@ def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
     module = builders.bert(dropout=0.0)
     plain = copy.deepcopy(module)
     if hosts == "one worker":
-        hosting, federation, state = alone(config, module, SHARDS)
+        hosting, collectives, state = alone(config, module, SHARDS)
         resident = hosting.resident
-        train_federated(config, hosting, federation, state)
+        train_federated(config, hosting, collectives, state)
         actual = by_name(resident, state.params)
     else:
         builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
@@ -144,7 +146,7 @@ def federated_parameters(
     module = builders.bert(dropout=0.0)
     worker = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     train_federated(config, *worker)
-    worker[1].leave()
+    worker[1].close()
     return {name: tensor.numpy() for name, tensor in by_name(worker[0].resident, worker[2].params).items()}
 
 
@@ -153,7 +155,7 @@ def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     alone: Callable[..., Any], exact: bool
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
-    hosting, federation, state = alone(config, builders.bert(), SHARDS)
+    hosting, collectives, state = alone(config, builders.bert(), SHARDS)
     resident = hosting.resident
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
@@ -161,7 +163,7 @@ def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
-    train_federated(config, hosting, federation, state)
+    train_federated(config, hosting, collectives, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
 
@@ -192,13 +194,13 @@ def module_with_buffers() -> Any:
 
 def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
     worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
-    hosting, federation, state = worker
+    hosting, collectives, state = worker
     resident = hosting.resident
     ((own, _),) = hosting.cohort(1)
     own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
     resident.model.load(state.params)
-    federation.leave()
+    collectives.close()
     named = dict(resident.model.module.named_buffers())
     return {
         "state": digest(state.params),
@@ -211,7 +213,7 @@ def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: 
 
 def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    hosting, federation, state = alone(config, module_with_buffers(), SHARDS)
+    hosting, collectives, state = alone(config, module_with_buffers(), SHARDS)
     resident = hosting.resident
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
@@ -220,10 +222,10 @@ def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone
         after = by_name(resident, state.params - delta)["dropout.running_mean"]
         expected += after * site.num_examples / 40
 
-    total = federation.total()
+    total = collectives.weighted_sum()
     for site, weight in hosting.cohort(1):
         total.add(site.number, site.train(state.params, 1)[0], weight)
-    for part, delta in federation.mean(total):
+    for part, delta in collectives.weighted_mean(total):
         server.SGD(learning_rate=0.0).step(state, delta, part)
     end = by_name(resident, state.params)
     torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)
@@ -238,7 +240,7 @@ def test_6_the_same_seed_gives_bitwise_the_same_and_another_seed_does_not(tmp_pa
         worker = builders.worker(folder, config, builders.bert(), SHARDS)
         torch.seed()  # the state of torch's generator must not matter
         train_federated(config, *worker)
-        worker[1].leave()
+        worker[1].close()
         return digest(worker[2].params)
 
     assert final(1) == final(1)

@@ -10,8 +10,10 @@ from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import rounds
 from scaling_fl.federated.metrics import BatchMetrics
-from scaling_fl.federated.server import SGD, ServerState
-from scaling_fl.federated.site import Resident, Site
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.site import Site
 from tests import builders
 
 SHARDS = [np.arange(7), np.arange(7, 40)]
@@ -32,7 +34,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
     tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
 ) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
-    hosting, federation, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    hosting, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state.round, state.results = first, {"known": 1.0}
     seen: dict[int, dict[str, float]] = {}
 
@@ -40,8 +42,8 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
         assert state.round not in seen
         seen[state.round] = results
 
-    rounds.run(config, hosting, federation, state, SGD(), on_round_end, reported)
-    federation.leave()
+    rounds.run(config, hosting, collectives, state, SGD(), on_round_end, reported)
+    collectives.close()
     assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
     assert list(seen) == rounds_seen
     assert [round_ for round_, results in seen.items() if "validation.accuracy" in results] == evaluated
@@ -68,7 +70,7 @@ def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypa
     plain = rounds.evaluate
     monkeypatch.setattr(rounds, "evaluate", evaluate)
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append((results["site.1.train.loss"],)), reported=True)
-    worker[1].leave()
+    worker[1].close()
     (round_, loss, params), (reported,) = seen
     assert (round_, loss) == (1, reported)
     assert torch.equal(params, state.params)
@@ -89,7 +91,7 @@ def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Pat
 
     Site.train = timed  # type: ignore[assignment, method-assign]
     rounds.run(config, *worker, SGD(), lambda _, results: idle.append(results["seconds.idle"]), reported=True)
-    worker[1].leave()
+    worker[1].close()
     return counted, idle
 
 
@@ -107,6 +109,6 @@ def test_federated_training_learns(tmp_path: Path) -> None:
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     seen: list[float] = []
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["validation.accuracy"]))
-    worker[1].leave()
+    worker[1].close()
     assert seen[0] < 0.6
     assert seen[-1] > 0.75

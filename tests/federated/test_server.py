@@ -6,7 +6,8 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import server
-from scaling_fl.federated.server import SGD, ServerState
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState, fill_state, initial_moments, state_arrays
 
 
 @pytest.mark.parametrize("part", [slice(0, 6), slice(0, 3), slice(2, 6), slice(4, 6), slice(3, 3)])
@@ -89,14 +90,14 @@ def test_a_state_with_moments_goes_out_by_name_and_comes_back() -> None:
 
     model = builders.flat_model()
     block = torch.randn(3, model.layout.size)
-    tensors = server.arrays(model, block)
+    tensors = state_arrays(model, block)
     assert {"server_moment_0.classifier.bias", "server_moment_1.classifier.bias", "classifier.bias"} <= tensors.keys()
     received = torch.zeros_like(block)
-    server.fill(model, received, tensors)
+    fill_state(model, received, tensors)
     for sent, got in zip(block, received, strict=True):
         for name, view in model.layout.views(got).items():
             assert torch.equal(view, model.layout.views(sent)[name])
     params = {name: array for name, array in tensors.items() if not name.startswith("server_moment_")}
-    fresh = server.initial_moments(2, params)
+    fresh = initial_moments(2, params)
     assert fresh.keys() == tensors.keys() - params.keys()
     assert not any(array.any() for array in fresh.values())

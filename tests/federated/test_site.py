@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from scaling_fl.config.schema import OPTIMISERS, Config
+from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.training import OPTIMISERS
 from scaling_fl.data import token_store
-from scaling_fl.federated import site as site_module
-from scaling_fl.federated.site import Resident, Site
-from scaling_fl.federated.site_state import Store
+from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.local_optimiser import initial_site_state, local_optimiser
+from scaling_fl.federated.resident import Resident, precision
+from scaling_fl.federated.site import Site
+from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.state_file import write_state
 from tests import builders
 
@@ -83,7 +86,7 @@ def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
 
 def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
     config = dataclasses.replace(resident.config, weight_decay=0.5, optimiser="sgd", learning_rate=0.1)
-    optimiser = site_module.local_optimiser(config, resident.model)
+    optimiser = local_optimiser(config, resident.model)
     before = {name: p.clone() for name, p in resident.model.module.named_parameters()}
     resident.model.gradient.zero_()
     optimiser.step()
@@ -96,8 +99,8 @@ def test_evaluation_uses_no_dropout_and_leaves_the_parameters(resident: Resident
     params = resident.model.flat.clone()
     kept = params.clone()
     resident.model.module.train()
-    first = site_module.evaluate(resident, params, 0, 1)
-    second = site_module.evaluate(resident, params, 0, 1)
+    first = evaluate(resident, params, 0, 1)
+    second = evaluate(resident, params, 0, 1)
     assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
     assert torch.equal(params, kept)
 
@@ -196,20 +199,20 @@ def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
     assert not torch.equal(low, high)
     torch.testing.assert_close(low, high, rtol=0.05, atol=0.05)
     seen.clear()
-    site_module.evaluate(resident, params, 0, 1)
+    evaluate(resident, params, 0, 1)
     assert set(seen) == {dtype}
 
 
 def test_auto_is_float32_on_the_cpu() -> None:
-    assert site_module.precision(Config(), torch.device("cpu")) == "fp32"
-    assert site_module.precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
+    assert precision(Config(), torch.device("cpu")) == "fp32"
+    assert precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize("fits", [5, 2, 1, 0])
 def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(tmp_path: Path, fits: int) -> None:
     resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
     params = resident.model.flat.clone()
-    expected = site_module.evaluate(resident, params, 0, 1)
+    expected = evaluate(resident, params, 0, 1)
     sizes: list[int] = []
 
     def like_a_small_gpu(module: Any, inputs: Any, keywords: Any) -> None:
@@ -220,9 +223,9 @@ def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(
     resident.model.module.register_forward_pre_hook(like_a_small_gpu, with_kwargs=True)
     if fits == 0:
         with pytest.raises(torch.OutOfMemoryError):
-            site_module.evaluate(resident, params, 0, 1)
+            evaluate(resident, params, 0, 1)
         return
-    found = site_module.evaluate(resident, params, 0, 1)
+    found = evaluate(resident, params, 0, 1)
     assert [batch.batch for batch in found] == [batch.batch for batch in expected] == [0, 1, 2]
     for batch, whole in zip(found, expected, strict=True):
         assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
@@ -240,7 +243,7 @@ def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -
         params = resident.model.flat.clone()
         delta, _ = Site(2, np.arange(40), resident).train(params, 3)
         after = params - delta
-        evaluated = site_module.evaluate(resident, after, 0, 1)
+        evaluated = evaluate(resident, after, 0, 1)
         results.append((after, sum(batch.loss_sum for batch in evaluated)))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
@@ -260,14 +263,14 @@ def test_a_kept_optimiser_over_two_rounds_is_one_over_two_epochs(tmp_path: Path,
         params, store = resident.model.flat.clone(), None
         if rounds == 2:
             write_state(tmp_path / "start", {}, {})
-            store = Store(tmp_path / "kept", tmp_path / "start")
+            store = SiteStateStore(tmp_path / "kept", tmp_path / "start")
         site = Site(2, SHARD, dataclasses.replace(resident, store=store))
         for round_ in range(1, rounds + 1):
             params = params - site.train(params, round_)[0]
         results.append(
             {name: view for name, view in resident.model.layout.views(params).items() if "key.bias" not in name}
         )
-        expected = site_module.initially_kept(config, resident.model.layout)
+        expected = initial_site_state(config, resident.model.layout)
         if rounds == 2:
             assert store is not None
             assert {name: tuple(value.shape) for name, value in store.load(2).items()} == {

@@ -3,15 +3,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling_fl.federated.site_state import Store, name
+from scaling_fl.federated.site_state import SiteStateStore, tensor_name
 from scaling_fl.state_file import write_state
 
 
 def test_the_start_is_opened_once_for_all_sites_and_each_gets_its_own(tmp_path: Path) -> None:
     """To read the header of 10,000 sites' tensors takes a tenth of a second: for each site of a round it would show."""
     start = tmp_path / "start"
-    write_state(start, {name(site, "m"): np.full(3, site, np.float32) for site in range(12)}, {})
-    store = Store(tmp_path / "kept", start)
+    write_state(start, {tensor_name(site, "m"): np.full(3, site, np.float32) for site in range(12)}, {})
+    store = SiteStateStore(tmp_path / "kept", start)
     start.unlink()  # who has it open keeps it
     for site in (11, 1, 0):
         store.load(site)["m"] += 1  # training changes what it is given

@@ -17,7 +17,7 @@ from scaling_fl.checkpoint import store
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import site as site_module
+from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
 from scaling_fl.runtime import launcher
@@ -76,7 +76,7 @@ def trained(folder: Path, device: str, **keys: Any) -> tuple[torch.Tensor, float
     params = resident.model.flat.clone()
     delta, metrics = Site(2, np.arange(40), resident).train(params, 3)
     after = params - delta
-    return after.cpu(), metrics.loss, site_module.evaluate(resident, after, 0, 1)
+    return after.cpu(), metrics.loss, evaluate(resident, after, 0, 1)
 
 
 @pytest.mark.parametrize("keys", [{}, {"compile": True}, {"gradient_checkpointing": True}, {"max_grad_norm": 0.3}])

@@ -10,8 +10,11 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
+from scaling_fl.federated import resident as resident_module
 from scaling_fl.federated import site as site_module
-from scaling_fl.federated.site import Resident, Site
+from scaling_fl.federated.local_optimiser import OPTIMISERS
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.runtime import worker
@@ -38,9 +41,10 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
     loading.without_looking_at_masks()
     # What isn't there on this device: lower precision, and fused optimisers.
-    monkeypatch.setattr(site_module, "precision", lambda config, device: "fp32")
+    for module in (site_module, resident_module):
+        monkeypatch.setattr(module, "precision", lambda config, device: "fp32")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setitem(site_module._OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
+    monkeypatch.setitem(OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
 
     def to_device(self: Resident, batch: token_store.Batch) -> token_store.Batch:
         return token_store.Batch(

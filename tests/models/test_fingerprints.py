@@ -10,7 +10,7 @@ LABELS = ("a", "b", "c")
 
 
 def weights(model: str, seed: int) -> str:
-    loaded = loading.load(model, LABELS, ["river stone"], 16, seed)
+    loaded = loading.load_model(model, LABELS, ["river stone"], 16, seed)
     initial = {name: tensor.detach().numpy() for name, tensor in loaded.module.named_parameters()}
     return fingerprints.pretrained(loaded, initial | {"server.moment.0": np.zeros(seed)})
 

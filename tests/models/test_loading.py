@@ -14,7 +14,7 @@ NAMES = ("World", "Sports", "Sci/Tech")
 
 
 def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.Loaded:
-    return loading.load(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
+    return loading.load_model(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "albert"])
@@ -132,8 +132,8 @@ def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
 
 def test_the_tiny_model_takes_its_vocabulary_from_the_texts() -> None:
     texts = ["The Éclair, the queue.", "the spam and the EGG"]
-    first = loading.load("tiny", NAMES, texts, 16, seed=1)
-    again = loading.load("tiny", NAMES, texts, 16, seed=1)
+    first = loading.load_model("tiny", NAMES, texts, 16, seed=1)
+    again = loading.load_model("tiny", NAMES, texts, 16, seed=1)
     assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
     assert first.tokenizer.tokenize("The eclair, EGG eggs?") == ["the", "eclair", ",", "egg", "egg", "##s", "[UNK]"]
     assert first.tokenizer("the egg")["input_ids"][0] == first.tokenizer.cls_token_id
@@ -144,7 +144,7 @@ def test_the_tiny_model_takes_its_vocabulary_from_the_texts() -> None:
 def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> None:
     loaded = load(str(builders.pretrained(tmp_path, "albert")))
     loaded.module.config.save_pretrained(tmp_path / "plan")
-    again = loading.rebuild(tmp_path / "plan")
+    again = loading.rebuild_model(tmp_path / "plan")
     assert type(again) is type(loaded.module)
     shapes = {name: tensor.shape for name, tensor in loaded.module.state_dict().items()}
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
@@ -183,7 +183,7 @@ def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
     loaded.module.config.save_pretrained(tmp_path / "plan")
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    loading.rebuild(tmp_path / "plan")
+    loading.rebuild_model(tmp_path / "plan")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -195,10 +195,10 @@ def test_which_models_tell_the_texts_of_a_pair_apart_by_token_types(tmp_path: Pa
 def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
     folder = builders.pretrained(tmp_path)
     (folder / "model.safetensors").unlink()
-    assert loading.tokenizer(str(folder), [], 64).get_vocab() == builders.tokenizer().get_vocab()
-    assert "stone" in loading.tokenizer("tiny", ["river stone"], 64).get_vocab()
+    assert loading.load_tokenizer(str(folder), [], 64).get_vocab() == builders.tokenizer().get_vocab()
+    assert "stone" in loading.load_tokenizer("tiny", ["river stone"], 64).get_vocab()
     with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
-        loading.tokenizer("/no/such/model", [], 64)
+        loading.load_tokenizer("/no/such/model", [], 64)
     for model, limit in ((str(folder), 64), ("tiny", 512)):
         with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes {limit} tokens at most"):
-            loading.tokenizer(model, [], 513)
+            loading.load_tokenizer(model, [], 513)

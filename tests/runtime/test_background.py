@@ -5,17 +5,17 @@ import time
 
 import pytest
 
-from scaling_fl.runtime.background import Behind
+from scaling_fl.runtime.background import BackgroundWriter
 
 
 def test_the_caller_goes_on_while_the_work_is_done() -> None:
-    behind, go, done = Behind(), threading.Event(), []
+    behind, go, done = BackgroundWriter(), threading.Event(), []
 
     def work() -> None:
         assert go.wait(10)
         done.append(threading.current_thread())
 
-    behind.do(work)
+    behind.submit(work)
     assert done == [], "the caller is here, and the work waits for it"
     go.set()
     behind.wait()
@@ -24,7 +24,7 @@ def test_the_caller_goes_on_while_the_work_is_done() -> None:
 
 
 def test_there_is_never_more_than_one_thing_at_a_time() -> None:
-    behind, running, most = Behind(), 0, 0
+    behind, running, most = BackgroundWriter(), 0, 0
     lock = threading.Lock()
 
     def work() -> None:
@@ -37,7 +37,7 @@ def test_there_is_never_more_than_one_thing_at_a_time() -> None:
             running -= 1
 
     for _ in range(5):
-        behind.do(work)
+        behind.submit(work)
         assert running <= 1
     behind.wait()
     assert (running, most) == (0, 1)
@@ -45,27 +45,27 @@ def test_there_is_never_more_than_one_thing_at_a_time() -> None:
 
 @pytest.mark.parametrize("then", ["do", "wait"])
 def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
-    behind, done = Behind(), []
+    behind, done = BackgroundWriter(), []
 
     def fail() -> None:
         raise OSError("the disk is full")
 
-    behind.do(fail)
+    behind.submit(fail)
     with pytest.raises(OSError, match="the disk is full"):
-        behind.wait() if then == "wait" else behind.do(lambda: done.append(1))
+        behind.wait() if then == "wait" else behind.submit(lambda: done.append(1))
     behind.wait()
     assert done == []
 
 
 def test_a_failure_can_be_asked_for_and_what_goes_on_is_not_waited_for() -> None:
-    behind, go = Behind(), threading.Event()
+    behind, go = BackgroundWriter(), threading.Event()
 
     def fail() -> None:
         assert go.wait(10)
         raise OSError("the disk is full")
 
     behind.check()
-    behind.do(fail)
+    behind.submit(fail)
     behind.check()
     go.set()
     deadline = time.monotonic() + 10
@@ -73,7 +73,7 @@ def test_a_failure_can_be_asked_for_and_what_goes_on_is_not_waited_for() -> None
         asked_until(behind, deadline)
 
 
-def asked_until(behind: Behind, deadline: float) -> None:
+def asked_until(behind: BackgroundWriter, deadline: float) -> None:
     while time.monotonic() < deadline:
         behind.check()
         time.sleep(0.01)
@@ -81,8 +81,8 @@ def asked_until(behind: Behind, deadline: float) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
 def test_the_work_gives_way_to_the_caller() -> None:
-    behind, found = Behind(), list[int]()
-    behind.do(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    behind, found = BackgroundWriter(), list[int]()
+    behind.submit(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
     behind.wait()
     assert found == [10]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 10
@@ -90,8 +90,8 @@ def test_the_work_gives_way_to_the_caller() -> None:
 
 def test_two_may_wait_for_the_same_thing() -> None:
     """The end of a job, and who is asked to end it meanwhile: neither may go before it is done."""
-    behind, done = Behind(), threading.Event()
-    behind.do(lambda: (time.sleep(0.3), done.set())[1])
+    behind, done = BackgroundWriter(), threading.Event()
+    behind.submit(lambda: (time.sleep(0.3), done.set())[1])
     first = threading.Thread(target=behind.wait)
     first.start()
     time.sleep(0.05)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from scaling_fl.checkpoint import store
+from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.models.flat_parameters import FlatModel
 from scaling_fl.runtime import launcher, signals, worker
-from scaling_fl.runtime.preparation import COMPLETE
 
 
 def prepare(config: Config, folder: Path) -> Plan:
@@ -59,7 +59,7 @@ def test_no_site_trains_before_the_state_is_in_place(small_config: Config, tmp_p
 def train_with_a_slow_coordinator(plan: Plan, on_event: Callable[[dict[str, Any]], None]) -> None:
     memory = SharedMemory()
     jobs = [(plan, rank, memory) for rank in range(2)]
-    launcher.run(f"{__name__}:slow_coordinator", jobs, ["0", "1"], plan.folder, on_event)
+    launcher.run_children(f"{__name__}:slow_coordinator", jobs, ["0", "1"], plan.folder, on_event)
     memory.close()
 
 
@@ -80,7 +80,7 @@ def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]]
     memory = SharedMemory()
     jobs = [(plan, rank, memory, how) for rank in range(2)]
     try:
-        launcher.run(f"{__name__}:with_storage", jobs, ["0", "1"], plan.folder, on_event)
+        launcher.run_children(f"{__name__}:with_storage", jobs, ["0", "1"], plan.folder, on_event)
     finally:
         memory.close()
 
@@ -146,7 +146,7 @@ def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        with signals.asking_first(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+        with signals.first_signal_noted(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
             train_with_storage("broken", plan, ask)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -29,10 +29,11 @@ import transformers
 
 from scaling_fl import host
 from scaling_fl.checkpoint import store
+from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
-from scaling_fl.runtime.preparation import checkpoint_header, prepare
+from scaling_fl.runtime.preparation import prepare
 from tests import builders
 
 # The sound job, in a folder with these files and with `out`, the checkpoint of its first round.
@@ -389,7 +390,7 @@ def test_what_can_be_made_anew_or_done_without_ends_no_job(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert "damaged" not in notes({})
-    for entry in (host.cache() / "tokens").glob("*/seal.json"):
+    for entry in (host.cache_folder() / "tokens").glob("*/seal.json"):
         entry.write_text("[" * 100_000)
     assert notes({}).count("are damaged; they were made anew") == 2, "training and test tokens"
     assert "damaged" not in notes({})

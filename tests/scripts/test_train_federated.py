@@ -229,7 +229,7 @@ def test_all_sites_start_from_the_same_parameters_new_head_included(
     from scaling_fl.models import loading
 
     names = ("class 0", "class 1", "class 2")
-    expected = loading.load(str(tmp_path / "model"), names, [], 16, Config().seed).module.state_dict()
+    expected = loading.load_model(str(tmp_path / "model"), names, [], 16, Config().seed).module.state_dict()
     for name, array in state_of(tmp_path / "out", 1).items():
         np.testing.assert_allclose(array, expected[name].numpy(), rtol=0, atol=1e-25, err_msg=name)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.checkpoint.store import Checkpoints
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.file_record import FileRecord

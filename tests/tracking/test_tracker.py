@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.checkpoint.store import Checkpoints
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog

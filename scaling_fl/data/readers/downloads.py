@@ -23,13 +23,13 @@ def cached(url: str, md5: str, instead: str, report: Report) -> Path:
     `instead`, if the file can't be had.
     """
     name = url.rpartition("/")[2]
-    folder = host.cache()
+    folder = host.cache_folder()
     file, part = folder / name, folder / f"{name}.part"
     if file.exists():  # checked before it got this name
         return file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with host.alone(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
+        with host.exclusive_lock(folder / f"{name}.lock", f"waiting for another job to download {name}", report):
             if file.exists():
                 return file
             resumed = part.exists()

@@ -4,7 +4,6 @@ import csv
 import glob
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -12,6 +11,7 @@ import fsspec
 from fsspec.utils import infer_compression
 
 from scaling_fl.errors import UserError
+from scaling_fl.text import NOT_TEXT, is_text
 
 csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
 
@@ -20,9 +20,6 @@ Wanted = Mapping[str, str | None]
 # A row's number and the values of its wanted columns. The first one has the columns' names; None is a blank line.
 # Numbers count from 1 and include header and blank lines, as a spreadsheet does.
 Row = tuple[int, list[Any] | None]
-
-NOT_TEXT = "it holds what is no text: a NUL, or bytes that are not UTF-8; save the file as UTF-8 text"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def expand(paths: str, key: str) -> list[str]:
@@ -97,11 +94,6 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         raise UserError(
             f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}; is it whole, and what its name says?"
         ) from error
-
-
-def is_text(value: str) -> bool:
-    """Whether it is text, and not binary data or another encoding read as such."""
-    return "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
 
 
 def _csv(file: IO[str], path: str) -> Iterator[Row]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scaling_fl.config.schema import Config
 from scaling_fl.data.readers import formats
 from scaling_fl.errors import UserError
+from scaling_fl.text import NOT_TEXT, is_text
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Table:
         return words
 
     def _check_encoding(self, index: int, column: str, value: str) -> None:
-        if not formats.is_text(value):
-            raise UserError(f"{self.place(index, column)}: {formats.NOT_TEXT}")
+        if not is_text(value):
+            raise UserError(f"{self.place(index, column)}: {NOT_TEXT}")
 
     def classes(
         self, column: str, names: Mapping[str, int], known_from: str | None = None, exact: bool = False

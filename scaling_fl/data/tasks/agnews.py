@@ -1,8 +1,8 @@
 """AG News (Zhang et al. 2015): four classes of news, with Kaggle's header or headerless as in the Crepe distribution."""
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import tables
-from scaling_fl.data.tasks import Split, Task
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 

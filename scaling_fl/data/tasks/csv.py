@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import tables
-from scaling_fl.data.tasks import Split, Task
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 

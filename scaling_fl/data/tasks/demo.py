@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
-from scaling_fl.data.tasks import Split, Task
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 

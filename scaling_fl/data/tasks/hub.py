@@ -8,8 +8,9 @@ import huggingface_hub
 
 from scaling_fl import hf_hub
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Task
 from scaling_fl.data.readers import formats, tables
-from scaling_fl.data.tasks import Task, csv
+from scaling_fl.data.tasks import csv
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 

@@ -12,10 +12,11 @@ import fsspec
 import numpy as np
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data.readers import downloads, formats
-from scaling_fl.data.tasks import Split, Task
+from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.readers import downloads
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
+from scaling_fl.text import NOT_TEXT, is_text
 
 NEEDS = ()
 TAKES = ("train_path", "keep_br_tags")
@@ -46,8 +47,8 @@ def load(config: Config, report: Report) -> Task:
             found = _REVIEW.fullmatch(name)
             assert found is not None
             text = content.decode(errors="surrogateescape")
-            if not formats.is_text(text):
-                raise UserError(f"{what}, file {name}: {formats.NOT_TEXT}")
+            if not is_text(text):
+                raise UserError(f"{what}, file {name}: {NOT_TEXT}")
             reviews[found[1], found[2]][int(found[3])] = text
             if done % _CHUNK == 0:
                 report("reading reviews", done, 4 * PER_LABEL, "reviews")

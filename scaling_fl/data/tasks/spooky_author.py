@@ -4,8 +4,8 @@ Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` cuts a 
 """
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import tables
-from scaling_fl.data.tasks import Split, Task
 from scaling_fl.progress import Report
 
 NEEDS = ("train_path", "test_path")

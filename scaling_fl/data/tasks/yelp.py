@@ -1,8 +1,8 @@
 """Yelp reviews, one to five stars (Zhang et al. 2015): headerless `"5","text"`, as in the Crepe distribution."""
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import tables
-from scaling_fl.data.tasks import Split, Task
 from scaling_fl.progress import Report
 
 NEEDS = ("train_path", "test_path")

@@ -7,7 +7,7 @@ from typing import Any
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
-from scaling_fl.runtime.nodes.control_link import Link
+from scaling_fl.runtime.nodes.control_link import ControlLink
 
 # What nodes may have of their own.
 _OWN = {
@@ -16,7 +16,7 @@ _OWN = {
 }  # fmt: skip
 
 
-def agree(config: Config, link: Link) -> Config:
+def agree_on_config(config: Config, link: ControlLink) -> Config:
     """The configuration with what concerns all nodes. Raises `UserError` where they contradict each other."""
     if link.node.count == 1:
         return config
@@ -29,7 +29,7 @@ def agree(config: Config, link: Link) -> Config:
                 f"node {rank} and node 0 were told different things: {said or 'other keys'}; give all the same"
             )
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
-    if config.sites_keep:
+    if config.keeps_site_state:
         raise UserError(
             f"{'keep_optimiser=True' if config.keep_optimiser else 'baseline=local_only'}: what sites keep stays on their "
             "node, so that no checkpoint could hold it; use one node, or leave it out"
@@ -47,7 +47,7 @@ def agree(config: Config, link: Link) -> Config:
     )
 
 
-def join(plan: Plan, link: Link) -> Plan:
+def join_plans(plan: Plan, link: ControlLink) -> Plan:
     """The plan of all nodes together, on each of them. Raises `UserError` where their data or models differ."""
     if link.node.count == 1:
         return plan

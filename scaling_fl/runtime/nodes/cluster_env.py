@@ -18,7 +18,7 @@ class Node:
     port: int = 29500
 
 
-def this(environ: Mapping[str, str]) -> Node:
+def this_node(environ: Mapping[str, str]) -> Node:
     """What this node is, from the first of these that says anything; one node alone where none does.
 
     Vertex AI (`CLUSTER_SPEC`), Kubeflow (`PET_NNODES`, `PET_NODE_RANK`, …), torchrun with one process per node, the plain

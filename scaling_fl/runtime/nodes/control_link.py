@@ -25,7 +25,7 @@ _MEETING = 1800.0  # seconds in which all nodes must have come: clusters start t
 Say = Callable[[str], None]
 
 
-class Link:
+class ControlLink:
     """This node's connections: to all others from node 0, to node 0 from the others. Alone: none."""
 
     def __init__(self, node: Node, say: Say):
@@ -170,12 +170,12 @@ class Link:
                     raise peer.failure or peer.hung(0, lambda event: None)
         return [peer.values.pop(0) for peer in self.peers]
 
-    def begin(self) -> None:
+    def begin_phase(self) -> None:
         """A phase begins, which has ended when all nodes have done their part."""
         for peer in self.peers:
             peer.phase += 1
 
-    def again(self) -> None:
+    def restart(self) -> None:
         """After a failure of which all have heard, all begin again."""
         for peer in self.peers:
             peer.attempt += 1
@@ -183,23 +183,23 @@ class Link:
             if not isinstance(peer.failure, NodeLost):
                 peer.failure = None
 
-    def done(self) -> None:
+    def finish_phase(self) -> None:
         """This node has done its part of the phase."""
         for peer in self.peers:
             peer.tell("done", peer.phase)
 
     @property
-    def patience(self) -> float:
+    def grace(self) -> float:
         """Seconds that this node gives the others, beside what it gives itself, to end as they were asked."""
         return 5.0 if self.node.rank > 0 else 0.0
 
-    def ask_to_stop(self) -> bool:
+    def request_stop(self) -> bool:
         """Have node 0 see to it that the job ends. False: this is node 0."""
         if self.node.rank > 0:
             self.peers[0].tell("stop", signals.received())
         return self.node.rank > 0
 
-    def end_with(self, error: BaseException) -> None:
+    def announce_end(self, error: BaseException) -> None:
         """Tell the others why this node ends. What it heard from one of them is passed on as it is."""
         for peer in self.peers:
             if isinstance(error, KeyboardInterrupt):
@@ -216,4 +216,4 @@ class Link:
             peer.end()
 
 
-ALONE = Link(Node(), print)
+ALONE = ControlLink(Node(), print)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling_fl.errors import JobFailed, NodeLost, UserError
-from scaling_fl.federated.run_plan import Event
+from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 
 LOST = 10.0  # seconds without a sign of life, after which a node is lost
@@ -97,7 +97,7 @@ class Peer:
         """Whether it has given no sign of life for too long."""
         return time.monotonic() - self.progress_at > LOST
 
-    def waits_for_nobody(self, stall_timeout: float) -> bool:
+    def is_stuck(self, stall_timeout: float) -> bool:
         """Whether that is so of all its workers."""
         return self.waits
 

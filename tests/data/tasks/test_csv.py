@@ -3,27 +3,28 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
+from scaling_fl.data.examples import Task
+from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
 
 
-def load(folder: Path, train: str, test: str, **keys: object) -> tasks.Task:
+def load(folder: Path, train: str, test: str, **keys: object) -> Task:
     (folder / "train.csv").write_text(train)
     (folder / "test.csv").write_text(test)
     columns = {"text_column": "body", "label_column": "kind"} | keys
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
-    return tasks.load(Config(task_name="csv", **paths, **columns))  # type: ignore[arg-type]
+    return load_task(Config(task_name="csv", **paths, **columns))  # type: ignore[arg-type]
 
 
 def test_any_columns_in_any_order_with_other_columns_beside(tmp_path: Path) -> None:
-    task = load(tmp_path, "id,body,kind\n1,one,spam\n2,two,ham\n", "kind,body\nham,three\n")
+    task = load_task(tmp_path, "id,body,kind\n1,one,spam\n2,two,ham\n", "kind,body\nham,three\n")
     assert task.label_names == ("ham", "spam")
     assert (task.train.texts, task.train.labels.tolist()) == (["one", "two"], [1, 0])
     assert (task.test.texts, task.test.labels.tolist()) == (["three"], [0])
 
 
 def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
-    task = load(tmp_path, "body,kind\na,10\nb,9\nc,-1\nd,09\n", "body,kind\nd,10\n")
+    task = load_task(tmp_path, "body,kind\na,10\nb,9\nc,-1\nd,09\n", "body,kind\nd,10\n")
     assert task.label_names == ("-1", "09", "9", "10"), "equal numbers in alphabetical order"
     assert task.test.labels.tolist() == [3]
 
@@ -47,20 +48,20 @@ def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 )
 def test_bad_files_are_refused(tmp_path: Path, train: str, test: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load(tmp_path, train, test)
+        load_task(tmp_path, train, test)
 
 
 @pytest.mark.parametrize("key", ["text_column", "label_column"])
 def test_the_columns_must_be_named(tmp_path: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"{key}: task_name=csv needs it"):
-        load(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", **{key: None})
+        load_task(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", **{key: None})
 
 
 def test_pairs_of_texts_have_a_second_column(tmp_path: Path) -> None:
     content = "premise,hypothesis,kind\nit rains,it is wet,yes\nit rains,,no\n"
-    task = load(tmp_path, content, content, text_column="premise", text_pair_column="hypothesis")
+    task = load_task(tmp_path, content, content, text_column="premise", text_pair_column="hypothesis")
     assert (task.train.texts, task.train.pairs) == (["it rains", "it rains"], ["it is wet", ""])
-    alone = load(tmp_path, content, content, text_column="premise")
+    alone = load_task(tmp_path, content, content, text_column="premise")
     assert alone.train.pairs is None
     assert alone.digest() != task.digest()
     assert task.notes == (
@@ -68,7 +69,7 @@ def test_pairs_of_texts_have_a_second_column(tmp_path: Path) -> None:
         "empty second test texts, which are kept: 1 of 2",
     )
     more = content + "it rains,it pours,yes\nthe sun shines,it rains,no\n"
-    two = load(tmp_path, more, content, text_column="premise", text_pair_column="hypothesis", max_train_examples=2)
+    two = load_task(tmp_path, more, content, text_column="premise", text_pair_column="hypothesis", max_train_examples=2)
     assert two.train.pairs is not None
     assert len(two.train.pairs) == 2
 
@@ -76,25 +77,25 @@ def test_pairs_of_texts_have_a_second_column(tmp_path: Path) -> None:
 def test_what_max_train_examples_leaves_is_what_counts(tmp_path: Path) -> None:
     train = "body,kind\n" + "a,x\n" * 20 + "b,y\n"
     with pytest.raises(UserError, match=r"max_train_examples=5 of .*train\.csv: every row has the label 'x'"):
-        load(tmp_path, train, "body,kind\nb,y\n", max_train_examples=5)
+        load_task(tmp_path, train, "body,kind\nb,y\n", max_train_examples=5)
     train += "c,z\n" * 20
-    task = load(tmp_path, train, "body,kind\nb,y\n", max_train_examples=6)
+    task = load_task(tmp_path, train, "body,kind\nb,y\n", max_train_examples=6)
     assert task.notes == ("no training example has the label 'y'; test examples that have it: 1",)
 
 
 def test_a_column_of_names_or_numbers_of_rows_is_no_label(tmp_path: Path) -> None:
     content = "body,kind\n" + "".join(f"a,{number}\n" for number in range(1500))
     with pytest.raises(UserError, match="label_column='kind': 1,500 training rows have 1,500 different values there"):
-        load(tmp_path, content, content)
+        load_task(tmp_path, content, content)
 
 
 def test_columns_that_are_the_same_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="label_column='body': text_column names the same column"):
-        load(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", label_column="body")
+        load_task(tmp_path, "body,kind\na,x\n", "body,kind\na,x\n", label_column="body")
 
 
 def test_what_is_skipped_or_empty_is_said(tmp_path: Path) -> None:
-    task = load(tmp_path, "body,kind\na,x\n\n,y\n\nb,y\n", "body,kind\n  ,x\n")
+    task = load_task(tmp_path, "body,kind\na,x\n\n,y\n\nb,y\n", "body,kind\n  ,x\n")
     assert task.train.texts == ["a", "", "b"]
     assert task.notes == (
         f"{tmp_path}/train.csv: 2 blank lines skipped",
@@ -110,5 +111,5 @@ def test_training_and_test_files_may_have_different_formats(tmp_path: Path) -> N
         task_name="csv", train_path=str(tmp_path / "a.jsonl"), test_path=str(tmp_path / "b.csv"), text_column="body",
         label_column="kind",
     )  # fmt: skip
-    task = tasks.load(config)
+    task = load_task(config)
     assert (task.label_names, task.train.labels.tolist(), task.test.labels.tolist()) == (("0", "1"), [1, 0], [1])

@@ -1,22 +1,22 @@
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
+from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
 
 
 def test_the_standard_library_yields_thousands_of_distinct_docstrings() -> None:
-    task = tasks.load(Config(task_name="demo"))
+    task = load_task(Config(task_name="demo"))
     texts = task.train.texts + task.test.texts
     assert len(texts) > 3000
     assert len(set(texts)) == len(texts), "no text is in train and test"
     assert len(task.test) == round(0.2 * len(texts))
     assert task.label_names == ("concurrency", "data", "development", "files", "internet")
     assert all((split.labels == label).sum() > 50 for split in (task.train, task.test) for label in range(5))
-    assert task.digest() == tasks.load(Config(task_name="demo")).digest()
-    assert task.digest() != tasks.load(Config(task_name="demo", data_seed=1)).digest()
+    assert task.digest() == load_task(Config(task_name="demo")).digest()
+    assert task.digest() != load_task(Config(task_name="demo", data_seed=1)).digest()
 
 
 def test_it_reads_no_files() -> None:
     with pytest.raises(UserError, match="task_name=demo has no use for it; it takes none"):
-        tasks.load(Config(task_name="demo", train_path="x.csv"))
+        load_task(Config(task_name="demo", train_path="x.csv"))

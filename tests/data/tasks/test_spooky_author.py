@@ -3,21 +3,22 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
+from scaling_fl.data.examples import Task
+from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
 
 ROWS = 'id,text,author\nid1,"This process, however, afforded me no ""means"".",EAP\nid2,Ångström never forgot.,HPL\n'
 
 
-def load(folder: Path, train: str = ROWS) -> tasks.Task:
+def load(folder: Path, train: str = ROWS) -> Task:
     (folder / "train.csv").write_text(train)
     (folder / "test.csv").write_text("id,text,author\nid3,How lovely is spring,MWS\n")
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
-    return tasks.load(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
+    return load_task(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
 
 
 def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
-    task = load(tmp_path)
+    task = load_task(tmp_path)
     assert task.label_names == ("Edgar Allan Poe", "H. P. Lovecraft", "Mary Wollstonecraft Shelley")
     assert task.train.texts == ['This process, however, afforded me no "means".', "Ångström never forgot."]
     assert (task.train.labels.tolist(), task.test.labels.tolist()) == ([0, 1], [2])
@@ -32,4 +33,4 @@ def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
 )
 def test_what_is_not_the_task_is_refused(tmp_path: Path, train: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load(tmp_path, train)
+        load_task(tmp_path, train)

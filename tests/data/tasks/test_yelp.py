@@ -3,21 +3,22 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
+from scaling_fl.data.examples import Task
+from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
 
 TRAIN = '"5","dr. goldberg offers ""everything"" i look for.\\n\\nhe\'s nice"\n"1","Bad, very bad"\n'
 
 
-def load(folder: Path, train: str = TRAIN, test: str = '"2","so\\nso"\n') -> tasks.Task:
+def load(folder: Path, train: str = TRAIN, test: str = '"2","so\\nso"\n') -> Task:
     (folder / "train.csv").write_text(train)
     (folder / "test.csv").write_text(test)
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
-    return tasks.load(Config(task_name="yelp", **paths))  # type: ignore[arg-type]
+    return load_task(Config(task_name="yelp", **paths))  # type: ignore[arg-type]
 
 
 def test_reviews_come_with_their_line_breaks_and_stars(tmp_path: Path) -> None:
-    task = load(tmp_path)
+    task = load_task(tmp_path)
     assert task.label_names == ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
     assert task.train.labels.tolist() == [4, 0]
     assert task.train.texts == ['dr. goldberg offers "everything" i look for.\n\nhe\'s nice', "Bad, very bad"]
@@ -34,4 +35,4 @@ def test_reviews_come_with_their_line_breaks_and_stars(tmp_path: Path) -> None:
 )
 def test_broken_rows_are_named(tmp_path: Path, train: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load(tmp_path, train)
+        load_task(tmp_path, train)

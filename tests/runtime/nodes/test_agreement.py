@@ -27,7 +27,9 @@ class Told:
 
 def agreed(rank: int, mine: Config, *others: Config) -> Config:
     rest = [other for other in range(len(others) + 1) if other != rank]
-    return agreement.agree(mine, Told(rank, {other: c.to_mapping() for other, c in zip(rest, others, strict=True)}))  # type: ignore[arg-type]
+    return agreement.agree_on_config(
+        mine, Told(rank, {other: c.to_mapping() for other, c in zip(rest, others, strict=True)})
+    )  # type: ignore[arg-type]
 
 
 def test_nodes_may_have_their_own_places_and_processes() -> None:
@@ -75,8 +77,8 @@ def test_what_several_nodes_can_not_do_is_refused(keys: dict[str, Any], said: st
 
 def test_a_lone_node_keeps_its_configuration_and_plan() -> None:
     config, plan = Config(keep_optimiser=True), builders.plan()
-    assert agreement.agree(config, Told(0, {})) is config  # type: ignore[arg-type]
-    assert agreement.join(plan, Told(0, {})) is plan  # type: ignore[arg-type]
+    assert agreement.agree_on_config(config, Told(0, {})) is config  # type: ignore[arg-type]
+    assert agreement.join_plans(plan, Told(0, {})) is plan  # type: ignore[arg-type]
 
 
 def part(**changes: Any) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def test_the_plan_of_all_nodes_is_that_of_node_0_with_everyones_processes() -> N
     mine = dataclasses.replace(
         builders.plan(round_=0), digests=part()["digests"], devices=("cpu",), environment=part()["environment"]
     )
-    plan = agreement.join(mine, Told(1, {0: first, 2: part(devices=["cpu"] * 3)}))  # type: ignore[arg-type]
+    plan = agreement.join_plans(mine, Told(1, {0: first, 2: part(devices=["cpu"] * 3)}))  # type: ignore[arg-type]
     assert plan.nodes == (0, 0, 1, 2, 2, 2)
     assert plan.devices == ("cpu",) * 6
     assert (plan.node, plan.ranks_here) == (1, [2])
@@ -105,9 +107,9 @@ def test_other_data_or_another_model_are_refused_on_every_node() -> None:
     other = part(digests={"data": "d" * 64, "models": "x" * 64})
     for others in ({0: part(), 2: other}, {0: other, 2: part()}):
         with pytest.raises(UserError, match=r"have different models \(digest "):
-            agreement.join(mine, Told(1, others))  # type: ignore[arg-type]
+            agreement.join_plans(mine, Told(1, others))  # type: ignore[arg-type]
     finished = part(finished=True, digests={})
-    assert agreement.join(mine, Told(1, {0: finished})).finished  # type: ignore[arg-type]
+    assert agreement.join_plans(mine, Told(1, {0: finished})).finished  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,8 @@ def test_other_data_or_another_model_are_refused_on_every_node() -> None:
 def test_nodes_that_would_compute_otherwise_are_refused(theirs: dict[str, Any], said: str) -> None:
     mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
     with pytest.raises(UserError) as error:
-        agreement.join(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
+        agreement.join_plans(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
     assert said in str(error.value)
     other = part(environment={"torch": "3", "precision": "fp32"})
-    plan = agreement.join(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
+    plan = agreement.join_plans(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
     assert plan.notes == ("node 2 has another environment than node 0 (torch 3, not 2)",)

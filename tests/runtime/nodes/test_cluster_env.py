@@ -38,7 +38,7 @@ def spec(**changes: Any) -> dict[str, str]:
     ],
 )  # fmt: skip
 def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node) -> None:
-    assert cluster_env.this(environ) == expected
+    assert cluster_env.this_node(environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,5 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        cluster_env.this(environ)
+        cluster_env.this_node(environ)
     assert said in str(error.value)

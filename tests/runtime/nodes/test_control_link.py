@@ -16,16 +16,16 @@ from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes import peer as peer_module
 from scaling_fl.runtime.nodes.cluster_env import Node
-from scaling_fl.runtime.nodes.control_link import Link
+from scaling_fl.runtime.nodes.control_link import ControlLink
 from tests.conftest import free_port
 
 
-def all_of(count: int, act: Callable[[Link], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
+def all_of(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
     """`act` with each node's link, in threads; ended when all have."""
     port, said = free_port(), list[str]()
 
     def one(rank: int) -> Any:
-        link = Link(Node(rank, count, "127.0.0.1", port), said.append)
+        link = ControlLink(Node(rank, count, "127.0.0.1", port), said.append)
         try:
             return act(link)
         finally:
@@ -36,7 +36,7 @@ def all_of(count: int, act: Callable[[Link], Any], ranks: list[int] | None = Non
 
 
 def test_nodes_meet_and_exchange_values_by_rank() -> None:
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         first = link.exchange({"rank": link.node.rank})
         return first, link.exchange(link.node.rank * 10), link.interface(), link.addresses
 
@@ -49,10 +49,10 @@ def test_nodes_meet_and_exchange_values_by_rank() -> None:
 
 
 def test_a_lone_node_asks_nobody() -> None:
-    link = Link(Node(), pytest.fail)
+    link = ControlLink(Node(), pytest.fail)
     assert link.exchange(7) == [7]
     assert link.peers == []
-    assert not link.ask_to_stop()
+    assert not link.request_stop()
     link.close()
 
 
@@ -61,13 +61,13 @@ def test_a_lone_node_asks_nobody() -> None:
 def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
     failing: int, kind: type[Exception], expected: type[Exception]
 ) -> None:
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         try:
             if link.node.rank == failing:
                 raise kind("a bug")
             link.exchange(1)
         except Exception as error:
-            link.end_with(error)
+            link.announce_end(error)
             time.sleep(0.3)  # until the others have heard
             return error
         return None
@@ -82,7 +82,7 @@ def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
 def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "LOST", 0.5)
 
-    def silent(link: Link) -> Any:
+    def silent(link: ControlLink) -> Any:
         if link.node.rank == 1:
             link._closed.set()  # no more signs of life
             time.sleep(2.5)
@@ -91,7 +91,7 @@ def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPa
             link.exchange(1)
         return None
 
-    def closing(link: Link) -> Any:
+    def closing(link: ControlLink) -> Any:
         if link.node.rank == 1:
             return None
         with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: its launcher closed the connection"):
@@ -107,7 +107,7 @@ def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(peer_module, "LOST", 1.0)
     monkeypatch.setattr(link_module, "_SIGN", 0.1)
 
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         if link.node.rank == 1:
             time.sleep(2.5)
         return link.exchange(link.node.rank)
@@ -117,15 +117,15 @@ def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_node_that_has_done_its_part_may_go() -> None:
-    def act(link: Link) -> Any:
-        link.begin()
-        link.done()
+    def act(link: ControlLink) -> Any:
+        link.begin_phase()
+        link.finish_phase()
         if link.node.rank == 1:
             return None  # and closes the connection
         time.sleep(0.5)
         (peer,) = link.peers
         peer.receive(pytest.fail)
-        link.begin()
+        link.begin_phase()
         peer.receive(pytest.fail)
         return peer.done, str(peer.failure)
 
@@ -139,9 +139,9 @@ def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(signals, "_passed_on", [])
     events: list[dict[str, Any]] = []
 
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.end_with(KeyboardInterrupt())
+            link.announce_end(KeyboardInterrupt())
             time.sleep(0.5)
         else:
             deadline = time.monotonic() + 10
@@ -152,7 +152,7 @@ def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) 
     for future in all_of(2, act):
         future.result(30)
     assert events == [{"event": "stopped"}]
-    assert signals.asked(), "and the exit status is that of the signal"
+    assert signals.stop_requested(), "and the exit status is that of the signal"
 
 
 def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
     result: list[Any] = []
 
     def node0() -> None:
-        link = Link(Node(0, 2, "127.0.0.1", port), said.append)
+        link = ControlLink(Node(0, 2, "127.0.0.1", port), said.append)
         result.append(link.exchange("zero"))
         link.close()
 
@@ -178,8 +178,8 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
     for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, and 2 at node 0"), (Node(0, 2), None)):
         if why is not None:
             with pytest.raises(UserError, match=why):
-                Link(Node(node.rank, node.count, "127.0.0.1", port), said.append)
-    link = Link(Node(1, 2, "127.0.0.1", port), said.append)
+                ControlLink(Node(node.rank, node.count, "127.0.0.1", port), said.append)
+    link = ControlLink(Node(1, 2, "127.0.0.1", port), said.append)
     assert link.exchange("one") == ["zero", "one"]
     thread.join(30)
     link.close()
@@ -191,23 +191,23 @@ def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_MEETING", 1.0)
     port = free_port()
     with pytest.raises(UserError, match="node 1, 2 of 3 didn't come within 0 minutes; is the command running there"):
-        Link(Node(0, 3, "127.0.0.1", port), lambda text: None)
+        ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
     with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
-        Link(Node(1, 3, "127.0.0.1", port), lambda text: None)
+        ControlLink(Node(1, 3, "127.0.0.1", port), lambda text: None)
     with (
         socket.create_server(("127.0.0.1", port)),
         pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen there"),
     ):
-        Link(Node(0, 3, "127.0.0.1", port), lambda text: None)
+        ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
 
 
 def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.end_with(UserError("job_name=news: a run of this job is alive"))
+            link.announce_end(UserError("job_name=news: a run of this job is alive"))
             time.sleep(0.3)
             return None
-        link.begin()
+        link.begin_phase()
         (peer,) = link.peers
         while peer.failure is None:
             peer.receive(pytest.fail)
@@ -219,15 +219,15 @@ def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
 
 
 def test_what_failed_before_all_began_again_is_over() -> None:
-    def act(link: Link) -> Any:
+    def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.end_with(JobFailed("a bug"))
-            link.again()
+            link.announce_end(JobFailed("a bug"))
+            link.restart()
             time.sleep(0.5)
             return None
         time.sleep(0.2)
         (peer,) = link.peers
-        link.again()
+        link.restart()
         peer.receive(pytest.fail)
         return peer.failure
 
@@ -241,7 +241,7 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
     monkeypatch.setattr(link_module, "_MEETING", 10.0)
     port, said = free_port(), list[str]()
     with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
-        nodes = [pool.submit(lambda: Link(Node(0, 3, "127.0.0.1", port), said.append))]
+        nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), said.append))]
         while True:
             try:
                 dead = socket.create_connection(("127.0.0.1", port))
@@ -252,7 +252,7 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
         time.sleep(0.3)  # until it was let in
         dead.close()
         for rank in order:
-            nodes.append(pool.submit(lambda rank=rank: Link(Node(rank, 3, "127.0.0.1", port), said.append)))
+            nodes.append(pool.submit(lambda rank=rank: ControlLink(Node(rank, 3, "127.0.0.1", port), said.append)))
             time.sleep(0.5)
         for node in nodes:
             links.callback(node.result(30).close)
@@ -264,11 +264,11 @@ def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.Mon
     for asked_first in ("here", "elsewhere"):
         monkeypatch.setattr(signals, "_received", [])
         monkeypatch.setattr(signals, "_passed_on", [])
-        with signals.asking_first():
+        with signals.first_signal_noted():
             for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
                 (signals._received.append if where == "here" else signals.pass_on)(15)
                 signals.check()  # it raises where somebody asked twice
-            assert signals.asked()
+            assert signals.stop_requested()
             assert signals.exit_status() == 143
             signals._received.append(15)
             with pytest.raises(KeyboardInterrupt):

@@ -8,8 +8,8 @@ import fsspec
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import tasks
 from scaling_fl.data.readers import tables
+from scaling_fl.data.task_loader import load_task
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "spooky_author" / "split_data.py"
@@ -42,7 +42,7 @@ def test_every_row_goes_to_one_part_and_each_author_in_proportion(full: Path) ->
     assert done.stdout == ("train.csv: 61 rows (EAP 30, HPL 21, MWS 10)\ntest.csv: 20 rows (EAP 10, HPL 7, MWS 3)\n")
     folder = full.parent
     paths = {"train_path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")}
-    task = tasks.load(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
+    task = load_task(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
     everything = tables.read(str(full), "x", {"text": None}).texts("text")
     assert Counter(task.train.texts + task.test.texts) == Counter(everything)
 

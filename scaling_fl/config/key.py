@@ -1,0 +1,31 @@
+"""How a configuration key is declared: its default, its help, and which values are valid."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+def key(
+    default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, free: bool = False
+) -> Any:
+    """A configuration key: `valid` values are `expected`; a `free` one may change when a job is resumed."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "expected": expected, "valid": valid, "free": free}
+    )
+
+
+def at_least(minimum: int) -> dict[str, Any]:
+    return {"expected": f"a whole number, {minimum} or more", "valid": lambda value: value >= minimum}
+
+
+def one_of(values: tuple[str, ...]) -> dict[str, Any]:
+    return {"expected": f"one of {', '.join(values)}", "valid": values.__contains__}
+
+
+ABOVE_0: dict[str, Any] = {"expected": "a number above 0", "valid": lambda value: 0 < value < float("inf")}
+
+
+SEED: dict[str, Any] = {
+    "expected": "a whole number from 0 to 4294967295",
+    "valid": lambda value: 0 <= value < 2**32,
+}  # numpy's limit

@@ -1,0 +1,56 @@
+"""The examples of a task: texts, labels and the labels' names."""
+
+import functools
+import hashlib
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples for training, or for testing."""
+
+    texts: list[str]
+    labels: npt.NDArray[np.int64]  # (N,), 0…C-1
+    pairs: list[str] | None = None  # N second texts, for tasks on pairs
+    notes: tuple[str, ...] = ()  # what the user should know of how they were read
+    sites: list[str] | None = None  # whose each of the N is, by `partition_column`
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "Split":
+        pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
+        sites = None if self.sites is None else [self.sites[i] for i in indices]
+        return Split([self.texts[i] for i in indices], self.labels[indices], pairs, sites=sites)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over texts, pairs and labels: the same content has the same digest, wherever it was read."""
+        digest = hashlib.sha256(f"{len(self)} ".encode() + self.labels.astype("<i8").tobytes())
+        for text in itertools.chain(self.texts, self.pairs or ()):
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Texts, labels and the labels' names."""
+
+    train: Split
+    test: Split
+    label_names: tuple[str, ...]  # C names
+    notes: tuple[str, ...] = ()  # what the user should know; set by `load`
+
+    def digest(self) -> str:
+        """SHA-256 over the contents of both splits, the labels' names, and whose the training examples are."""
+        parts = (*self.label_names, self.train.digest, self.test.digest, *(self.train.sites or ()))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()

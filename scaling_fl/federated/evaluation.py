@@ -1,0 +1,49 @@
+"""Evaluation of a model on a whole set, in fixed batches that workers share."""
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl.data import token_store
+from scaling_fl.federated.metrics import BatchMetrics
+from scaling_fl.federated.resident import Resident
+
+
+@torch.inference_mode()
+def evaluate(
+    resident: Resident, params: torch.Tensor, worker: int, num_workers: int, held_back: bool = False
+) -> list[BatchMetrics]:
+    """Evaluate the server's `params` (size,) on this worker's part of the test set, or of the held-back examples.
+
+    The whole set is cut into batches that don't depend on the number of workers; worker w takes batches
+    w, w + num_workers, …, so that all workers together cover each example once. A batch that doesn't fit into the
+    GPU's memory is computed in parts, and so are those after it.
+    """
+    resident.model.load(params)
+    resident.model.module.eval()
+    num_labels = resident.model.module.config.num_labels
+    pending = []
+    store = resident.train if held_back else resident.test
+    examples = resident.held_back if held_back else np.arange(len(store))
+    fitting = resident.config.evaluation_batch_size(len(examples))
+    batches = token_store.evaluation_batches(store, examples, fitting)
+    for number in range(worker, len(batches), num_workers):
+        loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
+        confusion = torch.zeros(num_labels**2, dtype=torch.int64, device=resident.device)
+        rest = batches[number]
+        while len(rest) > 0:
+            try:
+                batch = resident.to_device(store.batch(rest[:fitting]))
+                logits = resident.logits(batch)
+            except torch.OutOfMemoryError:
+                if fitting == 1:
+                    raise
+                fitting = -(-min(fitting, len(rest)) // 2)
+                continue
+            loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
+            cells = batch.labels * num_labels + logits.argmax(-1)
+            confusion.index_add_(0, cells, torch.ones_like(cells))
+            rest = rest[fitting:]
+        pending.append((number, loss_sum, confusion.view(num_labels, num_labels)))
+        resident.on_step()
+    return [BatchMetrics(number, loss.item(), confusion.cpu().numpy()) for number, loss, confusion in pending]

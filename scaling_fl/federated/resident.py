@@ -1,0 +1,61 @@
+"""What a worker holds once for all of its sites: the model, its device, and the token stores."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.models.flat_parameters import FlatModel
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """What `precision` comes to on a device: "fp32", "bf16" or "fp16"."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What a worker holds once, for all of its sites: the model, its device, and the token stores."""
+
+    config: Config
+    model: FlatModel
+    train: token_store.TokenStore
+    test: token_store.TokenStore
+    device: torch.device
+    on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
+    held_back: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of `train`; in no shard
+    store: SiteStateStore | None = None  # of what sites keep, if they do
+
+    def __post_init__(self) -> None:
+        if self.config.gradient_checkpointing:
+            module = self.model.module  # the second is the older name
+            enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        if self.config.compile:
+            self.model.module.compile(dynamic=True)  # batches differ in length
+
+    def logits(self, batch: token_store.Batch) -> torch.Tensor:
+        """Forward pass, in the configured precision: (B, C) float32."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids
+        dtype = _AUTOCAST[precision(self.config, self.device)]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            logits: torch.Tensor = self.model.module(**inputs).logits
+        return logits.float()
+
+    def to_device(self, batch: token_store.Batch) -> token_store.Batch:
+        """The batch on the device. From pinned memory a GPU fetches it while the CPU goes on."""
+        tensors = {name: tensor for name, tensor in batch._asdict().items() if tensor is not None}
+        if self.device.type == "cuda":
+            tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return token_store.Batch(**tensors)

@@ -1,0 +1,74 @@
+"""What this machine offers: devices, cores, a compiler, and what bitwise equality depends on."""
+
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import transformers
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated.resident import precision
+
+
+def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
+    """What bitwise equality depends on, beside the number of threads."""
+    if devices[0].startswith("cuda"):
+        processor = torch.cuda.get_device_name(devices[0])
+    else:
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "processor": processor,
+        "precision": precision(config, torch.device(devices[0])),
+    }
+
+
+def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
+    if -1 in config.site_ids:
+        return ("cpu",) * len(config.site_ids)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus == 0:
+        notes.append("this machine has no GPU that torch can use: the sites run on the CPU")
+        return ("cpu",) * len(config.site_ids)
+    if max(config.site_ids) >= num_gpus:
+        raise UserError(
+            f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "
+            f"this machine has GPUs 0 to {num_gpus - 1}"
+        )
+    found = tuple(f"cuda:{index}" for index in config.site_ids)
+    if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
+        raise UserError(
+            "precision=auto: some of these GPUs have bf16, others don't; write precision=fp32, bf16 or fp16"
+        )
+    return found
+
+
+def check_compiler(device: str) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compilers' many layers raise
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "
+            "and Python's headers (Debian: apt-get install g++ python3-dev), or leave it out"
+        ) from error
+
+
+def num_cores() -> int:
+    with contextlib.suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
