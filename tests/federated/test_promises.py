@@ -86,8 +86,10 @@ def union_batch(store: token_store.TokenStore, indices: np.ndarray, module: Any)
 def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_round(
     alone: Callable[..., Any], optimiser: str
 ) -> None:
+    # AdamW's steps are as long for gradients that are mostly rounding noise, which differs from processor to processor.
+    rate = {"adamw": 0.001, "sgd": 0.01}[optimiser]
     config = Config(
-        site_ids=(-1,), num_rounds=3, num_local_epochs=2, optimiser=optimiser, learning_rate=0.01, weight_decay=0.1,
+        site_ids=(-1,), num_rounds=3, num_local_epochs=2, optimiser=optimiser, learning_rate=rate, weight_decay=0.1,
         batch_size=7, seed=11,
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
@@ -102,7 +104,7 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
         spared = [p for p in plain.parameters() if p.ndim < 2]
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimiser]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
-        optimizer = kind(groups, lr=0.01)
+        optimizer = kind(groups, lr=rate)
         torch.manual_seed(seeding.torch_seed(11, "dropout", round_, 0))
         for epoch in (0, 1):
             for indices in token_store.training_batches(resident.train, np.arange(40), 7, True, 11, round_, 0, epoch):
