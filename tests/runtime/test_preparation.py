@@ -137,7 +137,11 @@ def test_only_what_may_be_long_without_a_word_may_take_its_time(
         monkeypatch.setattr(owner, name, watched)
 
     for owner, name in (
+<<<<<<< HEAD
         (csv, "load"), (prepare_module, "make_shards"),
+=======
+        (csv, "load"), (prepare_module.sharding, "deal"),
+>>>>>>> docs
         (Checkpoints, "newest"), (prepare_module.token_store, "write"),
     ):  # fmt: skip
         watch(owner, name)
@@ -150,7 +154,7 @@ def test_only_what_may_be_long_without_a_word_may_take_its_time(
     prepare_module.prepare(send, config, str(tmp_path / "work"))
     assert waited == {"load": far, "make_shards": False, "newest": far, "write": False}
     assert send.waiting is False
-    watch(prepare_module.loading, "load")
+    watch(prepare_module.loading, "load_model")
     (tmp_path / "again").mkdir()
     prepare_module.prepare(send, config, str(tmp_path / "again"))
-    assert waited["load"], "a model may come from the hub"
+    assert waited["load_model"], "a model may come from the hub"
