@@ -57,3 +57,14 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
         "[f](missing.md) [g](other.md#no-heading) [h](#b) ![i](missing.svg) [j](other.md#twice-1)\n"
     )
     assert broken(page) == ["missing.md", "other.md#no-heading", "#b", "missing.svg"]
+
+
+def test_the_readme_links_to_every_page() -> None:
+    linked = {link.partition("#")[0] for link in links(ROOT / "README.md")}
+    # index.md and benchmarks.md show what README.md and benchmarks/README.md hold.
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {"docs/index.md", "docs/benchmarks.md"}
+    assert pages <= linked
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
