@@ -1,5 +1,5 @@
 # scaling_fl in a container. Two stages can be built: `train`, which is all that is needed, and `debug`, which waits
-# for a debugger. README.md, Docker, says how `run-local.sh` does that; by hand:
+# for a debugger. `run-local.sh` builds and runs them (docs/docker-and-debugging.md); by hand:
 #
 #   docker build --target train -t scaling_fl .
 #   docker run --rm --init --gpus all -v scaling_fl-cache:/cache scaling_fl scripts/train_federated.py with demo

@@ -202,7 +202,7 @@ if [[ -w $root ]] && command -v flock >/dev/null; then # two calls at once: the 
     flock 9
 fi
 case "${1} ${2:-}" in
-"-m pytest" | "-m ruff" | "-m mypy") renew requirements-dev.txt ;;
+"-m pytest" | "-m ruff" | "-m mypy" | "-m mkdocs") renew requirements-dev.txt ;;
 *) renew requirements.txt ;;
 esac
 exec 9>&-

@@ -31,7 +31,7 @@ with torch.device("meta"):
     TENSORS = [p.numel() for p in transformers.BertForSequenceClassification(transformers.BertConfig()).parameters()]
 
 HOSTS, HOSTED = 2, 4  # workers, and the sites that each of them hosts
-# Seconds of a round of 12,000 AG News texts on MiniLM: at 52.9 texts/s, the rate of local training in README.md.
+# Seconds of a round of 12,000 AG News texts on MiniLM: at 52.9 texts/s, a rate that local_training.py measured.
 MINILM, EPOCH = 22.7e6, 12_000 / 52.9
 
 

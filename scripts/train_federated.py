@@ -7,7 +7,7 @@
     ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
         task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
 
-README.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
+docs/configuration.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
 """
 
 import atexit

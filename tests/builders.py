@@ -149,6 +149,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:
     """`function(rank, num_workers, memory, folder, *args)` in real processes; its results, by rank."""
     memory = SharedMemory()
+    (folder / "rendezvous").unlink(missing_ok=True)  # torch leaves it where a process ends before the others
     results: dict[int, Any] = {}
 
     def keep(event: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from scaling_fl.errors import UserError
 
 
 @dataclass(frozen=True)
-class Config(RunKeys, TrainingKeys, DataKeys, SiteKeys):
+class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys):
     """Everything that a run is told. `from_mapping` is the only way in for values that a user typed."""
 
     @classmethod

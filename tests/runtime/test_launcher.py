@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.errors import JobFailed, PeerLost, UserError
-<<<<<<< HEAD
 from scaling_fl.progress import waiting
-=======
-from scaling_fl.federated.run_plan import waiting
->>>>>>> docs
 from scaling_fl.runtime import launcher, signals
 from tests import builders
 
@@ -27,11 +23,7 @@ def start(function: Callable[..., None], *jobs: tuple[Any, ...], folder: str = "
     """Run a function of this module in one child per job; the events."""
     events: list[dict[str, Any]] = []
     names = [f"child {number}" for number in range(len(jobs))]
-<<<<<<< HEAD
     launcher.run_children(f"{__name__}:{function.__name__}", jobs, names, folder, events.append)
-=======
-    launcher.run(f"{__name__}:{function.__name__}", jobs, names, folder, events.append)
->>>>>>> docs
     return events
 
 
@@ -111,11 +103,7 @@ def orphan(send: Send, folder: str) -> None:
     own = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     own |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
     multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own: it must go with it
-<<<<<<< HEAD
     launcher.run_children(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
-=======
-    launcher.run(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
->>>>>>> docs
 
 
 def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_path: Path) -> None:
@@ -123,11 +111,7 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
     work.mkdir()
     events: list[dict[str, Any]] = []
     with pytest.raises(JobFailed, match="killed by SIGKILL"):
-<<<<<<< HEAD
         launcher.run_children(f"{__name__}:orphan", [(str(work),)], ["launcher"], "/none", events.append)
-=======
-        launcher.run(f"{__name__}:orphan", [(str(work),)], ["launcher"], "/none", events.append)
->>>>>>> docs
     pids = [event["pid"] for event in events if event["event"] == "pid"]
     assert len(pids) == 2
     builders.wait_for_end(pids)
@@ -176,11 +160,7 @@ def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     try:
         with pytest.raises(KeyboardInterrupt):
-<<<<<<< HEAD
             launcher.run_children(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
-=======
-            launcher.run(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
->>>>>>> docs
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert multiprocessing.active_children() == []
@@ -205,7 +185,6 @@ def pause(send: Any) -> None:
 
 def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_FL_DEBUG", "1")
-<<<<<<< HEAD
     launcher.run_children(
         f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
     )
@@ -214,12 +193,6 @@ def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest
         launcher.run_children(
             f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
         )
-=======
-    launcher.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
-    monkeypatch.delenv("SCALING_FL_DEBUG")
-    with pytest.raises(JobFailed, match="one made no progress"):
-        launcher.run(f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5)
->>>>>>> docs
 
 
 @pytest.mark.parametrize(
@@ -235,13 +208,9 @@ def test_a_child_without_progress_ends_the_job_and_tells_where_it_is(children: t
     began = time.monotonic()
     names = [f"child {number}" for number in range(len(children))]
     with pytest.raises(JobFailed, match=message):
-<<<<<<< HEAD
         launcher.run_children(
             f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0
         )
-=======
-        launcher.run(f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0)
->>>>>>> docs
     assert time.monotonic() - began < 15
     assert multiprocessing.active_children() == []
 
@@ -257,11 +226,7 @@ def wait_long_and_get_on(send: Any, number: int) -> None:
 
 
 def test_who_waits_for_a_worker_that_gets_on_does_not_hang() -> None:
-<<<<<<< HEAD
     launcher.run_children(
-=======
-    launcher.run(
->>>>>>> docs
         f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
     )
 
@@ -273,13 +238,9 @@ def wait_for_something_outside(send: Any) -> None:
 
 
 def test_who_waited_for_something_outside_is_given_time_again() -> None:
-<<<<<<< HEAD
     launcher.run_children(
         f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0
     )
-=======
-    launcher.run(f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0)
->>>>>>> docs
 
 
 def obey(send: Any, how: str) -> None:
@@ -319,13 +280,8 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
 
     try:
         signals.install()
-<<<<<<< HEAD
         with pytest.raises(KeyboardInterrupt), signals.first_signal_noted():
             launcher.run_children(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
-=======
-        with pytest.raises(KeyboardInterrupt), signals.asking_first():
-            launcher.run(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
->>>>>>> docs
         assert signals.exit_status() == 128 + stops[0]
     finally:
         for stop, handler in before.items():
@@ -348,13 +304,9 @@ def test_a_launcher_that_was_stopped_itself_takes_nobody_for_hung(monkeypatch: p
 
     plain = launcher.wait
     monkeypatch.setattr(launcher, "wait", slow_wait)
-<<<<<<< HEAD
     launcher.run_children(
         f"{__name__}:take_a_moment", [(3.2,)], ["child"], "/none", lambda event: None, stall_timeout=2.0
     )
-=======
-    launcher.run(f"{__name__}:take_a_moment", [(3.2,)], ["child"], "/none", lambda event: None, stall_timeout=2.0)
->>>>>>> docs
     assert not naps
 
 
@@ -372,11 +324,7 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
     try:
         signals.install()
         with pytest.raises(KeyboardInterrupt):
-<<<<<<< HEAD
             launcher.start_fork_server()
-=======
-            launcher.begin()
->>>>>>> docs
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
@@ -389,11 +337,7 @@ def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(monkeypatch: pyte
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
-<<<<<<< HEAD
     launcher.start_fork_server()  # it is only early: who needs it says what is wrong
-=======
-    launcher.begin()  # it is only early: who needs it says what is wrong
->>>>>>> docs
     with pytest.raises(
         UserError, match=r"TMPDIR=/.*: no socket can be made there \(AF_UNIX path too long\); name another"
     ):

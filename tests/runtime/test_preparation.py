@@ -137,11 +137,7 @@ def test_only_what_may_be_long_without_a_word_may_take_its_time(
         monkeypatch.setattr(owner, name, watched)
 
     for owner, name in (
-<<<<<<< HEAD
         (csv, "load"), (prepare_module, "make_shards"),
-=======
-        (csv, "load"), (prepare_module.sharding, "deal"),
->>>>>>> docs
         (Checkpoints, "newest"), (prepare_module.token_store, "write"),
     ):  # fmt: skip
         watch(owner, name)

@@ -15,14 +15,14 @@ TASKS = tuple(
 
 @dataclass(frozen=True)
 class DataKeys:
-    """Tasks: which texts and labels, and how many of them."""
+    """Tasks and data."""
 
     task_name: str = key(
         "agnews",
-        "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see Tasks",
+        "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see docs/tasks.md",
         **one_of(TASKS),
     )
-    train_path: str | None = key(None, "training file or files; see Tasks", free=True)
+    train_path: str | None = key(None, "training file or files; see docs/tasks.md", free=True)
     test_path: str | None = key(None, "test file or files", free=True)
     text_column: str | None = key(
         None, "column that holds the text; agnews: Description (default), Title or Title+Description"

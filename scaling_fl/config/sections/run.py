@@ -11,7 +11,7 @@ BEST_BY = tuple(f"{of}.{what}" for of in ("validation", "held_back") for what in
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Jobs: names, checkpoints, failures, and how the hardware is used."""
+    """Jobs, checkpoints and hardware."""
 
     job_name: str | None = key(
         None,

@@ -10,7 +10,7 @@ SAMPLINGS = ("uniform", "by_examples")
 
 @dataclass(frozen=True)
 class SiteKeys:
-    """Sites and partitions: who takes part, and which training rows each site holds."""
+    """Sites and partitions."""
 
     site_ids: tuple[int, ...] = key(
         (0, 0),
@@ -37,7 +37,7 @@ class SiteKeys:
     )
     partition: str | None = key(
         None,
-        "who holds what: iid (the default), by_label, dirichlet, labels_per_site, sizes or column; see Sites",
+        "who holds what: iid (the default), by_label, dirichlet, labels_per_site, sizes or column; see docs/partitions-and-cohorts.md",
         **one_of(PARTITIONS),
         free=True,  # but not what it and `iid_split` mean: see resume.py
     )

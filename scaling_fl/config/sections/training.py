@@ -13,7 +13,7 @@ BASELINES = ("local_only", "centralised")
 
 @dataclass(frozen=True)
 class TrainingKeys:
-    """Models and training: what a site trains, how, and what the server does with its delta."""
+    """Models and training."""
 
     model: str = key("distilbert", "distilbert, bert, albert, tiny, a hub id, or a local folder")
     max_seq_len: int = key(128, "tokens kept of each text, special tokens included", **at_least(4))
