@@ -1,0 +1,100 @@
+"""Files that version 0.1.0 wrote: checkpoint, event file, file record and MongoDB entry are taken up where it left them.
+
+`earlier/` holds job `earlier` after round 2 of 4, as commit 732e589 wrote it (names of its machine are replaced, and all
+but one of the program's own files are left out), and `expected.safetensors`: the state in which that version ended.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymongo
+import pytest
+from bson import json_util
+
+from tests import builders
+
+EARLIER = Path(__file__).parent / "earlier"
+KEYS = [
+    "with", "site_ids=[-1,-1]", "num_sites=3", "sites_per_round=2", "partition=dirichlet", "alpha=1.0", "task_name=csv",
+    "train_path=train.csv", "test_path=test.csv", "text_column=body", "label_column=topic", "model=model",
+    "max_seq_len=12", "batch_size=4", "learning_rate=0.03", "keep_optimiser=True", "server_optimiser=adam",
+    "server_learning_rate=0.03", "threads_per_site=1", "job_name=earlier", "checkpoints_dir=out", "keep_checkpoints=1",
+    "max_grad_norm=1.0", "author=tester",
+]  # fmt: skip
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder in which the earlier version was stopped, and which the command is typed in."""
+    shutil.copytree(EARLIER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "expected.safetensors").unlink()
+    return tmp_path
+
+
+def test_a_job_of_the_earlier_version_goes_on_to_the_result_it_would_have_had(
+    command: Command, folder: Path, mongo: str
+) -> None:
+    database = pymongo.MongoClient(f"mongodb://{mongo}")["lab"]
+    for name, documents in json_util.loads((EARLIER / "entry.json").read_text()).items():
+        database[name].insert_many(documents)
+    before = json.loads((folder / "runs" / "1" / "metrics.json").read_text())
+
+    done = command(*KEYS, "num_rounds=4", SACRED_MONGO_URL=f"mongodb://{mongo}", SACRED_DATABASE="lab")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    tensors, header = builders.read(folder / "out" / "round-000004.safetensors")
+    expected, of_earlier = builders.read(EARLIER / "expected.safetensors")
+    assert tensors.keys() == expected.keys()
+    same_machine = header["environment"] == of_earlier["environment"]
+    for name, array in expected.items():
+        if same_machine:
+            assert np.array_equal(tensors[name], array), name
+        elif "key.bias" not in name:  # its gradient is rounding noise, which Adam scales up to full steps
+            np.testing.assert_allclose(tensors[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert header.keys() == of_earlier.keys()
+    assert header["config"].keys() >= of_earlier["config"].keys()
+    assert header["history"].keys() == {"0", "1", "2", "3"}
+
+    # One record, in which the rounds of both versions stand.
+    assert [path.name for path in (folder / "runs").iterdir() if path.name.isdigit()] == ["1"]
+    after = json.loads((folder / "runs" / "1" / "metrics.json").read_text())
+    assert after.keys() >= before.keys()
+    for name in ("train.loss", "validation.accuracy"):
+        assert after[name]["steps"] == list(range(name == "train.loss", 5))
+        assert after[name]["values"][: len(before[name]["values"])] == before[name]["values"]
+    assert json.loads((folder / "runs" / "1" / "run.json").read_text())["status"] == "COMPLETED"
+    assert len(json.loads((folder / "runs" / "1" / "info.json").read_text())["starts"]) == 2
+
+    (entry,) = database["runs"].find()
+    assert (entry["_id"], entry["status"], len(entry["info"]["starts"])) == (1, "COMPLETED", 2)
+    points: dict[str, Any] = {document["name"]: document for document in database["metrics"].find()}
+    assert points["train.loss"]["steps"] == [1, 2, 3, 4]
+    assert points["train.loss"]["values"] == after["train.loss"]["values"]
+
+
+def test_a_finished_job_of_the_earlier_version_is_finished(command: Command, folder: Path) -> None:
+    """Its final model is asked for, and is not there: the last round is not trained again for it."""
+    done = command(*KEYS, "num_rounds=2", "-u")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "out" / "model" / "model.safetensors").exists()
+    assert [path.name for path in (folder / "out").glob("round-*")] == ["round-000002.safetensors"]
+    assert (folder / "out" / "round-000002.safetensors").read_bytes() == (
+        EARLIER / "out" / "round-000002.safetensors"
+    ).read_bytes()
+
+
+def test_an_earlier_job_is_refused_where_its_meaning_would_change(command: Command, folder: Path) -> None:
+    words = [word.replace("learning_rate=0.03", "learning_rate=0.04") for word in KEYS]
+    done = command(*words, "num_rounds=4")
+    assert done.returncode == 1
+    assert "learning_rate was 0.03, is 0.04" in done.stdout + done.stderr
+    assert (folder / "runs" / "_events" / "earlier.jsonl").read_bytes() == (
+        EARLIER / "runs" / "_events" / "earlier.jsonl"
+    ).read_bytes()
