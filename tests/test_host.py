@@ -17,7 +17,7 @@ def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         )
         with pytest.raises(UserError, match=taken), host.job_lock("news", "x", recorded="runs/3"):
             pass
-        place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
+        place = rf"checkpoints_dir={os.getcwd()}/out/: another run is writing there"
         with pytest.raises(UserError, match=place), host.job_lock("other", f"{os.getcwd()}/out/"):
             pass
     with host.job_lock("news", "out"):

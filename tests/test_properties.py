@@ -54,7 +54,7 @@ def test_csv_comes_back_from_where_it_says_it_stood(
     path.write_bytes(gzip.compress(file.getvalue().encode("utf-8-sig" if marked else "utf-8"), 1))
     table = tables.read(str(path), "train_path", WANTED)
     assert table.columns == {"text": [text for text, _ in records], "label": [label for _, label in records]}
-    assert [table.place(i, "text") for i in range(len(records))] == [
+    assert [table.location(i, "text") for i in range(len(records))] == [
         f"{path}, row {row}, column text" for row in places[1:]
     ]
 

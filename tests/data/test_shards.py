@@ -42,7 +42,7 @@ def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[s
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
     if config.alpha is not None and not config.balanced:
         assert len(notes) == 1
-        assert f"to those that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
+        assert f"to sites that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
 
 
 def test_all_partitions_differ() -> None:

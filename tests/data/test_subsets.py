@@ -30,7 +30,7 @@ def test_the_share_held_back_keeps_the_proportions(labels: list[int], fraction: 
     count = round(fraction * len(labels))
     if not 0 < count < len(labels):
         with pytest.raises(
-            UserError, match=r"validation_fraction=.*: of \d+ training examples that is (none|each one);"
+            UserError, match=r"validation_fraction=.*: holds back (none|all) of \d+ training examples; (raise|lower) it"
         ):
             subsets.held_back(array, fraction, seed)
         return

@@ -57,7 +57,7 @@ def test_a_damaged_store_is_built_anew_and_said(tmp_path: Path, cache: Path, how
         case "empty the seal":
             (cache / "k" / "seal.json").write_text("{}")
     (note,) = token_cache.link(tmp_path / "second", "k", build, unreported)
-    assert "are damaged; they were made anew" in note
+    assert "are damaged; they were rebuilt" in note
     assert build.built == 2
     assert (tmp_path / "second" / "tokens.bin").read_bytes() == b"tokens"
 
@@ -79,7 +79,7 @@ def test_without_a_place_for_the_cache_the_job_builds_its_own(tmp_path: Path, ca
     cache.parent.mkdir(parents=True)
     cache.write_text("a file")
     (note,) = token_cache.link(tmp_path / "job", "k", Builder(), unreported)
-    assert note.startswith(f"{cache}: tokens can't be kept there")
+    assert note.startswith(f"{cache}: cannot keep tokens there")
     assert (tmp_path / "job" / "tokens.bin").read_bytes() == b"tokens"
 
 

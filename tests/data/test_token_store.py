@@ -85,7 +85,7 @@ def test_grouping_by_length_saves_padding_inside_windows_of_fifty_batches(store:
 
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_cutting_loses_nothing(count: int, size: int) -> None:
-    parts = token_store._cut(np.arange(count), size)
+    parts = token_store._chunks(np.arange(count), size)
     assert np.concatenate(parts).tolist() == list(range(count))
     assert all(len(part) == size for part in parts[:-1])
     assert 1 <= len(parts[-1]) <= size

@@ -89,7 +89,7 @@ def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -
 def test_a_server_that_falls_silent_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     server.pause = 2
-    with pytest.raises(UserError, match=r"it can't be downloaded \(ReadTimeout|ConnectionError\)"):
+    with pytest.raises(UserError, match=r"cannot download it \(ReadTimeout|ConnectionError\)"):
         fetch(server)
 
 
@@ -104,9 +104,7 @@ def test_another_file_than_was_promised_is_refused_and_not_kept(server: Server, 
 
 def test_a_failure_says_what_is_kept_and_what_to_do(server: Server, tmp_path: Path) -> None:
     server.cuts = [12_000_000] + [0] * 100
-    with pytest.raises(
-        UserError, match=r"it can't be downloaded .* MB of it are kept in .*\.part; type the command again"
-    ):
+    with pytest.raises(UserError, match=r"cannot download it .* MB of it are kept in .*\.part; run the command again"):
         fetch(server)
     assert CONTENT.startswith(part(tmp_path).read_bytes())
     assert part(tmp_path).stat().st_size > 1_000_000
@@ -117,13 +115,13 @@ def test_a_failure_says_what_is_kept_and_what_to_do(server: Server, tmp_path: Pa
 
 def test_a_file_that_is_not_there_is_said_at_once(server: Server) -> None:
     server.content = b""
-    with pytest.raises(UserError, match=r"file\.bin: it can't be downloaded \(.*416.*\); type the command again"):
+    with pytest.raises(UserError, match=r"file\.bin: cannot download it \(.*416.*\); run the command again"):
         fetch(server)
 
 
 def test_a_cache_that_can_not_be_written_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=rf"{tmp_path}/cache/scaling_fl: file.bin can't be kept there .*XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/cache/scaling_fl: cannot keep file.bin there .*XDG_CACHE_HOME"):
         fetch(server)
 
 

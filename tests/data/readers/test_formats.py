@@ -72,7 +72,7 @@ def test_parquet_is_read_in_row_groups_without_the_other_columns(tmp_path: Path)
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=1700)
     read = tables.read(str(tmp_path / "t.parquet"), "train_path", WANTED)
     assert read.columns == {"text": [f"text {i % 700}" for i in range(size)], "label": [i % 3 for i in range(size)]}
-    assert read.place(2400, "text") == f"{tmp_path}/t.parquet, row 2401, column text"
+    assert read.location(2400, "text") == f"{tmp_path}/t.parquet, row 2401, column text"
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "t.jsonl.gz"])
@@ -87,7 +87,7 @@ def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
         path = write(tmp_path / "t.csv", content)
         table = tables.read(path, "train_path", dict.fromkeys("tn"), headerless=["n", "t"])
         assert table.columns == {"t": ["x"], "n": ["1"]}
-        assert [table.place(i, "n") for i in range(1)] == [f"{path}, row {rows[0]}, column n"]
+        assert [table.location(i, "n") for i in range(1)] == [f"{path}, row {rows[0]}, column n"]
 
 
 def test_several_files_and_patterns_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_several_files_and_patterns_are_read_in_the_order_of_their_names(tmp_pat
     paths = f"{tmp_path}/other.jsonl, {tmp_path}/part-*.jsonl,{tmp_path}/more.csv"
     table = tables.read(paths, "train_path", WANTED)
     assert table.columns == {"text": list("abcde"), "label": ["x", "x", "x", "y", "y"]}
-    assert table.place(4, "text") == f"{tmp_path}/more.csv, row 4, column text"
+    assert table.location(4, "text") == f"{tmp_path}/more.csv, row 4, column text"
     assert table.notes == (f"{tmp_path}/more.csv: 1 blank line skipped",)
 
 
@@ -140,26 +140,46 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
     [
         ("t.csv", b"", "train_path='{path}': the file is empty"),
         ("t.csv", b"\n\n", "train_path='{path}': the file is empty"),
-        ("t.csv", b"text,label\n", "train_path='{path}': it has columns (text, label), but not a single row"),
+        ("t.csv", b"text,label\n", "train_path='{path}': it has columns (text, label), but no rows"),
         ("t.csv", b"text,label\n1,2\n3\n", "{path}, row 3: expected 2 fields (text, label), found 1"),
         ("t.csv", b"\ntext,label\n\n1,2\n\n3\n", "{path}, row 6: expected 2 fields (text, label), found 1"),
         ("t.csv", b"text,label\n1,2,3\n", "{path}, row 2: expected 2 fields (text, label), found 3"),
         (
             "t.csv",
             b'text,label\n"a\nb",1\n"open,1\n2,3\n4,5\n',
-            "{path}, row 3, which begins in line 4: unexpected end",
+            "{path}, row 3, starting in line 4: unexpected end",
         ),
-        ("t.csv", b'text,label\n"x" y,1\n', "{path}, row 2, which begins in line 2: ',' expected after '\"'"),
-        ("t.csv.zip", b"PK", "train_path='{path}': a zip may hold many files; unpack it, or pack each file with gzip"),
-        ("t.csv", b"text,label\n1,2\ncaf\xe9,3\n", "{path}, row 3, column text: it holds what is no text"),
-        ("t.csv", b"text,label\n1,2\n3,caf\xe9\n", "{path}, row 3, column label: it holds what is no text"),
-        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: it holds what is no text"),
-        ("t.csv", b"text,label\nx\x00y,1\n", "{path}, row 2, column text: it holds what is no text"),
+        ("t.csv", b'text,label\n"x" y,1\n', "{path}, row 2, starting in line 2: ',' expected after '\"'"),
+        (
+            "t.csv.zip",
+            b"PK",
+            "train_path='{path}': a zip archive may hold several files; unpack it, or compress each file with gzip",
+        ),
+        (
+            "t.csv",
+            b"text,label\n1,2\ncaf\xe9,3\n",
+            "{path}, row 3, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        (
+            "t.csv",
+            b"text,label\n1,2\n3,caf\xe9\n",
+            "{path}, row 3, column label: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: expected text, found a NUL or bytes that are not UTF-8"),
+        (
+            "t.csv",
+            b"text,label\nx\x00y,1\n",
+            "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.csv", b"text,label\nx,1\ny,\n", "{path}, row 3, column label: the label is empty"),
         ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; it has text\tlabel"),
         ("t.csv", b"text,text,label\n1,2,3\n", "text_column='text': {path} has 2 columns named text; rename one"),
         ("t.tsv", b'text\tlabel\n"two\nlines"\t1\n', "{path}, row 2: expected 2 fields (text, label), found 1"),
-        ("t.tsv", b"text\tlabel\nx\x00\t1\n", "{path}, row 2, column text: it holds what is no text"),
+        (
+            "t.tsv",
+            b"text\tlabel\nx\x00\t1\n",
+            "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.jsonl", b"", "train_path='{path}': the file is empty"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "{path}, row 2: expected one JSON object per line"),
         ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected one JSON object per line, found one list"),
@@ -169,13 +189,21 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
         ("t.jsonl", b"[" * 100_000, "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": null, "label": 1}', "{path}, row 1, column text: expected text, found nothing"),
         ("t.jsonl", b'{"text": 7, "label": 1}', "{path}, row 1, column text: expected text, found int"),
-        ("t.jsonl", b'{"text": "\\ud800", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
-        ("t.jsonl", b'{"text": "caf\xe9", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
+        (
+            "t.jsonl",
+            b'{"text": "\\ud800", "label": 1}',
+            "{path}, row 1, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        (
+            "t.jsonl",
+            b'{"text": "caf\xe9", "label": 1}',
+            "{path}, row 1, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.jsonl", b'{"text": "a", "label": null}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": NaN}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": [1]}', "{path}, row 1, column label: expected a word or a whole number"),
-        ("t.parquet", b"no parquet", "train_path='{path}': it can't be read: ArrowInvalid"),
-        ("t.csv.gz", b"not packed", "train_path='{path}': it can't be read: BadGzipFile"),
+        ("t.parquet", b"no parquet", "train_path='{path}': cannot read it: ArrowInvalid"),
+        ("t.csv.gz", b"not packed", "train_path='{path}': cannot read it: BadGzipFile"),
     ],
 )
 def test_a_broken_file_is_refused_by_file_row_and_column(
@@ -196,7 +224,7 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"label_column='label': .*t\.pq has no column label; it has text, kind"):
         columns(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string()), "label": []}), path)
-    with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but not a single row"):
+    with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but no rows"):
         columns(path)
 
 
@@ -205,13 +233,13 @@ def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None
         tables.read("/no/such.csv", "test_path", WANTED)
     with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it is a folder; name the files in it"):
         tables.read(str(tmp_path), "test_path", WANTED)
-    with pytest.raises(UserError, match="test_path='nope://x': it can't be read"):
+    with pytest.raises(UserError, match="test_path='nope://x': cannot read it"):
         tables.read("nope://x", "test_path", WANTED)
     with pytest.raises(UserError, match="test_path=',': it names no file"):
         tables.read(",", "test_path", WANTED)
-    with pytest.raises(UserError, match=r"test_path='nope://\*': it can't be listed"):
+    with pytest.raises(UserError, match=r"test_path='nope://\*': cannot list it"):
         tables.read("nope://*", "test_path", WANTED)
-    with pytest.raises(UserError, match=rf"test_path='{tmp_path}/\*\.csv': no file has a name like that"):
+    with pytest.raises(UserError, match=rf"test_path='{tmp_path}/\*\.csv': no file matches this pattern"):
         tables.read(f"{tmp_path}/*.csv", "test_path", WANTED)
 
 
@@ -260,7 +288,7 @@ def test_patterns_are_found_in_object_stores(object_store: ObjectStore, monkeypa
     object_store.fs.pipe(f"{bucket}/bad.csv", b"a,b\n")
     with pytest.raises(UserError, match=rf"text_column='text': {bucket}/bad\.csv has no column text"):
         columns(f"{bucket}/b*.csv")
-    with pytest.raises(UserError, match=rf"train_path='{bucket}/none-\*\.csv': no file has a name like that"):
+    with pytest.raises(UserError, match=rf"train_path='{bucket}/none-\*\.csv': no file matches this pattern"):
         columns(f"{bucket}/none-*.csv")
     with pytest.raises(UserError, match=rf"train_path='{bucket}/none\.csv': there is no such file"):
         columns(f"{bucket}/none.csv")

@@ -13,7 +13,7 @@ def table(*values: Any, rows: Sequence[int] = range(1, 100)) -> tables.Table:
 
 def test_a_value_is_placed_in_its_file() -> None:
     two = tables.Table({"a": list("xyz")}, [("one.csv", [2, 5]), ("two.csv", [3])])
-    assert [two.place(i, "a") for i in range(3)] == [
+    assert [two.location(i, "a") for i in range(3)] == [
         "one.csv, row 2, column a",
         "one.csv, row 5, column a",
         "two.csv, row 3, column a",

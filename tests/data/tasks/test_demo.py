@@ -18,5 +18,5 @@ def test_the_standard_library_yields_thousands_of_distinct_docstrings() -> None:
 
 
 def test_it_reads_no_files() -> None:
-    with pytest.raises(UserError, match="task_name=demo has no use for it; it takes none"):
+    with pytest.raises(UserError, match="task_name=demo doesn't use it; it takes no such key"):
         load_task(Config(task_name="demo", train_path="x.csv"))

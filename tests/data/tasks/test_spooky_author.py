@@ -18,7 +18,7 @@ def load(folder: Path, train: str = ROWS) -> Task:
 
 
 def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
-    task = load_task(tmp_path)
+    task = load(tmp_path)
     assert task.label_names == ("Edgar Allan Poe", "H. P. Lovecraft", "Mary Wollstonecraft Shelley")
     assert task.train.texts == ['This process, however, afforded me no "means".', "Ångström never forgot."]
     assert (task.train.labels.tolist(), task.test.labels.tolist()) == ([0, 1], [2])
@@ -33,4 +33,4 @@ def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
 )
 def test_what_is_not_the_task_is_refused(tmp_path: Path, train: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_task(tmp_path, train)
+        load(tmp_path, train)
