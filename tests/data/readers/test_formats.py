@@ -1,4 +1,4 @@
-"""Files of rows in their real forms and in broken ones, each read through `tables.read`, as tasks do."""
+"""Well-formed and malformed files of rows, read through `tables.read` as tasks read them."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def texts_and_labels(path: str) -> tuple[list[str], list[str]]:
     return table.texts("text"), table.labels("label")
 
 
-def test_csv_is_read_as_rfc_4180_says_with_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+def test_csv_follows_rfc_4180_with_byte_order_mark_and_crlf(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", '\ufefflabel,text\r\n1,"say ""hi"", then\r\nleave"\r\n2, ä\u2028b \r\n'.encode())
     assert columns(path) == {"text": ['say "hi", then\r\nleave', " ä\u2028b "], "label": ["1", "2"]}
 
@@ -40,7 +40,7 @@ def test_csv_is_read_as_rfc_4180_says_with_a_byte_order_mark_and_crlf(tmp_path: 
 def test_a_line_of_tsv_is_a_row_whatever_its_quotes(tmp_path: Path) -> None:
     lines = [
         "id\ttext\tlabel",
-        '1\t"in ""quotes"""\t"a"',  # as writers of CSV quote when they are told to use tabs
+        '1\t"in ""quotes"""\t"a"',  # as CSV writers quote when set to tabs
         '2\t"out of balance\tb',  # as in GLUE, whose files have no quoting
         '3\t"so" he said, "yes"\tc',
         "4\tend\u2028\x85\t",
@@ -76,13 +76,13 @@ def test_parquet_is_read_in_row_groups_without_the_other_columns(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "t.jsonl.gz"])
-def test_a_packed_file_is_unpacked_and_read_in_its_format(tmp_path: Path, name: str) -> None:
+def test_a_compressed_file_is_read_in_its_format(tmp_path: Path, name: str) -> None:
     content = {"csv": "text,label\na,x\n", "tsv": "text\tlabel\na\tx\n", "jsonl": '{"text": "a", "label": "x"}\n'}
     path = write(tmp_path / name, gzip.compress(content[name.split(".")[1]].encode()))
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
-def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
+def test_a_headerless_file_is_recognised_by_its_first_row(tmp_path: Path) -> None:
     for content, rows in ((b"n,t\n1,x\n", [2]), (b'"1","x"\n', [1]), (b"\n\nn,t\n\n1,x\n", [5])):
         path = write(tmp_path / "t.csv", content)
         table = tables.read(path, "train_path", dict.fromkeys("tn"), headerless=["n", "t"])
@@ -90,7 +90,7 @@ def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
         assert [table.location(i, "n") for i in range(1)] == [f"{path}, row {rows[0]}, column n"]
 
 
-def test_several_files_and_patterns_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_several_files_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     for name, text in (("part-10", "c"), ("part-02", "b"), ("other", "a")):
         write(tmp_path / f"{name}.jsonl", json.dumps({"text": text, "label": "x"}).encode())
     write(tmp_path / "more.csv", b"label,more,text\ny,,d\n\ny,,e\n")
@@ -107,27 +107,27 @@ def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
-def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", b"text,label\na,x\n")
     (tmp_path / "a.csv.d").mkdir()
     monkeypatch.chdir(tmp_path)
     for paths in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
         with pytest.raises(UserError, match=r"train_path='.*': it names (\./)?a\.csv twice"):
             tables.read(paths, "train_path", WANTED)
-    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders don't count"
+    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders are ignored"
 
 
-def test_a_text_may_be_long(tmp_path: Path) -> None:
+def test_long_texts_are_read(tmp_path: Path) -> None:
     text = "a" * 200_000
     assert columns(write(tmp_path / "t.csv", f'text,label\n"{text}",x\n'.encode()))["text"] == [text]
 
 
-def test_the_format_of_a_url_is_that_of_its_path() -> None:
+def test_the_format_of_a_url_is_determined_by_its_path() -> None:
     with pytest.raises(UserError, match=r"there is no such file, or it can't be reached"):
         columns("http://127.0.0.1:9/x.jsonl?download=true")
 
 
-def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
+def test_patterns_work_on_the_memory_file_system() -> None:
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -206,7 +206,7 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
         ("t.csv.gz", b"not packed", "train_path='{path}': cannot read it: BadGzipFile"),
     ],
 )
-def test_a_broken_file_is_refused_by_file_row_and_column(
+def test_a_malformed_file_is_refused_with_file_row_and_column(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
@@ -228,7 +228,7 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
         columns(path)
 
 
-def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened_are_refused_with_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_path='/no/such\.csv': there is no such file"):
         tables.read("/no/such.csv", "test_path", WANTED)
     with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it is a folder; name the files in it"):
@@ -248,7 +248,7 @@ field = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(field, field), min_size=1, max_size=8))
-def test_what_other_programs_write_comes_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+def test_files_written_by_other_programs_round_trip(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     import csv
 
     expected = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
@@ -268,7 +268,7 @@ tab_free = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0\
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(tab_free, tab_free), min_size=1, max_size=8))
-def test_tab_separated_fields_come_back_quoted_or_not(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+def test_tab_separated_fields_round_trip_quoted_or_not(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     import csv
 
     with open(tmp_path / "t.tsv", "w", newline="", encoding="utf-8") as file:
@@ -277,7 +277,7 @@ def test_tab_separated_fields_come_back_quoted_or_not(tmp_path: Path, rows: list
     assert columns(str(tmp_path / "t.tsv")) == {"text": [t for t, _ in rows], "label": [label for _, label in rows]}
 
 
-def test_patterns_are_found_in_object_stores(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_work_on_object_stores(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in object_store.environ.items():
         monkeypatch.setenv(name, value)
     type(object_store.fs).clear_instance_cache()

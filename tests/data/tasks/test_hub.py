@@ -1,4 +1,4 @@
-"""Folders that `datasets` saved, and a server that speaks as much of the hub's protocol as `datasets` asks for."""
+"""Folders saved by `datasets`, and a server that implements the part of the hub's protocol that `datasets` uses."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ def load(dataset: str, **keys: object) -> Task:
     return load_task(Config(task_name="hub", dataset=dataset, **keys))  # type: ignore[arg-type]
 
 
-def test_a_saved_folder_keeps_the_labels_names_in_their_order(tmp_path: Path) -> None:
+def test_a_saved_folder_keeps_its_label_names_in_order(tmp_path: Path) -> None:
     task = load(save(tmp_path / "saved", train=TRAIN, test=TEST))
     assert task.label_names == ("sea", "air", "land")
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
@@ -46,14 +46,14 @@ def test_a_saved_folder_keeps_the_labels_names_in_their_order(tmp_path: Path) ->
     assert task.notes == ("empty training texts (kept): 1 of 5",)
 
 
-def test_splits_may_be_parts_and_sums(tmp_path: Path) -> None:
+def test_splits_may_be_sliced_and_added(tmp_path: Path) -> None:
     folder = save(tmp_path / "saved", train=TRAIN, extra=TEST)
     task = load(folder, train_split="train[:60%]+extra", test_split="train[3:]")
     assert task.train.texts == ["ship", "kite", "road", "wave", "wind"]
     assert task.test.texts == ["", "gull"]
 
 
-def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> None:
+def test_the_partition_column_is_read_from_the_training_split_only(tmp_path: Path) -> None:
     users = datasets.Features({**FEATURES, "user": datasets.Value("int64")})
     train = {**TRAIN, "user": [7, 10, 7, 9, 10]}
     saved = {
@@ -71,13 +71,13 @@ def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> No
         load(str(tmp_path / "saved"), partition="column", partition_column="town")
 
 
-def test_a_single_data_set_is_its_split_train(tmp_path: Path) -> None:
+def test_a_single_data_set_is_the_split_train(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TRAIN, features=FEATURES).save_to_disk(tmp_path / "one")
     task = load(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
     assert (task.train.texts, task.test.texts) == (TRAIN["body"][:3], TRAIN["body"][3:])
 
 
-def test_parts_that_number_their_labels_differently_agree_on_the_names(tmp_path: Path) -> None:
+def test_splits_that_number_their_labels_differently_are_merged_by_name(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TEST, features=FEATURES).save_to_disk(tmp_path / "saved" / "train")
     other = FEATURES | {"topic": datasets.ClassLabel(names=["air", "fire", "sea"])}
     more = datasets.Dataset.from_dict({"body": ["blaze", "fish"], "topic": [1, 2]}, features=datasets.Features(other))
@@ -97,14 +97,14 @@ def test_the_format_that_a_data_set_was_saved_with_does_not_matter(tmp_path: Pat
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
 
 
-def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+def test_label_names_that_look_like_numbers_are_kept_verbatim(tmp_path: Path) -> None:
     features = datasets.Features({"body": datasets.Value("string"), "topic": datasets.ClassLabel(names=["1.0", "0.5"])})
     split = {"body": ["a", "b"], "topic": [0, 1]}
     task = load(save(tmp_path / "saved", features, train=split, test=split))
     assert (task.label_names, task.train.labels.tolist()) == (("1.0", "0.5"), [0, 1])
 
 
-def test_a_saved_folder_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_saved_folder_is_refused(tmp_path: Path) -> None:
     saved = datasets.DatasetDict({n: datasets.Dataset.from_dict(TRAIN, features=FEATURES) for n in ("train", "test")})
     saved.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1})
     (tmp_path / "saved" / "train" / "data-00001-of-00003.arrow").unlink()
@@ -112,7 +112,7 @@ def test_a_saved_folder_with_a_part_missing_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "saved"))
 
 
-def test_labels_without_names_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
+def test_unnamed_labels_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
     train = {"a": ["x", "y"], "b": ["u", "v"], "label": ["yes", "no"]}
     folder = save(tmp_path / "saved", None, train=train, test=train)
     task = load(folder, text_column="a", text_pair_column="b", label_column="label")
@@ -152,7 +152,7 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
         (TRAIN | {"topic": [1] * 5}, {}, r"saved: every row has the label 'air'"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_invalid_data_and_keys_are_refused(
     tmp_path: Path, train: dict[str, list[Any]], keys: dict[str, str], message: str
 ) -> None:
     folder = save(tmp_path / "saved", train=train, test=TEST)
@@ -166,7 +166,7 @@ def test_numbers_with_decimals_are_refused(tmp_path: Path) -> None:
         load(save(tmp_path / "saved", None, train=scores, test=scores))
 
 
-def test_folders_that_are_none_are_said_at_once(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused_at_once(tmp_path: Path) -> None:
     for name in ("./typo", "/no/such", "~/no", "a/b/c"):
         with pytest.raises(UserError, match=f"dataset={name}: there is no such folder"):
             load(name)
@@ -230,7 +230,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-def test_a_data_set_of_the_hub_is_fetched_once_and_needs_no_hub_afterwards(
+def test_a_data_set_is_downloaded_from_the_hub_once_and_then_works_offline(
     hub: ThreadingHTTPServer, command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     environ = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
