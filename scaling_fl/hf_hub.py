@@ -11,7 +11,7 @@ class Unreachable(UserError):
 
 
 def find(kind: str, name: str, asked: str, instead: str) -> None:
-    """Check that the hub has the "model" or "dataset" `name`, sooner than the half minute that the libraries try for.
+    """Check quickly that the hub has the "model" or "dataset" `name`: the libraries would keep trying for half a minute.
 
     `asked` (the key and its value) begins each message, and `instead` is the remedy. Raises `UserError` if the hub has
     no such name, and `Unreachable` if it doesn't answer.

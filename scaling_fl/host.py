@@ -51,7 +51,7 @@ def work_folder() -> Iterator[str]:
             fcntl.flock(file, fcntl.LOCK_EX)
             os.rename(
                 f"{folder}/unlocked", f"{folder}/lock"
-            )  # renamed once locked: another job must never find it unlocked
+            )  # only once locked: another job must never find it unlocked
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -51,10 +51,8 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
     header = dict(header) | {"format_version": FORMAT_VERSION}
     sha256, layouts = _digest(tensors, header)
     head: dict[str, Any] = {"__metadata__": {"scaling_fl": json.dumps(header | {"sha256": sha256})}}
-    names, stop = (
-        sorted(layouts, key=lambda name: (-layouts[name][0].itemsize, name)),
-        0,
-    )  # widest types first, so that each tensor is aligned
+    # Widest types first, so that each tensor is aligned.
+    names, stop = sorted(layouts, key=lambda name: (-layouts[name][0].itemsize, name)), 0
     for name in names:
         dtype, shape = layouts[name]
         start, stop = stop, stop + dtype.itemsize * int(np.prod(shape))

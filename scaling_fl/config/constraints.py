@@ -37,7 +37,7 @@ def _check_sites(config: "Config") -> None:
     samples = config.participation is not None or config.sites_per_round is not None
     if config.baseline == "local_only" and samples:
         raise UserError(
-            "baseline=local_only: every site trains in every round; leave out sites_per_round and participation"
+            "baseline=local_only: each site trains on its own in every round; leave out sites_per_round and participation"
         )
     if config.sampling != "uniform" and not samples:
         raise UserError(

@@ -17,7 +17,7 @@ _REQUIRED = {"dirichlet": "alpha=0.5", "labels_per_site": "labels_per_site=2", "
 
 
 def chosen_partition(keys: Mapping[str, Any]) -> str:
-    """The selected partition, be it by `partition` or by `iid_split`, which is short for two of them."""
+    """The selected partition, set by `partition` or by its short form `iid_split`."""
     return keys.get("partition") or ("by_label" if keys.get("iid_split") is False else "iid")
 
 
@@ -27,8 +27,8 @@ def check_partition_keys(keys: Mapping[str, Any]) -> None:
     short = {True: "iid", False: "by_label", None: partition}[keys["iid_split"]]
     if short != partition:
         raise UserError(
-            f"iid_split={keys['iid_split']}: short for partition={short}, but partition={partition} is set as "
-            "well; leave one of them out"
+            f"iid_split={keys['iid_split']}: short for partition={short}, but partition={partition} is set "
+            "as well; leave one of them out"
         )
     for key, owner in KEY_OF.items():
         if keys[key] not in (None, False) and owner != partition:

@@ -111,7 +111,8 @@ def sizes(labels: Labels, num_sites: int, seed: int, law: str, skew: float) -> O
 def with_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Owners:
     """Top up sites that hold fewer than `minimum` examples with random examples of the largest sites.
 
-    The largest sites are lowered to a common level. N must be at least S × `minimum`.
+    The largest sites are lowered to a common level, so that most sites keep all of theirs. N must be at least
+    S × `minimum`.
     """
     held = np.bincount(owners, minlength=num_sites)
     missing = np.maximum(minimum - held, 0)
@@ -122,9 +123,8 @@ def with_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Own
         level = (low + high) // 2
         low, high = (level, high) if np.maximum(held - level, 0).sum() >= missing.sum() else (low, level)
     given = np.maximum(held - low, 0)
-    given[np.flatnonzero(given)[: given.sum() - missing.sum()]] -= (
-        1  # these sites keep one more: the level frees too many
-    )
+    # The level may free more than is missing: the first sites then keep one more.
+    given[np.flatnonzero(given)[: given.sum() - missing.sum()]] -= 1
     rng = seeding.generator(seed, "minimum")
     order = rng.permutation(len(owners))
     order = order[np.argsort(owners[order], kind="stable")]  # grouped by site, in random order within each

@@ -31,12 +31,12 @@ def make_shards(config: Config, split: Split, notes: list[str]) -> Sharding:
     if chosen_partition(config.to_mapping()) == "column":
         shards = _by_column(config, split, trained)
     else:
-        shards = _random_shards(config, split.labels[trained], notes)
+        shards = _assigned_shards(config, split.labels[trained], notes)
     return Sharding(held, trained, [trained[shard] for shard in shards])
 
 
-def _random_shards(config: Config, labels: partitioners.Labels, notes: list[str]) -> list[Indices]:
-    """Shards by all partitions but `column`; sites below `min_examples_per_site` are topped up from the largest."""
+def _assigned_shards(config: Config, labels: partitioners.Labels, notes: list[str]) -> list[Indices]:
+    """Shards of every partition except `column`; sites below `min_examples_per_site` are topped up from the largest."""
     num_sites, minimum = config.num_sites or len(config.site_ids), config.min_examples_per_site
     if len(labels) < num_sites * minimum:
         fewer = "use fewer site_ids" if config.num_sites is None else f"lower num_sites={num_sites}"
@@ -45,7 +45,7 @@ def _random_shards(config: Config, labels: partitioners.Labels, notes: list[str]
             + (f"one; {fewer}" if minimum == 1 else f"min_examples_per_site={minimum}; lower it, {fewer}")
             + ", or use more data"
         )
-    drawn = _random_owners(config, labels, num_sites)
+    drawn = _assign_owners(config, labels, num_sites)
     owners = partitioners.with_minimum(drawn, num_sites, config.data_seed, minimum)
     if num_moved := int((drawn != owners).sum()):
         notes.append(
@@ -55,7 +55,7 @@ def _random_shards(config: Config, labels: partitioners.Labels, notes: list[str]
     return partitioners.shards(owners, num_sites)
 
 
-def _random_owners(config: Config, labels: partitioners.Labels, num_sites: int) -> partitioners.Owners:
+def _assign_owners(config: Config, labels: partitioners.Labels, num_sites: int) -> partitioners.Owners:
     seed = config.data_seed
     match chosen_partition(config.to_mapping()):
         case "by_label":

@@ -273,7 +273,7 @@ CHECKPOINTS = (
     Row("no participation", ("participation=0.0: expected a number above 0, up to 1",), {"participation": 0.0}),
     Row("an unknown sampling", ("sampling='size': expected one of uniform, by_examples",), {"sampling": "size"}),
     Row("sampling without a cohort", ("sampling='by_examples': all sites take part in every round; set sites_per_round",), {"sampling": "by_examples"}),
-    Row("a cohort with local_only", ("baseline=local_only: every site trains in every round; leave",), {"baseline": "local_only", "participation": 0.5}),
+    Row("a cohort with local_only", ("baseline=local_only: each site trains on its own in every round; leave",), {"baseline": "local_only", "participation": 0.5}),
     Row("a resume with another number of sites", ("job_name=j can't be resumed with different settings: the number of sites was 2, is 4.",), {**OUT, "num_sites": 4}),
     Row("NaN for the configuration", ("checkpoints_dir=out: round 1: ", "config is missing or of the wrong kind; restore"), OUT, header(config=float("nan"))),
     Row("a configuration without sites", ("checkpoints_dir=out: round 1: ", "site_ids, num_rounds is missing"), OUT, header(config={})),

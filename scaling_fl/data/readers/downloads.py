@@ -33,7 +33,7 @@ def cached(url: str, md5: str, instead: str, report: Report) -> Path:
             if file.exists():
                 return file
             resumed = part.exists()
-            if not resumed or _md5(part) != md5:  # a complete part: the job was killed before the rename
+            if not resumed or _md5(part) != md5:  # otherwise complete: a job was killed before the rename
                 _fetch(url, part, f"downloading {name}", instead, report)
             if resumed and _md5(part) != md5:  # the leftover was not part of this file
                 part.unlink()

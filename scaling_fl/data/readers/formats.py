@@ -94,7 +94,7 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         raise UserError(f"{key}={path!r}: {what}") from error
     except Exception as error:  # every file system and format raises its own exceptions
         raise UserError(
-            f"{key}={path!r}: cannot read it: {type(error).__name__}: {error}; is it complete, and does its extension fit?"
+            f"{key}={path!r}: cannot read it: {type(error).__name__}: {error}; is it complete, and does its extension match its format?"
         ) from error
 
 

@@ -44,7 +44,10 @@ def test_text_column_selects_title_description_or_both(files: tuple[str, str], t
 
 
 def test_files_and_keys_that_do_not_fit_ag_news_are_refused(files: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=r"text_column='title': expected one of Title, Description"):
+    with pytest.raises(
+        UserError,
+        match=r"text_column='title': expected one of Title, Description, Title\+Description with task_name=agnews",
+    ):
         load(files, text_column="title")
     with pytest.raises(UserError, match="train_path: task_name=agnews needs it"):
         load_task(Config(task_name="agnews"))
