@@ -1,17 +1,17 @@
-"""The ways in which a run ends early."""
+"""Exceptions that end a run early."""
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message names the thing and the remedy; no traceback is shown."""
+    """A problem that the user can fix. The message names the thing and the remedy; no stack trace is shown."""
 
 
 class JobFailed(Exception):
-    """A process of the job failed. The message tells which one, where it ran, and why."""
+    """A process of the job failed. The message says which process, where it ran, and why."""
 
 
 class NodeLost(JobFailed):
-    """Another node of the job is gone, so that starting again here can't help."""
+    """Another node of the job is gone, so restarting the processes here can't help."""
 
 
 class PeerLost(JobFailed):
-    """A collective broke off because another process is gone: a consequence, never the cause."""
+    """A collective failed because another process is gone: a consequence, never the cause of a failure."""

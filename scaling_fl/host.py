@@ -1,4 +1,4 @@
-"""What jobs hold on this machine: a work folder each, locks that keep another run out, and a cache that all share."""
+"""What jobs use on this machine: a work folder per job, locks that keep other runs out, and a shared cache."""
 
 import contextlib
 import fcntl
@@ -18,13 +18,13 @@ _PREFIX = "scaling_fl-"
 
 
 def cache_folder() -> Path:
-    """Where this user's jobs keep what others may use: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`."""
+    """The cache that this user's jobs share: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, waiting: str, report: Report) -> Iterator[None]:
-    """Hold the lock file `path`, which the system takes back if this process is killed. `waiting` is reported."""
+    """Hold the lock file `path`; `waiting` is reported until it is free. The system releases it if this process dies."""
     lock = FileLock(path)
     while True:
         try:
@@ -40,16 +40,18 @@ def exclusive_lock(path: Path, waiting: str, report: Report) -> Iterator[None]:
 
 @contextlib.contextmanager
 def work_folder() -> Iterator[str]:
-    """A folder for what the preparation builds. It goes with the job; what a killed one left goes now."""
+    """A folder for what the preparation builds, removed with the job. Leftovers of killed jobs are removed here."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/lock"):
         with contextlib.suppress(OSError), open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the owner is alive
             shutil.rmtree(lock.parent, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=_PREFIX)
     try:
         with open(f"{folder}/unlocked", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            os.rename(f"{folder}/unlocked", f"{folder}/lock")  # nobody sees it before it is locked
+            os.rename(
+                f"{folder}/unlocked", f"{folder}/lock"
+            )  # only once locked: another job must never find it unlocked
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,34 +59,35 @@ def work_folder() -> Iterator[str]:
 
 @contextlib.contextmanager
 def job_lock(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> Iterator[None]:
-    """Raises `UserError` while another run, of the same user on this machine, has this job or writes to this folder.
+    """Hold this job and its checkpoint folder. Raises `UserError` if another run of this user on this machine has them.
 
-    `recorded`: where this job has a record, if it has one, for the message.
+    `recorded`: where the job's record is, if it has one, for the message.
     """
     with contextlib.ExitStack() as locks:
-        taken = f"job_name={job_name}: a run of this job is alive on this machine"
-        locks.enter_context(_lock(job_name, f"{taken}, recorded in {recorded}" if recorded else taken))
+        in_use = f"job_name={job_name}: a run of this job is alive on this machine"
+        locks.enter_context(_lock(job_name, "job_name", f"{in_use}, recorded in {recorded}" if recorded else in_use))
         if checkpoints_dir is not None:
-            place = (
+            folder = (
                 checkpoints_dir if "://" in checkpoints_dir else os.path.realpath(os.path.expanduser(checkpoints_dir))
             )
-            name = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:16]
-            locks.enter_context(_lock(name, f"checkpoints_dir={checkpoints_dir}: a run that is alive writes there"))
+            name = hashlib.sha256(folder.rstrip("/").encode()).hexdigest()[:16]
+            in_use = f"checkpoints_dir={checkpoints_dir}: another run is writing there"
+            locks.enter_context(_lock(name, "checkpoints_dir", in_use))
         yield
 
 
 @contextlib.contextmanager
-def _lock(name: str, taken: str) -> Iterator[None]:
+def _lock(name: str, key: str, in_use: str) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                raise BlockingIOError  # removed by its owner meanwhile
+                raise BlockingIOError  # the owner has just removed it
         except (BlockingIOError, FileNotFoundError) as error:
             file.seek(0)
             process = file.read().strip() or "?"
-            raise UserError(f"{taken} (process {process}); wait for its end, or take another one") from error
+            raise UserError(f"{in_use} (process {process}); wait until it ends, or choose another {key}") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, round, site, …), so that no generator state has to be saved.
+"""Random streams derived from (seed, purpose, round, site, …), so that no generator state has to be saved.
 
 Streams of different purposes or paths are independent (numpy's `SeedSequence` hashes all entries).
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def sequence(seed: int, purpose: str, *path: int) -> np.random.SeedSequence:
-    """The seed of one stream. `purpose` is a word such as "order"; `path` the numbers that identify the stream."""
+    """The seed of one stream: `purpose` is a word such as "order", `path` holds the numbers that identify the stream."""
     return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), len(path), *path])
 
 

@@ -1,7 +1,7 @@
-"""A state file: the tensors of a state by name, and a JSON header, in one file that proves itself whole.
+"""State files: the named tensors of a state and a JSON header in one file that carries its own checksum.
 
-It is safetensors with one metadata entry, the header, which ends in a SHA-256 over tensors and header. Nothing is
-ever unpickled. A state may be larger than memory: it is written and read tensor by tensor. This module needs no torch.
+The format is safetensors with one metadata entry, the header, which includes a SHA-256 over tensors and header. Nothing
+is ever unpickled. A state may exceed memory: it is written and read tensor by tensor. This module needs no torch.
 """
 
 import hashlib
@@ -16,24 +16,24 @@ import numpy.typing as npt
 import safetensors
 
 FORMAT_VERSION = 1
-_KINDS = {"f": "F", "i": "I", "u": "U"}  # numpy's and safetensors' letters
+_KINDS = {"f": "F", "i": "I", "u": "U"}  # numpy's letters → safetensors' letters
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Damaged(Exception):
-    """A state file that is truncated, altered, or of a version that this program doesn't know."""
+    """A state file is truncated, altered, or of an unknown format version."""
 
 
 class TensorFiles(Arrays):
-    """The tensors of safetensors files by name, each read when it is asked for; the last file with a name counts.
+    """The tensors of safetensors files by name, read on access. The last file that has a name takes precedence.
 
-    The files may be removed meanwhile.
+    The files may be removed in the meantime.
     """
 
     def __init__(self, *paths: Path):
         opened = [safetensors.safe_open(path, framework="numpy") for path in paths]
-        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = self._files[name].get_tensor(name)
@@ -47,19 +47,20 @@ class TensorFiles(Arrays):
 
 
 def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
-    """Write a state file. It isn't forced to the disk: that is the business of whoever publishes it."""
+    """Write a state file. It is not synced to disk: that is left to the code that publishes it."""
     header = dict(header) | {"format_version": FORMAT_VERSION}
-    sha256, kinds = _digest(tensors, header)
+    sha256, layouts = _digest(tensors, header)
     head: dict[str, Any] = {"__metadata__": {"scaling_fl": json.dumps(header | {"sha256": sha256})}}
-    names, stop = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name)), 0  # so that each is aligned
+    # Widest types first, so that each tensor is aligned.
+    names, stop = sorted(layouts, key=lambda name: (-layouts[name][0].itemsize, name)), 0
     for name in names:
-        dtype, shape = kinds[name]
+        dtype, shape = layouts[name]
         start, stop = stop, stop + dtype.itemsize * int(np.prod(shape))
         kind = "BOOL" if dtype == np.bool_ else f"{_KINDS[dtype.kind]}{8 * dtype.itemsize}"
         head[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
-    path.unlink(missing_ok=True)  # whoever reads the old file keeps it
+    path.unlink(missing_ok=True)  # processes that read the old file keep it
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
@@ -67,7 +68,7 @@ def write_state(path: Path, tensors: Arrays, header: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> tuple[TensorFiles, dict[str, Any]]:
-    """Tensors and header of a state file. Raises `Damaged` where it isn't exactly what was written."""
+    """Tensors and header of a state file. Raises `Damaged` unless it is exactly what was written."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["scaling_fl"])
@@ -83,14 +84,14 @@ def read_state(path: Path) -> tuple[TensorFiles, dict[str, Any]]:
 
 
 def _digest(tensors: Arrays, header: Mapping[str, Any]) -> tuple[str, dict[str, tuple[np.dtype[Any], tuple[int, ...]]]]:
-    """SHA-256 over header and tensors; and the tensors' types and shapes."""
-    digest, kinds = hashlib.sha256(json.dumps(header, sort_keys=True).encode()), {}
+    """SHA-256 over header and tensors, and the tensors' dtypes and shapes."""
+    digest, layouts = hashlib.sha256(json.dumps(header, sort_keys=True).encode()), {}
     for name in sorted(tensors):
         array = np.asarray(tensors[name], order="C")
-        kinds[name] = array.dtype, array.shape
+        layouts[name] = array.dtype, array.shape
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(_bytes(array))
-    return digest.hexdigest(), kinds
+    return digest.hexdigest(), layouts
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:

@@ -1,19 +1,18 @@
-"""Text as it is read, and as it is shown."""
+"""Checks on text that is read, and formatting of text that is shown."""
 
 import re
 
-NOT_TEXT = "it holds what is no text: a NUL, or bytes that are not UTF-8; save the file as UTF-8 text"
-
+NOT_TEXT = "expected text, found a NUL or bytes that are not UTF-8; save the file as UTF-8 text"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_text(value: str) -> bool:
-    """Whether it is text, and not binary data or another encoding read as such."""
+    """Whether `value` is text, rather than decoded binary data or another encoding."""
     return "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
 
 
 def one_line(text: str, width: int) -> str:
-    """On one line, cut, and without what would command a terminal."""
+    """`text` on one line, cut to `width` characters, with unprintable ones (terminal controls) replaced."""
     line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
     return line if len(line) <= width else f"{line[:width]} …"

@@ -20,18 +20,18 @@ def answer(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception | None
     return asked
 
 
-def test_models_and_data_sets_are_asked_for_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_and_data_sets_are_looked_up_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     models, datasets = answer(monkeypatch, "model_info", None), answer(monkeypatch, "dataset_info", None)
     hf_hub.find("model", "lab/m", "model=m", "")
     hf_hub.find("dataset", "lab/d", "dataset=lab/d", "")
     assert (models, datasets) == (["lab/m"], ["lab/d"])
 
 
-def test_no_such_name_is_told_from_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_distinguished_from_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
     answer(monkeypatch, "model_info", missing)
     with pytest.raises(
-        UserError, match=r"model=x: the hub has no model lab/x that is open to you; .* HF_TOKEN"
+        UserError, match=r"model=x: the hub has no model lab/x that you can access; .* HF_TOKEN"
     ) as error:
         hf_hub.find("model", "lab/x", "model=x", "take another")
     assert not isinstance(error.value, hf_hub.Unreachable)
@@ -39,5 +39,5 @@ def test_no_such_name_is_told_from_no_answer(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(hf_hub.Unreachable, match=r"the hub can't be reached \(OSError\); take another"):
         hf_hub.find("model", "lab/x", "model=x", "take another")
     answer(monkeypatch, "model_info", OfflineModeIsEnabled("no"))
-    with pytest.raises(hf_hub.Unreachable, match="HF_HUB_OFFLINE says not to ask the hub; take another"):
+    with pytest.raises(hf_hub.Unreachable, match="HF_HUB_OFFLINE forbids asking the hub; take another"):
         hf_hub.find("model", "lab/x", "model=x", "take another")

@@ -7,25 +7,25 @@ from scaling_fl import host
 from scaling_fl.errors import UserError
 
 
-def test_one_live_run_per_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_of_a_job_or_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with host.job_lock("news", "out"):
         with host.job_lock("other", None):
             pass
-        taken = (
+        in_use = (
             rf"job_name=news: a run of this job is alive on this machine, recorded in runs/3 \(process {os.getpid()}\)"
         )
-        with pytest.raises(UserError, match=taken), host.job_lock("news", "x", recorded="runs/3"):
+        with pytest.raises(UserError, match=in_use), host.job_lock("news", "x", recorded="runs/3"):
             pass
-        place = rf"checkpoints_dir={os.getcwd()}/out/: a run that is alive writes there"
-        with pytest.raises(UserError, match=place), host.job_lock("other", f"{os.getcwd()}/out/"):
+        writing = rf"checkpoints_dir={os.getcwd()}/out/: another run is writing there"
+        with pytest.raises(UserError, match=writing), host.job_lock("other", f"{os.getcwd()}/out/"):
             pass
     with host.job_lock("news", "out"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_launcher_left_is_removed_and_what_lives_is_not(
+def test_leftovers_of_a_killed_launcher_are_removed_but_not_folders_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -39,7 +39,7 @@ def test_what_a_killed_launcher_left_is_removed_and_what_lives_is_not(
     assert list(tmp_path.iterdir()) == [foreign]
 
 
-def test_the_work_folder_goes_with_the_job() -> None:
+def test_the_work_folder_is_removed_with_the_job() -> None:
     def interrupted() -> None:
         with host.work_folder() as folder:
             folders.append(Path(folder))

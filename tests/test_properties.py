@@ -1,4 +1,4 @@
-"""What holds for any input: files of rows, configurations, command lines, token stores."""
+"""Properties that hold for any input: files of rows, configurations, command lines, token stores."""
 
 import csv
 import dataclasses
@@ -25,7 +25,7 @@ from scaling_fl.errors import UserError
 
 WANTED = {"text": "text_column", "label": "label_column"}
 characters = st.characters(codec="utf-8", exclude_characters="\0")
-# Much of what CSV gives a meaning to, and then anything.
+# Mostly characters that are special in CSV.
 field = st.text(st.sampled_from(',;\t" \r\n\u2028') | characters, max_size=15)
 records = st.lists(st.tuples(field, field), min_size=1, max_size=8)
 
@@ -37,10 +37,10 @@ records = st.lists(st.tuples(field, field), min_size=1, max_size=8)
     st.booleans(),
     st.lists(st.integers(0, 8), max_size=3),
 )
-def test_csv_comes_back_from_where_it_says_it_stood(
+def test_csv_round_trips_with_the_row_numbers_of_the_file(
     tmp_path: Path, records: list[tuple[str, str]], quoting: Any, marked: bool, blank: list[int]
 ) -> None:
-    """`blank`: a blank line stands before each of these records; 0 is the header."""
+    """`blank`: numbers of the records preceded by a blank line; 0 is the header."""
     file, places = io.StringIO(newline=""), list[int]()
     writer = csv.writer(file, quoting=quoting)
     row = 0
@@ -54,7 +54,7 @@ def test_csv_comes_back_from_where_it_says_it_stood(
     path.write_bytes(gzip.compress(file.getvalue().encode("utf-8-sig" if marked else "utf-8"), 1))
     table = tables.read(str(path), "train_path", WANTED)
     assert table.columns == {"text": [text for text, _ in records], "label": [label for _, label in records]}
-    assert [table.place(i, "text") for i in range(len(records))] == [
+    assert [table.location(i, "text") for i in range(len(records))] == [
         f"{path}, row {row}, column text" for row in places[1:]
     ]
 
@@ -81,7 +81,7 @@ SOUND_FILES = sound_files()
 @pytest.mark.parametrize("name", SOUND_FILES)
 @settings(max_examples=60)
 @given(st.data())
-def test_any_bytes_are_rows_or_refused_by_name(tmp_path: Path, name: str, data: st.DataObject) -> None:
+def test_any_bytes_are_read_or_refused_with_the_path(tmp_path: Path, name: str, data: st.DataObject) -> None:
     content = bytearray(SOUND_FILES[name])
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(content)))
@@ -109,7 +109,7 @@ values = (
 
 @settings(max_examples=300)
 @given(st.sampled_from([key.name for key in dataclasses.fields(Config)]), values)
-def test_any_value_of_any_key_is_taken_as_it_is_or_refused_by_name(key: str, value: Any) -> None:
+def test_any_value_of_any_key_is_kept_unchanged_or_refused_with_the_key(key: str, value: Any) -> None:
     try:
         config = Config.from_mapping({key: value})
     except UserError as error:
@@ -126,16 +126,16 @@ words = st.text(max_size=6) | st.builds("{}={}".format, st.sampled_from(["author
 
 @given(st.lists(st.just("with") | words, max_size=4), st.text("([{}])-~'\"\\,:1a", max_size=60))
 @example([], "{[]:1}").via("a literal of a wrong type")
-@example([], "-" * 10**5).via("more than the parser takes")
-def test_any_command_line_is_kept_but_for_quotes(argv: list[str], value: str) -> None:
+@example([], "-" * 10**5).via("deeper than the parser allows")
+def test_any_command_line_is_kept_except_for_quotes(argv: list[str], value: str) -> None:
     argv = [*argv, "with", f"author={value}", f"seed={value}"]
     kept = keep_text(argv)
     assert [word.partition("=")[0] for word in kept] == [word.partition("=")[0] for word in argv]
     assert keep_text(kept) == kept
 
 
-class Speller:
-    """A tokenizer whose texts spell their token ids, and which adds none of its own."""
+class JsonTokenizer:
+    """A tokenizer whose texts are lists of token ids in JSON; it adds no special tokens."""
 
     pad_token_id = 0
 
@@ -159,15 +159,17 @@ token_lists = st.sampled_from([1, 255, 256, 257, 65535, 65536, 65537]).flatmap(
 
 @settings(max_examples=60)
 @given(token_lists, st.integers(1, 5), st.integers(1, 9), st.booleans(), st.booleans())
-def test_any_token_lists_come_back_and_each_site_sees_each_of_its_own_once(
+def test_any_token_lists_round_trip_and_each_site_sees_each_of_its_examples_once(
     tmp_path: Path, lists: tuple[int, list[list[int]]], num_sites: int, batch_size: int, grouped: bool, iid: bool
 ) -> None:
     size, everything = lists
     labels = np.arange(len(everything)) % 3
-    token_store.write(tmp_path / "store", Speller(size), [json.dumps(ids) for ids in everything], labels, max_seq_len=6)
+    token_store.write(
+        tmp_path / "store", JsonTokenizer(size), [json.dumps(ids) for ids in everything], labels, max_seq_len=6
+    )
     store = token_store.TokenStore(tmp_path / "store", pad_token_id=0)
     assert np.iinfo(store.tokens.dtype).max >= size - 1
-    expected = [ids[:6] or [0] for ids in everything]  # a text without tokens has one that pads
+    expected = [ids[:6] or [0] for ids in everything]  # a text without tokens gets one padding token
 
     num_sites = min(num_sites, len(labels))
     owners = partitioners.iid(labels, num_sites, seed=7) if iid else partitioners.by_label(labels, num_sites)

@@ -16,7 +16,7 @@ TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7), 
 HEADER = {"round": 3, "config": {"learning_rate": 5e-5, "site_ids": [0, 1]}, "metrics": {"loss": 0.1 + 0.2}}
 
 
-def test_a_state_comes_back_bitwise_with_its_header(tmp_path: Path) -> None:
+def test_a_state_round_trips_bitwise_with_its_header(tmp_path: Path) -> None:
     write_state(tmp_path / "state", TENSORS, HEADER)
     tensors, header = read_state(tmp_path / "state")
     assert header == HEADER | {"format_version": 1}
@@ -26,7 +26,7 @@ def test_a_state_comes_back_bitwise_with_its_header(tmp_path: Path) -> None:
         assert np.array_equal(tensors[name], tensor)
 
 
-def test_a_state_file_is_readable_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+def test_a_state_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     write_state(tmp_path / "state", TENSORS, HEADER)
     (tmp_path / "other").write_text("")
     assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -39,7 +39,7 @@ def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.data())
-def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_flipped_bit_and_any_truncation_is_detected(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "state"
     write_state(path, TENSORS, HEADER)
     content = bytearray(path.read_bytes())
@@ -52,12 +52,12 @@ def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path: Path, data: st.DataObj
         tensors, header = read_state(path)
     except Damaged:
         return
-    # Safetensors pads its JSON with blanks, and white space in JSON means nothing.
+    # Safetensors pads its JSON with spaces, and white space in JSON is insignificant.
     assert header == HEADER | {"format_version": 1}
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
-def test_a_state_of_a_future_version_or_of_something_else_is_no_state(tmp_path: Path, monkeypatch: Any) -> None:
+def test_unknown_versions_and_foreign_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(state_file, "FORMAT_VERSION", 2)
     write_state(tmp_path / "future", TENSORS, HEADER)
     monkeypatch.undo()

@@ -1,5 +1,5 @@
-"""Configuration keys: their declaration, validation, combinations, and what a resume may change.
+"""Configuration keys: declaration, validation, constraints between keys, and compatibility of a resumed job.
 
-Here: everything that can be said about keys and values alone. Not here: data, models, files, processes.
-The names of the tasks are listed from the folder `data/tasks` without importing it.
+Here: everything that depends on keys and values alone. Not here: data, models, processes.
+Task names are listed from the folder `data/tasks` without importing the tasks.
 """

@@ -1,4 +1,4 @@
-"""What is typed: text values as they were typed, and named configurations that set several keys at once."""
+"""The command line: text values kept verbatim, named configurations that set several keys, configuration files."""
 
 import ast
 import os
@@ -13,10 +13,10 @@ from scaling_fl.errors import UserError
 
 
 def keep_text(argv: Sequence[str]) -> list[str]:
-    """The command line, with the values of text keys, and what is no Python literal, quoted as Python strings.
+    """Quote the values of text keys, and all values that are not Python literals, as Python strings.
 
-    Sacred reads every value as a Python literal where it can, so that the job name 20261122_230300 would
-    become the number 20261122230300. `None` and what is already quoted stay as they are.
+    Sacred parses every value as a Python literal if it can, so the job name 20261122_230300 would become the number
+    20261122230300. `None` and strings that are already quoted are left alone.
     """
     text_keys = {name for name, hint in typing.get_type_hints(Config).items() if hint in (str, str | None)}
 
@@ -26,23 +26,18 @@ def keep_text(argv: Sequence[str]) -> list[str]:
             return word
         try:
             literal = ast.literal_eval(value.strip())
-            stays = key.strip() not in text_keys or isinstance(literal, str)
-        except (
-            ValueError,
-            SyntaxError,
-            TypeError,
-            MemoryError,
-            RecursionError,
-        ):  # no literal; Sacred knows two of these
-            stays = False
-        return word if stays else f"{key}={value!r}"
+            keep = key.strip() not in text_keys or isinstance(literal, str)
+        # Not a literal; Sacred itself catches only the first two.
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            keep = False
+        return word if keep else f"{key}={value!r}"
 
     start = argv.index("with") + 1 if "with" in argv else len(argv)
     return [*argv[:start], *map(quoted, argv[start:])]
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
-    # Four sites learn from the standard library's docstrings: no download, about a minute on two cores.
+    # Four sites train on the standard library's docstrings: no download, about a minute on two cores.
     "demo": {
         "site_ids": [0, 0, 0, 0],
         "task_name": "demo",
@@ -66,16 +61,19 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def check_config_file(word: str) -> None:
-    """Sacred takes a word without = for a named configuration or a file, and fails obscurely where it is neither."""
+    """Raise `UserError` unless the file `word` holds a configuration.
+
+    Sacred takes any word without = for a named configuration or a file, and its own errors are obscure.
+    """
     if not os.path.exists(word):
         raise UserError(
-            f"{word}: it is neither key=value, nor a named configuration ({', '.join(NAMED_CONFIGS)}), nor a file"
+            f"{word}: expected key=value, a named configuration ({', '.join(NAMED_CONFIGS)}) or an existing file"
         )
     if word.endswith(".pickle"):
-        raise UserError(f"{word}: a pickle may run anything; write the configuration as JSON or YAML")
+        raise UserError(f"{word}: loading a pickle can run arbitrary code; write the configuration as JSON or YAML")
     try:
         values = load_config_file(word)
-    except Exception as error:  # each file format has its own
-        raise UserError(f"{word}: it can't be read as a configuration: {type(error).__name__}: {error}") from error
+    except Exception as error:  # every file format raises its own exceptions
+        raise UserError(f"{word}: cannot read it as a configuration: {type(error).__name__}: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")

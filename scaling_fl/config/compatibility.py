@@ -1,4 +1,4 @@
-"""What a job means: which keys, and which data, must be those that it began with."""
+"""Compatibility checks on resuming a job: the keys and the data that must not have changed since it started."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from scaling_fl.errors import UserError
 
 
 def check_config(config: Config, before: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job whose meaning would change.
+    """Refuse to resume a job with a configuration that would change its results.
 
-    `before` is the configuration with which it began. Raises `UserError` naming each key with both values.
+    `before` is the configuration that the job started with. Raises `UserError` naming each key with both values.
     """
     now = config.to_mapping()
     changed = [
         f"{field.name} was {before[field.name]!r}, is {now[field.name]!r}"
         for field in dataclasses.fields(config)
-        if not field.metadata["free"] and field.name in before and before[field.name] != now[field.name]
+        if not field.metadata["may_change"] and field.name in before and before[field.name] != now[field.name]
     ]
     partition, was = chosen_partition(now), chosen_partition(before)
     if partition != was:
@@ -26,22 +26,22 @@ def check_config(config: Config, before: Mapping[str, Any]) -> None:
     scheduled = config.lr_schedule != "constant" or 0 < config.warmup < 1
     if scheduled and before["num_rounds"] != config.num_rounds:
         changed.append(
-            f"num_rounds was {before['num_rounds']}, is {config.num_rounds}, on which the learning rate depends"
+            f"num_rounds was {before['num_rounds']}, is {config.num_rounds} (the learning rate depends on it)"
         )
-    sites = [keys.get("num_sites") or len(keys["site_ids"]) for keys in (before, now)]
-    if sites[0] != sites[1] and "column" not in (partition, was):  # where the data say how many
-        changed.append(f"the number of sites was {sites[0]}, is {sites[1]}")
+    num_sites = [keys.get("num_sites") or len(keys["site_ids"]) for keys in (before, now)]
+    if num_sites[0] != num_sites[1] and "column" not in (partition, was):  # the data determine that number
+        changed.append(f"the number of sites was {num_sites[0]}, is {num_sites[1]}")
     if changed:
         raise UserError(
-            f"job_name={config.job_name} can't be resumed with another meaning: {'; '.join(changed)}. "
+            f"job_name={config.job_name} can't be resumed with different settings: {'; '.join(changed)}. "
             "Use the earlier values, or a new job_name and checkpoints_dir"
         )
 
 
 def check_data(config: Config, before: str, now: str) -> None:
-    """Refuse to go on with other data. Takes their digests; raises `UserError`."""
+    """Raise `UserError` if the digest of the data, `now`, differs from the one that the job started with."""
     if before != now:
         raise UserError(
-            f"job_name={config.job_name}: the data differ from those it began with "
+            f"job_name={config.job_name}: the data have changed since the job started "
             f"(digest {before[:12]}…, now {now[:12]}…); restore them, or start a new job"
         )

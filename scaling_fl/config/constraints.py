@@ -1,4 +1,4 @@
-"""Keys of a configuration that are sound alone, but not together."""
+"""Constraints between keys: values that are valid alone, but not together."""
 
 from typing import TYPE_CHECKING
 
@@ -10,36 +10,36 @@ if TYPE_CHECKING:
 
 
 def check(config: "Config") -> None:
-    """Raises `UserError` at the first keys that contradict each other, or need another one."""
+    """Raise `UserError` at the first keys that contradict each other, or require another key."""
     check_partition_keys(config.to_mapping())
     _check_sites(config)
     if config.warmup >= max(1, config.num_rounds):
-        raise UserError(f"warmup={config.warmup:g}: num_rounds={config.num_rounds} ends before it; lower it")
+        raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:
         raise UserError(
-            f"max_restarts={config.max_restarts}: the sites start again from the last checkpoint; give checkpoints_dir as well"
+            f"max_restarts={config.max_restarts}: restarts need a checkpoint to resume from; set checkpoints_dir as well"
         )
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(
-            f"keep_best={config.keep_best!r}: no training rows are held back; give validation_fraction=0.1 as well"
+            f"keep_best={config.keep_best!r}: no training rows are held back; set validation_fraction=0.1 as well"
         )
 
 
 def _check_sites(config: "Config") -> None:
     if config.num_sites is not None and config.num_sites < len(config.site_ids):
         raise UserError(
-            f"num_sites={config.num_sites}: fewer than the {len(config.site_ids)} processes of site_ids; use fewer of them"
+            f"num_sites={config.num_sites}: fewer than the {len(config.site_ids)} processes in site_ids; raise num_sites or shorten site_ids"
         )
     if config.participation is not None and config.sites_per_round is not None:
         raise UserError(
-            f"sites_per_round={config.sites_per_round} participation={config.participation:g}: they say the same; give one"
+            f"sites_per_round={config.sites_per_round} participation={config.participation:g}: two ways to set the same number; leave one of them out"
         )
-    drawn = config.participation is not None or config.sites_per_round is not None
-    if config.baseline == "local_only" and drawn:
+    samples = config.participation is not None or config.sites_per_round is not None
+    if config.baseline == "local_only" and samples:
         raise UserError(
-            "baseline=local_only: each site trains on its own in every round; leave sites_per_round and participation out"
+            "baseline=local_only: each site trains on its own in every round; leave out sites_per_round and participation"
         )
-    if config.sampling != "uniform" and not drawn:
+    if config.sampling != "uniform" and not samples:
         raise UserError(
-            f"sampling={config.sampling!r}: all sites take part in each round; give sites_per_round or participation as well"
+            f"sampling={config.sampling!r}: all sites take part in every round; set sites_per_round or participation as well"
         )

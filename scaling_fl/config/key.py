@@ -1,4 +1,4 @@
-"""How a configuration key is declared: its default, its help, and which values are valid."""
+"""Declaration of a configuration key: default, help, valid values, and whether a resume may change it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def key(
-    default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, free: bool = False
+    default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, may_change: bool = False
 ) -> Any:
-    """A configuration key: `valid` values are `expected`; a `free` one may change when a job is resumed."""
+    """A configuration key. `expected` describes the values that `valid` accepts; `may_change`: when a job resumes."""
     return dataclasses.field(
-        default=default, metadata={"help": help, "expected": expected, "valid": valid, "free": free}
+        default=default, metadata={"help": help, "expected": expected, "valid": valid, "may_change": may_change}
     )
 
 
@@ -23,9 +23,7 @@ def one_of(values: tuple[str, ...]) -> dict[str, Any]:
 
 
 ABOVE_0: dict[str, Any] = {"expected": "a number above 0", "valid": lambda value: 0 < value < float("inf")}
-
-
-SEED: dict[str, Any] = {
+SEED: dict[str, Any] = {  # numpy's limit
     "expected": "a whole number from 0 to 4294967295",
     "valid": lambda value: 0 <= value < 2**32,
-}  # numpy's limit
+}

@@ -1,4 +1,4 @@
-"""One value that a user gave: in the type of its key, or refused with the remedy."""
+"""Parsing of a single value: converted to the type of its key, or refused with a remedy."""
 
 import math
 import types
@@ -10,9 +10,9 @@ from scaling_fl.errors import UserError
 from scaling_fl.text import is_text
 
 
-def checked(field: Any, hint: Any, value: Any) -> Any:
-    """The value in the type of its field, or a `UserError`."""
-    typed = value
+def parse(field: Any, hint: Any, value: Any) -> Any:
+    """Convert a value to the type of its field. Raises `UserError` if it has another type or is out of range."""
+    original = value
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -25,10 +25,12 @@ def checked(field: Any, hint: Any, value: Any) -> Any:
             raise UserError(f"{field.name}={value!r}: expected text; in a config file, put it in quotes")
         if not value.strip():
             raise UserError(
-                f"{field.name}={value!r}: it is empty (an unset shell variable?); give a value or leave it out"
+                f"{field.name}={value!r}: empty (an unset shell variable?); set a value, or leave the key out"
             )
         if not is_text(value):
-            raise UserError(f"{field.name}={value!r}: expected text in UTF-8, without NUL; rename what it names")
+            raise UserError(
+                f"{field.name}={value!r}: expected UTF-8 text without NUL; correct it, or rename the file that it names"
+            )
     elif kind is int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"{field.name}={value!r}: expected {expected}")
@@ -37,7 +39,7 @@ def checked(field: Any, hint: Any, value: Any) -> Any:
             raise UserError(
                 f"{field.name}={value!r}: expected {expected}, such as {field.name}={field.default or 0.01}"
             )
-        value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() refuses the largest whole numbers
+        value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() overflows on larger integers
     else:  # tuple[int, ...]
         if isinstance(value, int) and not isinstance(value, bool):
             raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
@@ -46,5 +48,5 @@ def checked(field: Any, hint: Any, value: Any) -> Any:
         value = tuple(value)
     valid = field.metadata["valid"]
     if valid is not None and not valid(value):
-        raise UserError(f"{field.name}={typed!r}: expected {expected}")
+        raise UserError(f"{field.name}={original!r}: expected {expected}")
     return value

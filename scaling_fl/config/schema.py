@@ -1,4 +1,4 @@
-"""The configuration of a run: plain values, validated once, with messages that name key, value and remedy."""
+"""The configuration of a run: plain values, validated once; errors name key, value and remedy."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scaling_fl.config import constraints
-from scaling_fl.config.parsing import checked
+from scaling_fl.config.parsing import parse
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
@@ -18,11 +18,11 @@ from scaling_fl.errors import UserError
 
 @dataclass(frozen=True)
 class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys):
-    """Everything that a run is told. `from_mapping` is the only way in for values that a user typed."""
+    """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Config":
-        """Validate what the user typed.
+        """Validate values typed by the user.
 
         Raises `UserError` at the first key that is unknown, of the wrong type, or out of range.
         """
@@ -31,24 +31,24 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys):
             if name not in fields:
                 close = difflib.get_close_matches(name, fields, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(fields)}"
-                raise UserError(f"{name}={values[name]!r}: there is no such key; {hint}")
+                raise UserError(f"{name}={values[name]!r}: unknown key; {hint}")
         hints = typing.get_type_hints(cls)
-        config = cls(**{name: checked(fields[name], hints[name], value) for name, value in values.items()})
+        config = cls(**{name: parse(fields[name], hints[name], value) for name, value in values.items()})
         constraints.check(config)
         return config
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values (lists, not tuples), as Sacred and JSON want them."""
+        """Plain values, with lists for tuples, as Sacred and JSON require."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
     @property
     def has_global_model(self) -> bool:
-        """Whether there is one in the end."""
+        """Whether the sites are aggregated into one model."""
         return self.baseline != "local_only"
 
     @property
     def keeps_site_state(self) -> bool:
-        """Whether sites keep anything from round to round."""
+        """Whether sites keep state between rounds."""
         return self.keep_optimiser or not self.has_global_model
 
     def checkpoint_due(self, round_: int) -> bool:
@@ -61,5 +61,5 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys):
         return round_ % self.eval_every == 0 or round_ == self.num_rounds
 
     def evaluation_batch_size(self, num_examples: int) -> int:
-        """Small sets are cut finer, so that no worker is idle: into 64 batches, unless they fall below 32 examples."""
+        """Aim for at least 64 batches of at least 32 examples, so that small sets still keep all workers busy."""
         return min(self.val_batch_size, max(32, -(-num_examples // 64)))

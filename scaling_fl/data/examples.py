@@ -1,27 +1,23 @@
-"""The examples of a task: texts, labels and the labels' names."""
+"""The examples of a task: texts, labels and label names."""
 
 import functools
 import hashlib
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Split:
-    """The examples for training, or for testing."""
+    """The training or the test examples."""
 
     texts: list[str]
     labels: npt.NDArray[np.int64]  # (N,), 0…C-1
     pairs: list[str] | None = None  # N second texts, for tasks on pairs
-    notes: tuple[str, ...] = ()  # what the user should know of how they were read
-    sites: list[str] | None = None  # whose each of the N is, by `partition_column`
+    notes: tuple[str, ...] = ()  # for the user, on how they were read
+    sites: list[str] | None = None  # the site of each of the N, from `partition_column`
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -33,7 +29,7 @@ class Split:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over texts, pairs and labels: the same content has the same digest, wherever it was read."""
+        """SHA-256 over texts, pairs and labels: independent of where the content was read from."""
         digest = hashlib.sha256(f"{len(self)} ".encode() + self.labels.astype("<i8").tobytes())
         for text in itertools.chain(self.texts, self.pairs or ()):
             encoded = text.encode()
@@ -43,14 +39,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """Texts, labels and the labels' names."""
+    """Training examples, test examples and label names."""
 
     train: Split
     test: Split
     label_names: tuple[str, ...]  # C names
-    notes: tuple[str, ...] = ()  # what the user should know; set by `load`
+    notes: tuple[str, ...] = ()  # for the user; set by `load_task`
 
     def digest(self) -> str:
-        """SHA-256 over the contents of both splits, the labels' names, and whose the training examples are."""
+        """SHA-256 over the contents of both splits, the label names, and the sites of the training examples."""
         parts = (*self.label_names, self.train.digest, self.test.digest, *(self.train.sites or ()))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

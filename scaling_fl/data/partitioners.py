@@ -1,6 +1,6 @@
-"""Partitions of the training examples over the sites: pure functions of labels, number of sites, seed and parameters.
+"""Partitions of the training examples among sites: pure functions of labels, number of sites, seed and parameters.
 
-Each returns `owners` (N,): the site 0…S-1 of each example. So no example can be lost or dealt twice.
+Each returns `owners` (N,), the site 0…S-1 of each example, so no example can be lost or assigned twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ Owners = npt.NDArray[np.int64]
 
 
 def shards(owners: Owners, num_sites: int) -> list[Indices]:
-    """The examples of each site, in their order."""
+    """The examples of each site, in ascending order."""
     ends = np.cumsum(np.bincount(owners, minlength=num_sites))
     return np.split(np.argsort(owners, kind="stable").astype(np.int64), ends[:-1])
 
 
 def iid(labels: Labels, num_sites: int, seed: int) -> Owners:
-    """A seeded shuffle, dealt out: sizes differ by at most one."""
-    return _cut(seeding.generator(seed, "shards").permutation(len(labels)), num_sites)
+    """Shuffled and divided evenly: sizes differ by at most one."""
+    return _assign_runs(seeding.generator(seed, "shards").permutation(len(labels)), num_sites)
 
 
 def by_label(labels: Labels, num_sites: int) -> Owners:
-    """Sorted by label and cut into contiguous runs (Hilmkil et al. 2021): sizes differ by at most one."""
-    return _cut(np.argsort(labels, kind="stable"), num_sites)
+    """Sorted by label and split into contiguous runs (Hilmkil et al. 2021): sizes differ by at most one."""
+    return _assign_runs(np.argsort(labels, kind="stable"), num_sites)
 
 
 def dirichlet(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners:
-    """Each label's examples over the sites in proportions drawn from Dir(alpha, …, alpha): sizes differ too.
+    """Each label is divided among the sites in proportions drawn from Dir(alpha, …, alpha): sizes differ, too.
 
     Yurochkin et al. 2019 (arXiv 1905.12022): p_c ~ Dir_S(alpha) for each class c.
     """
@@ -42,16 +42,16 @@ def dirichlet(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners
     for rows in _rows_of_labels(labels, rng):
         ends = np.rint(np.cumsum(rng.dirichlet(np.full(num_sites, alpha))) * len(rows)).astype(np.int64)
         ends[-1] = len(rows)
-        # Sites in another order for each label: else, rounding would favour the same ones each time.
+        # A new order of sites for each label: otherwise rounding would favour the same sites every time.
         owners[rows] = np.repeat(rng.permutation(num_sites), np.diff(ends, prepend=0))
     return owners
 
 
 def dirichlet_balanced(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners:
-    """Sites of equal size (±1), each with labels in proportions drawn from Dir(alpha × their shares of all examples).
+    """Sites of equal size (±1), each with label proportions drawn from Dir(alpha × the labels' shares of all examples).
 
-    Hsu et al. 2019 (arXiv 1909.06335): one site after the other draws without replacement, and a label
-    that has run out is renormalised away, so that the last sites get what is left.
+    Hsu et al. 2019 (arXiv 1909.06335): the sites draw in turn, without replacement. Proportions are renormalised over
+    the labels that have examples left, so the last sites receive the remainder.
     """
     rng = seeding.generator(seed, "dirichlet balanced")
     rows_of = _rows_of_labels(labels, rng)
@@ -60,7 +60,7 @@ def dirichlet_balanced(labels: Labels, num_sites: int, seed: int, alpha: float) 
     taken = np.zeros((num_sites, len(left)), np.int64)
     for site, size in enumerate(_even_sizes(len(labels), num_sites)):
         shares = rng.dirichlet(alpha * prior)
-        # A draw of what has run out counts for nothing and is made again, which is to draw from the other labels.
+        # Draws of an exhausted label are discarded and repeated, which is equivalent to drawing from the other labels.
         while missing := size - taken[site].sum():
             weights = np.where(left > 0, shares, 0.0)
             if weights.sum() == 0:
@@ -75,9 +75,9 @@ def dirichlet_balanced(labels: Labels, num_sites: int, seed: int, alpha: float) 
 
 
 def labels_per_site(labels: Labels, num_sites: int, seed: int, number: int) -> Owners:
-    """Sorted by label and cut into S × `number` equal pieces, of which each site gets `number` at random.
+    """Sorted by label and split into S × `number` equal pieces; each site receives `number` of them at random.
 
-    McMahan et al. 2017 (arXiv 1602.05629). Raises `UserError` where there are fewer labels or examples.
+    McMahan et al. 2017 (arXiv 1602.05629). Raises `UserError` if there are too few labels or examples.
     """
     if number > (num_labels := len(np.unique(labels))):
         raise UserError(f"labels_per_site={number}: the training examples have {num_labels} labels; lower it")
@@ -87,45 +87,47 @@ def labels_per_site(labels: Labels, num_sites: int, seed: int, number: int) -> O
             f"{len(labels):,} training examples; lower it, or use fewer sites"
         )
     rng = seeding.generator(seed, "labels per site")
-    pieces = _cut(np.concatenate(_rows_of_labels(labels, rng)), num_sites * number)
+    pieces = _assign_runs(np.concatenate(_rows_of_labels(labels, rng)), num_sites * number)
     return (rng.permutation(num_sites * number) // number)[pieces]
 
 
 def sizes(labels: Labels, num_sites: int, seed: int, law: str, skew: float) -> Owners:
-    """A seeded shuffle, dealt out in unequal parts.
+    """Shuffled and divided unevenly.
 
     "lognormal": sizes are proportional to exp(skew × z), z ~ N(0, 1); "power": to rank ** -skew, with the ranks 1…S
-    in random order over the sites.
+    assigned to the sites at random.
     """
     rng = seeding.generator(seed, "sizes")
     if law == "power":
         logarithms = -skew * np.log(1 + rng.permutation(num_sites))
     else:
         logarithms = skew * rng.standard_normal(num_sites)
-    weights = np.exp(logarithms - logarithms.max())  # 1 is the largest, so that no skew is too much
+    weights = np.exp(logarithms - logarithms.max())  # the largest is 1, so that no skew overflows
     ends = np.rint(np.cumsum(weights) * (len(labels) / weights.sum())).astype(np.int64)
     ends[-1] = len(labels)
-    return _cut(rng.permutation(len(labels)), num_sites, np.diff(ends, prepend=0))
+    return _assign_runs(rng.permutation(len(labels)), num_sites, np.diff(ends, prepend=0))
 
 
 def with_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Owners:
-    """No site with less than `minimum`: the largest sites give the missing examples, drawn at random.
+    """Top up sites that hold fewer than `minimum` examples with random examples of the largest sites.
 
-    They sink to a common level, so that as few as can be are changed much. N must be S × `minimum` or more.
+    The largest sites are lowered to a common level, so that most sites keep all of theirs. N must be at least
+    S × `minimum`.
     """
     held = np.bincount(owners, minlength=num_sites)
     missing = np.maximum(minimum - held, 0)
     if not missing.any():
         return owners
-    low, high = minimum, int(held.max())  # the highest level that yields enough is in [low, high)
+    low, high = minimum, int(held.max())  # invariant: the highest level that frees enough examples is in [low, high)
     while high - low > 1:
         level = (low + high) // 2
         low, high = (level, high) if np.maximum(held - level, 0).sum() >= missing.sum() else (low, level)
     given = np.maximum(held - low, 0)
-    given[np.flatnonzero(given)[: given.sum() - missing.sum()]] -= 1  # what the next higher level would have kept
+    # The level may free more than is missing: the first sites then keep one more.
+    given[np.flatnonzero(given)[: given.sum() - missing.sum()]] -= 1
     rng = seeding.generator(seed, "minimum")
     order = rng.permutation(len(owners))
-    order = order[np.argsort(owners[order], kind="stable")]  # site by site, and at random inside
+    order = order[np.argsort(owners[order], kind="stable")]  # grouped by site, in random order within each
     rank = np.arange(len(owners)) - np.repeat(np.cumsum(held) - held, held)
     moved = rng.permutation(order[rank < np.repeat(given, held)])
     result = owners.copy()
@@ -138,8 +140,8 @@ def by_value(values: Sequence[str], order: Mapping[str, int]) -> Owners:
     return np.array([order[value] for value in values], np.int64)
 
 
-def _cut(order: npt.NDArray[np.int64], num_parts: int, lengths: npt.NDArray[np.int64] | None = None) -> Owners:
-    """The examples in `order`, cut into runs; of equal length (±1), unless `lengths` (parts,) says more."""
+def _assign_runs(order: npt.NDArray[np.int64], num_parts: int, lengths: npt.NDArray[np.int64] | None = None) -> Owners:
+    """The owners of the examples if `order` is split into runs of the given `lengths`, or of equal length (±1)."""
     owners = np.empty(len(order), np.int64)
     owners[order] = np.repeat(np.arange(num_parts), _even_sizes(len(order), num_parts) if lengths is None else lengths)
     return owners
@@ -150,7 +152,7 @@ def _even_sizes(total: int, num_parts: int) -> npt.NDArray[np.int64]:
 
 
 def _rows_of_labels(labels: Labels, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
-    """The examples of each label that occurs, shuffled."""
+    """The examples of each label that occurs, in random order."""
     shuffled = rng.permutation(len(labels))
     counts = np.unique(labels, return_counts=True)[1]
     return np.split(shuffled[np.argsort(labels[shuffled], kind="stable")], np.cumsum(counts)[:-1])

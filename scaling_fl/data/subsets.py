@@ -1,4 +1,4 @@
-"""Which examples are kept, and which are held back from all sites: pure functions of labels, number and seed."""
+"""Stratified subsets: the examples to keep, and those to hold back from all sites. Pure functions, seeded."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,24 +10,21 @@ Indices = npt.NDArray[np.int64]
 
 
 def held_back(labels: npt.NDArray[np.integer], fraction: float, seed: int) -> Indices:
-    """The share `fraction` of the examples that no site gets: each label in its proportion, seeded.
+    """The share `fraction` of the examples, stratified by label, that no site trains on.
 
-    Raises `UserError` where that is no example, though some were asked for, or all of them.
+    Raises `UserError` if a `fraction` above 0 rounds to no example, or to all of them.
     """
     count = round(fraction * len(labels))
     if fraction > 0 and not 0 < count < len(labels):
         raise UserError(
-            f"validation_fraction={fraction:g}: of {len(labels)} training examples that is "
-            f"{'each one' if count else 'none'}; give another one, or more data"
+            f"validation_fraction={fraction:g}: holds back {'all' if count else 'none'} of {len(labels)} training "
+            f"examples; {'lower' if count else 'raise'} it, or use more data"
         )
     return stratified(labels, count, seed, "held back")
 
 
 def stratified(labels: npt.NDArray[np.integer], keep: int, seed: int, purpose: str = "stratified") -> Indices:
-    """`keep` of the examples, in their order, each label in its proportion (largest remainders; seeded).
-
-    `keep` of N or more keeps all N.
-    """
+    """`keep` of the N examples, in order, stratified by label (largest remainders); all N if `keep` is N or more."""
     if keep >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
     values, counts = np.unique(labels, return_counts=True)

@@ -1,4 +1,4 @@
-"""Loading the configured task: its module in `data/tasks`, the keys it takes, and the checks that every task shares."""
+"""Loading of the configured task: its module in `data/tasks`, the keys it takes, and checks that apply to all tasks."""
 
 import importlib
 from dataclasses import fields, replace
@@ -11,7 +11,7 @@ from scaling_fl.data.subsets import stratified
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report, unreported
 
-# The keys of which each task has a use for some. What the others are set to would be ignored: it is refused.
+# Keys that only some tasks use. A key that the task would ignore is refused.
 KEYS = (
     "train_path",
     "test_path",
@@ -28,24 +28,24 @@ KEYS = (
 
 
 def reads_over_network(config: Config) -> bool:
-    """Whether the data come over a network by a library that is silent meanwhile."""
+    """Whether a library that reports no progress may read the data over a network."""
     return config.task_name == "hub" or any("://" in path for path in (config.train_path, config.test_path) if path)
 
 
 def load_task(config: Config, report: Report = unreported) -> Task:
-    """Read the configured task and keep the configured number of rows.
+    """Load the configured task, reduced to the configured number of rows.
 
-    Raises `UserError` where a key, a file or a value in it is not what the task expects.
+    Raises `UserError` if a key, a file or a value in a file is not what the task expects.
     """
     module = importlib.import_module(f"scaling_fl.data.tasks.{config.task_name}")
     defaults = {field.name: field.default for field in fields(config)}
     for key in KEYS:
         value = getattr(config, key)
         if key in module.NEEDS and value is None:
-            raise UserError(f"{key}: task_name={config.task_name} needs it; write {key}=…")
+            raise UserError(f"{key}: task_name={config.task_name} needs it; set {key}=…")
         if key not in (*module.NEEDS, *module.TAKES) and value != defaults[key]:
-            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "none of its kind"
-            raise UserError(f"{key}={value!r}: task_name={config.task_name} has no use for it; it takes {uses}")
+            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "no such key"
+            raise UserError(f"{key}={value!r}: task_name={config.task_name} doesn't use it; it takes {uses}")
     task: Task = module.load(config, report)
     train, test = task.train, task.test
     if config.max_train_examples is not None:
@@ -66,7 +66,7 @@ def load_task(config: Config, report: Report = unreported) -> Task:
         if number and not counts[label]
     ]
     notes += [
-        f"empty {name} texts, which are kept: {empty:,} of {len(texts):,}"
+        f"empty {name} texts (kept): {empty:,} of {len(texts):,}"
         for name, texts in (
             ("training", train.texts),
             ("test", test.texts),

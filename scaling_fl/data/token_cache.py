@@ -1,4 +1,4 @@
-"""Token stores that jobs share: tokenised once per machine, under a key made of all that they depend on."""
+"""Token stores shared by jobs: texts are tokenised once per machine, under a key that covers everything they depend on."""
 
 import contextlib
 import hashlib
@@ -15,13 +15,13 @@ import transformers
 from scaling_fl import host
 from scaling_fl.progress import Report
 
-_FORMAT_VERSION = 1  # of a store's files
-_SEAL = "seal.json"  # written last: the other files' checksums
-_KEPT_DAYS = 30  # since a job last used it
+_FORMAT_VERSION = 1  # of the files in a store
+_SEAL = "seal.json"  # written last; holds the other files' checksums
+_KEPT_DAYS = 30  # since the last use
 
 
 def key(content: str, tokenizer_files: Iterable[Path], max_seq_len: int, token_types: bool) -> str:
-    """Of texts with the digest `content`, and of a tokenizer by the files that it was saved to."""
+    """The key of texts with the digest `content`, tokenised by the tokenizer that `tokenizer_files` hold."""
     versions = (_FORMAT_VERSION, tokenizers.__version__, transformers.__version__)
     digest = hashlib.sha256(f"{versions} {content} {max_seq_len} {token_types}".encode())
     for path in sorted(tokenizer_files):
@@ -29,20 +29,20 @@ def key(content: str, tokenizer_files: Iterable[Path], max_seq_len: int, token_t
     return digest.hexdigest()
 
 
-def link(place: Path, key: str, build: Callable[[Path], None], report: Report) -> list[str]:
-    """Let `place` be the store `key`, which `build(folder)` makes if no job has made it yet. Returns notes.
+def link(target: Path, key: str, build: Callable[[Path], None], report: Report) -> list[str]:
+    """Make `target` a link to the store `key`, built by `build(folder)` if it isn't in the cache. Returns notes.
 
-    A store is published by one rename and checked before it is used; a damaged one is built anew. Of several jobs at
-    once one builds, and the others wait for it. Where the cache can't be written, the store is built at `place`.
+    Stores are published by an atomic rename and verified before use; damaged ones are rebuilt. If several jobs start at
+    once, one builds and the others wait. If the cache isn't writable, the store is built at `target`.
     """
     cache, notes = host.cache_folder() / "tokens", list[str]()
     entry, partial = cache / key, cache / f"{key}.partial"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with host.exclusive_lock(cache / f"{key}.lock", "waiting for another job to tokenise the same texts", report):
-            shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
-            if entry.exists() and not _is_sound(entry):
-                notes.append(f"the tokens kept in {entry} are damaged; they were made anew")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a job that was killed
+            if entry.exists() and not _is_intact(entry):
+                notes.append(f"the cached tokens in {entry} are damaged; they were rebuilt")
                 shutil.rmtree(entry)
             if not entry.exists():
                 build(partial)
@@ -51,16 +51,14 @@ def link(place: Path, key: str, build: Callable[[Path], None], report: Report) -
                 partial.rename(entry)
             os.utime(entry)
         _prune(cache)
-        place.symlink_to(entry)
+        target.symlink_to(entry)
     except OSError as error:
-        notes.append(
-            f"{cache}: tokens can't be kept there ({error}); set XDG_CACHE_HOME to save time at the next start"
-        )
-        build(place)
+        notes.append(f"{cache}: cannot keep tokens there ({error}); set XDG_CACHE_HOME to save time at the next start")
+        build(target)
     return notes
 
 
-def _is_sound(entry: Path) -> bool:
+def _is_intact(entry: Path) -> bool:
     try:
         seal = json.loads((entry / _SEAL).read_text())
         return bool(seal) and all(_checksum(entry / name) == checksum for name, checksum in seal.items())
@@ -69,7 +67,7 @@ def _is_sound(entry: Path) -> bool:
 
 
 def _prune(cache: Path) -> None:
-    """Remove what nobody has used for long. A job that has it open keeps it: what is mapped stays until it ends."""
+    """Remove stores that haven't been used for long. A job that has mapped one keeps its content until the job ends."""
     for path in cache.iterdir():
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _KEPT_DAYS * 86400:

@@ -1,4 +1,4 @@
-"""The token store: all token ids of a split in one flat, memory-mapped array; padded batches out of it."""
+"""Token stores: all token ids of a split in one flat, memory-mapped array, from which padded batches are gathered."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +11,19 @@ import torch
 
 from scaling_fl import seeding
 
-WINDOW = 50  # batches that are length-grouped together: the window that the Hugging Face Trainer uses
-_CHUNK = 1000  # texts given to the tokenizer at once; it spreads them over its threads
+WINDOW = 50  # batches per length-grouped window, as in the Hugging Face Trainer
+_CHUNK = 1000  # texts per tokenizer call, which spreads them over its threads
 
 
 class Batch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64, padded on the right to the batch's longest text
     attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
     labels: torch.Tensor  # (B,) int64
-    token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on a pair's second text; None where all are 0
+    token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on the second text of a pair; None if all are 0
 
 
 class TokenStore:
-    """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. Files are mapped, not read."""
+    """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. The files are memory-mapped."""
 
     def __init__(self, folder: Path, pad_token_id: int):
         dtype = np.load(folder / "dtype.npy").dtype
@@ -70,9 +70,9 @@ def encode(
     token_types: bool = False,
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Iterator[Any]:
-    """Tokenise in chunks, each of which has lists of token ids as "input_ids", and as "token_type_ids" if asked for.
+    """Tokenise in chunks. Each has lists of "input_ids", and with `token_types` also of "token_type_ids".
 
-    A text (with its pair, if there are pairs) is cut to `max_seq_len` tokens, the longer of a pair first; None: whole.
+    Texts or pairs are truncated to `max_seq_len` tokens, the longer text of a pair first; None: no truncation.
     """
     for start in range(0, len(texts), _CHUNK):
         yield tokenizer(
@@ -96,7 +96,7 @@ def write(
     token_types: bool = False,
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
-    """Tokenise texts, or pairs of them, into a new store at `folder`; see `encode`. Each has one token at least."""
+    """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token."""
     dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
     lengths: list[int] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write(
         tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
         types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
         for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
-            # Tokenizers without special tokens find none in an empty text, and no model takes a batch without any.
+            # A tokenizer without special tokens yields none for an empty text, and models reject an empty batch.
             input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
             tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
             if types is not None:
@@ -123,28 +123,28 @@ def training_batches(
     seed: int,
     *path: int,
 ) -> list[npt.NDArray[np.int64]]:
-    """One epoch over a shard: index arrays of `batch_size`, the last one possibly smaller, each example once.
+    """One epoch over a shard: index arrays of `batch_size`, with each example once; the last one may be smaller.
 
     The order is a function of (seed, *path), where `path` is (round, site, epoch). With `group_by_length`,
-    windows of 50 batches of the shuffled shard are sorted by length and cut into batches, which are shuffled.
+    windows of 50 batches of the shuffled shard are sorted by length and divided into batches, which are shuffled.
     """
     rng = seeding.generator(seed, "order", *path)
     order = rng.permutation(shard)
     if not group_by_length:
-        return _cut(order, batch_size)
+        return _chunks(order, batch_size)
     batches = []
-    for window in _cut(order, WINDOW * batch_size):
+    for window in _chunks(order, WINDOW * batch_size):
         lengths = store.offsets[window + 1] - store.offsets[window]
-        batches += _cut(window[np.argsort(-lengths, kind="stable")], batch_size)
+        batches += _chunks(window[np.argsort(-lengths, kind="stable")], batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def evaluation_batches(
     store: TokenStore, examples: npt.NDArray[np.int64], batch_size: int
 ) -> list[npt.NDArray[np.int64]]:
-    """These examples in fixed batches, longest texts first: the same for any number of sites."""
-    return _cut(examples[np.argsort(-store.lengths[examples], kind="stable")], batch_size)
+    """The examples in fixed batches, longest texts first: the same for any number of sites."""
+    return _chunks(examples[np.argsort(-store.lengths[examples], kind="stable")], batch_size)
 
 
-def _cut(indices: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+def _chunks(indices: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -41,7 +41,7 @@ def test_text_keys_take_the_raw_text_of_the_command_line(word: str, value: Any) 
     assert as_sacred_reads(word) == {word.partition("=")[0]: value}
 
 
-def test_other_words_of_the_command_line_stay() -> None:
+def test_other_words_of_the_command_line_are_unchanged() -> None:
     words = ["demo", "site_ids=[0,0]", "num_rounds=3", "iid_split=False", "unknown=1_0"]
     argv = ["train_federated.py", "-c", "author=1", "with", *words]
     assert keep_text(argv) == argv
@@ -51,5 +51,5 @@ def test_other_words_of_the_command_line_stay() -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
 def test_any_text_survives_the_command_line(text: str) -> None:
     value = as_sacred_reads(f"author={text}")["author"]
-    # Sacred strips what surrounds a value; None and Python strings are taken as what they are.
+    # Sacred strips surrounding white space; None and Python strings are taken as literals.
     assert value == text or text.strip() in ("None", "") or text.strip()[-1] in "'\""

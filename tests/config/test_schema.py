@@ -11,11 +11,11 @@ from scaling_fl.errors import UserError
 def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
     defaults = Config().to_mapping()
     assert Config.from_mapping(defaults) == Config()
-    asked_for = {
+    documented = {
         "learning_rate": 5e-5, "optimiser": "adamw", "max_seq_len": 128, "batch_size": 32, "val_batch_size": 512,
         "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None, "checkpoints_dir": None,
     }  # fmt: skip
-    assert {key: defaults[key] for key in asked_for} == asked_for
+    assert {key: defaults[key] for key in documented} == documented
 
 
 @pytest.mark.parametrize(
@@ -47,39 +47,39 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("precision", "fp8", "one of auto, fp32, bf16, fp16"),
         ("max_grad_norm", 0, "a number above 0"),
         ("warmup", -1, "a number, 0 or more"),
-        ("warmup", 10.0, "num_rounds=10 ends before it"),
+        ("warmup", 10.0, "expected less than num_rounds=10; lower warmup"),
         ("job_name", "", "an unset shell variable?"),
         ("job_name", "a/b", "letters, digits"),
         ("job_name", "../x", "letters, digits"),
         ("checkpoints_dir", " ", "an unset shell variable?"),
         ("keep_checkpoints", -1, "a whole number, 0 or more"),
         ("keep_best", "accuracy", "one of validation.loss, validation.accuracy, validation.macro_f1, held_back.loss"),
-        ("keep_best", "held_back.loss", "no training rows are held back; give validation_fraction=0.1 as well"),
+        ("keep_best", "held_back.loss", "no training rows are held back; set validation_fraction=0.1 as well"),
         ("validation_fraction", 1, "a number from 0 to less than 1"),
         ("validation_fraction", -0.1, "a number from 0 to less than 1"),
         ("seed", -1, "a whole number from 0 to 4294967295"),
         ("data_seed", 2**32, "a whole number from 0 to 4294967295"),
     ],
 )
-def test_a_bad_value_is_refused_by_key_value_and_remedy(key: str, value: Any, remedy: str) -> None:
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(key: str, value: Any, remedy: str) -> None:
     with pytest.raises(UserError) as error:
         Config.from_mapping({key: value})
     assert str(error.value).startswith((f"{key}={value!r}: ", "warmup=10: "))
     assert remedy in str(error.value)
 
 
-def test_an_unknown_key_is_refused_with_the_closest_one() -> None:
-    with pytest.raises(UserError, match=r"num_round=3: there is no such key; did you mean num_rounds\?"):
+def test_an_unknown_key_is_refused_with_the_closest_known_key() -> None:
+    with pytest.raises(UserError, match=r"num_round=3: unknown key; did you mean num_rounds\?"):
         Config.from_mapping({"num_round": 3})
 
 
-def test_numbers_and_lists_take_the_type_of_their_key() -> None:
+def test_numbers_and_lists_are_converted_to_the_type_of_their_key() -> None:
     config = Config.from_mapping({"learning_rate": 1, "site_ids": [1, 0]})
     assert (config.learning_rate, type(config.learning_rate)) == (1.0, float)
     assert config.site_ids == (1, 0)
 
 
-def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
+def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_the_results() -> None:
     before = Config(job_name="j", site_ids=(0, 1)).to_mapping()
     free = {
         "site_ids": (2, 2), "num_rounds": 99, "train_path": "x", "test_path": "y", "author": "me", "eval_every": 2,
@@ -101,22 +101,22 @@ def test_a_resume_may_change_places_and_length_but_not_the_meaning() -> None:
     for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
         scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
         compatibility.check_config(scheduled, scheduled.to_mapping())
-        with pytest.raises(UserError, match="num_rounds was 4, is 3, on which the learning rate depends"):
+        with pytest.raises(UserError, match=r"num_rounds was 4, is 3 \(the learning rate depends on it\)"):
             compatibility.check_config(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is 3"):
         compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
 
 
-def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_another() -> None:
-    words: list[tuple[str, dict[str, Any]]] = [
+def test_a_resume_may_set_the_same_partition_by_another_key_but_not_another_partition() -> None:
+    spellings: list[tuple[str, dict[str, Any]]] = [
         ("iid", {}), ("iid", {"iid_split": True}), ("iid", {"partition": "iid"}), ("by_label", {"iid_split": False}),
         ("by_label", {"partition": "by_label"}), ("sizes", {"partition": "sizes"}),
     ]  # fmt: skip
-    for was, earlier in words:
-        # A checkpoint from before there were other partitions than these two has none of the later keys.
+    for was, earlier in spellings:
+        # Checkpoints written when there were only these two partitions lack the later keys.
         before = Config(**earlier).to_mapping()
         old = {key: value for key, value in before.items() if key in ("iid_split", "site_ids", "num_rounds")}
-        for now, later in words:
+        for now, later in spellings:
             for header in [before] if was == "sizes" else [before, old | {"iid_split": was == "iid"}]:
                 if now == was:
                     compatibility.check_config(Config(**later), header)
@@ -128,13 +128,14 @@ def test_a_partition_may_be_said_otherwise_when_a_job_is_resumed_but_not_be_anot
         compatibility.check_config(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
 
 
-def test_every_optimiser_of_the_configuration_is_built() -> None:
-    from scaling_fl.federated.local_optimiser import OPTIMISERS
+def test_every_optimiser_in_the_configuration_is_implemented() -> None:
+    from scaling_fl.config.sections.training import OPTIMISERS
+    from scaling_fl.federated import local_optimiser
 
-    assert set(OPTIMISERS) == set(OPTIMISERS)
+    assert set(local_optimiser.OPTIMISERS) == set(OPTIMISERS)
 
 
 @pytest.mark.parametrize(("num_test", "size"), [(9, 32), (2048, 32), (2049, 33), (7600, 119), (50_000, 512)])
-def test_small_test_sets_are_cut_finer(num_test: int, size: int) -> None:
+def test_small_test_sets_are_split_into_smaller_batches(num_test: int, size: int) -> None:
     assert Config().evaluation_batch_size(num_test) == size
     assert Config(val_batch_size=8).evaluation_batch_size(num_test) == 8

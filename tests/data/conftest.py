@@ -1,4 +1,4 @@
-"""A web server with one file, whose connections break, stall or begin in the middle as a test wants it."""
+"""A web server with one file, whose connections break, stall or resume as a test requires."""
 
 import hashlib
 import random
@@ -16,13 +16,13 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT, as often as asked; `requests` are the byte each began at."""
+    """Serves CONTENT. `requests` records the first byte of each request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[int] = []
         self.content = CONTENT
-        self.cuts: list[int] = []  # bytes after which the next connections break off
+        self.cuts: list[int] = []  # bytes after which each of the next connections breaks
         self.ranges = True
         self.pause = 0.0
         self.url = f"http://127.0.0.1:{self.server_port}/data/file.bin"

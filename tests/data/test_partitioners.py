@@ -13,7 +13,7 @@ from scaling_fl.errors import UserError
 
 Scheme = Callable[[np.ndarray, int, int], np.ndarray]
 
-# Labels, number of sites, seed → owners; parameters that are harmless, and some at the ends of what is allowed.
+# Labels, number of sites, seed → owners; with typical parameters, and with some at the limits of their range.
 EVEN: dict[str, Scheme] = {
     "iid": partitioners.iid,
     "by_label": lambda labels, num_sites, seed: partitioners.by_label(labels, num_sites),
@@ -46,7 +46,7 @@ SEEDED = sorted(SCHEMES.keys() - {"by_label"})
 labels_and_sites = st.lists(st.integers(0, 4), min_size=1, max_size=80).flatmap(
     lambda labels: st.tuples(st.just(np.array(labels)), st.integers(1, len(labels)))
 )
-NEWS = np.arange(12_000) % 4  # four labels, equally often
+NEWS = np.arange(12_000) % 4  # four labels, equally frequent
 
 
 def counts(labels: np.ndarray, owners: np.ndarray, num_sites: int) -> np.ndarray:
@@ -57,24 +57,24 @@ def counts(labels: np.ndarray, owners: np.ndarray, num_sites: int) -> np.ndarray
 
 @pytest.mark.parametrize("name", SCHEMES)
 @given(labels_and_sites, st.integers(0, 2**32), st.integers(0, 3))
-def test_each_example_has_one_owner_and_each_site_its_minimum(
+def test_each_example_has_one_owner_and_each_site_at_least_the_minimum(
     name: str, labels_and_sites: tuple[np.ndarray, int], seed: int, minimum: int
 ) -> None:
     labels, num_sites = labels_and_sites
     minimum = min(minimum, len(labels) // num_sites)
     drawn = SCHEMES[name](labels, num_sites, seed)
     owners = partitioners.with_minimum(drawn, num_sites, seed, minimum)
-    for dealt in (drawn, owners):
-        shards = partitioners.shards(dealt, num_sites)
+    for assigned in (drawn, owners):
+        shards = partitioners.shards(assigned, num_sites)
         assert len(shards) == num_sites
         assert all(shard.dtype == np.int64 and (np.diff(shard) > 0).all() for shard in shards), "in order"
         assert sorted(np.concatenate(shards).tolist()) == list(range(len(labels)))
-        assert all((dealt[shard] == site).all() for site, shard in enumerate(shards))
+        assert all((assigned[shard] == site).all() for site, shard in enumerate(shards))
     sizes = np.bincount(owners, minlength=num_sites)
     assert sizes.min() >= minimum
     if name in EVEN:
         assert sizes.max() - sizes.min() <= 1
-        assert np.array_equal(drawn, owners), "nothing has to be moved"
+        assert np.array_equal(drawn, owners), "no example has to be moved"
     again = partitioners.with_minimum(SCHEMES[name](labels, num_sites, seed), num_sites, seed, minimum)
     assert np.array_equal(owners, again)
 
@@ -85,34 +85,34 @@ def test_another_seed_yields_another_partition(name: str) -> None:
 
 
 @given(labels_and_sites)
-def test_by_label_is_sorted_by_label_and_then_cut(labels_and_sites: tuple[np.ndarray, int]) -> None:
+def test_by_label_gives_contiguous_runs_of_the_sorted_labels(labels_and_sites: tuple[np.ndarray, int]) -> None:
     labels, num_sites = labels_and_sites
-    of_sites = [labels[shard] for shard in partitioners.shards(partitioners.by_label(labels, num_sites), num_sites)]
-    assert all(a.max() <= b.min() for a, b in itertools.pairwise(of_sites))
+    per_site = [labels[shard] for shard in partitioners.shards(partitioners.by_label(labels, num_sites), num_sites)]
+    assert all(a.max() <= b.min() for a, b in itertools.pairwise(per_site))
 
 
 @pytest.mark.parametrize("owners", [partitioners.iid(NEWS, 40, 1), partitioners.sizes(NEWS, 8, 1, "lognormal", 0.5)])
-def test_chance_alone_gives_all_sites_the_same_labels(owners: np.ndarray) -> None:
-    of_sites = counts(NEWS, owners, owners.max() + 1)
-    expected = of_sites.sum(axis=1, keepdims=True) / 4
+def test_random_partitions_give_all_sites_the_same_label_distribution(owners: np.ndarray) -> None:
+    per_site = counts(NEWS, owners, owners.max() + 1)
+    expected = per_site.sum(axis=1, keepdims=True) / 4
     # Each count is hypergeometric, with a variance of less than n × ¼ × ¾: 5 standard deviations.
-    assert (abs(of_sites - expected) < 5 * np.sqrt(0.75 * expected)).all()
+    assert (abs(per_site - expected) < 5 * np.sqrt(0.75 * expected)).all()
 
 
-def test_iid_deals_the_shuffle_that_it_always_has() -> None:
-    """Jobs that began before there were other partitions go on with the same shards."""
+def test_iid_still_yields_the_shards_of_earlier_versions() -> None:
+    """Jobs started before there were other partitions must resume with the same shards."""
     order = seeding.generator(7, "shards").permutation(11)
     shards = partitioners.shards(partitioners.iid(np.zeros(11, int), 3, 7), 3)
     assert [shard.tolist() for shard in shards] == [sorted(part) for part in (order[:4], order[4:8], order[8:])]
 
 
-def test_dirichlet_with_a_huge_alpha_is_as_good_as_iid_and_with_a_tiny_one_each_label_is_at_one_site() -> None:
+def test_dirichlet_approaches_iid_for_a_huge_alpha_and_one_site_per_label_for_a_tiny_alpha() -> None:
     labels = np.repeat(np.arange(4), (1000, 2000, 3000, 4000))
-    of_sites = counts(labels, partitioners.dirichlet(labels, 10, 1, 1e9), 10)
+    per_site = counts(labels, partitioners.dirichlet(labels, 10, 1, 1e9), 10)
     # Shares of 1/10 ± 1e-5, whose sums are rounded.
-    assert (abs(of_sites - np.array([100, 200, 300, 400])) <= 1).all()
-    of_sites = counts(labels, partitioners.dirichlet(labels, 10, 1, 1e-6), 10)
-    assert ((of_sites > 0).sum(axis=0) == 1).all()
+    assert (abs(per_site - np.array([100, 200, 300, 400])) <= 1).all()
+    per_site = counts(labels, partitioners.dirichlet(labels, 10, 1, 1e-6), 10)
+    assert ((per_site > 0).sum(axis=0) == 1).all()
 
 
 def test_the_shares_of_a_label_have_the_variance_of_the_dirichlet_distribution() -> None:
@@ -125,7 +125,7 @@ def test_the_shares_of_a_label_have_the_variance_of_the_dirichlet_distribution()
     assert shares.mean(axis=1) == pytest.approx(1 / num_sites, abs=0.05), "no site is favoured"
 
 
-def test_where_a_label_has_fewer_examples_than_there_are_sites_others_get_those_of_the_next() -> None:
+def test_dirichlet_rounding_favours_no_site_if_labels_have_fewer_examples_than_there_are_sites() -> None:
     labels = np.repeat(np.arange(50), 10)
     sizes = np.bincount(partitioners.dirichlet(labels, 100, 1, 1e9), minlength=100)
     # 50 × 10 examples, each at one of 100 sites: Binomial(50, 1/10), of which 20 or more have a chance of 1e-8.
@@ -133,54 +133,56 @@ def test_where_a_label_has_fewer_examples_than_there_are_sites_others_get_those_
 
 
 @pytest.mark.parametrize("alpha", [1e-9, 0.05, 1e9])
-def test_balanced_sites_share_a_size_but_not_the_labels(alpha: float) -> None:
+def test_balanced_sites_have_equal_sizes_but_different_labels(alpha: float) -> None:
     labels = np.repeat(np.arange(4), (1000, 2000, 3000, 4000))
-    of_sites = counts(labels, partitioners.dirichlet_balanced(labels, 40, 1, alpha), 40)
-    assert (of_sites.sum(axis=1) == 250).all()
-    shares = of_sites / 250
+    per_site = counts(labels, partitioners.dirichlet_balanced(labels, 40, 1, alpha), 40)
+    assert (per_site.sum(axis=1) == 250).all()
+    shares = per_site / 250
     if alpha == 1e9:
-        # Multinomial(250, prior) but for the last sites, which get what is left: 5 standard deviations of a count.
+        # Multinomial(250, prior), except for the last sites, which receive the remainder: 5 standard deviations of a count.
         prior = np.array([0.1, 0.2, 0.3, 0.4])
         assert (abs(shares[:30] - prior) < 5 * np.sqrt(prior * (1 - prior) / 250)).all()
-    else:  # most have one label, and only those that found it used up have another
+    else:  # most sites have one label; only sites whose label ran out have another
         assert (shares.max(axis=1) > 0.9).mean() > (0.85 if alpha == 1e-9 else 0.5)
-    if alpha == 1e-9:  # a label that runs out at a site ends there: at most C - 1 have two
-        assert ((of_sites > 0).sum(axis=1) > 1).sum() <= 3
+    if alpha == 1e-9:  # each label runs out at one site: at most C - 1 sites have two
+        assert ((per_site > 0).sum(axis=1) > 1).sum() <= 3
 
 
-def test_labels_per_site_are_pieces_of_the_examples_sorted_by_label() -> None:
-    # 40 × 3 pieces of 100: each lies in one label of 3,000, so that a site has 3 labels at most, and 300 examples.
-    of_sites = counts(NEWS, partitioners.labels_per_site(NEWS, 40, 1, 3), 40)
-    assert (of_sites.sum(axis=1) == 300).all()
-    assert (of_sites % 100 == 0).all()
-    assert (of_sites > 0).sum(axis=1).max() == 3
-    # 7 × 2 pieces of 857 or 858: one of them can hold two of the four labels, as they are longer than a piece.
-    of_sites = counts(NEWS, partitioners.labels_per_site(NEWS, 7, 1, 2), 7)
-    assert (of_sites > 0).sum(axis=1).max() <= 4
-    assert (of_sites > 0).sum() <= 14 + 3, "a piece each, and 3 bounds between labels"
+def test_labels_per_site_assigns_pieces_of_the_examples_sorted_by_label() -> None:
+    # 40 × 3 pieces of 100: each lies within one label of 3,000, so a site has at most 3 labels, and 300 examples.
+    per_site = counts(NEWS, partitioners.labels_per_site(NEWS, 40, 1, 3), 40)
+    assert (per_site.sum(axis=1) == 300).all()
+    assert (per_site % 100 == 0).all()
+    assert (per_site > 0).sum(axis=1).max() == 3
+    # 7 × 2 pieces of 857 or 858: a piece can hold at most two of the four labels, as labels are longer than pieces.
+    per_site = counts(NEWS, partitioners.labels_per_site(NEWS, 7, 1, 2), 7)
+    assert (per_site > 0).sum(axis=1).max() <= 4
+    assert (per_site > 0).sum() <= 14 + 3, "one label per piece, and 3 boundaries between labels"
 
 
-def test_power_law_sizes_fall_with_the_rank_and_lognormal_ones_spread_as_asked() -> None:
+def test_power_law_sizes_decrease_with_rank_and_lognormal_sizes_have_the_requested_spread() -> None:
     sizes = np.sort(np.bincount(partitioners.sizes(NEWS, 20, 1, "power", 1.5)))[::-1]
     weights = np.arange(1, 21) ** -1.5
     assert abs(sizes - 12_000 * weights / weights.sum()).max() <= 1
     logarithms = np.log(np.bincount(partitioners.sizes(np.zeros(10**6, int), 1000, 1, "lognormal", 0.7)))
-    # The deviation of 1,000 normal numbers has a standard error of sigma / √2000 = 0.016.
+    # The standard deviation of 1,000 normal numbers has a standard error of sigma / √2000 = 0.016.
     assert logarithms.std() == pytest.approx(0.7, abs=0.06)
 
 
-def test_the_minimum_comes_from_the_largest_sites_and_no_other() -> None:
+def test_sites_are_topped_up_from_the_largest_sites_only() -> None:
     owners = np.repeat([0, 1, 2, 4], [10, 7, 4, 1])
     moved = partitioners.with_minimum(owners, 5, 1, 3)
-    # Site 3 lacks 3 and site 4 lacks 2: 0 and 1 sink to 6 and 6, and site 2 keeps its 4.
+    # Site 3 lacks 3 and site 4 lacks 2: sites 0 and 1 are lowered to 6 each, and site 2 keeps its 4.
     assert np.bincount(moved).tolist() == [6, 6, 4, 3, 3]
     assert (moved != owners).sum() == 5
     assert (moved[owners == 2] == 2).all()
     others = [partitioners.with_minimum(owners, 5, seed, 3) for seed in range(5)]
-    assert len({tuple(np.flatnonzero(other != owners)) for other in others}) > 1, "which ones is drawn"
+    assert len({tuple(np.flatnonzero(other != owners)) for other in others}) > 1, (
+        "the moved examples are drawn at random"
+    )
 
 
-def test_sites_by_value_are_exactly_the_rows_of_each() -> None:
+def test_partition_by_value_gives_each_site_exactly_the_rows_of_its_value() -> None:
     values = ["b", "a", "c", "a", "b", "b"]
     shards = partitioners.shards(partitioners.by_value(values, {"a": 0, "b": 1, "c": 2}), 3)
     assert [shard.tolist() for shard in shards] == [[1, 3], [0, 4, 5], [2]]
@@ -193,6 +195,6 @@ def test_sites_by_value_are_exactly_the_rows_of_each() -> None:
         (5, 3, "labels_per_site=3: 5 sites would need 15 pieces of 12 training examples; lower it, or use fewer sites"),
     ],
 )
-def test_more_pieces_than_there_can_be_are_refused(num_sites: int, number: int, message: str) -> None:
+def test_too_many_labels_per_site_are_refused(num_sites: int, number: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         partitioners.labels_per_site(np.arange(12) % 4, num_sites, 1, number)

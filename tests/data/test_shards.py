@@ -27,7 +27,9 @@ PARTITIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("keys", PARTITIONS)
 @pytest.mark.parametrize("more", [{"num_sites": 12}, {"site_ids": [-1] * 5, "min_examples_per_site": 20}])
-def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[str, Any], more: dict[str, Any]) -> None:
+def test_each_row_is_held_back_or_in_one_shard_of_at_least_the_minimum_size(
+    keys: dict[str, Any], more: dict[str, Any]
+) -> None:
     config = Config.from_mapping({"validation_fraction": 0.2, **keys, **more})
     notes: list[str] = []
     held_back, trained, shards = make_shards(config, SPLIT, notes)
@@ -42,10 +44,10 @@ def test_each_row_is_held_back_or_at_one_site_of_the_size_asked_for(keys: dict[s
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
     if config.alpha is not None and not config.balanced:
         assert len(notes) == 1
-        assert f"to those that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
+        assert f"to sites that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
 
 
-def test_all_partitions_differ() -> None:
+def test_all_partitions_yield_different_shards() -> None:
     owners = set()
     for keys in PARTITIONS:
         shards = make_shards(Config.from_mapping({"num_sites": 7, **keys}), SPLIT, []).shards
@@ -58,7 +60,7 @@ def test_all_partitions_differ() -> None:
     assert skews == sorted(set(skews))
 
 
-def test_iid_split_is_short_for_two_of_them() -> None:
+def test_iid_split_is_short_for_iid_and_by_label() -> None:
     for short, partition in ((True, "iid"), (False, "by_label")):
         first = make_shards(Config(iid_split=short), SPLIT, []).shards
         assert all(map(np.array_equal, first, make_shards(Config(partition=partition), SPLIT, []).shards))
@@ -66,7 +68,7 @@ def test_iid_split_is_short_for_two_of_them() -> None:
     assert all(map(np.array_equal, default, make_shards(Config(partition="iid"), SPLIT, []).shards))
 
 
-def test_sites_by_a_column_are_its_values_in_order_less_what_is_held_back() -> None:
+def test_partition_by_column_has_one_site_per_value_in_order_without_the_rows_held_back() -> None:
     config = Config(partition="column", partition_column="town", validation_fraction=0.2)
     held_back, _, shards = make_shards(config, SPLIT, [])
     assert SPLIT.sites is not None
@@ -96,7 +98,7 @@ def task(folder: Path, train: str, test: str, **keys: Any) -> Task:
         ("csv", "body,kind\na,x\nb,y\n", "body,kind\nc,x\n", "kind", ["x", "y"]),
     ],
 )  # fmt: skip
-def test_tasks_of_files_read_the_column_of_the_training_file_alone(
+def test_the_partition_column_is_read_from_the_training_file_only(
     tmp_path: Path, name: str, train: str, test: str, column: str, sites: list[str]
 ) -> None:
     own = {"text_column": "body", "label_column": "kind"} if name == "csv" else {}
@@ -105,7 +107,7 @@ def test_tasks_of_files_read_the_column_of_the_training_file_alone(
     assert loaded.train.take(np.array([1])).sites == sites[1:2]
 
 
-def test_data_whose_rows_change_the_site_are_other_data(tmp_path: Path) -> None:
+def test_the_data_digest_depends_on_the_sites_of_the_rows(tmp_path: Path) -> None:
     keys = {"task_name": "csv", "text_column": "body", "label_column": "kind", "partition_column": "town"}
     rows, test = "body,kind,town\na,x,{}\nb,y,2\n", "body,kind\nc,x\n"
     digests = [task(tmp_path, rows.format(town), test, **keys).digest() for town in (1, 1, 2)]

@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Builder:
-    """Builds stores with the content that it was given, and counts them."""
+    """Builds stores with the given content, and counts them."""
 
     def __init__(self, content: bytes = b"tokens"):
         self.content, self.built = content, 0
@@ -30,7 +30,7 @@ class Builder:
         self.built += 1
 
 
-def test_a_store_is_built_once_and_linked_by_all(tmp_path: Path) -> None:
+def test_a_store_is_built_once_and_shared_by_all_jobs(tmp_path: Path) -> None:
     build = Builder()
     for number in range(3):
         assert token_cache.link(tmp_path / f"job {number}", "k", build, unreported) == []
@@ -41,7 +41,7 @@ def test_a_store_is_built_once_and_linked_by_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the seal", "empty the seal"])
-def test_a_damaged_store_is_built_anew_and_said(tmp_path: Path, cache: Path, how: str) -> None:
+def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how: str) -> None:
     build = Builder()
     token_cache.link(tmp_path / "first", "k", build, unreported)
     file = cache / "k" / "tokens.bin"
@@ -57,12 +57,12 @@ def test_a_damaged_store_is_built_anew_and_said(tmp_path: Path, cache: Path, how
         case "empty the seal":
             (cache / "k" / "seal.json").write_text("{}")
     (note,) = token_cache.link(tmp_path / "second", "k", build, unreported)
-    assert "are damaged; they were made anew" in note
+    assert "are damaged; they were rebuilt" in note
     assert build.built == 2
     assert (tmp_path / "second" / "tokens.bin").read_bytes() == b"tokens"
 
 
-def test_what_a_killed_job_left_half_done_is_never_used(tmp_path: Path, cache: Path) -> None:
+def test_a_partial_store_left_by_a_killed_job_is_never_used(tmp_path: Path, cache: Path) -> None:
     def fail(folder: Path) -> None:
         Builder(b"half")(folder)
         raise KeyboardInterrupt
@@ -75,15 +75,15 @@ def test_what_a_killed_job_left_half_done_is_never_used(tmp_path: Path, cache: P
     assert sorted(path.name for path in cache.iterdir()) == ["k", "k.lock"]
 
 
-def test_without_a_place_for_the_cache_the_job_builds_its_own(tmp_path: Path, cache: Path) -> None:
+def test_a_job_builds_its_own_store_if_the_cache_is_not_writable(tmp_path: Path, cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("a file")
     (note,) = token_cache.link(tmp_path / "job", "k", Builder(), unreported)
-    assert note.startswith(f"{cache}: tokens can't be kept there")
+    assert note.startswith(f"{cache}: cannot keep tokens there")
     assert (tmp_path / "job" / "tokens.bin").read_bytes() == b"tokens"
 
 
-def test_what_nobody_used_for_long_goes(tmp_path: Path, cache: Path) -> None:
+def test_stores_unused_for_a_month_are_removed(tmp_path: Path, cache: Path) -> None:
     for name in ("old", "young", "used"):
         token_cache.link(tmp_path / name, name, Builder(), unreported)
     long_ago = time.time() - 31 * 86400
@@ -94,7 +94,7 @@ def test_what_nobody_used_for_long_goes(tmp_path: Path, cache: Path) -> None:
     assert (tmp_path / "again" / "tokens.bin").read_bytes() == b"tokens"
 
 
-def test_the_key_is_made_of_all_that_tokens_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_everything_that_tokens_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     files = [tmp_path / "tokenizer.json"]
     first = token_cache.key("content", files, 128, False)
@@ -113,19 +113,19 @@ def _slowly(folder: Path) -> None:
 
 
 def _job(place: str, results: Any) -> None:
-    said: list[str] = []
-    token_cache.link(Path(place), "k", _slowly, lambda what, *_: said.append(what))
-    results.put(((Path(place) / "tokens.bin").read_bytes(), said))
+    reports: list[str] = []
+    token_cache.link(Path(place), "k", _slowly, lambda what, *_: reports.append(what))
+    results.put(((Path(place) / "tokens.bin").read_bytes(), reports))
 
 
-def test_of_two_jobs_at_once_one_builds_and_the_other_waits(tmp_path: Path) -> None:
+def test_of_two_concurrent_jobs_one_builds_and_the_other_waits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), results)) for n in range(2)]
     for job in jobs:
         job.start()
-    (first, said), (second, more) = (results.get(timeout=60) for _ in jobs)
+    (first, reports), (second, more_reports) = (results.get(timeout=60) for _ in jobs)
     for job in jobs:
         job.join()
     assert first == second
-    assert said + more == ["waiting for another job to tokenise the same texts"]
+    assert reports + more_reports == ["waiting for another job to tokenise the same texts"]

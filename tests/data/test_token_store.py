@@ -12,27 +12,27 @@ from tests import builders
 
 @pytest.fixture
 def store(tmp_path: Path) -> TokenStore:
-    texts, labels = builders.texts_and_labels(2500)  # more than the tokenizer is given at once
+    texts, labels = builders.texts_and_labels(2500)  # more than one chunk for the tokenizer
     texts[3] = ""
     texts[4] = "river " * 500
     token_store.write(tmp_path / "store", builders.tokenizer(), texts, labels, max_seq_len=9)
     return TokenStore(tmp_path / "store", pad_token_id=0)
 
 
-def test_the_store_holds_what_the_tokenizer_says(store: TokenStore) -> None:
+def test_the_store_holds_the_tokenizer_s_output(store: TokenStore) -> None:
     texts, labels = builders.texts_and_labels(2500)
     tokenizer = builders.tokenizer()
     assert len(store) == 2500
     assert np.array_equal(store.labels, labels)
-    assert store.tokens.dtype == np.uint8, "the smallest type that holds a vocabulary of less than 256"
+    assert store.tokens.dtype == np.uint8, "the smallest type for a vocabulary of fewer than 256 tokens"
     for index in (0, 1, 999, 1000, 2499):
         expected = tokenizer(texts[index], truncation=True, max_length=9)["input_ids"]
         assert store.tokens[store.offsets[index] : store.offsets[index + 1]].tolist() == expected
     assert store.lengths[3] == 2, "an empty text is [CLS] [SEP]"
-    assert store.lengths[4] == 9, "a long text is cut"
+    assert store.lengths[4] == 9, "a long text is truncated"
 
 
-def test_a_batch_is_padded_on_the_right_to_its_own_longest_text(store: TokenStore) -> None:
+def test_a_batch_is_padded_on_the_right_to_its_longest_text(store: TokenStore) -> None:
     indices = np.array([3, 7, 4])
     batch = store.batch(indices)
     assert batch.input_ids.shape == batch.attention_mask.shape == (3, 9)
@@ -46,7 +46,7 @@ def test_a_batch_is_padded_on_the_right_to_its_own_longest_text(store: TokenStor
     assert store.batch(np.array([3])).input_ids.shape == (1, 2)
 
 
-def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tmp_path: Path) -> None:
+def test_padding_and_truncation_set_in_the_tokenizer_are_overridden(tmp_path: Path) -> None:
     tokenizer = builders.tokenizer()
     tokenizer._tokenizer.enable_padding(length=50)
     tokenizer._tokenizer.enable_truncation(3)
@@ -55,7 +55,7 @@ def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_an_epoch_holds_each_example_of_the_shard_once_in_a_seeded_order(store: TokenStore, grouped: bool) -> None:
+def test_an_epoch_has_each_example_of_the_shard_once_in_a_seeded_order(store: TokenStore, grouped: bool) -> None:
     shard = np.arange(100, 1250, 3)
 
     def epoch(seed: int, *path: int) -> list[np.ndarray]:
@@ -69,7 +69,7 @@ def test_an_epoch_holds_each_example_of_the_shard_once_in_a_seeded_order(store: 
         assert [b.tolist() for b in epoch(*other)] != [b.tolist() for b in batches]
 
 
-def test_grouping_by_length_saves_padding_inside_windows_of_fifty_batches(store: TokenStore) -> None:
+def test_grouping_by_length_reduces_padding_and_batches_are_shuffled(store: TokenStore) -> None:
     shard = np.arange(len(store))
 
     def padding(batches: list[np.ndarray]) -> int:
@@ -84,8 +84,8 @@ def test_grouping_by_length_saves_padding_inside_windows_of_fifty_batches(store:
 
 
 @given(st.integers(1, 60), st.integers(1, 20))
-def test_cutting_loses_nothing(count: int, size: int) -> None:
-    parts = token_store._cut(np.arange(count), size)
+def test_chunks_lose_nothing(count: int, size: int) -> None:
+    parts = token_store._chunks(np.arange(count), size)
     assert np.concatenate(parts).tolist() == list(range(count))
     assert all(len(part) == size for part in parts[:-1])
     assert 1 <= len(parts[-1]) <= size
@@ -94,7 +94,7 @@ def test_cutting_loses_nothing(count: int, size: int) -> None:
 PAIRS = (["river stone", "forest", ""], ["meadow", "river river river river stone stone forest", "stone"])
 
 
-def test_pairs_are_joined_and_cut_as_the_tokenizer_says_and_typed_for_models_that_want_it(tmp_path: Path) -> None:
+def test_pairs_are_joined_and_truncated_by_the_tokenizer_with_token_types_on_request(tmp_path: Path) -> None:
     tokenizer, labels = builders.tokenizer(), np.array([0, 1, 0])
     token_store.write(tmp_path / "typed", tokenizer, PAIRS[0], labels, 8, PAIRS[1], token_types=True)
     token_store.write(tmp_path / "plain", tokenizer, PAIRS[0], labels, 8, PAIRS[1])
@@ -111,7 +111,7 @@ def test_pairs_are_joined_and_cut_as_the_tokenizer_says_and_typed_for_models_tha
     assert plain.tokens.tolist() == typed.tokens.tolist()
 
 
-def test_whole_texts_are_encoded_for_those_who_want_their_lengths() -> None:
+def test_texts_are_encoded_without_truncation_on_request() -> None:
     seen: list[tuple[float, float, str]] = []
     chunks = token_store.encode(
         builders.tokenizer(), ["river " * 20] * 1500, None, None, report=lambda *a: seen.append(a)

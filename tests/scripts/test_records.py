@@ -64,7 +64,7 @@ def test_what_is_recorded_without_checkpoints_is_not_written_over(
         ),
         ("num_rounds=3", "2 rounds are done and recorded, and no checkpoint is there; to train again, take another"),
         ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
-        (f"train_path={tmp_path / 'test.csv'}", "the data differ from those it began with"),
+        (f"train_path={tmp_path / 'test.csv'}", "the data have changed since the job started"),
     ):
         refused = command(*words, key)
         assert refused.returncode == 1

@@ -276,7 +276,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     builders.write_csv(tmp_path / "t.csv", 22, seed=1)
     other_data = command(*words, "checkpoints_dir=broken", "num_rounds=5")
     assert other_data.returncode == 1
-    assert "job_name=lost: the data differ from those it began with" in other_data.stderr
+    assert "job_name=lost: the data have changed since the job started" in other_data.stderr
 
 
 def test_a_job_lives_in_an_object_store(
@@ -316,7 +316,7 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     assert "3 sites on cpu" in text
     twice = command(*words)
     assert twice.returncode == 1
-    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait for its end" in twice.stderr
+    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait until it ends" in twice.stderr
     # The fork server and the resource tracker don't map the token store; workers do.
     workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3

@@ -1,4 +1,4 @@
-"""The configuration keys by subject, one frozen dataclass a file; `config/schema.py` joins them into `Config`.
+"""The configuration keys by subject, one frozen dataclass per file; `config/schema.py` combines them into `Config`.
 
 A new key is one declaration here: default, help, valid values, and whether a resume may change it.
 """

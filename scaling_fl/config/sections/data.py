@@ -1,4 +1,4 @@
-"""Tasks: which texts and labels, and how many of them."""
+"""Keys of tasks and data: which texts and labels, and how many of them."""
 
 import pkgutil
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import scaling_fl
 from scaling_fl.config.key import at_least, key, one_of
 
-# The names of the modules in data/tasks. They are only listed: a task's code stands above the configuration.
+# The modules in data/tasks, listed but not imported: the configuration must not depend on the code of tasks.
 TASKS = tuple(
     sorted(module.name for module in pkgutil.iter_modules([str(Path(scaling_fl.__path__[0], "data", "tasks"))]))
 )
@@ -22,27 +22,38 @@ class DataKeys:
         "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see docs/tasks.md",
         **one_of(TASKS),
     )
-    train_path: str | None = key(None, "training file or files; see docs/tasks.md", free=True)
-    test_path: str | None = key(None, "test file or files", free=True)
-    text_column: str | None = key(
-        None, "column that holds the text; agnews: Description (default), Title or Title+Description"
+    train_path: str | None = key(
+        None, "training file or files: paths separated by commas, or a pattern; see docs/tasks.md", may_change=True
     )
-    text_pair_column: str | None = key(None, "column that holds the second of two texts, for tasks on pairs (csv, hub)")
+    test_path: str | None = key(
+        None, "test file or files: paths separated by commas, or a pattern; see docs/tasks.md", may_change=True
+    )
+    text_column: str | None = key(
+        None, "column that holds the text (csv, hub); for agnews: Description (default), Title or Title+Description"
+    )
+    text_pair_column: str | None = key(None, "column that holds the second text of a pair (csv, hub)")
     label_column: str | None = key(None, "column that holds the label: words or whole numbers (csv, hub)")
     dataset: str | None = key(
-        None, "hub id of a data set, or a folder that the package `datasets` saved (hub)", free=True
+        None, "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (hub)", may_change=True
     )
-    dataset_config: str | None = key(None, "which of the data set's configurations, if it has several (hub)")
-    train_split: str = key("train", "the training data: a split, or a part of one such as `train[:80%]` (hub)")
-    test_split: str = key("test", "the test data, likewise (hub)")
-    keep_br_tags: bool = key(False, "imdb: True keeps the reviews' `<br />`; False puts a space in its place")
+    dataset_config: str | None = key(None, "configuration of the data set, if it has several (hub)")
+    train_split: str = key("train", "split with the training data, or part of a split such as `train[:80%]` (hub)")
+    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (hub)")
+    keep_br_tags: bool = key(False, "for imdb: True keeps the reviews' `<br />` tags; False replaces each with a space")
     max_train_examples: int | None = key(
-        None, "train on so many rows only, drawn with `data_seed` in the proportions of the labels", **at_least(1)
+        None,
+        "maximum number of training rows; the rows are drawn with `data_seed`, stratified by label; default: all",
+        **at_least(1),
     )
-    max_test_examples: int | None = key(None, "test on so many rows only, drawn likewise", **at_least(1))
+    max_test_examples: int | None = key(
+        None,
+        "maximum number of test rows; the rows are drawn with `data_seed`, stratified by label; default: all",
+        **at_least(1),
+    )
     validation_fraction: float = key(
         0.0,
-        "share of the training rows that no site trains on, drawn with `data_seed` like those; they yield `held_back.…`",
+        "share of the training rows held back from all sites for the metrics `held_back.…`; drawn with `data_seed`, "
+        "stratified by label",
         "a number from 0 to less than 1",
         lambda share: 0 <= share < 1,
     )

@@ -1,4 +1,4 @@
-"""Sites and partitions: who takes part, and which training rows each site holds."""
+"""Keys of sites and partitions: how many sites, which take part in a round, and which training rows each holds."""
 
 from dataclasses import dataclass
 
@@ -14,51 +14,70 @@ class SiteKeys:
 
     site_ids: tuple[int, ...] = key(
         (0, 0),
-        "one process per entry: the index of its GPU; -1 is the CPU",
+        "one process per entry; each entry is the index of the process's GPU, or -1 for the CPU",
         "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
         lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
-        free=True,  # but not the number of sites: see resume.py
+        may_change=True,  # the number of sites may not: see config/compatibility.py
     )
     num_sites: int | None = key(
-        None, "sites in all, hosted by the processes of `site_ids`; default: one per entry", **at_least(1), free=True
+        None,
+        "total number of sites, shared out among the processes of `site_ids`; default: one site per process",
+        **at_least(1),
+        may_change=True,
     )
-    sites_per_round: int | None = key(None, "sites that take part in a round; default: all", **at_least(1))
+    sites_per_round: int | None = key(None, "number of sites that train in each round; default: all", **at_least(1))
     participation: float | None = key(
         None,
-        "the same as a share of all sites",
+        "share of all sites that train in each round, instead of `sites_per_round`",
         "a number above 0, up to 1",
         lambda share: 0 < share <= 1,
     )
     sampling: str = key(
         "uniform",
-        "how those are drawn: uniform, or by_examples (in proportion to them; each draw weighs the same, and repeats count)",
+        "how each round's sites are drawn: uniform, or by_examples (in proportion to their examples, with replacement; every "
+        "draw has the same weight in the mean)",
         f"one of {', '.join(SAMPLINGS)}",
         SAMPLINGS.__contains__,
     )
     partition: str | None = key(
         None,
-        "who holds what: iid (the default), by_label, dirichlet, labels_per_site, sizes or column; see docs/partitions-and-cohorts.md",
+        "how training rows are divided among sites: iid (the default), by_label, dirichlet, labels_per_site, sizes or column; "
+        "see docs/partitions-and-cohorts.md",
         **one_of(PARTITIONS),
-        free=True,  # but not what it and `iid_split` mean: see resume.py
+        may_change=True,  # the partition that it and `iid_split` select may not: see config/compatibility.py
     )
-    iid_split: bool | None = key(None, "short for a partition: True for iid, False for by_label", free=True)
+    iid_split: bool | None = key(
+        None, "short form: True for `partition=iid`, False for `partition=by_label`", may_change=True
+    )
     alpha: float | None = key(
         None,
-        "dirichlet: the smaller, the fewer labels a site has much of",
+        "for `partition=dirichlet`: concentration; the smaller it is, the fewer labels dominate each site",
         "a number above 0 (from 1e-9 to 1e9)",
         lambda alpha: 1e-9 <= alpha <= 1e9,
     )
-    balanced: bool = key(False, "dirichlet: True gives all sites the same size; False draws that, too")
-    labels_per_site: int | None = key(
-        None, "labels_per_site: pieces of one label, mostly, that each site gets", **at_least(1)
+    balanced: bool = key(
+        False, "for `partition=dirichlet`: True makes all sites the same size; False draws their sizes, too"
     )
-    size_law: str | None = key(None, "sizes: lognormal (the default) or power", **one_of(SIZE_LAWS))
+    labels_per_site: int | None = key(
+        None,
+        "for `partition=labels_per_site`: pieces that each site receives; most pieces hold a single label",
+        **at_least(1),
+    )
+    size_law: str | None = key(
+        None, "for `partition=sizes`: distribution of sizes, lognormal (the default) or power", **one_of(SIZE_LAWS)
+    )
     size_skew: float | None = key(
-        None, "sizes: sigma of the logarithms, or minus the exponent of the power law; default: 1", **ABOVE_0
+        None,
+        "for `partition=sizes`: standard deviation of log size, or negated exponent of the power law; default: 1",
+        **ABOVE_0,
     )
     partition_column: str | None = key(
-        None, "column: the training file's column whose values are the sites (agnews, csv, hub, spooky_author, yelp)"
+        None,
+        "for `partition=column`: column of the training file whose values are the sites (tasks agnews, csv, hub, "
+        "spooky_author, yelp)",
     )
     min_examples_per_site: int = key(
-        1, "sites that draw fewer get some from the largest; by a column they can't: it is refused", **at_least(1)
+        1,
+        "smaller sites are topped up from the largest to this number of rows; `partition=column` refuses them instead",
+        **at_least(1),
     )

@@ -1,4 +1,4 @@
-"""Files of rows: CSV, TSV, JSON lines, Parquet; one or several; wherever fsspec reads. What is wrong is named by row."""
+"""Row readers of CSV, TSV, JSON lines and Parquet files on any file system of fsspec. Errors name file and row."""
 
 import csv
 import glob
@@ -15,32 +15,32 @@ from scaling_fl.text import NOT_TEXT, is_text
 
 csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
 
-# Names of wanted columns, with the configuration key that named them, or None where the task's files define them.
+# Names of wanted columns → the configuration key that names them, or None if the task's format defines them.
 Wanted = Mapping[str, str | None]
-# A row's number and the values of its wanted columns. The first one has the columns' names; None is a blank line.
-# Numbers count from 1 and include header and blank lines, as a spreadsheet does.
+# A row's number and the values of its wanted columns; None for a blank line. The first item holds the columns' names.
+# Numbers start at 1 and include header and blank lines, as in a spreadsheet.
 Row = tuple[int, list[Any] | None]
 
 
 def expand(paths: str, key: str) -> list[str]:
-    """The files that a configuration key names: one, several with commas between them, or a pattern with * ? [].
+    """The files that a configuration key names: one, several separated by commas, or a pattern with * ? [].
 
-    Raises `UserError` where there are none, or one is named twice.
+    Raises `UserError` if there are none, or if a file is named twice.
     """
-    if os.path.exists(os.path.expanduser(paths)):  # whatever characters its name has
+    if os.path.exists(os.path.expanduser(paths)):  # names of files may contain commas and * ? []
         return [paths]
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
-        if not glob.has_magic(path) or path.startswith(("http://", "https://")):  # where ? begins a query
+        if not glob.has_magic(path) or path.startswith(("http://", "https://")):  # in a URL, ? begins the query
             files.append(path)
             continue
         try:
             fs, pattern = fsspec.url_to_fs(path)
             found = sorted(name for name, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
-        except Exception as error:  # each file system has its own
-            raise UserError(f"{key}={path!r}: it can't be listed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # every file system raises its own exceptions
+            raise UserError(f"{key}={path!r}: cannot list it: {type(error).__name__}: {error}") from error
         if not found:
-            raise UserError(f"{key}={path!r}: no file has a name like that")
+            raise UserError(f"{key}={path!r}: no file matches this pattern")
         files += [fs.unstrip_protocol(name) if "://" in path else name for name in found]
     if not files:
         raise UserError(f"{key}={paths!r}: it names no file")
@@ -52,25 +52,27 @@ def expand(paths: str, key: str) -> list[str]:
 
 
 def place(path: str) -> str:
-    """The same for all the ways to write a local path; a URL as it is."""
+    """The canonical form of a local path; URLs are returned unchanged."""
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
 def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Iterator[Row]:
-    """Read a file row by row; the end of its name tells its format.
+    """Read a file row by row; its extension determines its format.
 
-    `headerless`: the columns of a CSV or TSV file that may come without a header; its first row is a header only if
-    it consists of these names. Raises `UserError` where the file is not what it should be.
+    `headerless`: the columns of a CSV or TSV file that may lack a header; the first row is a header only if it consists
+    of exactly these names. Raises `UserError` if the file can't be read or is malformed.
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         raise UserError(f"{key}={path!r}: it is a folder; name the files in it, such as {path.rstrip('/')}/*.csv")
-    if os.path.exists(local) and not os.path.isfile(local):  # to open it might wait for ever
+    if os.path.exists(local) and not os.path.isfile(local):  # opening a pipe could block for ever
         raise UserError(f"{key}={path!r}: it is a pipe or a device; name a file")
     name = path.lower().partition("?")[0] if "://" in path else path.lower()
     compression = infer_compression(name)
     if compression == "zip":
-        raise UserError(f"{key}={path!r}: a zip may hold many files; unpack it, or pack each file with gzip (.csv.gz)")
+        raise UserError(
+            f"{key}={path!r}: a zip archive may hold several files; unpack it, or compress each file with gzip (.csv.gz)"
+        )
     ending = os.path.splitext(name.removesuffix(os.path.splitext(name)[1]) if compression else name)[1]
     try:
         if ending in (".parquet", ".pq"):
@@ -78,26 +80,26 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
                 yield from _parquet(file, path, wanted)
             return
         tabs, lines = ending in (".tsv", ".tab"), ending in (".jsonl", ".ndjson", ".json")
-        # Undecodable bytes come through as surrogates, so that the row that holds them can be named.
+        # Undecodable bytes become surrogates, so that errors can name their row.
         options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
         with fsspec.open(path, "rt", compression=compression, **options) as file:
             if lines:
                 yield from _json_lines(file, path, wanted)
             else:
-                yield from _choose((_tsv if tabs else _csv)(file, path), path, wanted, headerless)
+                yield from _select_columns((_tsv if tabs else _csv)(file, path), path, wanted, headerless)
     except UserError:
         raise
     except FileNotFoundError as error:
         what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
         raise UserError(f"{key}={path!r}: {what}") from error
-    except Exception as error:  # each file system and each format has its own
+    except Exception as error:  # every file system and format raises its own exceptions
         raise UserError(
-            f"{key}={path!r}: it can't be read: {type(error).__name__}: {error}; is it whole, and what its name says?"
+            f"{key}={path!r}: cannot read it: {type(error).__name__}: {error}; is it complete, and does its extension match its format?"
         ) from error
 
 
 def _csv(file: IO[str], path: str) -> Iterator[Row]:
-    """RFC 4180: fields with commas or line breaks in quotes, and quotes in them doubled."""
+    """RFC 4180: fields with commas or line breaks are quoted, and quotes inside them doubled."""
     reader = csv.reader(file, strict=True)
     number = line = 0
     try:
@@ -106,15 +108,15 @@ def _csv(file: IO[str], path: str) -> Iterator[Row]:
             yield number, record
     except csv.Error as error:
         raise UserError(
-            f"{path}, row {number + 1}, which begins in line {line + 1}: {error} in line {reader.line_num}; a quote at the "
-            "beginning of a field opens it up to the next lone quote, and quotes inside such a field are doubled"
+            f"{path}, row {number + 1}, starting in line {line + 1}: {error} in line {reader.line_num}; a field that starts "
+            "with a quote ends at the next undoubled quote, so double the quotes inside it"
         ) from error
 
 
 def _tsv(file: IO[str], path: str) -> Iterator[Row]:
-    """A line is a row, whatever quotes it holds: those around a whole field are taken off, others are text.
+    """Each line is a row, whatever quotes it holds: quotes around a whole field are removed, others are text.
 
-    Writers of CSV that were told to use tabs quote some fields; others never do, and have quotes out of balance.
+    CSV writers set to tabs quote some fields; other programs never quote, and their texts may have unbalanced quotes.
     """
     for number, line in enumerate(file, 1):
         line = line.removesuffix("\n").removesuffix("\r")
@@ -125,15 +127,17 @@ def _tsv(file: IO[str], path: str) -> Iterator[Row]:
 
 
 def _unquoted(field: str) -> str:
-    """The field without quotes that surround it as a writer of CSV sets them."""
+    """The field without surrounding quotes, if they are quotes as a CSV writer sets them."""
     inner = field[1:-1]
     if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')
     return field
 
 
-def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None) -> Iterator[Row]:
-    """The wanted fields of each record, and the header first."""
+def _select_columns(
+    records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None
+) -> Iterator[Row]:
+    """The wanted columns' names, then the wanted fields of each record."""
     header: list[str] | None = None
     for number, record in records:
         if not record:
@@ -142,12 +146,12 @@ def _choose(records: Iterator[Row], path: str, wanted: Wanted, headerless: Seque
         if header is None:
             if not all(map(is_text, record)):
                 raise UserError(f"{path}, row {number}: {NOT_TEXT}")
-            named = headerless is None or record == list(headerless)
-            header = record if named else list(headerless or ())
+            has_header = headerless is None or record == list(headerless)
+            header = record if has_header else list(headerless or ())
             chosen = names(path, header, wanted)
             positions = [header.index(name) for name in chosen]
             yield 0, chosen
-            if named:
+            if has_header:
                 continue
         if len(record) != len(header):
             raise UserError(
@@ -179,7 +183,7 @@ def _json_lines(file: IO[str], path: str, wanted: Wanted) -> Iterator[Row]:
 
 
 def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
-    import pyarrow.parquet  # a tenth of a second, for those who need it
+    import pyarrow.parquet  # imported only when needed: it takes a tenth of a second
 
     table = pyarrow.parquet.ParquetFile(file)
     chosen = names(path, table.schema_arrow.names, wanted)
@@ -192,7 +196,7 @@ def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
 
 
 def names(path: str, header: list[str], wanted: Wanted) -> list[str]:
-    """The wanted columns' names, each of which the header must have once."""
+    """The wanted columns' names. Raises `UserError` unless the header has each of them exactly once."""
     for name, key in wanted.items():
         if header.count(name) != 1:
             start = f"{path} has" if key is None else f"{key}={name!r}: {path} has"

@@ -1,4 +1,4 @@
-"""Rows of one or several files as columns of texts and labels. What is wrong is named by file, row and column."""
+"""Tables: the rows of one or several files as columns of texts and labels. Errors name file, row and column."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from scaling_fl.text import NOT_TEXT, is_text
 
 @dataclass(frozen=True)
 class Table:
-    """The wanted columns of all files, N values each: text, but in JSON lines and Parquet whatever stands there."""
+    """The wanted columns of all files, N values each: text, or values of any type from JSON lines and Parquet."""
 
     columns: dict[str, list[Any]]
-    files: list[tuple[str, Sequence[int]]]  # each file's path, and the numbers of its rows
+    files: list[tuple[str, Sequence[int]]]  # each file's path and row numbers
     notes: tuple[str, ...] = ()
 
-    def place(self, index: int, column: str) -> str:
-        """Where a value stands, for messages: file, row, column."""
+    def location(self, index: int, column: str) -> str:
+        """The file, row and column of a value, for messages."""
         for path, numbers in self.files:
             if index < len(numbers):
                 return f"{path}, row {numbers[index]}, column {column}"
@@ -32,77 +32,77 @@ class Table:
         raise IndexError(index)
 
     def texts(self, column: str) -> list[str]:
-        """The column as texts; an empty text is one."""
+        """The column as texts, which may be empty. Raises `UserError` at the first value that is not text."""
         texts = self.columns[column]
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 what = "nothing" if text is None else type(text).__name__
-                raise UserError(f"{self.place(index, column)}: expected text, found {what}")
+                raise UserError(f"{self.location(index, column)}: expected text, found {what}")
             self._check_encoding(index, column, text)
         return texts
 
     def labels(self, column: str) -> list[str]:
-        """The column as labels, which may be words or whole numbers; blanks around them don't count, and 1.0 is 1.
+        """The column as labels: words or whole numbers, stripped of surrounding spaces; 1.0 equals 1.
 
-        Raises `UserError` at the first that is missing, or neither; and where several have decimals: regression.
+        Raises `UserError` at the first label that is missing or neither, or if the labels are decimal numbers.
         """
-        labels = self._words(column, "the label is empty")
-        numbers = {label: _number(label) for label in set(labels)}
+        labels = self._strings(column, "the label is empty")
+        numbers = {label: _parse_number(label) for label in set(labels)}
         decimals = {label for label, number in numbers.items() if number is not None and not _is_whole(number)}
         if len(decimals) > 1 or (decimals and None not in numbers.values()):
             index = next(index for index, label in enumerate(labels) if label in decimals)
             raise UserError(
-                f"{self.place(index, column)}: the label is the number {labels[index]}; to predict numbers with decimals "
-                "is regression, and this program classifies: make classes of them, such as low and high"
+                f"{self.location(index, column)}: the label is the number {labels[index]}; predicting decimal "
+                "numbers is regression, which is not supported; convert them to classes, such as low and high"
             )
         return labels
 
     def sites(self, column: str | None) -> list[str] | None:
-        """Whose each row is: words or numbers, read as labels are; None where no column is wanted that tells."""
+        """The site of each row, parsed like labels; None if there is no column of sites."""
         if column is None or column not in self.columns:
             return None
-        return self._words(column, "it is empty, so that the row belongs to no site; fill it in, or take the row out")
+        return self._strings(column, "the value is empty, so the row belongs to no site; fill it in, or remove the row")
 
-    def _words(self, column: str, if_empty: str) -> list[str]:
+    def _strings(self, column: str, if_empty: str) -> list[str]:
         words = []
         for index, value in enumerate(self.columns[column]):
             if isinstance(value, str):
                 value = value.strip()
-            if value is None or value == "" or value != value:  # the last: a float that is not a number
-                raise UserError(f"{self.place(index, column)}: {if_empty}")
+            if value is None or value == "" or value != value:  # the last: NaN
+                raise UserError(f"{self.location(index, column)}: {if_empty}")
             if not isinstance(value, str | int | float):
                 raise UserError(
-                    f"{self.place(index, column)}: expected a word or a whole number, found {type(value).__name__}"
+                    f"{self.location(index, column)}: expected a word or a whole number, found {type(value).__name__}"
                 )
-            words.append(_whole(str(value)))
+            words.append(_normalised(str(value)))
             self._check_encoding(index, column, words[-1])
         return words
 
     def _check_encoding(self, index: int, column: str, value: str) -> None:
         if not is_text(value):
-            raise UserError(f"{self.place(index, column)}: {NOT_TEXT}")
+            raise UserError(f"{self.location(index, column)}: {NOT_TEXT}")
 
     def classes(
         self, column: str, names: Mapping[str, int], known_from: str | None = None, exact: bool = False
     ) -> npt.NDArray[np.int64]:
-        """The column's labels as class numbers (N,). Those that `names`, the labels in `known_from`, lacks are refused.
+        """The column's labels as class numbers (N,). `names`: number of each class; `known_from`: their source.
 
-        `exact`: the column holds names as they are, and no numbers in any writing.
+        `exact`: the column holds names verbatim, so numbers are not normalised. Raises `UserError` at unknown labels.
         """
         labels = self.columns[column] if exact else self.labels(column)
         for index, label in enumerate(labels):
             if label not in names:
                 what = f"expected {' or '.join(names)}, found {label!r}"
                 if known_from is not None:
-                    what = f"the label {label!r} doesn't occur in {known_from}, so that no site can learn it"
-                raise UserError(f"{self.place(index, column)}: {'the label is empty' if label is None else what}")
+                    what = f"the label {label!r} doesn't occur in {known_from}, so no site can learn it"
+                raise UserError(f"{self.location(index, column)}: {'the label is empty' if label is None else what}")
         return np.array([names[label] for label in labels], np.int64)
 
 
 def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str] | None = None) -> Table:
     """Read the wanted columns of the files that the configuration key `key` names.
 
-    Raises `UserError` for what can't be read as rows of text; see `formats.rows` for `headerless`.
+    Raises `UserError` if a file can't be read as rows of text; see `formats.rows` for `headerless`.
     """
     kept: dict[str, list[Any]] = {}
     files, notes = list[tuple[str, Sequence[int]]](), list[str]()
@@ -121,7 +121,7 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
         if not columns:
             raise UserError(f"{key}={path!r}: the file is empty")
         if not numbers:
-            raise UserError(f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but not a single row")
+            raise UserError(f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but no rows")
         if num_blank:
             notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
         files.append((path, numbers))
@@ -129,22 +129,22 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
 
 
 def wanted(config: Config, key: str, columns: formats.Wanted) -> dict[str, str | None]:
-    """These columns of the files that `key` names, and of those for training the one that tells whose a row is."""
+    """The columns to read from the files that `key` names; for training files, `partition_column` is added."""
     training = key in ("train_path", "train_split")
     sites = {config.partition_column: "partition_column"} if training and config.partition_column is not None else {}
     return sites | dict(columns)
 
 
 def in_order(labels: set[str]) -> dict[str, int]:
-    """Class numbers: labels in numerical order if all are numbers, else alphabetically; the same in every run."""
-    if all(_number(label) is not None for label in labels):
+    """Class numbers: labels in numerical order if all are numbers, else in alphabetical order."""
+    if all(_parse_number(label) is not None for label in labels):
         return {label: n for n, label in enumerate(sorted(labels, key=lambda label: (Decimal(label), label)))}
     return {label: n for n, label in enumerate(sorted(labels))}
 
 
-def _whole(label: str) -> str:
-    """The label, but a whole number without point and exponent: programs write 1 as 1.0 where a column had gaps."""
-    number = _number(label) if "." in label else None
+def _normalised(label: str) -> str:
+    """The label, with whole numbers such as 1.0 as 1: programs write 1.0 if a column had missing values."""
+    number = _parse_number(label) if "." in label else None
     return label if number is None or not _is_whole(number) or number.adjusted() > 18 else str(int(number))
 
 
@@ -152,7 +152,7 @@ def _is_whole(number: Decimal) -> bool:
     return number == number.to_integral_value()
 
 
-def _number(label: str) -> Decimal | None:
+def _parse_number(label: str) -> Decimal | None:
     try:
         number = Decimal(label)
     except InvalidOperation:

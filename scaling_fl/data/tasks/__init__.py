@@ -1,6 +1,6 @@
-"""Text classification tasks, one module each, found by the module's name (`task_name`).
+"""Text classification tasks, one module each; `task_name` is the module's name.
 
-A task module has a function `load(config, report) -> Task`, and says which of the keys in `task_loader.KEYS` it
-`NEEDS` and which it `TAKES`. A new task is a new file here; no other code changes.
-Not here: reading files (`data/readers`) and the checks that all tasks share (`data/task_loader`).
+A task module defines `load(config, report) -> Task`, and declares which of the keys in `task_loader.KEYS` it `NEEDS`
+(required) and `TAKES` (optional). A new task is a new file here; no other code changes.
+Not here: file readers (`data/readers`) and checks that apply to all tasks (`data/task_loader`).
 """

@@ -1,4 +1,4 @@
-"""AG News (Zhang et al. 2015): four classes of news, with Kaggle's header or headerless as in the Crepe distribution."""
+"""AG News (Zhang et al. 2015): four classes of news, with Kaggle's header, or headerless as in the Crepe distribution."""
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
@@ -17,7 +17,7 @@ TEXTS = {"Title": ("Title",), "Description": ("Description",), "Title+Descriptio
 def load(config: Config, report: Report) -> Task:
     text_column = config.text_column or "Description"
     if text_column not in TEXTS:
-        raise UserError(f"text_column={text_column!r}: task_name=agnews has {', '.join(TEXTS)}")
+        raise UserError(f"text_column={text_column!r}: expected one of {', '.join(TEXTS)} with task_name=agnews")
     columns = dict.fromkeys(("Class Index", *TEXTS[text_column]))
 
     def split(key: str) -> Split:

@@ -1,4 +1,4 @@
-"""Any files of rows (CSV, TSV, JSON lines, Parquet) whose columns have names; labels are what the training file holds."""
+"""Any CSV, TSV, JSON lines or Parquet files with named columns; the training file determines the set of labels."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def load(config: Config, report: Report) -> Task:
 
 
 def columns(config: Config) -> dict[str, str | None]:
-    """The columns that the configuration names, with the key that does."""
+    """The columns that the configuration names, each with the key that names it. Raises `UserError` on duplicates."""
     keys = ("text_column", "text_pair_column", "label_column")
     named: dict[str, str | None] = {}
     for key in keys:
         name = getattr(config, key)
         if name in named:
-            raise UserError(f"{key}={name!r}: {named[name]} names the same column; they must be different ones")
+            raise UserError(f"{key}={name!r}: {named[name]} names the same column; choose different columns")
         if name is not None:
             named[name] = key
     return named
@@ -36,7 +36,7 @@ def columns(config: Config) -> dict[str, str | None]:
 def classification(
     config: Config, train: tables.Table, test: tables.Table, source: str, names: Sequence[str] | None = None
 ) -> Task:
-    """A task from two tables. `source`, for messages, holds all labels; `names` are they in order, if that is known."""
+    """Build a task from two tables. `names`: the labels in order, if known; `source`: where they come from, for messages."""
     text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
     if names is None:
         found = train.labels(label)
@@ -44,7 +44,7 @@ def classification(
         if len(classes) > max(1000, len(found) // 2):
             raise UserError(
                 f"label_column={label!r}: {len(found):,} training rows have {len(classes):,} different values there; "
-                "name the column with the classes"
+                "choose the column that holds the classes"
             )
     else:
         classes = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Docstrings of Python's standard library, classified by what their module is for: real text on every machine."""
+"""Docstrings of Python's standard library, classified by the purpose of their module: real text without a download."""
 
 import ast
 import sysconfig
@@ -14,7 +14,7 @@ from scaling_fl.progress import Report
 
 NEEDS = TAKES = ()
 
-# Modules and packages that Python 3.11 and later have, less those that distributions ship apart (tkinter).
+# In Python 3.11 and later; modules that some distributions package separately (tkinter) are left out.
 FAMILIES = {
     "concurrency": "asyncio concurrent contextvars multiprocessing queue sched selectors subprocess threading",
     "data": "_collections_abc _pydecimal bisect calendar collections copy csv dataclasses datetime decimal enum "
@@ -38,9 +38,7 @@ def load(config: Config, report: Report) -> Task:
             for docstring in _docstrings(Path(sysconfig.get_paths()["stdlib"]), module):
                 family_of.setdefault(docstring, number)
     if not family_of:
-        raise UserError(
-            "task_name=demo: this Python comes without the sources of its standard library; use task_name=csv"
-        )
+        raise UserError("task_name=demo: this Python lacks the source files of its standard library; use task_name=csv")
     examples = Split(list(family_of), np.array(list(family_of.values()), np.int64))
     order = seeding.generator(config.data_seed, "demo").permutation(len(examples))
     num_test = round(TEST_SHARE * len(examples))

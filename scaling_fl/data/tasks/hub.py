@@ -1,4 +1,4 @@
-"""Any data set of the Hugging Face hub by name, or a folder that the package `datasets` saved. An optional extra."""
+"""Any data set on the Hugging Face hub, or a folder saved by the package `datasets`, which is an optional dependency."""
 
 import os
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ def load(config: Config, report: Report) -> Task:
         (train, names), (test, _) = (_table(datasets, config, splits, key) for key in ("train_split", "test_split"))
     except UserError:
         raise
-    except Exception as error:  # whatever configurations, files and features can hold
+    except Exception as error:  # configurations, files and features can fail in any way
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())
         raise UserError(
-            f"dataset={config.dataset}: it can't be loaded: {type(cause).__name__}: {reason}; is all of it there, and "
-            "dataset_config one of its own?"
+            f"dataset={config.dataset}: cannot load it: {type(cause).__name__}: {reason}; is it complete, and is "
+            "dataset_config one of its configurations?"
         ) from error
     return csv.classification(config, train, test, f"train_split={config.train_split}", names)
 
 
 def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]:
-    """All splits: from a folder, from the hub, or from what the hub's library keeps on this disk."""
+    """Load all splits from a folder, from the hub, or, if the hub is unreachable, from the library's local cache."""
     folder = os.path.expanduser(name)
     saved = any(os.path.exists(os.path.join(folder, file)) for file in ("dataset_dict.json", "state.json"))
     if saved or "://" in name:
@@ -48,12 +48,12 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
             raise UserError(f"dataset_config={configuration!r}: the folder {name} holds one data set; leave it out")
         loaded = datasets.load_from_disk(folder)
         return loaded if isinstance(loaded, dict) else {"train": loaded}
-    if os.path.isdir(folder):  # files that `datasets` reads
+    if os.path.isdir(folder):  # of data files in any format that `datasets` reads
         return datasets.load_dataset(folder, configuration)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"dataset={name}: there is no such folder; give a hub id, or a folder that `datasets` saved")
+        raise UserError(f"dataset={name}: there is no such folder; give a hub id, or a folder saved by `datasets`")
     try:
-        hf_hub.find("dataset", name, f"dataset={name}", "give a folder that `datasets` saved")
+        hf_hub.find("dataset", name, f"dataset={name}", "give a folder saved by `datasets`")
     except hf_hub.Unreachable as unreachable:
         switches = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
         before = [getattr(*switch) for switch in switches]
@@ -70,14 +70,14 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
 
 
 def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> tuple[tables.Table, list[str] | None]:
-    """The examples of a split or of parts of splits, and the labels' names in order if they all have names."""
+    """The examples that a split specification selects, and the label names in order if every part has names."""
     spec, column = getattr(config, key), str(config.label_column)
     sizes = {name: len(split) for name, split in splits.items()}
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
     except ValueError as error:
         raise UserError(
-            f"{key}={spec}: {error}; the splits are {', '.join(sizes)}, and train[:80%] is a part of one"
+            f"{key}={spec}: {error}; the splits are {', '.join(sizes)}; train[:80%] selects a part"
         ) from error
     wanted = tables.wanted(config, key, csv.columns(config))
     values: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -91,25 +91,24 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
         if not rows:
             continue
         columns = split.select(rows).select_columns(list(wanted)).with_format(None)[:]
-        own = getattr(split.features[column], "names", None)  # of this part: another may number them differently
-        if own is None:
+        # Per part, because splits may number their labels differently.
+        label_names = getattr(split.features[column], "names", None)
+        if label_names is None:
             all_named = False
         else:
-            columns[column] = _named(columns[column], own, rows, f"{where} (rows from 0)", column)
-            names |= dict.fromkeys(own)
+            columns[column] = _to_names(columns[column], label_names, rows, f"{where} (rows from 0)", column)
+            names |= dict.fromkeys(label_names)
         for name, items in columns.items():
             values[name] += items
         files.append((f"{where} (rows from 0)", rows))
     if not values[column]:
-        raise UserError(f"{key}={spec}: it holds not a single row")
+        raise UserError(f"{key}={spec}: it selects no rows")
     return tables.Table(values, files), list(names) if all_named else None
 
 
-def _named(labels: list[int | None], names: list[str], rows: range, where: str, column: str) -> list[str | None]:
+def _to_names(labels: list[int | None], names: list[str], rows: range, where: str, column: str) -> list[str | None]:
     for row, label in zip(rows, labels, strict=True):
         if label is not None and not 0 <= label < len(names):
-            secret = "; a split whose labels are kept secret has -1: take another one" if label == -1 else ""
-            raise UserError(
-                f"{where}, row {row}, column {column}: expected 0 to {len(names) - 1}, found {label}{secret}"
-            )
+            hint = "; -1 marks withheld labels: choose another split" if label == -1 else ""
+            raise UserError(f"{where}, row {row}, column {column}: expected 0 to {len(names) - 1}, found {label}{hint}")
     return [None if label is None else names[label] for label in labels]

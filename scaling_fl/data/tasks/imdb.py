@@ -1,7 +1,7 @@
-"""IMDB reviews (Maas et al. 2011), negative and positive: 25,000 to train, 25,000 to test; the unlabelled are left out.
+"""IMDB reviews (Maas et al. 2011), negative and positive: 25,000 for training, 25,000 for testing.
 
-Read from the archive as it is, downloaded once per machine, or from one or a folder that `train_path` names. Nothing
-is unpacked to disk, so that no file of an archive can land anywhere.
+Reads the original archive, downloaded once per machine, or an archive or unpacked folder named by `train_path`. Skips
+the unlabelled reviews. Never unpacks to disk, so that no path in an archive can write anywhere.
 """
 
 import re
@@ -28,7 +28,7 @@ PER_LABEL = 12_500  # reviews of each label in each split
 BREAK = "<br />"
 
 _REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
-_CHUNK = 500  # files asked for at once
+_CHUNK = 500  # files requested at once
 
 
 def load(config: Config, report: Report) -> Task:
@@ -37,7 +37,7 @@ def load(config: Config, report: Report) -> Task:
     else:
         instead = "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz"
         place = str(downloads.cached(URL, MD5, instead, report))
-        what = f"{place} (delete it, and it is downloaded again)"
+        what = f"{place} (delete it to download it again)"
     reviews: dict[tuple[str, str], dict[int, str]] = {(s, f): {} for s in ("train", "test") for f in FOLDERS}
     try:
         fs, root = fsspec.url_to_fs(place)
@@ -57,20 +57,20 @@ def load(config: Config, report: Report) -> Task:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{what}: there is no such archive or folder, or it can't be reached") from error
-    except Exception as error:  # each file system and each kind of damage has its own
-        raise UserError(f"{what}: it can't be read: {type(error).__name__}: {error}; is all of it there?") from error
+    except Exception as error:  # every file system and kind of damage raises its own exceptions
+        raise UserError(f"{what}: cannot read it: {type(error).__name__}: {error}; is it complete?") from error
     for (split, folder), texts in reviews.items():
         if len(texts) != PER_LABEL:
             raise UserError(
                 f"{what}: expected {PER_LABEL:,} reviews in {split}/{folder}, found {len(texts):,}; "
-                "it is not the whole of aclImdb_v1"
+                "aclImdb_v1 is incomplete"
             )
     train, test = (_split(reviews, split, config.keep_br_tags) for split in ("train", "test"))
     return Task(train, test, LABEL_NAMES)
 
 
 def _split(reviews: dict[tuple[str, str], dict[int, str]], split: str, keep_br_tags: bool) -> Split:
-    """In the order of labels and numbers, wherever they were read from."""
+    """One split, ordered by label and number: the order doesn't depend on where the reviews were read from."""
     texts = [text for folder in FOLDERS for _, text in sorted(reviews[split, folder].items())]
     notes = []
     if not keep_br_tags:

@@ -1,6 +1,6 @@
-"""Spooky author identification (Kaggle 2017): sentences of three authors, `id,text,author`.
+"""Spooky author identification (Kaggle 2017): sentences by three authors, `id,text,author`.
 
-Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` cuts a test set from its training file.
+Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` splits off a test set from its training file.
 """
 
 from scaling_fl.config.schema import Config

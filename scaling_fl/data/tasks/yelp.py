@@ -20,8 +20,8 @@ def _split(config: Config, key: str) -> Split:
     wanted = tables.wanted(config, key, dict.fromkeys(COLUMNS))
     table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
     texts = table.texts("text")
-    for index, text in enumerate(texts):  # in place: these files are large
+    for index, text in enumerate(texts):  # in place, because the files are large
         if "\\n" in text:
-            texts[index] = text.replace("\\n", "\n")  # line breaks come as backslash, n
+            texts[index] = text.replace("\\n", "\n")  # the distribution escapes line breaks
     labels, sites = table.classes("stars", CLASSES), table.sites(config.partition_column)
     return Split(texts, labels, notes=table.notes, sites=sites)

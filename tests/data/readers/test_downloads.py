@@ -1,4 +1,4 @@
-"""Against a real HTTP server that cuts connections, ignores ranges, or has another file than was promised."""
+"""Downloads from a real HTTP server that breaks connections, ignores ranges, or serves another file than expected."""
 
 import hashlib
 import multiprocessing
@@ -22,7 +22,7 @@ def part(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "scaling_fl" / "file.bin.part"
 
 
-def test_it_is_fetched_once_with_progress(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once_with_progress(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[Any, ...]] = []
     server.pause = 0.2
     path = fetch(server, report=lambda *a: seen.append(a))
@@ -36,7 +36,7 @@ def test_it_is_fetched_once_with_progress(server: Server, tmp_path: Path) -> Non
     assert not part(tmp_path).exists()
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_broke(server: Server) -> None:
+def test_a_broken_connection_resumes_where_it_stopped(server: Server) -> None:
     server.cuts = [12_000_000, 7_000_000]
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests[0] == 0
@@ -45,7 +45,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_broke(server: Server) -> None
     assert 18_900_000 < server.requests[2] <= 19_000_000
 
 
-def test_a_later_start_goes_on_where_the_last_one_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_where_the_last_one_stopped(server: Server, tmp_path: Path) -> None:
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT[:20_000_000])
     seen: list[float] = []
@@ -55,7 +55,7 @@ def test_a_later_start_goes_on_where_the_last_one_stopped(server: Server, tmp_pa
     assert max(seen) == 30
 
 
-def test_a_server_that_ignores_ranges_sends_everything_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_range_support_sends_everything_again(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT[:20_000_000])
@@ -65,35 +65,35 @@ def test_a_server_that_ignores_ranges_sends_everything_again(server: Server, tmp
     assert max(seen) == 30
 
 
-def test_a_part_that_is_whole_already_needs_no_server(server: Server, tmp_path: Path) -> None:
+def test_a_complete_part_needs_no_server(server: Server, tmp_path: Path) -> None:
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT)
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests == []
 
 
-def test_a_part_that_is_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_discarded(server: Server, tmp_path: Path) -> None:
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(CONTENT + b"more")
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests == [30_000_004, 0]
 
 
-def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_file_is_discarded(server: Server, tmp_path: Path) -> None:
     part(tmp_path).parent.mkdir(parents=True)
     part(tmp_path).write_bytes(bytes(20_000_000))
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests == [20_000_000, 0]
 
 
-def test_a_server_that_falls_silent_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     server.pause = 2
-    with pytest.raises(UserError, match=r"it can't be downloaded \(ReadTimeout|ConnectionError\)"):
+    with pytest.raises(UserError, match=r"cannot download it \(ReadTimeout|ConnectionError\)"):
         fetch(server)
 
 
-def test_another_file_than_was_promised_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_refused_and_discarded(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>moved</html>"
     with pytest.raises(UserError, match=rf"has the MD5 checksum \w+, expected {MD5}; try again, or write train_path=…"):
         fetch(server)
@@ -102,11 +102,9 @@ def test_another_file_than_was_promised_is_refused_and_not_kept(server: Server, 
     assert fetch(server).read_bytes() == CONTENT
 
 
-def test_a_failure_says_what_is_kept_and_what_to_do(server: Server, tmp_path: Path) -> None:
+def test_a_failure_reports_what_is_kept_and_the_remedy(server: Server, tmp_path: Path) -> None:
     server.cuts = [12_000_000] + [0] * 100
-    with pytest.raises(
-        UserError, match=r"it can't be downloaded .* MB of it are kept in .*\.part; type the command again"
-    ):
+    with pytest.raises(UserError, match=r"cannot download it .* MB of it are kept in .*\.part; run the command again"):
         fetch(server)
     assert CONTENT.startswith(part(tmp_path).read_bytes())
     assert part(tmp_path).stat().st_size > 1_000_000
@@ -115,34 +113,34 @@ def test_a_failure_says_what_is_kept_and_what_to_do(server: Server, tmp_path: Pa
     assert server.requests[-1] > 1_000_000
 
 
-def test_a_file_that_is_not_there_is_said_at_once(server: Server) -> None:
+def test_a_missing_file_is_reported_at_once(server: Server) -> None:
     server.content = b""
-    with pytest.raises(UserError, match=r"file\.bin: it can't be downloaded \(.*416.*\); type the command again"):
+    with pytest.raises(UserError, match=r"file\.bin: cannot download it \(.*416.*\); run the command again"):
         fetch(server)
 
 
-def test_a_cache_that_can_not_be_written_is_named(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_is_not_writable_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=rf"{tmp_path}/cache/scaling_fl: file.bin can't be kept there .*XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/cache/scaling_fl: cannot keep file.bin there .*XDG_CACHE_HOME"):
         fetch(server)
 
 
 def _fetch_in_process(url: str, results: Any) -> None:
-    said: list[str] = []
-    path = downloads.cached(url, MD5, "", lambda what, *_: said.append(what))
-    results.put((hashlib.md5(path.read_bytes()).hexdigest(), set(said)))
+    reports: list[str] = []
+    path = downloads.cached(url, MD5, "", lambda what, *_: reports.append(what))
+    results.put((hashlib.md5(path.read_bytes()).hexdigest(), set(reports)))
 
 
-def test_of_two_jobs_at_once_one_fetches_and_the_other_waits(server: Server) -> None:
+def test_of_two_concurrent_jobs_one_downloads_and_the_other_waits(server: Server) -> None:
     server.pause = 3
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     jobs = [context.Process(target=_fetch_in_process, args=(server.url, results)) for _ in range(2)]
     for job in jobs:
         job.start()
-    (first, _), (second, _) = said = [results.get(timeout=60) for _ in jobs]
+    (first, _), (second, _) = outcomes = [results.get(timeout=60) for _ in jobs]
     for job in jobs:
         job.join()
     assert first == second == MD5
     assert server.requests == [0], "one transfer for both"
-    assert {"waiting for another job to download file.bin"} in [words for _, words in said]
+    assert {"waiting for another job to download file.bin"} in [reports for _, reports in outcomes]

@@ -1,4 +1,4 @@
-"""Files of rows in their real forms and in broken ones, each read through `tables.read`, as tasks do."""
+"""Well-formed and malformed files of rows, read through `tables.read` as tasks read them."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def texts_and_labels(path: str) -> tuple[list[str], list[str]]:
     return table.texts("text"), table.labels("label")
 
 
-def test_csv_is_read_as_rfc_4180_says_with_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+def test_csv_follows_rfc_4180_with_byte_order_mark_and_crlf(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", '\ufefflabel,text\r\n1,"say ""hi"", then\r\nleave"\r\n2, ä\u2028b \r\n'.encode())
     assert columns(path) == {"text": ['say "hi", then\r\nleave', " ä\u2028b "], "label": ["1", "2"]}
 
@@ -40,7 +40,7 @@ def test_csv_is_read_as_rfc_4180_says_with_a_byte_order_mark_and_crlf(tmp_path: 
 def test_a_line_of_tsv_is_a_row_whatever_its_quotes(tmp_path: Path) -> None:
     lines = [
         "id\ttext\tlabel",
-        '1\t"in ""quotes"""\t"a"',  # as writers of CSV quote when they are told to use tabs
+        '1\t"in ""quotes"""\t"a"',  # as CSV writers quote when set to tabs
         '2\t"out of balance\tb',  # as in GLUE, whose files have no quoting
         '3\t"so" he said, "yes"\tc',
         "4\tend\u2028\x85\t",
@@ -72,32 +72,32 @@ def test_parquet_is_read_in_row_groups_without_the_other_columns(tmp_path: Path)
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=1700)
     read = tables.read(str(tmp_path / "t.parquet"), "train_path", WANTED)
     assert read.columns == {"text": [f"text {i % 700}" for i in range(size)], "label": [i % 3 for i in range(size)]}
-    assert read.place(2400, "text") == f"{tmp_path}/t.parquet, row 2401, column text"
+    assert read.location(2400, "text") == f"{tmp_path}/t.parquet, row 2401, column text"
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "t.jsonl.gz"])
-def test_a_packed_file_is_unpacked_and_read_in_its_format(tmp_path: Path, name: str) -> None:
+def test_a_compressed_file_is_read_in_its_format(tmp_path: Path, name: str) -> None:
     content = {"csv": "text,label\na,x\n", "tsv": "text\tlabel\na\tx\n", "jsonl": '{"text": "a", "label": "x"}\n'}
     path = write(tmp_path / name, gzip.compress(content[name.split(".")[1]].encode()))
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
-def test_a_headerless_file_is_known_by_its_first_row(tmp_path: Path) -> None:
+def test_a_headerless_file_is_recognised_by_its_first_row(tmp_path: Path) -> None:
     for content, rows in ((b"n,t\n1,x\n", [2]), (b'"1","x"\n', [1]), (b"\n\nn,t\n\n1,x\n", [5])):
         path = write(tmp_path / "t.csv", content)
         table = tables.read(path, "train_path", dict.fromkeys("tn"), headerless=["n", "t"])
         assert table.columns == {"t": ["x"], "n": ["1"]}
-        assert [table.place(i, "n") for i in range(1)] == [f"{path}, row {rows[0]}, column n"]
+        assert [table.location(i, "n") for i in range(1)] == [f"{path}, row {rows[0]}, column n"]
 
 
-def test_several_files_and_patterns_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_several_files_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     for name, text in (("part-10", "c"), ("part-02", "b"), ("other", "a")):
         write(tmp_path / f"{name}.jsonl", json.dumps({"text": text, "label": "x"}).encode())
     write(tmp_path / "more.csv", b"label,more,text\ny,,d\n\ny,,e\n")
     paths = f"{tmp_path}/other.jsonl, {tmp_path}/part-*.jsonl,{tmp_path}/more.csv"
     table = tables.read(paths, "train_path", WANTED)
     assert table.columns == {"text": list("abcde"), "label": ["x", "x", "x", "y", "y"]}
-    assert table.place(4, "text") == f"{tmp_path}/more.csv, row 4, column text"
+    assert table.location(4, "text") == f"{tmp_path}/more.csv, row 4, column text"
     assert table.notes == (f"{tmp_path}/more.csv: 1 blank line skipped",)
 
 
@@ -107,27 +107,27 @@ def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
-def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", b"text,label\na,x\n")
     (tmp_path / "a.csv.d").mkdir()
     monkeypatch.chdir(tmp_path)
     for paths in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
         with pytest.raises(UserError, match=r"train_path='.*': it names (\./)?a\.csv twice"):
             tables.read(paths, "train_path", WANTED)
-    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders don't count"
+    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders are ignored"
 
 
-def test_a_text_may_be_long(tmp_path: Path) -> None:
+def test_long_texts_are_read(tmp_path: Path) -> None:
     text = "a" * 200_000
     assert columns(write(tmp_path / "t.csv", f'text,label\n"{text}",x\n'.encode()))["text"] == [text]
 
 
-def test_the_format_of_a_url_is_that_of_its_path() -> None:
+def test_the_format_of_a_url_is_determined_by_its_path() -> None:
     with pytest.raises(UserError, match=r"there is no such file, or it can't be reached"):
         columns("http://127.0.0.1:9/x.jsonl?download=true")
 
 
-def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
+def test_patterns_work_on_the_memory_file_system() -> None:
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -140,26 +140,46 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
     [
         ("t.csv", b"", "train_path='{path}': the file is empty"),
         ("t.csv", b"\n\n", "train_path='{path}': the file is empty"),
-        ("t.csv", b"text,label\n", "train_path='{path}': it has columns (text, label), but not a single row"),
+        ("t.csv", b"text,label\n", "train_path='{path}': it has columns (text, label), but no rows"),
         ("t.csv", b"text,label\n1,2\n3\n", "{path}, row 3: expected 2 fields (text, label), found 1"),
         ("t.csv", b"\ntext,label\n\n1,2\n\n3\n", "{path}, row 6: expected 2 fields (text, label), found 1"),
         ("t.csv", b"text,label\n1,2,3\n", "{path}, row 2: expected 2 fields (text, label), found 3"),
         (
             "t.csv",
             b'text,label\n"a\nb",1\n"open,1\n2,3\n4,5\n',
-            "{path}, row 3, which begins in line 4: unexpected end",
+            "{path}, row 3, starting in line 4: unexpected end",
         ),
-        ("t.csv", b'text,label\n"x" y,1\n', "{path}, row 2, which begins in line 2: ',' expected after '\"'"),
-        ("t.csv.zip", b"PK", "train_path='{path}': a zip may hold many files; unpack it, or pack each file with gzip"),
-        ("t.csv", b"text,label\n1,2\ncaf\xe9,3\n", "{path}, row 3, column text: it holds what is no text"),
-        ("t.csv", b"text,label\n1,2\n3,caf\xe9\n", "{path}, row 3, column label: it holds what is no text"),
-        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: it holds what is no text"),
-        ("t.csv", b"text,label\nx\x00y,1\n", "{path}, row 2, column text: it holds what is no text"),
+        ("t.csv", b'text,label\n"x" y,1\n', "{path}, row 2, starting in line 2: ',' expected after '\"'"),
+        (
+            "t.csv.zip",
+            b"PK",
+            "train_path='{path}': a zip archive may hold several files; unpack it, or compress each file with gzip",
+        ),
+        (
+            "t.csv",
+            b"text,label\n1,2\ncaf\xe9,3\n",
+            "{path}, row 3, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        (
+            "t.csv",
+            b"text,label\n1,2\n3,caf\xe9\n",
+            "{path}, row 3, column label: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: expected text, found a NUL or bytes that are not UTF-8"),
+        (
+            "t.csv",
+            b"text,label\nx\x00y,1\n",
+            "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.csv", b"text,label\nx,1\ny,\n", "{path}, row 3, column label: the label is empty"),
         ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; it has text\tlabel"),
         ("t.csv", b"text,text,label\n1,2,3\n", "text_column='text': {path} has 2 columns named text; rename one"),
         ("t.tsv", b'text\tlabel\n"two\nlines"\t1\n', "{path}, row 2: expected 2 fields (text, label), found 1"),
-        ("t.tsv", b"text\tlabel\nx\x00\t1\n", "{path}, row 2, column text: it holds what is no text"),
+        (
+            "t.tsv",
+            b"text\tlabel\nx\x00\t1\n",
+            "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.jsonl", b"", "train_path='{path}': the file is empty"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "{path}, row 2: expected one JSON object per line"),
         ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected one JSON object per line, found one list"),
@@ -169,16 +189,24 @@ def test_a_folder_in_memory_is_listed_like_any_other_file_system() -> None:
         ("t.jsonl", b"[" * 100_000, "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": null, "label": 1}', "{path}, row 1, column text: expected text, found nothing"),
         ("t.jsonl", b'{"text": 7, "label": 1}', "{path}, row 1, column text: expected text, found int"),
-        ("t.jsonl", b'{"text": "\\ud800", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
-        ("t.jsonl", b'{"text": "caf\xe9", "label": 1}', "{path}, row 1, column text: it holds what is no text"),
+        (
+            "t.jsonl",
+            b'{"text": "\\ud800", "label": 1}',
+            "{path}, row 1, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
+        (
+            "t.jsonl",
+            b'{"text": "caf\xe9", "label": 1}',
+            "{path}, row 1, column text: expected text, found a NUL or bytes that are not UTF-8",
+        ),
         ("t.jsonl", b'{"text": "a", "label": null}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": NaN}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": [1]}', "{path}, row 1, column label: expected a word or a whole number"),
-        ("t.parquet", b"no parquet", "train_path='{path}': it can't be read: ArrowInvalid"),
-        ("t.csv.gz", b"not packed", "train_path='{path}': it can't be read: BadGzipFile"),
+        ("t.parquet", b"no parquet", "train_path='{path}': cannot read it: ArrowInvalid"),
+        ("t.csv.gz", b"not packed", "train_path='{path}': cannot read it: BadGzipFile"),
     ],
 )
-def test_a_broken_file_is_refused_by_file_row_and_column(
+def test_a_malformed_file_is_refused_with_file_row_and_column(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
@@ -196,22 +224,22 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"label_column='label': .*t\.pq has no column label; it has text, kind"):
         columns(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string()), "label": []}), path)
-    with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but not a single row"):
+    with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but no rows"):
         columns(path)
 
 
-def test_what_can_not_be_opened_is_named_by_key_and_path(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened_are_refused_with_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_path='/no/such\.csv': there is no such file"):
         tables.read("/no/such.csv", "test_path", WANTED)
     with pytest.raises(UserError, match=rf"test_path='{tmp_path}': it is a folder; name the files in it"):
         tables.read(str(tmp_path), "test_path", WANTED)
-    with pytest.raises(UserError, match="test_path='nope://x': it can't be read"):
+    with pytest.raises(UserError, match="test_path='nope://x': cannot read it"):
         tables.read("nope://x", "test_path", WANTED)
     with pytest.raises(UserError, match="test_path=',': it names no file"):
         tables.read(",", "test_path", WANTED)
-    with pytest.raises(UserError, match=r"test_path='nope://\*': it can't be listed"):
+    with pytest.raises(UserError, match=r"test_path='nope://\*': cannot list it"):
         tables.read("nope://*", "test_path", WANTED)
-    with pytest.raises(UserError, match=rf"test_path='{tmp_path}/\*\.csv': no file has a name like that"):
+    with pytest.raises(UserError, match=rf"test_path='{tmp_path}/\*\.csv': no file matches this pattern"):
         tables.read(f"{tmp_path}/*.csv", "test_path", WANTED)
 
 
@@ -220,7 +248,7 @@ field = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(field, field), min_size=1, max_size=8))
-def test_what_other_programs_write_comes_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+def test_files_written_by_other_programs_round_trip(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     import csv
 
     expected = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
@@ -240,7 +268,7 @@ tab_free = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0\
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(tab_free, tab_free), min_size=1, max_size=8))
-def test_tab_separated_fields_come_back_quoted_or_not(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+def test_tab_separated_fields_round_trip_quoted_or_not(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     import csv
 
     with open(tmp_path / "t.tsv", "w", newline="", encoding="utf-8") as file:
@@ -249,7 +277,7 @@ def test_tab_separated_fields_come_back_quoted_or_not(tmp_path: Path, rows: list
     assert columns(str(tmp_path / "t.tsv")) == {"text": [t for t, _ in rows], "label": [label for _, label in rows]}
 
 
-def test_patterns_are_found_in_object_stores(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_work_on_object_stores(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in object_store.environ.items():
         monkeypatch.setenv(name, value)
     type(object_store.fs).clear_instance_cache()
@@ -260,7 +288,7 @@ def test_patterns_are_found_in_object_stores(object_store: ObjectStore, monkeypa
     object_store.fs.pipe(f"{bucket}/bad.csv", b"a,b\n")
     with pytest.raises(UserError, match=rf"text_column='text': {bucket}/bad\.csv has no column text"):
         columns(f"{bucket}/b*.csv")
-    with pytest.raises(UserError, match=rf"train_path='{bucket}/none-\*\.csv': no file has a name like that"):
+    with pytest.raises(UserError, match=rf"train_path='{bucket}/none-\*\.csv': no file matches this pattern"):
         columns(f"{bucket}/none-*.csv")
     with pytest.raises(UserError, match=rf"train_path='{bucket}/none\.csv': there is no such file"):
         columns(f"{bucket}/none.csv")

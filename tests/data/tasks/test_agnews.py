@@ -26,8 +26,8 @@ def load(files: tuple[str, str], **keys: object) -> Task:
     return load_task(Config(task_name="agnews", train_path=files[0], test_path=files[1], **keys))  # type: ignore[arg-type]
 
 
-def test_both_forms_are_read(files: tuple[str, str]) -> None:
-    task = load_task(files)
+def test_both_file_layouts_are_read(files: tuple[str, str]) -> None:
+    task = load(files)
     assert task.label_names == ("World", "Sports", "Business", "Sci/Tech")
     assert task.train.labels.tolist() == [2, 3, 0, 1]
     assert task.train.texts[:2] == ["Short-sellers, Wall Street's dwindling\\band", "Second  #36;5 text"]
@@ -39,46 +39,47 @@ def test_both_forms_are_read(files: tuple[str, str]) -> None:
     ("text_column", "text"),
     [("Title", 'He said "no"'), ("Title+Description", 'He said "no" Second  #36;5 text')],
 )
-def test_title_description_or_both_are_the_text(files: tuple[str, str], text_column: str, text: str) -> None:
-    assert load_task(files, text_column=text_column).train.texts[1] == text
+def test_text_column_selects_title_description_or_both(files: tuple[str, str], text_column: str, text: str) -> None:
+    assert load(files, text_column=text_column).train.texts[1] == text
 
 
-def test_what_is_not_ag_news_is_refused(files: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=r"text_column='title': task_name=agnews has Title, Description"):
-        load_task(files, text_column="title")
+def test_files_and_keys_that_do_not_fit_ag_news_are_refused(files: tuple[str, str]) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"text_column='title': expected one of Title, Description, Title\+Description with task_name=agnews",
+    ):
+        load(files, text_column="title")
     with pytest.raises(UserError, match="train_path: task_name=agnews needs it"):
         load_task(Config(task_name="agnews"))
     Path(files[0]).write_text(KAGGLE.replace("1,W", "5,W"))
     with pytest.raises(UserError, match=r"train\.csv, row 4, column Class Index: expected 1 or 2 or 3 or 4, found '5'"):
-        load_task(files)
-    with pytest.raises(
-        UserError, match=r"label_column='kind': task_name=agnews has no use for it; it takes train_path"
-    ):
-        load_task(files, label_column="kind")
+        load(files)
+    with pytest.raises(UserError, match=r"label_column='kind': task_name=agnews doesn't use it; it takes train_path"):
+        load(files, label_column="kind")
     Path(files[0]).write_text("label,text\n1,a\n")
     with pytest.raises(UserError, match=r"train\.csv, row 1: expected 3 fields \(Class Index, Title, Description\)"):
-        load_task(files)
+        load(files)
 
 
-def test_a_label_without_training_examples_is_said(files: tuple[str, str]) -> None:
+def test_a_label_without_training_examples_is_noted(files: tuple[str, str]) -> None:
     Path(files[0]).write_text(KAGGLE.replace("1,W", "3,W"))
     note = "no training example has the label 'World'; test examples that have it: 1"
-    assert note in load_task(files).notes
+    assert note in load(files).notes
 
 
-def test_a_number_of_rows_keeps_the_proportions_of_the_labels(files: tuple[str, str]) -> None:
-    task = load_task(files, max_train_examples=2, max_test_examples=99)
+def test_a_reduced_number_of_rows_keeps_the_label_proportions(files: tuple[str, str]) -> None:
+    task = load(files, max_train_examples=2, max_test_examples=99)
     assert len(task.train) == 2
     assert len(task.test) == 2
     assert len(set(task.train.labels.tolist())) == 2
 
 
-def test_the_digest_is_that_of_the_content(files: tuple[str, str], tmp_path: Path) -> None:
-    digest = load_task(files).digest()
+def test_the_digest_depends_on_content_only(files: tuple[str, str], tmp_path: Path) -> None:
+    digest = load(files).digest()
     moved = tmp_path / "moved.csv"
     Path(files[0]).rename(moved)
-    assert load_task((str(moved), files[1])).digest() == digest, "the same content elsewhere"
+    assert load((str(moved), files[1])).digest() == digest, "the same content elsewhere"
     moved.write_text(KAGGLE.replace("World text", "World Text"))
-    assert load_task((str(moved), files[1])).digest() != digest
+    assert load((str(moved), files[1])).digest() != digest
     moved.write_text(KAGGLE.replace("1,W", "2,W"))
-    assert load_task((str(moved), files[1])).digest() != digest
+    assert load((str(moved), files[1])).digest() != digest

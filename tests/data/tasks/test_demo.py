@@ -17,6 +17,6 @@ def test_the_standard_library_yields_thousands_of_distinct_docstrings() -> None:
     assert task.digest() != load_task(Config(task_name="demo", data_seed=1)).digest()
 
 
-def test_it_reads_no_files() -> None:
-    with pytest.raises(UserError, match="task_name=demo has no use for it; it takes none"):
+def test_keys_of_files_are_refused() -> None:
+    with pytest.raises(UserError, match="task_name=demo doesn't use it; it takes no such key"):
         load_task(Config(task_name="demo", train_path="x.csv"))

@@ -1,4 +1,4 @@
-"""Folders that `datasets` saved, and a server that speaks as much of the hub's protocol as `datasets` asks for."""
+"""Folders saved by `datasets`, and a server that implements the part of the hub's protocol that `datasets` uses."""
 
 import hashlib
 import io
@@ -38,22 +38,22 @@ def load(dataset: str, **keys: object) -> Task:
     return load_task(Config(task_name="hub", dataset=dataset, **keys))  # type: ignore[arg-type]
 
 
-def test_a_saved_folder_keeps_the_labels_names_in_their_order(tmp_path: Path) -> None:
-    task = load_task(save(tmp_path / "saved", train=TRAIN, test=TEST))
+def test_a_saved_folder_keeps_its_label_names_in_order(tmp_path: Path) -> None:
+    task = load(save(tmp_path / "saved", train=TRAIN, test=TEST))
     assert task.label_names == ("sea", "air", "land")
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
     assert (task.test.texts, task.test.labels.tolist()) == (TEST["body"], TEST["topic"])
-    assert task.notes == ("empty training texts, which are kept: 1 of 5",)
+    assert task.notes == ("empty training texts (kept): 1 of 5",)
 
 
-def test_splits_may_be_parts_and_sums(tmp_path: Path) -> None:
+def test_splits_may_be_sliced_and_added(tmp_path: Path) -> None:
     folder = save(tmp_path / "saved", train=TRAIN, extra=TEST)
-    task = load_task(folder, train_split="train[:60%]+extra", test_split="train[3:]")
+    task = load(folder, train_split="train[:60%]+extra", test_split="train[3:]")
     assert task.train.texts == ["ship", "kite", "road", "wave", "wind"]
     assert task.test.texts == ["", "gull"]
 
 
-def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> None:
+def test_the_partition_column_is_read_from_the_training_split_only(tmp_path: Path) -> None:
     users = datasets.Features({**FEATURES, "user": datasets.Value("int64")})
     train = {**TRAIN, "user": [7, 10, 7, 9, 10]}
     saved = {
@@ -61,29 +61,29 @@ def test_the_training_split_alone_tells_whose_its_rows_are(tmp_path: Path) -> No
         "test": datasets.Dataset.from_dict(TEST, features=FEATURES),
     }
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
-    task = load_task(str(tmp_path / "saved"), partition="column", partition_column="user")
+    task = load(str(tmp_path / "saved"), partition="column", partition_column="user")
     assert task.train.sites == ["7", "10", "7", "9", "10"]
-    by_topic = load_task(str(tmp_path / "saved"), partition="column", partition_column="topic")
+    by_topic = load(str(tmp_path / "saved"), partition="column", partition_column="topic")
     assert by_topic.train.sites == ["sea", "air", "land", "land", "air"]
     with pytest.raises(
         UserError, match=r"partition_column='town': dataset=.* has no column town; it has body, topic, user"
     ):
-        load_task(str(tmp_path / "saved"), partition="column", partition_column="town")
+        load(str(tmp_path / "saved"), partition="column", partition_column="town")
 
 
-def test_a_single_data_set_is_its_split_train(tmp_path: Path) -> None:
+def test_a_single_data_set_is_the_split_train(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TRAIN, features=FEATURES).save_to_disk(tmp_path / "one")
-    task = load_task(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
+    task = load(str(tmp_path / "one"), train_split="train[:3]", test_split="train[3:]")
     assert (task.train.texts, task.test.texts) == (TRAIN["body"][:3], TRAIN["body"][3:])
 
 
-def test_parts_that_number_their_labels_differently_agree_on_the_names(tmp_path: Path) -> None:
+def test_splits_that_number_their_labels_differently_are_merged_by_name(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(TEST, features=FEATURES).save_to_disk(tmp_path / "saved" / "train")
     other = FEATURES | {"topic": datasets.ClassLabel(names=["air", "fire", "sea"])}
     more = datasets.Dataset.from_dict({"body": ["blaze", "fish"], "topic": [1, 2]}, features=datasets.Features(other))
     more.save_to_disk(tmp_path / "saved" / "more")
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "more"]}')
-    task = load_task(str(tmp_path / "saved"), train_split="train+more", test_split="more")
+    task = load(str(tmp_path / "saved"), train_split="train+more", test_split="more")
     assert task.label_names == ("sea", "air", "land", "fire")
     assert [task.label_names[label] for label in task.train.labels] == ["sea", "air", "fire", "sea"]
     assert [task.label_names[label] for label in task.test.labels] == ["fire", "sea"]
@@ -93,29 +93,29 @@ def test_parts_that_number_their_labels_differently_agree_on_the_names(tmp_path:
 def test_the_format_that_a_data_set_was_saved_with_does_not_matter(tmp_path: Path, form: str) -> None:
     data = datasets.Dataset.from_dict(TRAIN, features=FEATURES).with_format(form, columns=["topic"])
     data.save_to_disk(tmp_path / "saved")
-    task = load_task(str(tmp_path / "saved"), test_split="train")
+    task = load(str(tmp_path / "saved"), test_split="train")
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
 
 
-def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+def test_label_names_that_look_like_numbers_are_kept_verbatim(tmp_path: Path) -> None:
     features = datasets.Features({"body": datasets.Value("string"), "topic": datasets.ClassLabel(names=["1.0", "0.5"])})
     split = {"body": ["a", "b"], "topic": [0, 1]}
-    task = load_task(save(tmp_path / "saved", features, train=split, test=split))
+    task = load(save(tmp_path / "saved", features, train=split, test=split))
     assert (task.label_names, task.train.labels.tolist()) == (("1.0", "0.5"), [0, 1])
 
 
-def test_a_saved_folder_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_saved_folder_is_refused(tmp_path: Path) -> None:
     saved = datasets.DatasetDict({n: datasets.Dataset.from_dict(TRAIN, features=FEATURES) for n in ("train", "test")})
     saved.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1})
     (tmp_path / "saved" / "train" / "data-00001-of-00003.arrow").unlink()
-    with pytest.raises(UserError, match=r"it can't be loaded: FileNotFoundError: .*data-00001-of-00003\.arrow"):
-        load_task(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"cannot load it: FileNotFoundError: .*data-00001-of-00003\.arrow"):
+        load(str(tmp_path / "saved"))
 
 
-def test_labels_without_names_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
+def test_unnamed_labels_and_pairs_are_read_as_from_files(tmp_path: Path) -> None:
     train = {"a": ["x", "y"], "b": ["u", "v"], "label": ["yes", "no"]}
     folder = save(tmp_path / "saved", None, train=train, test=train)
-    task = load_task(folder, text_column="a", text_pair_column="b", label_column="label")
+    task = load(folder, text_column="a", text_pair_column="b", label_column="label")
     assert (task.label_names, task.train.labels.tolist(), task.train.pairs) == (("no", "yes"), [1, 0], ["u", "v"])
 
 
@@ -124,7 +124,7 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
     (tmp_path / "files").mkdir()
     for name, columns in (("train", TRAIN), ("test", TEST)):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "files" / f"{name}.parquet")
-    task = load_task(str(tmp_path / "files"))
+    task = load(str(tmp_path / "files"))
     assert (task.label_names, task.train.texts, task.test.texts) == (("0", "1", "2"), TRAIN["body"], TEST["body"])
 
 
@@ -133,15 +133,15 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
     [
         (TRAIN, {"train_split": "dev"}, r'train_split=dev: Unknown split "dev". Should be one of .*train.*test'),
         (TRAIN, {"test_split": "train[9"}, r"test_split=train\[9: Unrecognized instruction format"),
-        (TRAIN, {"test_split": "train[:0]"}, r"test_split=train\[:0\]: it holds not a single row"),
+        (TRAIN, {"test_split": "train[:0]"}, r"test_split=train\[:0\]: it selects no rows"),
         (
             TRAIN,
             {"text_column": "text"},
             r"text_column='text': dataset=.*, split train has no column text; it has body",
         ),
         (TRAIN, {"label_column": "kind"}, r"label_column='kind': .* has no column kind; it has body, topic"),
-        (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "row 2, column topic: expected 0 to 2, found -1; .* kept secret"),
-        (TRAIN, {"train_split": "train[7:]"}, r"train_split=train\[7:\]: it holds not a single row"),
+        (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "row 2, column topic: expected 0 to 2, found -1; .* withheld labels"),
+        (TRAIN, {"train_split": "train[7:]"}, r"train_split=train\[7:\]: it selects no rows"),
         (TRAIN, {"dataset_config": "x"}, "dataset_config='x': the folder .* holds one data set; leave it out"),
         (
             TRAIN | {"topic": [0, 1, None, 0, 1]},
@@ -152,26 +152,26 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
         (TRAIN | {"topic": [1] * 5}, {}, r"saved: every row has the label 'air'"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_invalid_data_and_keys_are_refused(
     tmp_path: Path, train: dict[str, list[Any]], keys: dict[str, str], message: str
 ) -> None:
     folder = save(tmp_path / "saved", train=train, test=TEST)
     with pytest.raises(UserError, match=message):
-        load_task(folder, **keys)
+        load(folder, **keys)
 
 
 def test_numbers_with_decimals_are_refused(tmp_path: Path) -> None:
     scores = {"body": ["a", "b"], "topic": [0.5, 3.0]}
     with pytest.raises(UserError, match=r"row 0, column topic: the label is the number 0\.5; .* regression"):
-        load_task(save(tmp_path / "saved", None, train=scores, test=scores))
+        load(save(tmp_path / "saved", None, train=scores, test=scores))
 
 
-def test_folders_that_are_none_are_said_at_once(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused_at_once(tmp_path: Path) -> None:
     for name in ("./typo", "/no/such", "~/no", "a/b/c"):
         with pytest.raises(UserError, match=f"dataset={name}: there is no such folder"):
-            load_task(name)
-    with pytest.raises(UserError, match=rf"dataset={tmp_path}: it can't be loaded: EmptyDatasetError"):
-        load_task(str(tmp_path))
+            load(name)
+    with pytest.raises(UserError, match=rf"dataset={tmp_path}: cannot load it: EmptyDatasetError"):
+        load(str(tmp_path))
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -230,7 +230,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-def test_a_data_set_of_the_hub_is_fetched_once_and_needs_no_hub_afterwards(
+def test_a_data_set_is_downloaded_from_the_hub_once_and_then_works_offline(
     hub: ThreadingHTTPServer, command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     environ = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
@@ -243,7 +243,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_needs_no_hub_afterwards(
     assert first.returncode == 0, first.stderr
     assert "task hub: 5 training and 2 test rows" in first.stdout
     missing = show("lab/other")
-    assert "dataset=lab/other: the hub has no dataset lab/other that is open to you" in missing.stderr
+    assert "dataset=lab/other: the hub has no dataset lab/other that you can access" in missing.stderr
     hub.shutdown()
     hub.server_close()
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):

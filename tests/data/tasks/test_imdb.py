@@ -1,4 +1,4 @@
-"""An archive of the original's layout and size, with short reviews; damaged, hostile and unpacked ones."""
+"""Archives with the layout and number of reviews of the original: intact, damaged, hostile and unpacked."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ ROOT = "aclImdb"
 
 
 def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, content: bytes | None = None) -> str:
-    """12,500 reviews in each of four folders, among what else the original holds. `change` renames or leaves out."""
+    """12,500 reviews in each of four folders, among the original's other files. `change` renames members; None: leaves out."""
 
     def add(name: str, data: bytes) -> None:
         changed = change(name)
@@ -56,8 +56,8 @@ def load(path: str, **keys: object) -> Task:
     return load_task(Config(task_name="imdb", train_path=path, **keys))  # type: ignore[arg-type]
 
 
-def test_the_archive_yields_every_labelled_review_whole(archive: str) -> None:
-    task = load_task(archive)
+def test_the_archive_yields_every_labelled_review(archive: str) -> None:
+    task = load(archive)
     assert task.label_names == ("negative", "positive")
     assert len(task.train) == len(task.test) == 25_000
     assert task.train.labels.tolist() == task.test.labels.tolist() == [0] * 12_500 + [1] * 12_500
@@ -66,27 +66,29 @@ def test_the_archive_yields_every_labelled_review_whole(archive: str) -> None:
     assert "<br /> became a space in 25,000 test reviews (keep_br_tags=True keeps it)" in task.notes
 
 
-def test_breaks_are_kept_on_request(archive: str) -> None:
-    task = load_task(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
+def test_br_tags_are_kept_on_request(archive: str) -> None:
+    task = load(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
     assert (len(task.train), len(task.test), task.notes) == (10, 4, ())
     assert task.train.labels.tolist() == [0] * 5 + [1] * 5
     assert all("<br /><br />" in text for text in task.train.texts)
 
 
-def test_the_folder_or_the_one_above_it_is_as_good_as_the_archive(archive: str, tmp_path: Path) -> None:
+def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_path: Path) -> None:
     shutil.unpack_archive(archive, tmp_path)
-    digest = load_task(archive).digest()
-    assert load_task(str(tmp_path)).digest() == digest
-    assert load_task(str(tmp_path / ROOT)).digest() == digest
+    digest = load(archive).digest()
+    assert load(str(tmp_path)).digest() == digest
+    assert load(str(tmp_path / ROOT)).digest() == digest
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
-    with pytest.raises(UserError, match=r"expected 12,500 reviews in test/pos, found 12,499; it is not the whole"):
-        load_task(str(tmp_path))
+    with pytest.raises(UserError, match=r"expected 12,500 reviews in test/pos, found 12,499; aclImdb_v1 is incomplete"):
+        load(str(tmp_path))
     (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"file .*test/pos/17_9\.txt: it holds what is no text"):
-        load_task(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"file .*test/pos/17_9\.txt: expected text, found a NUL or bytes that are not UTF-8"
+    ):
+        load(str(tmp_path))
 
 
-def test_nothing_of_a_hostile_archive_is_written_anywhere(tmp_path: Path) -> None:
+def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     path = pack(inside / "evil.tar.gz", lambda name: f"../../{name}")
@@ -94,41 +96,41 @@ def test_nothing_of_a_hostile_archive_is_written_anywhere(tmp_path: Path) -> Non
         link = tarfile.TarInfo("aclImdb/train/neg/0_2.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         links.addfile(link)
-    assert len(load_task(path).train) == 25_000, "the names say which review it is, and not where anything goes"
+    assert len(load(path).train) == 25_000, "names of members identify reviews, but are never used as paths"
     with pytest.raises(UserError, match="expected 12,500 reviews in train/neg, found 0"):
-        load_task(str(inside / "links.tar.gz"))
+        load(str(inside / "links.tar.gz"))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar.gz", "inside", "links.tar.gz"]
 
 
-def test_what_is_not_the_archive_is_refused(archive: str, tmp_path: Path) -> None:
+def test_damaged_missing_and_foreign_archives_are_refused(archive: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(Path(archive).read_bytes()[:100_000])
-    with pytest.raises(UserError, match=r"cut\.tar\.gz': (it can't be read: (EOF|Read)Error|expected 12,500)"):
-        load_task(str(cut))
+    with pytest.raises(UserError, match=r"cut\.tar\.gz': (cannot read it: (EOF|Read)Error|expected 12,500)"):
+        load(str(cut))
     (tmp_path / "page.html").write_text("<html>not found</html>" * 1000)
-    with pytest.raises(UserError, match=r"page\.html': it can't be read: ReadError"):
-        load_task(str(tmp_path / "page.html"))
+    with pytest.raises(UserError, match=r"page\.html': cannot read it: ReadError"):
+        load(str(tmp_path / "page.html"))
     with pytest.raises(UserError, match=r"train_path='/no/such': there is no such archive or folder"):
-        load_task("/no/such")
+        load("/no/such")
     with pytest.raises(UserError, match=r"expected 12,500 reviews in train/neg, found 0"):
-        load_task(str(tmp_path))
-    with pytest.raises(UserError, match=r"test_path='x': task_name=imdb has no use for it; it takes train_path"):
-        load_task(archive, test_path="x")
+        load(str(tmp_path))
+    with pytest.raises(UserError, match=r"test_path='x': task_name=imdb doesn't use it; it takes train_path"):
+        load(archive, test_path="x")
 
 
-def test_archive_and_folder_may_be_elsewhere(
+def test_the_archive_may_be_in_an_object_store(
     archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in object_store.environ.items():
         monkeypatch.setenv(name, value)
     type(object_store.fs).clear_instance_cache()
-    digest = load_task(archive).digest()
+    digest = load(archive).digest()
     object_store.fs.put_file(archive, f"{object_store.bucket}/imdb.tar.gz")
-    assert load_task(f"{object_store.bucket}/imdb.tar.gz").digest() == digest
+    assert load(f"{object_store.bucket}/imdb.tar.gz").digest() == digest
     type(object_store.fs).clear_instance_cache()
 
 
-def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
+def test_a_remote_folder_is_read_in_chunks(archive: str) -> None:
     memory = fsspec.filesystem("memory")
     with tarfile.open(archive) as packed:
         for member in packed:
@@ -138,12 +140,12 @@ def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
                 memory, f"/imdb/{member.name}", content.read()
             )
     try:
-        assert load_task("memory://imdb").digest() == load_task(archive).digest()
+        assert load("memory://imdb").digest() == load(archive).digest()
     finally:
         memory.store.clear()
 
 
-def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
+def test_without_a_path_the_archive_is_downloaded_and_a_broken_transfer_resumes(
     archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = Path(archive).read_bytes()
@@ -152,11 +154,11 @@ def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
     monkeypatch.setattr(imdb, "MD5", hashlib.md5(content).hexdigest())
     seen: list[tuple[object, ...]] = []
     task = load_task(Config(task_name="imdb"), lambda *progress: seen.append(progress))
-    assert task.digest() == load_task(archive).digest()
+    assert task.digest() == load(archive).digest()
     assert [start > 0 for start in server.requests] == [False, True]
     assert {what for what, *_ in seen} == {"downloading file.bin", "reading reviews"}
     assert seen[-1] == ("reading reviews", 50_000, 50_000, "reviews")
     cached = Path(os.environ["XDG_CACHE_HOME"]) / "scaling_fl" / "file.bin"
     cached.write_bytes(content[:-5000])
-    with pytest.raises(UserError, match=r"file\.bin \(delete it, and it is downloaded again\): it can't be read"):
+    with pytest.raises(UserError, match=r"file\.bin \(delete it to download it again\): cannot read it"):
         load_task(Config(task_name="imdb"))

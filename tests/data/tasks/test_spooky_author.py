@@ -17,8 +17,8 @@ def load(folder: Path, train: str = ROWS) -> Task:
     return load_task(Config(task_name="spooky_author", **paths))  # type: ignore[arg-type]
 
 
-def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
-    task = load_task(tmp_path)
+def test_labels_are_the_authors_full_names(tmp_path: Path) -> None:
+    task = load(tmp_path)
     assert task.label_names == ("Edgar Allan Poe", "H. P. Lovecraft", "Mary Wollstonecraft Shelley")
     assert task.train.texts == ['This process, however, afforded me no "means".', "Ångström never forgot."]
     assert (task.train.labels.tolist(), task.test.labels.tolist()) == ([0, 1], [2])
@@ -31,6 +31,6 @@ def test_sentences_come_with_their_authors_full_names(tmp_path: Path) -> None:
         ("id,text\nid1,Kaggle's own test file\n", r"train\.csv has no column author; it has id, text"),
     ],
 )
-def test_what_is_not_the_task_is_refused(tmp_path: Path, train: str, message: str) -> None:
+def test_files_that_do_not_fit_the_task_are_refused(tmp_path: Path, train: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_task(tmp_path, train)
+        load(tmp_path, train)

@@ -17,8 +17,8 @@ def load(folder: Path, train: str = TRAIN, test: str = '"2","so\\nso"\n') -> Tas
     return load_task(Config(task_name="yelp", **paths))  # type: ignore[arg-type]
 
 
-def test_reviews_come_with_their_line_breaks_and_stars(tmp_path: Path) -> None:
-    task = load_task(tmp_path)
+def test_line_breaks_are_unescaped_and_stars_are_labels(tmp_path: Path) -> None:
+    task = load(tmp_path)
     assert task.label_names == ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
     assert task.train.labels.tolist() == [4, 0]
     assert task.train.texts == ['dr. goldberg offers "everything" i look for.\n\nhe\'s nice', "Bad, very bad"]
@@ -30,9 +30,9 @@ def test_reviews_come_with_their_line_breaks_and_stars(tmp_path: Path) -> None:
     [
         (TRAIN + '"0","x"\n', r"train\.csv, row 3, column stars: expected 1 or 2 or 3 or 4 or 5, found '0'"),
         (TRAIN + '"5"\n', r"train\.csv, row 3: expected 2 fields \(stars, text\), found 1"),
-        (TRAIN + '"5","open\n', r"train\.csv, row 3, which begins in line 3: unexpected end of data"),
+        (TRAIN + '"5","open\n', r"train\.csv, row 3, starting in line 3: unexpected end of data"),
     ],
 )
-def test_broken_rows_are_named(tmp_path: Path, train: str, message: str) -> None:
+def test_malformed_rows_are_refused_by_row_number(tmp_path: Path, train: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_task(tmp_path, train)
+        load(tmp_path, train)

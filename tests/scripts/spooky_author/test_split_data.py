@@ -35,7 +35,7 @@ def run(full: Path, *more: str, train: str = "train.csv", test: str = "test.csv"
     )
 
 
-def test_every_row_goes_to_one_part_and_each_author_in_proportion(full: Path) -> None:
+def test_every_row_is_in_one_part_and_authors_keep_their_proportions(full: Path) -> None:
     done = run(full)
     assert done.returncode == 0, done.stderr
     # 81 × 0.75 = 60.75, rounded to 61; of these 30.1, 21.1 and 9.8: largest remainders make 30, 21 and 10.
@@ -47,7 +47,7 @@ def test_every_row_goes_to_one_part_and_each_author_in_proportion(full: Path) ->
     assert Counter(task.train.texts + task.test.texts) == Counter(everything)
 
 
-def test_the_seed_decides_and_files_are_replaced_only_by_force(full: Path) -> None:
+def test_the_seed_selects_the_rows_and_files_are_replaced_only_with_force(full: Path) -> None:
     assert run(full).returncode == 0
     first = (full.parent / "train.csv").read_text()
     again = run(full, "--seed", "2")
@@ -74,7 +74,7 @@ def test_the_seed_decides_and_files_are_replaced_only_by_force(full: Path) -> No
         (["--full-path", "no.csv"], "--full-path='no.csv': there is no such file"),
     ],
 )
-def test_nothing_is_written_on_bad_input(full: Path, more: list[str], message: str) -> None:
+def test_invalid_input_is_refused_and_nothing_is_written(full: Path, more: list[str], message: str) -> None:
     done = run(full, *(word.format(folder=full.parent.name) for word in more))
     assert done.returncode == 1
     assert message in done.stderr
@@ -82,7 +82,7 @@ def test_nothing_is_written_on_bad_input(full: Path, more: list[str], message: s
     assert list(full.parent.iterdir()) == [full]
 
 
-def test_a_folder_is_not_replaced_and_blank_lines_are_said(full: Path) -> None:
+def test_a_folder_is_never_replaced_and_blank_lines_are_noted(full: Path) -> None:
     (full.parent / "test.csv").mkdir()
     refused = run(full, "--force")
     assert (refused.returncode, refused.stderr) == (1, "test.csv: it is a folder; choose another path\n")
@@ -92,7 +92,7 @@ def test_a_folder_is_not_replaced_and_blank_lines_are_said(full: Path) -> None:
     assert done.stdout.startswith(f"{full}: 2 blank lines skipped\ntrain.csv: 61 rows")
 
 
-def test_any_file_system_of_fsspec_is_written(full: Path) -> None:
+def test_any_fsspec_file_system_can_be_written_to(full: Path) -> None:
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("split_data", SCRIPT)
