@@ -18,9 +18,9 @@ from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, server
-from scaling_fl.federated.hosting import Hosting, Shards, write_shards
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.tiny import tiny_tokenizer
 from scaling_fl.runtime import launcher
@@ -123,21 +123,21 @@ def worker(
     rank: int = 0,
     num_workers: int = 1,
     memory: SharedMemory | None = None,
-) -> tuple[Hosting, Collectives, ServerState]:
+) -> tuple[WorkerSites, Collectives, ServerState]:
     """A worker that hosts its share of the sites; `module` gives the initial server state."""
     num_moments = server.optimiser(config).num_moments
     collectives = Collectives(
         rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
-        exact=config.exact_sum, single=cohort.single(config, len(shards), num_workers),
+        exact=config.exact_sum, single_site=cohort.single_site_per_worker(config, len(shards), num_workers),
     )  # fmt: skip
     home = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
     if rank == 0:
         write_shards(folder, shards)
         collectives.state[0].copy_(home.model.flat)
     collectives.barrier()
-    hosting = Hosting(home, Shards(folder), rank, num_workers)
+    worker_sites = WorkerSites(home, Shards(folder), rank, num_workers)
     trained, moments = home.model.layout.trained, collectives.state[1:]
-    return hosting, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
+    return worker_sites, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

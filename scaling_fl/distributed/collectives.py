@@ -17,15 +17,23 @@ import torch.distributed as dist
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.control_plane import TIMEOUT, ControlPlane
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.distributed.weighted_sum import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
+from scaling_fl.distributed.weighted_sum import (
+    CHUNK,
+    MAX_DELTA,
+    WeightedSum,
+    accumulate,
+    divergence_error,
+    max_abs,
+    to_float,
+)
 
 
 class Collectives(ControlPlane):
     """The workers of this job, seen from one of them.
 
-    `row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
-    `state`: the server's rows (1 + moments, size), parameters first, once for each place; `part`: the slice of the state
-    that this worker reduces and updates; `note`: what the user should know.
+    `worker_row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
+    `state`: the server's rows (1 + moments, size), parameters first, once for each place; `owned_slice`: the slice of the state
+    that this worker reduces and updates; `transport_note`: what the user should know.
     """
 
     def __init__(
@@ -38,22 +46,22 @@ class Collectives(ControlPlane):
         num_moments: int = 0,
         on_wait: Callable[[bool], None] = lambda waiting: None,
         exact: bool = True,
-        single: bool = True,
+        single_site: bool = True,
         nodes: Sequence[int] = (),
         interface: str | None = None,
     ):
         """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
         `rendezvous`: a URL, of a file or of a port of worker 0. `nodes`: every worker's, if there are several, which reach
         each other over the network's `interface`.
-        `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single`: no worker
+        `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single_site`: no worker
         trains more than one site in a round.
 
         `on_wait` is told when this worker begins to wait for others, and when that is over.
         """
         super().__init__(rank, devices, rendezvous, on_wait, nodes, interface)
         self._num_moments = num_moments
-        self._exact, self._single = exact, single
-        self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
+        self._exact, self._single_site = exact, single_site
+        self._width = 2 if exact and not single_site else 1  # float32 rows that a worker's row takes
         places = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
         rows = self._gpu_rows(places, size) if self._gpu is not None else None
         if rows is None:
@@ -63,16 +71,16 @@ class Collectives(ControlPlane):
         self._members = [other for other, place in enumerate(places) if place == places[rank]]
         me, count = self._members.index(rank), len(self._members)
         own, others = rows[: count * self._width], rows[count * self._width :]
-        self._rows = own if self._width == 1 else _as_fixed(own)
-        self.row, self.state = self._rows[me], others[: 1 + num_moments]
+        self._rows = own if self._width == 1 else _as_int64_rows(own)
+        self.worker_row, self.state = self._rows[me], others[: 1 + num_moments]
         bounds = [size * i // count for i in range(count + 1)]
-        self.part = slice(bounds[me], bounds[me + 1])
+        self.owned_slice = slice(bounds[me], bounds[me + 1])
         leaders = [places.index(place) for place in dict.fromkeys(places)]
         self.is_leader = rank in leaders
         self._sum: torch.Tensor | None = None
         self._leaders: Any = None
         if len(leaders) > 1:
-            self._sum = _as_fixed(rows[-2:])[0] if exact else rows[-1]
+            self._sum = _as_int64_rows(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
@@ -100,7 +108,7 @@ class Collectives(ControlPlane):
             self.barrier()
             if rows is not None and leader == self.rank:
                 cuda_ipc.release(rows, allocated=True)
-            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
+            self.transport_note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
             return None
         return rows
 
@@ -110,7 +118,9 @@ class Collectives(ControlPlane):
         counts = {place: self._num_rows(places, place) for place in here}
         everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
         if self._gpu is not None:
-            self.note += ", pinned" if cuda_ipc.pin(everything, self._gpu) else ", which can't be pinned either"
+            self.transport_note += (
+                ", pinned" if cuda_ipc.pin(everything, self._gpu) else ", which can't be pinned either"
+            )
         mine = places[self.rank]
         first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
         return everything[first : first + counts[mine]]
@@ -130,78 +140,82 @@ class Collectives(ControlPlane):
 
     def model_buffer(self, device: torch.device) -> torch.Tensor:
         """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""
-        if self._single and self.row.device == device:
-            return self.row
+        if self._single_site and self.worker_row.device == device:
+            return self.worker_row
         return torch.zeros(self.state.shape[1], device=device)
 
     def weighted_sum(self) -> WeightedSum:
         """An empty sum, for this worker's sites of a round."""
-        return WeightedSum(self.row, self._single)
+        return WeightedSum(self.worker_row, self._single_site)
 
     def weighted_mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
+        """Weighted mean of all sites' deltas: this worker's `owned_slice` of it, in pieces that fit into a cache.
 
         McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that even a sum of floats
         doesn't depend on who comes first. A piece is valid until the next one. After the last one all workers
         have come to the end: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
         if a delta isn't finite, or too large for fixed point.
         """
-        self._finish()
+        self._synchronise_gpu()
         scales = self.all_gather_numbers(total.scale)
         terms = [
             (row, scales[member][0])
             for row, member in zip(self._rows, self._members, strict=True)
             if scales[member][0] > 0
         ]
-        limit = LIMIT if self._exact else float("inf")
-        extremes = [torch.tensor([0.0, *total.largest.values()], device=self.row.device).max()]
-        for piece, delta in self._reduced(terms, extremes) if self._sum is None else self._everywhere(terms, extremes):
-            extremes.append(largest(delta))
+        limit = MAX_DELTA if self._exact else float("inf")
+        extremes = [torch.tensor([0.0, *total.largest_delta.values()], device=self.worker_row.device).max()]
+        for piece, delta in (
+            self._reduce_in_domain(terms, extremes)
+            if self._sum is None
+            else self._reduce_across_domains(terms, extremes)
+        ):
+            extremes.append(max_abs(delta))
             yield piece, delta
         sound = (torch.stack(extremes) < limit).all().item()
-        self._finish()
+        self._synchronise_gpu()
         if not all(others for (others,) in self.all_gather_numbers(sound)):
-            bad = sorted(site for sites in self.all_gather(total.bad_sites(limit)) for site in sites)
-            raise diverged(bad, limit)
+            bad = sorted(site for sites in self.all_gather(total.diverged_sites(limit)) for site in sites)
+            raise divergence_error(bad, limit)
 
-    def _reduced(
+    def _reduce_in_domain(
         self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor], raw: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Σ scale × row over the rows of this place; `raw`: in fixed point, if that is what it is summed in.
 
         To `extremes` go the largest values of what is put into fixed point.
         """
-        length = PIECE[self.row.device.type]
-        buffer = torch.empty(length, device=self.row.device, dtype=torch.int64 if self._exact else torch.float32)
-        for start in range(self.part.start, self.part.stop, length):
-            piece = slice(start, min(start + length, self.part.stop))
+        length = CHUNK[self.worker_row.device.type]
+        buffer = torch.empty(length, device=self.worker_row.device, dtype=torch.int64 if self._exact else torch.float32)
+        for start in range(self.owned_slice.start, self.owned_slice.stop, length):
+            piece = slice(start, min(start + length, self.owned_slice.stop))
             summed = buffer[: piece.stop - piece.start]
             if not terms:
                 summed.zero_()
             for number, (row, scale) in enumerate(terms):
                 if row.dtype != summed.dtype:
-                    extremes.append(largest(row[piece]))
+                    extremes.append(max_abs(row[piece]))
                 accumulate(summed, row[piece], scale, first=number == 0)
             yield piece, summed if raw else to_float(summed)
 
-    def _everywhere(
+    def _reduce_across_domains(
         self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor]
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """The same over all places: one collective, of the leaders."""
         assert self._sum is not None
-        for piece, summed in self._reduced(terms, extremes, raw=True):
+        for piece, summed in self._reduce_in_domain(terms, extremes, raw=True):
             self._sum[piece] = summed
         self.barrier()
         if self.is_leader:
             with self._collective():
                 dist.all_reduce(self._sum, group=self._leaders)
         self.barrier()
-        length = PIECE[self.row.device.type]
-        for start in range(self.part.start, self.part.stop, length):
-            piece = slice(start, min(start + length, self.part.stop))
+        length = CHUNK[self.worker_row.device.type]
+        for start in range(self.owned_slice.start, self.owned_slice.stop, length):
+            piece = slice(start, min(start + length, self.owned_slice.stop))
             yield piece, to_float(self._sum[piece])
 
 
-def _as_fixed(rows: torch.Tensor) -> torch.Tensor:
+def _as_int64_rows(rows: torch.Tensor) -> torch.Tensor:
     """Rows of float32 as half as many of int64."""
     return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)

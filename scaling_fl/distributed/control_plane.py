@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from scaling_fl.distributed.messages import SafeUnpickler
-from scaling_fl.distributed.shared_memory import lacking_for_nccl
+from scaling_fl.distributed.shared_memory import nccl_shared_memory_shortage
 from scaling_fl.errors import PeerLost, UserError
 
 # Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
@@ -40,7 +40,7 @@ class ControlPlane:
             if known := interface or (None if nodes else _loopback()):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
         self._nodes = list(nodes) or [0] * len(devices)
-        self.rank, self.num_workers, self.note = rank, len(devices), ""
+        self.rank, self.num_workers, self.transport_note = rank, len(devices), ""
         with self._collective():
             dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=TIMEOUT)
         self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
@@ -49,7 +49,7 @@ class ControlPlane:
         """These numbers of every worker, by rank, to every worker."""
         table = torch.zeros(self.num_workers, len(values), dtype=torch.float64)
         table[self.rank] = torch.tensor(values)
-        return self._share(table).tolist()
+        return self._all_gather_rows(table).tolist()
 
     def all_gather(self, value: Any) -> list[Any]:
         """`value` of every worker, by rank, to every worker."""
@@ -57,10 +57,10 @@ class ControlPlane:
         sizes = [int(size) for (size,) in self.all_gather_numbers(len(data))]
         table = torch.zeros(self.num_workers, max(sizes), dtype=torch.uint8)
         table[self.rank, : len(data)] = data
-        rows = self._share(table).numpy()
+        rows = self._all_gather_rows(table).numpy()
         return [SafeUnpickler(io.BytesIO(row[:size].tobytes())).load() for row, size in zip(rows, sizes, strict=True)]
 
-    def _share(self, table: torch.Tensor) -> torch.Tensor:
+    def _all_gather_rows(self, table: torch.Tensor) -> torch.Tensor:
         """A table of which each worker knows its own row, and has zeros in the others, complete.
 
         The sum does that, too, and in gloo it is ten times faster than gathering where workers outnumber the cores:
@@ -72,11 +72,11 @@ class ControlPlane:
 
     def barrier(self) -> None:
         """Until every worker is here. What was written to shared memory before it is seen after it."""
-        self._finish()
+        self._synchronise_gpu()
         with self._collective():
             dist.barrier()
 
-    def _finish(self) -> None:
+    def _synchronise_gpu(self) -> None:
         """Until this worker's GPU has done what it was told."""
         if self._gpu is not None:
             torch.cuda.synchronize(self._gpu)
@@ -88,7 +88,7 @@ class ControlPlane:
         try:
             yield
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
-            if lacking := lacking_for_nccl(str(error)):
+            if lacking := nccl_shared_memory_shortage(str(error)):
                 raise UserError(lacking) from error
             raise PeerLost(f"the connection to another worker broke: {error}") from error
         finally:

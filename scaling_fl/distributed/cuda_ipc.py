@@ -28,7 +28,7 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
 
     Raises `UserError` if the GPU hasn't so much memory, `NotPermitted` where memory can't be shared.
     """
-    enter(device)
+    ensure_context(device)
     pointer, handle = ctypes.c_uint64(), _Handle()
     size = 4 * torch.Size(shape).numel()
     code = _driver().cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
@@ -51,7 +51,7 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
 
 def attach(handle: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The memory that another process allocated. Raises `NotPermitted` where CUDA refuses that."""
-    enter(device)
+    ensure_context(device)
     pointer = ctypes.c_uint64()
     _check(
         _driver().cuIpcOpenMemHandle_v2(
@@ -69,13 +69,13 @@ def release(memory: torch.Tensor, allocated: bool) -> None:
 
 def pin(memory: torch.Tensor, device: torch.device) -> bool:
     """Lock this process's view of host memory in place: the GPU copies from and to it faster. False: not permitted."""
-    enter(device)
+    ensure_context(device)
     size = ctypes.c_size_t(memory.numel() * memory.element_size())
     code: int = _driver().cuMemHostRegister_v2(ctypes.c_void_p(memory.data_ptr()), size, ctypes.c_uint(0))
     return code == 0
 
 
-def enter(device: torch.device) -> None:
+def ensure_context(device: torch.device) -> None:
     """Make the GPU this process's, with a context for what follows."""
     torch.cuda.set_device(device)
     torch.zeros(1, device=device)

@@ -58,7 +58,7 @@ def _available() -> float:
         return float("inf")
 
 
-def lacking_for_nccl(message: str, place: str = "/dev/shm") -> str:
+def nccl_shared_memory_shortage(message: str, place: str = "/dev/shm") -> str:
     """What to do, if this error is NCCL's that `place` has no room for what passes between GPUs; empty for others.
 
     A container has 64 MB there unless told otherwise, and NCCL takes some 10 MB for each pair of GPUs and each of its

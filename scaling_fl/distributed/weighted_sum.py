@@ -12,49 +12,49 @@ import torch
 
 from scaling_fl.errors import JobFailed
 
-_SCALE = 2.0**48
-LIMIT = 2.0**14
+_FIXED_POINT_SCALE = 2.0**48
+MAX_DELTA = 2.0**14
 # float32 values that are worked on at once. On CPUs 1 MiB: what a core's cache holds while others are added into it; on
 # GPUs, where each piece costs the launch of some kernels, 16 MiB.
-PIECE = {"cpu": 2**18, "cuda": 2**22}
+CHUNK = {"cpu": 2**18, "cuda": 2**22}
 
 
 class WeightedSum:
     """Σ weight × delta over the sites that one worker trains in a round; all workers' weights together sum to 1.
 
-    `row` (size,) takes the sum: float32, or int64 in fixed point. With `single`, the worker has one site at most, and
+    `buffer` (size,) takes the sum: float32, or int64 in fixed point. With `single_site`, the worker has one site at most, and
     its delta stays as it is where it lies, with the weight beside it as `scale`: who reads it multiplies.
     """
 
-    def __init__(self, row: torch.Tensor, single: bool):
-        self.row, self.single, self.scale = row, single, 0.0  # 0: there is nothing in it
+    def __init__(self, buffer: torch.Tensor, single_site: bool):
+        self.buffer, self.single_site, self.scale = buffer, single_site, 0.0  # 0: there is nothing in it
         self.sites: list[int] = []
-        self.largest: dict[int, float] = {}  # |delta| of a site, where the row no longer tells it
+        self.largest_delta: dict[int, float] = {}  # |delta| of a site, where the row no longer tells it
 
     def add(self, site: int, delta: torch.Tensor, weight: float) -> None:
         """Add the delta (size,) of a site, which may lie in the row already if it is the only one."""
-        if self.single:
-            if delta.data_ptr() != self.row.data_ptr():
-                self.row.copy_(delta)
+        if self.single_site:
+            if delta.data_ptr() != self.buffer.data_ptr():
+                self.buffer.copy_(delta)
             self.scale = weight
         else:
-            delta = delta.to(self.row.device)
-            self.largest[site] = largest(delta).item()
-            length = PIECE[self.row.device.type]
+            delta = delta.to(self.buffer.device)
+            self.largest_delta[site] = max_abs(delta).item()
+            length = CHUNK[self.buffer.device.type]
             for start in range(0, len(delta), length):
                 piece = slice(start, start + length)
-                accumulate(self.row[piece], delta[piece], weight, first=not self.sites)
+                accumulate(self.buffer[piece], delta[piece], weight, first=not self.sites)
             self.scale = 1.0
         self.sites.append(site)
 
-    def bad_sites(self, limit: float) -> list[int]:
+    def diverged_sites(self, limit: float) -> list[int]:
         """Those with a delta that isn't finite, or reaches `limit`."""
-        if self.single:
-            return [site for site in self.sites if not largest(self.row).item() < limit]
-        return [site for site, value in self.largest.items() if not value < limit]
+        if self.single_site:
+            return [site for site in self.sites if not max_abs(self.buffer).item() < limit]
+        return [site for site, value in self.largest_delta.items() if not value < limit]
 
 
-def diverged(sites: Sequence[int], limit: float = float("inf")) -> JobFailed:
+def divergence_error(sites: Sequence[int], limit: float = float("inf")) -> JobFailed:
     """What it means that the deltas of these sites aren't finite, or reach `limit`."""
     return JobFailed(
         f"the parameters of site {' or '.join(map(str, sites))} are no longer finite numbers after local "
@@ -69,18 +69,18 @@ def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: b
     A float32 `addend` is put into fixed point where `total` is; one that is in fixed point has scale 1.
     """
     if total.dtype == torch.int64:
-        scaled = addend if addend.dtype == torch.int64 else addend.mul(scale * _SCALE)
+        scaled = addend if addend.dtype == torch.int64 else addend.mul(scale * _FIXED_POINT_SCALE)
         if first:
             total.copy_(scaled)  # cuts as long() does
         else:
-            _add_whole(total, scaled.long())
+            _add_int64(total, scaled.long())
     elif first:
         torch.mul(addend, scale, out=total)
     else:
         total.add_(addend, alpha=scale)
 
 
-def _add_whole(total: torch.Tensor, addend: torch.Tensor) -> None:
+def _add_int64(total: torch.Tensor, addend: torch.Tensor) -> None:
     """total ← total + addend, int64 (n,) each.
 
     torch multiplies each addend by `alpha`, even by 1, and vector units have to piece a product of 64 bits together: its
@@ -94,10 +94,10 @@ def _add_whole(total: torch.Tensor, addend: torch.Tensor) -> None:
 
 def to_float(total: torch.Tensor) -> torch.Tensor:
     """A sum as float32."""
-    return total.mul(1 / _SCALE) if total.dtype == torch.int64 else total
+    return total.mul(1 / _FIXED_POINT_SCALE) if total.dtype == torch.int64 else total
 
 
-def largest(values: torch.Tensor) -> torch.Tensor:
+def max_abs(values: torch.Tensor) -> torch.Tensor:
     """The largest |value|; NaN if one is NaN."""
     low, high = torch.aminmax(values)
     return torch.maximum(-low, high)

@@ -28,7 +28,7 @@ def best_so_far(
     return BestRound(metric, round_, value) if before is None or sign * value > sign * before.value else before
 
 
-def best_in(header: Mapping[str, Any], metric: str | None) -> BestRound | None:
+def best_in_header(header: Mapping[str, Any], metric: str | None) -> BestRound | None:
     """The best round that a checkpoint knows of. Where it went by another metric, that is its own round."""
     best = header.get("best")
     if best is not None and best["metric"] == metric:

@@ -16,7 +16,7 @@ def size(config: Config, num_sites: int) -> int:
     return num_sites if config.sites_per_round is None else config.sites_per_round
 
 
-def single(config: Config, num_sites: int, num_workers: int) -> bool:
+def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> bool:
     """Whether no worker trains more than one site in a round."""
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 

@@ -71,7 +71,7 @@ def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dic
     }
 
 
-def over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean over sites of what each has measured with a model of its own, and the worst and best accuracy."""
     result = {name: sum(site[name] for site in sites) / len(sites) for name in sites[0]}
     for name in [name for name in result if name.endswith(".accuracy")]:

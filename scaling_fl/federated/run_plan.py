@@ -51,7 +51,7 @@ class Plan:
         return len(self.shard_sizes)
 
     @property
-    def one_each(self) -> bool:
+    def one_site_per_worker(self) -> bool:
         """Whether worker N trains site N, and nothing else."""
         everyone = cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
         return everyone and self.config.baseline != "centralised"
@@ -63,7 +63,7 @@ class Plan:
 
     def worker_name(self, rank: int) -> str:
         """What a worker is called in messages."""
-        return f"{'site' if self.one_each else 'worker'} {rank} ({self.devices[rank]})"
+        return f"{'site' if self.one_site_per_worker else 'worker'} {rank} ({self.devices[rank]})"
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site in a round in which it takes part."""

@@ -23,7 +23,7 @@ class ServerState:
     trained: int  # params[:trained] are trained; what follows is averaged and never optimised
     round: int  # the last round that is complete; 0 before any training
     moments: torch.Tensor | None = None  # (n, size), of the optimiser; zero before the first round
-    torn: bool = False  # whether a part of `params` is a round ahead
+    partly_updated: bool = False  # whether a part of `params` is a round ahead
     results: dict[str, Any] = field(default_factory=dict)  # what is known of that round, before it is evaluated
     # Held while a round becomes complete, and while it is reported: without it, `params` are those of a round half done.
     lock: threading.Lock = field(default_factory=threading.Lock)

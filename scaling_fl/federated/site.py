@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.data import token_store
-from scaling_fl.distributed.weighted_sum import diverged, largest
+from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.metrics import SiteMetrics
@@ -29,7 +29,7 @@ class Site:
         """n_k of McMahan et al. 2017: the weight of this site's delta."""
         return len(self.shard)
 
-    def own(self, params: torch.Tensor) -> torch.Tensor:
+    def own_params(self, params: torch.Tensor) -> torch.Tensor:
         """The parameters (size,) of this site's own model; `params` before its first round."""
         store = self.resident.store
         return params if store is None else store.load(self.number).get("params", params)
@@ -80,8 +80,8 @@ class Site:
                 resident.on_step()
         if resident.store is not None:
             own = {} if config.has_global_model else {"params": model.flat}
-            if own and not largest(model.flat) < float("inf"):  # nobody will aggregate it, and see
-                raise diverged([self.number])
+            if own and not max_abs(model.flat) < float("inf"):  # nobody will aggregate it, and see
+                raise divergence_error([self.number])
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         count = self.num_examples * config.num_local_epochs

@@ -10,7 +10,7 @@ from scaling_fl import state_file
 from scaling_fl.models.loading import Loaded
 
 
-def of(*arrays: Any) -> str:
+def digest(*arrays: Any) -> str:
     whole = hashlib.sha256()
     for array in arrays:
         whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -21,21 +21,21 @@ def pretrained(loaded: Loaded, initial: state_file.Arrays) -> str:
     """Of the weights in the model's files. What is drawn anew follows from the seed, and varies with the processor."""
     names = {name for name, _ in (*loaded.module.named_parameters(), *loaded.module.named_buffers())}
     new = names if loaded.new_parameters == ["all"] else set(loaded.new_parameters)
-    return of(*(initial[name] for name in sorted(names & initial.keys() - new)))
+    return digest(*(initial[name] for name in sorted(names & initial.keys() - new)))
 
 
 def tokens(work: Path) -> str:
     """Of the token stores in the work folder: what the tokenizer makes of the texts. The cache's seal is none of it."""
     paths = [path for name in ("train", "test") for path in sorted((work / name).iterdir()) if path.suffix != ".json"]
-    return of(*(np.memmap(path, np.uint8, "r") for path in paths))
+    return digest(*(np.memmap(path, np.uint8, "r") for path in paths))
 
 
-def of_node(work: Path, data: str, tokens: str, initial: state_file.Arrays) -> dict[str, str]:
+def node_digests(work: Path, data: str, tokens: str, initial: state_file.Arrays) -> dict[str, str]:
     """All that the nodes of a job must have alike, by what they are."""
     files = (np.load(work / name) for name in ("shards.npy", "bounds.npy", "held_back.npy"))
     return {
         "data": data,
-        "shards": of(*files),
+        "shards": digest(*files),
         "tokens": tokens,
-        "models": of(*(initial[name] for name in sorted(initial))),
+        "models": digest(*(initial[name] for name in sorted(initial))),
     }

@@ -111,7 +111,7 @@ def rebuild_model(folder: Path) -> torch.nn.Module:
     return module
 
 
-def without_looking_at_masks() -> None:
+def disable_mask_inspection() -> None:
     """Keep the library from asking in each pass whether a batch has padding: the CPU would wait for the GPU's answer."""
     transformers.masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_, **__: mask is None
 

@@ -26,8 +26,8 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
 def aggregate(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
 ) -> dict[str, Any]:
-    collectives_module.PIECE = dict.fromkeys(collectives_module.PIECE, 100)
-    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
+    collectives_module.CHUNK = dict.fromkeys(collectives_module.CHUNK, 100)
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -50,7 +50,7 @@ def aggregate(
     collectives.close()
     return {
         "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
-        "note": collectives.note, "on gpu": collectives.row.is_cuda,
+        "note": collectives.transport_note, "on gpu": collectives.worker_row.is_cuda,
     }  # fmt: skip
 
 
@@ -121,17 +121,17 @@ def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed
 
 
 def diverge(
-    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single_site: bool
 ) -> str:
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=single
+        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=single_site
     )
     total = collectives.weighted_sum()
     delta = torch.ones(SIZE)
     if rank == 1:
         delta[7] = value
     total.add(rank + 4, delta, 1 / 3)
-    if not single:
+    if not single_site:
         total.add(rank + 14, torch.ones(SIZE), 1 / 3)
     try:
         list(collectives.weighted_mean(total))
@@ -140,7 +140,7 @@ def diverge(
     return "no error"
 
 
-@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("single_site", [True, False])
 @pytest.mark.parametrize(
     ("value", "exact", "refused"),
     [
@@ -149,9 +149,9 @@ def diverge(
     ],
 )  # fmt: skip
 def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
-    run_distributed: Any, value: float, exact: bool, refused: bool, single: bool
+    run_distributed: Any, value: float, exact: bool, refused: bool, single_site: bool
 ) -> None:
-    messages = run_distributed(diverge, 3, value, exact, single)
+    messages = run_distributed(diverge, 3, value, exact, single_site)
     assert len(set(messages)) == 1
     said = "the parameters of site 5 are no longer finite numbers after local training"
     assert messages[0].startswith(said if refused else "no error")

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, largest, to_float
+from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, max_abs, to_float
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_a_weighted_sum_survives_the_reuse_of_the_buffer(dtype: torch.dtype) -> None:
     size = 2**18 + 3  # more than a piece
     row, buffer = torch.full((size,), 99, dtype=dtype), torch.ones(size)
-    total = WeightedSum(row, single=False)
+    total = WeightedSum(row, single_site=False)
     assert total.scale == 0.0
     total.add(4, buffer, 0.25)
     buffer.fill_(-10.0)  # the next site trains in it
@@ -19,11 +19,11 @@ def test_a_weighted_sum_survives_the_reuse_of_the_buffer(dtype: torch.dtype) -> 
 
 def test_a_lone_sites_delta_stays_where_it_is() -> None:
     row = torch.ones(3)
-    total = WeightedSum(row, single=True)
+    total = WeightedSum(row, single_site=True)
     total.add(4, row, 0.25)
     assert row.tolist() == [1.0] * 3
     assert total.scale == 0.25
-    total = WeightedSum(row, single=True)
+    total = WeightedSum(row, single_site=True)
     total.add(4, torch.full((3,), 5.0), 0.5)
     assert row.tolist() == [5.0] * 3
 
@@ -72,6 +72,6 @@ def test_sums_of_the_largest_deltas_do_not_overflow() -> None:
 
 
 def test_the_largest_value_counts_both_signs_and_shows_what_is_no_number() -> None:
-    assert largest(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
-    assert largest(torch.tensor([1.0, float("nan"), 2.0])).isnan()
-    assert largest(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")
+    assert max_abs(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
+    assert max_abs(torch.tensor([1.0, float("nan"), 2.0])).isnan()
+    assert max_abs(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")

@@ -16,9 +16,9 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics, rounds
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Shards
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server import SGD
+from scaling_fl.federated.worker_sites import Shards
 from scaling_fl.runtime import launcher
 from tests import builders
 
@@ -78,12 +78,14 @@ def test_held_back_examples_are_evaluated_once_each_however_many_workers(tmp_pat
 def test_rounds_report_what_is_held_back_each_time_the_test_set_is_evaluated(tmp_path: Path, some: bool) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=2, batch_size=16)
     rest = np.setdiff1d(np.arange(40), HELD_BACK)
-    hosting, collectives, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
-    resident = hosting.resident
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
+    resident = worker_sites.resident
     if some:
-        hosting = dataclasses.replace(hosting, resident=dataclasses.replace(resident, held_back=HELD_BACK))
+        worker_sites = dataclasses.replace(worker_sites, resident=dataclasses.replace(resident, held_back=HELD_BACK))
     seen: dict[int, dict[str, float]] = {}
-    rounds.run(config, hosting, collectives, state, SGD(), lambda state, results: seen.update({state.round: results}))
+    rounds.run(
+        config, worker_sites, collectives, state, SGD(), lambda state, results: seen.update({state.round: results})
+    )
     collectives.close()
     for round_, results in seen.items():
         assert ("validation.loss" in results) == (round_ in (0, 2, 3))

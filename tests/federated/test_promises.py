@@ -18,10 +18,10 @@ from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import metrics, rounds, server
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Hosting
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
 from tests import builders
 
 # Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
@@ -46,13 +46,13 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 def train_federated(
     config: Config,
-    hosting: Hosting,
+    worker_sites: WorkerSites,
     collectives: Collectives,
     state: ServerState,
 ) -> list[dict[str, float]]:
     """All rounds; the metrics of each."""
     results: list[dict[str, float]] = []
-    rounds.run(config, hosting, collectives, state, SGD(), lambda _, values: results.append(values))
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, values: results.append(values))
     return results
 
 
@@ -94,9 +94,9 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
     plain = copy.deepcopy(module)
-    hosting, collectives, state = alone(config, module, [np.arange(40)])
-    resident = hosting.resident
-    train_federated(config, hosting, collectives, state)
+    worker_sites, collectives, state = alone(config, module, [np.arange(40)])
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)
 
     plain.train()
     for round_ in (1, 2, 3):
@@ -122,9 +122,9 @@ def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
     module = builders.bert(dropout=0.0)
     plain = copy.deepcopy(module)
     if hosts == "one worker":
-        hosting, collectives, state = alone(config, module, SHARDS)
-        resident = hosting.resident
-        train_federated(config, hosting, collectives, state)
+        worker_sites, collectives, state = alone(config, module, SHARDS)
+        resident = worker_sites.resident
+        train_federated(config, worker_sites, collectives, state)
         actual = by_name(resident, state.params)
     else:
         builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
@@ -157,15 +157,15 @@ def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     alone: Callable[..., Any], exact: bool
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
-    hosting, collectives, state = alone(config, builders.bert(), SHARDS)
-    resident = hosting.resident
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    resident = worker_sites.resident
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
-    for site, _ in hosting.cohort(1):
+    for site, _ in worker_sites.participants(1):
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
-    train_federated(config, hosting, collectives, state)
+    train_federated(config, worker_sites, collectives, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
 
@@ -196,9 +196,9 @@ def module_with_buffers() -> Any:
 
 def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
     worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
-    hosting, collectives, state = worker
-    resident = hosting.resident
-    ((own, _),) = hosting.cohort(1)
+    worker_sites, collectives, state = worker
+    resident = worker_sites.resident
+    ((own, _),) = worker_sites.participants(1)
     own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
     resident.model.load(state.params)
@@ -215,17 +215,17 @@ def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: 
 
 def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    hosting, collectives, state = alone(config, module_with_buffers(), SHARDS)
-    resident = hosting.resident
+    worker_sites, collectives, state = alone(config, module_with_buffers(), SHARDS)
+    resident = worker_sites.resident
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
-    for site, _ in hosting.cohort(1):
+    for site, _ in worker_sites.participants(1):
         delta, _ = site.train(state.params, 1)
         after = by_name(resident, state.params - delta)["dropout.running_mean"]
         expected += after * site.num_examples / 40
 
     total = collectives.weighted_sum()
-    for site, weight in hosting.cohort(1):
+    for site, weight in worker_sites.participants(1):
         total.add(site.number, site.train(state.params, 1)[0], weight)
     for part, delta in collectives.weighted_mean(total):
         server.SGD(learning_rate=0.0).step(state, delta, part)

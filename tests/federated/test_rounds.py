@@ -34,7 +34,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
     tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
 ) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
-    hosting, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state.round, state.results = first, {"known": 1.0}
     seen: dict[int, dict[str, float]] = {}
 
@@ -42,7 +42,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
         assert state.round not in seen
         seen[state.round] = results
 
-    rounds.run(config, hosting, collectives, state, SGD(), on_round_end, reported)
+    rounds.run(config, worker_sites, collectives, state, SGD(), on_round_end, reported)
     collectives.close()
     assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
     assert list(seen) == rounds_seen

@@ -116,7 +116,7 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
 ) -> None:
     look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
     monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
-    loading.without_looking_at_masks()
+    loading.disable_mask_inspection()
     config = Config(batch_size=5, learning_rate=0.001, precision=precision, max_grad_norm=1.0, optimiser=optimiser)
     resident = builders.resident(tmp_path, config, builders.bert(), device="cuda:0")
     steps: list[int] = []

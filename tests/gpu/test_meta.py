@@ -39,7 +39,7 @@ def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf3
 def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
     monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
-    loading.without_looking_at_masks()
+    loading.disable_mask_inspection()
     # What isn't there on this device: lower precision, and fused optimisers.
     for module in (site_module, resident_module):
         monkeypatch.setattr(module, "precision", lambda config, device: "fp32")

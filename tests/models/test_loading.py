@@ -171,7 +171,7 @@ def test_a_model_that_does_not_look_at_its_masks_gives_the_same(monkeypatch: pyt
     for looks in (True, False):
         asked: list[str] = []
         if not looks:
-            loading.without_looking_at_masks()
+            loading.disable_mask_inspection()
         with torch.no_grad(), Asked():
             results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
         assert ("aten._local_scalar_dense.default" in asked) == looks

@@ -39,7 +39,7 @@ def write_shards(folder: Path, shards: Sequence[Indices]) -> None:
 
 
 @dataclass(frozen=True)
-class Hosting:
+class WorkerSites:
     """The sites of one worker, each on its one resident model, one after another."""
 
     resident: Resident
@@ -47,7 +47,7 @@ class Hosting:
     rank: int
     num_workers: int
 
-    def cohort(self, round_: int) -> Iterator[tuple[Site, float]]:
+    def participants(self, round_: int) -> Iterator[tuple[Site, float]]:
         """This worker's share of the sites that take part in a round, with the weights of their deltas.
 
         All workers' weights together sum to 1, and every worker finds the same shares.

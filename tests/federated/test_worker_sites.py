@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, rounds, server
-from scaling_fl.federated.hosting import Hosting, Shards, write_shards
 from scaling_fl.federated.site import Site
+from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
 from tests import builders
 
 # Forty examples on seven sites of 1 to 13.
 SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [1, 4, 9, 15, 18, 27])]
 
 
-class Dealt(Hosting):
+class Dealt(WorkerSites):
     """Sites on workers at random, in random order, and on some perhaps none."""
 
-    def cohort(self, round_: int) -> Any:
+    def participants(self, round_: int) -> Any:
         config, sizes = self.resident.config, self.shards.sizes
         drawn = cohort.draw(config, sizes, round_)
         rng = np.random.default_rng([round_, self.num_workers])
@@ -46,12 +46,12 @@ def final(
     """In a worker process: the server's parameters after all rounds."""
     torch.set_num_threads(1)
     folder = place(folder, num_workers, config, dealt)
-    hosting, collectives, state = builders.worker(
+    worker_sites, collectives, state = builders.worker(
         folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
     )
     if dealt:
-        hosting = Dealt(**vars(hosting))
-    rounds.run(config, hosting, collectives, state, server.optimiser(config), lambda *_: None)
+        worker_sites = Dealt(**vars(worker_sites))
+    rounds.run(config, worker_sites, collectives, state, server.optimiser(config), lambda *_: None)
     collectives.close()
     return state.params.numpy().copy()
 
@@ -96,7 +96,7 @@ def test_the_workers_train_each_site_of_a_cohort_once(
     trained = [
         (site.number, site.shard.tolist(), weight)
         for rank in range(num_workers)
-        for site, weight in Hosting(resident, Shards(tmp_path), rank, num_workers).cohort(round_)
+        for site, weight in WorkerSites(resident, Shards(tmp_path), rank, num_workers).participants(round_)
     ]
     drawn = cohort.draw(config, sizes, round_)
     assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
