@@ -37,7 +37,7 @@ def test_counts_and_entropies_are_those_of_the_shards() -> None:
     ]
     # (0 + 1 + 0.918) / 3 over the sites; 6/11, 4/11 and 1/11 of all rows
     assert lines[6] == (
-        "examples: smallest 3, median 4, largest 4; label entropy in bits: mean over the sites 0.639, of all rows 1.322"
+        "examples: smallest 3, median 4, largest 4; label entropy in bits: mean over the sites 0.639, all rows 1.322"
     )
     # 4/4, 2/4, 0; 0, 2/4, 2/3; 0, 0, 1/3
     assert picture(lines) == [

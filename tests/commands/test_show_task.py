@@ -34,9 +34,9 @@ def test_counts_shares_lengths_and_cuts_are_those_of_the_rows() -> None:
 def test_duplicates_inside_and_between_the_splits_are_counted() -> None:
     lines = describe(Task(TRAIN, TEST, ("sea", "land")))
     # train: the second "a b" and the second "c"; test: the second "a b" and the second "c"
-    assert "duplicates inside: 2 training and 2 test rows repeat an earlier text" in lines
+    assert "duplicates within a split: 2 training and 2 test rows repeat an earlier text" in lines
     # all but "new"; "a b" is only 0 in train, so that its test row with 1 has another label; "c" is both
-    between = "duplicates between: 4 test rows repeat a training text, 1 of them under another label"
+    between = "duplicates between splits: 4 test rows repeat a training text, 1 of them with another label"
     assert between in lines
 
 
@@ -44,8 +44,8 @@ def test_pairs_are_duplicates_if_both_texts_are() -> None:
     train = Split(["a", "a", "a"], np.array([0, 1, 1]), ["x", "y", "x"])
     test = Split(["a", "b"], np.array([0, 1]), ["z", "x"])
     lines = describe(Task(train, test, ("no", "yes")))
-    assert "duplicates inside: 1 training and 0 test rows repeat an earlier text" in lines
-    assert any(line.startswith("duplicates between: 0 test rows") for line in lines)
+    assert "duplicates within a split: 1 training and 0 test rows repeat an earlier text" in lines
+    assert any(line.startswith("duplicates between splits: 0 test rows") for line in lines)
     assert "yes: a ‖ y" in lines
 
 
@@ -53,7 +53,7 @@ def test_examples_are_five_of_all_labels_on_a_line_each_and_cut() -> None:
     texts = [f"text {i}\nof two lines" for i in range(50)] + ["word " * 100]
     train = Split(texts, np.array([0] * 30 + [1] * 20 + [2]))
     lines = describe(Task(train, TEST, ("sea", "land", "moon")))
-    examples = lines[lines.index("examples for training") + 1 :]
+    examples = lines[lines.index("training examples") + 1 :]
     assert sorted(line.split(":")[0] for line in examples) == ["land", "land", "sea", "sea", "sea"]
     assert all(line.endswith("of two lines") for line in examples)
     assert lines == describe(Task(train, TEST, ("sea", "land", "moon"))), "the same ones each time"

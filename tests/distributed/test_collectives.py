@@ -153,7 +153,7 @@ def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
 ) -> None:
     messages = run_distributed(diverge, 3, value, exact, single_site)
     assert len(set(messages)) == 1
-    said = "the parameters of site 5 are no longer finite numbers after local training"
+    said = "the parameters of site 5 are no longer finite after local training"
     assert messages[0].startswith(said if refused else "no error")
     assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
 
@@ -272,7 +272,7 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (NO_ROOM, r"UserError: NCCL can't get 9\.2 MiB for .*: /dev/shm has \d+ MiB, \d+ MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g"),
+        (NO_ROOM, r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, and 1024 MiB are enough; set SHM_SIZE=1g"),
         ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
     ],
 )  # fmt: skip

@@ -19,5 +19,5 @@ def test_two_views_are_of_the_same_memory(memory: SharedMemory) -> None:
 
 
 def test_memory_that_can_not_be_had_is_named_in_gibibytes(memory: SharedMemory) -> None:
-    with pytest.raises(UserError, match=r"4096\.00 GiB of shared memory are needed, \d+\.\d\d GiB of memory are free"):
+    with pytest.raises(UserError, match=r"shared memory: \d+\.\d\d GiB of memory are free, 4096\.00 GiB are needed"):
         memory.floats(2**20, 2**20)

@@ -133,12 +133,12 @@ def test_a_state_goes_out_by_name_and_comes_back() -> None:
     other.load(flat)
 
     del arrays["out.bias"]
-    with pytest.raises(ValueError, match=r"of another model; it differs in out\.bias"):
+    with pytest.raises(ValueError, match=r"belongs to another model; it differs in out\.bias"):
         other.fill(received, arrays)
 
 
 def test_only_float32_is_taken() -> None:
-    with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16"):
+    with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16, expected torch\.float32"):
         Layout(Tied().half())
 
 

@@ -77,7 +77,7 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path: P
     weights = (tmp_path / "model.safetensors").read_bytes()
     builders.pretrained(tmp_path, "bert")
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match="its weights fit less than half of BertForSequenceClassification"):
+    with pytest.raises(UserError, match="its weights match less than half of BertForSequenceClassification"):
         load(str(tmp_path))
 
 
@@ -126,7 +126,7 @@ def test_positions_and_vocabularies_that_do_not_fit_are_found_here(tmp_path: Pat
 
 
 def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes 64 tokens at most"):
+    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes at most 64 tokens"):
         load(str(builders.pretrained(tmp_path)), max_seq_len=65)
 
 
@@ -200,5 +200,5 @@ def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
         loading.load_tokenizer("/no/such/model", [], 64)
     for model, limit in ((str(folder), 64), ("tiny", 512)):
-        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes {limit} tokens at most"):
+        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes at most {limit} tokens"):
             loading.load_tokenizer(model, [], 513)
