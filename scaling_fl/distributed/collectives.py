@@ -150,7 +150,7 @@ class Collectives(ControlPlane):
     def weighted_mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the weighted mean of all sites' deltas within `owned_slice`, in chunks that fit into a cache.
 
-        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k, with delta = server's − site's parameters. Rows are added in
+        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k, delta = server's − site's parameters. Rows are added in
         rank order, so that even float sums are deterministic. A chunk is valid until the next one. After the last, all
         workers have finished: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
         if a delta isn't finite or is too large for fixed point.

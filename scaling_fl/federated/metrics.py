@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from scaling_fl.distributed.messages import sendable
 
-MAX_SITES_WITH_METRICS = 64  # of more sites nobody reads the single curves
+MAX_SITES_WITH_METRICS = 64  # beyond this many, per-site curves are unreadable
 
 
 @sendable
@@ -71,7 +71,7 @@ def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dic
 
 
 def mean_over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of the sites' metrics, each of its own model, and the worst and best site's accuracy."""
+    """Average the sites' metrics, each of the site's own model; add the worst and the best accuracy."""
     result = {name: sum(site[name] for site in sites) / len(sites) for name in sites[0]}
     for name in [name for name in result if name.endswith(".accuracy")]:
         values, of = [site[name] for site in sites], name.removesuffix(".accuracy")

@@ -98,7 +98,7 @@ class FlatModel:
             buffer.copy_(initial)
 
     def arrays(self, values: torch.Tensor) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the state `values` (layout.size,), which is on the CPU, and the server's integer buffers, by tensor name."""
+        """Return the state `values` (layout.size,) on the CPU, and the server's integer buffers, by tensor name."""
         arrays = {name: view.numpy() for name, view in self.layout.views(values).items()}
         return arrays | {name: initial.cpu().numpy() for name, (_, initial) in self._integers.items()}
 

@@ -1,4 +1,4 @@
-"""What federated averaging is compared with, on the same examples for as many epochs."""
+"""The baselines of federated averaging, on the same examples for as many epochs."""
 
 import dataclasses
 from pathlib import Path
@@ -56,7 +56,7 @@ def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_sites_that_train_alone_are_as_many_plain_trainings(
+def test_local_only_equals_separate_training_of_each_site(
     run_distributed: Any, tmp_path: Path, num_workers: int
 ) -> None:
     config = Config(**KEYS)
@@ -80,10 +80,10 @@ def test_sites_that_train_alone_are_as_many_plain_trainings(
 
 
 @pytest.mark.parametrize(("keys", "examples"), [({}, 40), ({"sites_per_round": 2, "seed": 5}, None)])
-def test_centralised_training_is_that_of_one_site_with_all_of_a_rounds_examples(
+def test_centralised_equals_one_site_with_the_cohorts_examples(
     tmp_path: Path, keys: dict[str, Any], examples: int | None
 ) -> None:
-    """And so makes as many passes over as many examples as the sites would."""
+    """Hence it makes as many passes over the same examples as the sites would."""
     config = Config(baseline="centralised", **KEYS, **keys)
     federated = dataclasses.replace(config, baseline=None)
     (tmp_path / "a").mkdir()

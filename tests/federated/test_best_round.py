@@ -25,7 +25,7 @@ def test_the_best_round_so_far(metric: str | None, values: list[Any], bests: lis
             assert best == BestRound(str(metric), best.round, values[best.round - 1])
 
 
-def test_a_checkpoint_tells_its_best_and_by_another_metric_is_the_best_itself() -> None:
+def test_the_best_round_comes_from_the_header_or_is_the_checkpoints_own() -> None:
     header = {
         "round": 4,
         "best": {"metric": "validation.loss", "round": 2, "value": 0.25},
