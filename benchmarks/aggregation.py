@@ -45,7 +45,7 @@ def work(
     torch.set_num_threads(max(1, measure.CORES // num_workers))
     size = sum(TENSORS)
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, size, memory, f"file://{folder}/rendezvous", exact=exact, single=not hosted
+        rank, ["cpu"] * num_workers, size, memory, f"file://{folder}/rendezvous", exact=exact, single_site=not hosted
     )
     state = ServerState(collectives.state[0], size, 0)
     home, buffer = collectives.model_buffer(torch.device("cpu")), torch.zeros(0 if hosted else size)

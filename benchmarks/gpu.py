@@ -74,7 +74,7 @@ def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.T
     if not (folder / "train").exists():
         token_store.write(folder / "train", Tokenized(), *examples(count), 128)
     store = token_store.TokenStore(folder / "train", 0)
-    loading.without_looking_at_masks()
+    loading.disable_mask_inspection()
     built = module(shape).to(DEVICE)
     flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
     return Resident(Config(batch_size=BATCH, precision=precision), FlatModel(built, flat), store, store, DEVICE)
@@ -140,8 +140,10 @@ def work(
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
     collectives = Collectives(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
-    shared = collectives.row.is_cuda
-    home = resident(Path(folder) / str(rank), "DistilBERT", count, precision, collectives.row if shared else None)
+    shared = collectives.worker_row.is_cuda
+    home = resident(
+        Path(folder) / str(rank), "DistilBERT", count, precision, collectives.worker_row if shared else None
+    )
     if rank == 0:
         collectives.state[0].copy_(home.model.flat)
     torch.cuda.empty_cache()
@@ -149,7 +151,7 @@ def work(
     state = ServerState(collectives.state[0], home.model.layout.trained, 0)
     shard = np.arange(rank, count, num_sites)
     some = slice(size // 2, size // 2 + 100_000)  # of the encoder's matrices
-    result: dict[str, Any] = {"through": collectives.note or "CUDA IPC", "train": [], "aggregate": []}
+    result: dict[str, Any] = {"through": collectives.transport_note or "CUDA IPC", "train": [], "aggregate": []}
     for round_ in range(1, 5):
         collectives.barrier()
         start = time.perf_counter()

@@ -18,9 +18,9 @@ from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, server
-from scaling_fl.federated.hosting import Hosting, Shards, write_shards
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.tiny import tiny_tokenizer
 from scaling_fl.runtime import launcher
@@ -42,13 +42,13 @@ def texts_and_labels(count: int, seed: int = 0, num_labels: int = 3) -> tuple[li
     texts = []
     for label in labels:
         length = rng.integers(2, 13)
-        own = rng.random(length) < 0.7
-        texts.append(" ".join(rng.choice(WORDS[int(label)] if mine else everything) for mine in own))
+        on_topic = rng.random(length) < 0.7
+        texts.append(" ".join(rng.choice(WORDS[int(label)] if hit else everything) for hit in on_topic))
     return texts, labels.astype(np.int64)
 
 
 def write_csv(path: Path, count: int, seed: int = 0) -> Path:
-    """A file for the task csv, with the columns body and topic."""
+    """Write a file for task_name=csv, with the columns body and topic."""
     texts, labels = texts_and_labels(count, seed)
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -82,7 +82,7 @@ def flat_model() -> FlatModel:
 
 
 def pretrained(folder: Path, kind: str = "bert") -> Path:
-    """A local model folder with random weights but without a classification head, as a hub model is."""
+    """A local model folder with random weights and no classification head, like a hub model."""
     torch.manual_seed(3)
     vocabulary = {"vocab_size": len(tokenizer()), "max_position_embeddings": 64}
     config = {
@@ -123,33 +123,33 @@ def worker(
     rank: int = 0,
     num_workers: int = 1,
     memory: SharedMemory | None = None,
-) -> tuple[Hosting, Collectives, ServerState]:
-    """A worker that hosts its share of the sites; `module` gives the initial server state."""
+) -> tuple[WorkerSites, Collectives, ServerState]:
+    """A worker with its share of the sites; `module` holds the initial server state."""
     num_moments = server.optimiser(config).num_moments
     collectives = Collectives(
         rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
-        exact=config.exact_sum, single=cohort.single(config, len(shards), num_workers),
+        exact=config.exact_sum, single_site=cohort.single_site_per_worker(config, len(shards), num_workers),
     )  # fmt: skip
-    home = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
+    worker_resident = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
     if rank == 0:
         write_shards(folder, shards)
-        collectives.state[0].copy_(home.model.flat)
+        collectives.state[0].copy_(worker_resident.model.flat)
     collectives.barrier()
-    hosting = Hosting(home, Shards(folder), rank, num_workers)
-    trained, moments = home.model.layout.trained, collectives.state[1:]
-    return hosting, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
+    worker_sites = WorkerSites(worker_resident, Shards(folder), rank, num_workers)
+    trained, moments = worker_resident.model.layout.trained, collectives.state[1:]
+    return worker_sites, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and header of a state file, in memory."""
+    """Read tensors and header of a state file into memory."""
     tensors, header = read_state(path)
     return dict(tensors), header
 
 
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:
-    """`function(rank, num_workers, memory, folder, *args)` in real processes; its results, by rank."""
+    """Run `function(rank, num_workers, memory, folder, *args)` in worker processes; return the results by rank."""
     memory = SharedMemory()
-    (folder / "rendezvous").unlink(missing_ok=True)  # torch leaves it where a process ends before the others
+    (folder / "rendezvous").unlink(missing_ok=True)  # torch leaves it behind if a process ends before the others
     results: dict[int, Any] = {}
 
     def keep(event: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
 
 
 def wait_for_end(pids: Sequence[int], seconds: float = 15) -> None:
-    """Until these processes, whoever their parents are, have ended; fails after `seconds`."""
+    """Wait until these processes, not necessarily children, have ended; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     for pid in pids:
         try:
@@ -179,7 +179,7 @@ def wait_for_end(pids: Sequence[int], seconds: float = 15) -> None:
             continue
         ended = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]
         os.close(descriptor)
-        assert ended, f"process {pid} is left"
+        assert ended, f"process {pid} is still running"
 
 
 def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args: Any) -> None:
@@ -191,7 +191,7 @@ def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args:
 
 
 def two_sites(folder: Path) -> list[str]:
-    """What is typed for job j: two sites with 30 texts each, and a model of some thousand parameters, all in `folder`."""
+    """Command-line arguments of job j: two sites with 30 texts each and a tiny model, all files in `folder`."""
     train, test = write_csv(folder / "train.csv", 60), write_csv(folder / "test.csv", 9, 1)
     return [
         "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",

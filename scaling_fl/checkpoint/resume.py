@@ -12,7 +12,7 @@ from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import site_state
-from scaling_fl.federated.local_optimiser import initial_site_state
+from scaling_fl.federated.local_optimiser import site_state_template
 from scaling_fl.models.flat_parameters import Layout
 
 
@@ -59,7 +59,7 @@ def expected_of_sites(
     sites = [site for site in range(num_sites) if f"{site_state.PREFIX}{site}" in found]
     return {
         site_state.tensor_name(site, name): array
-        for name, array in initial_site_state(config, layout).items()
+        for name, array in site_state_template(config, layout).items()
         for site in sites
     }
 

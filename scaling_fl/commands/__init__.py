@@ -1,4 +1,4 @@
-"""Commands that show something without training: the task (`show_task`) and the shards (`show_shards`).
+"""Commands that show the task (`show_task`) or the shards (`show_shards`) without training.
 
-Both run in a child process, as the preparation does, and send their lines to the console.
+Both run in a child process, like the preparation, and send their lines to the console.
 """

@@ -1,4 +1,4 @@
-"""Who would hold what, before a run: a table of sites × labels, and its picture in the terminal. Starts no site."""
+"""The `show_shards` command: a table and a terminal picture of the shards, sites × labels, without training."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
 from scaling_fl.text import one_line
 
-_MAX_SITES = 16  # in the table; of more, the first and the last are shown
+_MAX_SITES = 16  # in the table; if there are more, only the first and the last
 _FIRST, _LAST = 6, 3
 _MAX_COLUMNS = 8  # labels in the table
 _MAX_ROWS = 30  # labels in the picture
@@ -26,7 +26,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 def show(send: Send, config: Config) -> None:
-    """Send table and picture line by line. Raises `UserError` on bad input, as a run would."""
+    """Send table and picture line by line. Raises `UserError` on bad input, like a run."""
     loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
@@ -35,30 +35,30 @@ def show(send: Send, config: Config) -> None:
     with waiting(send, reads_over_network(config)):
         task = load_task(config, report)
     notes = list(task.notes)
-    dealt = make_shards(config, task.train, notes)
-    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, dealt):
+    sharding = make_shards(config, task.train, notes)
+    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, sharding):
         send({"event": "said", "text": line})
 
 
-def describe(config: Config, split: Split, label_names: Sequence[str], dealt: Sharding) -> list[str]:
-    """Table and picture of the shards."""
+def describe(config: Config, split: Split, label_names: Sequence[str], sharding: Sharding) -> list[str]:
+    """Return table and picture of the shards, as lines."""
     keys = config.to_mapping()
-    said = [f"{key}={keys[key]}" for key in KEY_OF if keys[key] not in (None, False)]
-    held_back = f"; {len(dealt.held_back):,} more are held back" if len(dealt.held_back) else ""
+    chosen = [f"{key}={keys[key]}" for key in KEY_OF if keys[key] not in (None, False)]
+    held_back = f"; {len(sharding.held_back):,} more are held back" if len(sharding.held_back) else ""
     return [
-        f"{' '.join([f'partition={chosen_partition(keys)}', *said])}: {len(dealt.shards):,} sites, "
-        f"{len(dealt.trained):,} training rows{held_back}",
+        f"{' '.join([f'partition={chosen_partition(keys)}', *chosen])}: {len(sharding.shards):,} sites, "
+        f"{len(sharding.trained):,} training rows{held_back}",
         "",
-        *_table(split, label_names, dealt),
+        *_table(split, label_names, sharding),
         "",
-        *_picture(split, label_names, dealt.shards),
+        *_picture(split, label_names, sharding.shards),
     ]
 
 
-def _table(split: Split, label_names: Sequence[str], dealt: Sharding) -> list[str]:
-    shards, columns = dealt.shards, [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
+def _table(split: Split, label_names: Sequence[str], sharding: Sharding) -> list[str]:
+    shards, columns = sharding.shards, [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
     names = list(map(str, range(len(shards))))
-    if split.sites is not None:  # by a column: the value that all rows of a site have
+    if split.sites is not None:  # partition=column: the value that the site's rows share
         names = [one_line(split.sites[shard[0]], _LABEL_WIDTH) for shard in shards]
     width = max(4, *map(len, names))
     entropies = [label_entropy(split.labels[shard]) for shard in shards]
@@ -78,12 +78,12 @@ def _table(split: Split, label_names: Sequence[str], dealt: Sharding) -> list[st
     return [
         *lines,
         f"examples: smallest {smallest:,}, median {median:,}, largest {largest:,}; label entropy in bits: mean over the "
-        f"sites {np.mean(entropies):.3f}, of all rows {label_entropy(split.labels[dealt.trained]):.3f}",
+        f"sites {np.mean(entropies):.3f}, all rows {label_entropy(split.labels[sharding.trained]):.3f}",
     ]
 
 
 def _picture(split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]]) -> list[str]:
-    """Sites from left to right, with their sizes, and below them how much of each site a label is."""
+    """Sites from left to right: a bar for the size, and below it each label's share of the site's examples."""
     sites = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _MAX_WIDTH)).astype(np.int64))
     counts = np.array([np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in sites])
     sizes = np.array([len(shard) for shard in shards])
@@ -92,13 +92,13 @@ def _picture(split: Split, label_names: Sequence[str], shards: Sequence[npt.NDAr
 
     names = [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_ROWS]]
     width = max(map(len, ("examples", *names)))
-    across = min(6, _MAX_WIDTH // len(sites))  # characters of a site
+    across = min(6, _MAX_WIDTH // len(sites))  # characters per site
 
     def row(name: str, characters: str, levels: npt.NDArray[np.int64]) -> str:
         return f"{name:>{width}}  {''.join(characters[level] * across for level in levels)}"
 
     which = f"{'' if len(sites) == len(shards) else f'{len(sites)} of '}{len(shards):,} sites"
-    lines = [f"{'':>{width}}  {which}; of its examples, a label's are  · none  ░ up to 25 %  ▒ 50 %  ▓ 75 %  █ 100 %"]
+    lines = [f"{'':>{width}}  {which}; share of a site's examples:  · none  ░ up to 25 %  ▒ 50 %  ▓ 75 %  █ 100 %"]
     lines.append(row("examples", _HEIGHTS, heights))
     lines += [row(name, _SHADES, shades[:, label]) for label, name in enumerate(names)]
     if len(label_names) > _MAX_ROWS:

@@ -1,4 +1,4 @@
-"""What a task yields, before a run: rows, labels, lengths in tokens, duplicates, examples. Starts no site."""
+"""The `show_task` command: rows, labels, token lengths, duplicates and examples of a task, without training."""
 
 import functools
 from collections.abc import Hashable
@@ -23,7 +23,7 @@ _LABEL_WIDTH = 40
 
 
 def show(send: Send, config: Config) -> None:
-    """Send the preview line by line. Raises `UserError` on bad input, as a run would."""
+    """Send the preview line by line. Raises `UserError` on bad input, like a run."""
     loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
@@ -42,7 +42,7 @@ def show(send: Send, config: Config) -> None:
 
 
 def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> list[str]:
-    """The preview. `train` (N,) and `test` (M,) are the lengths of the whole texts, or pairs, in tokens."""
+    """Return the preview's lines. `train` (N,) and `test` (M,) are the untruncated lengths of texts, or pairs, in tokens."""
     lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
     lines += [f"note: {note}" for note in task.notes]
 
@@ -58,7 +58,10 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     if len(task.label_names) > _MAX_LABELS:
         lines.append(f"       … and {len(task.label_names) - _MAX_LABELS:,} more labels")
 
-    lines += ["", f"tokens of model={config.model}, special ones included; longer texts than max_seq_len are cut"]
+    lines += [
+        "",
+        f"tokens of model={config.model}, special tokens included; texts longer than max_seq_len are truncated",
+    ]
     lines.append(
         f"{'':<10}{'shortest':>9}{'median':>8}{'90 %':>8}{'99 %':>8}{'longest':>9}  over max_seq_len={config.max_seq_len}"
     )
@@ -80,12 +83,12 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     ]
     lines += [
         "",
-        f"duplicates inside: {len(task.train) - len(labels_of):,} training and "
+        f"duplicates within a split: {len(task.train) - len(labels_of):,} training and "
         f"{len(task.test) - len(set(test_examples)):,} test rows repeat an earlier text",
-        f"duplicates between: {len(shared):,} test rows repeat a training text, "
-        f"{shared.count(False):,} of them under another label",
+        f"duplicates between splits: {len(shared):,} test rows repeat a training text, "
+        f"{shared.count(False):,} of them with another label",
         "",
-        "examples for training",
+        "training examples",
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]

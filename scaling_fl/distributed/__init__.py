@@ -1,5 +1,5 @@
-"""Collectives: how workers exchange objects, wait for each other, and sum flat rows of parameters.
+"""Communication between workers: control plane, barriers, and weighted sums over shared memory, CUDA IPC and NCCL.
 
-Here: process groups, shared memory, CUDA IPC, fixed-point sums. Only this package and `runtime` know that there are
-several processes. Not here: what is summed and why (`federated`), and starting processes (`runtime`).
+Only this package and `runtime` know that there are several processes. What is summed, and why, is up to `federated`;
+`runtime` starts the processes.
 """

@@ -1,11 +1,10 @@
-"""How workers agree and aggregate. The only importer of `torch.distributed`.
+"""Aggregation over all workers: a reduce-scatter through shared memory, and an all-reduce between memory domains.
 
-The workers of a place aggregate through its memory: an array with a row for each worker, in which its model lives,
-and a row for the server's state. Each worker reduces its slice of all rows, which no one else touches, and steps the
-server's state with it; then all read the result. A place is a GPU, whose memory its workers see through CUDA's
-interprocess handles, or the machine's memory, for sites on the CPU. NCCL alone would refuse two workers on one GPU.
-Where there are several places, one worker of each, its leader, sums over all of them in between. Small objects travel
-over gloo.
+A memory domain is a GPU, whose memory its workers share through CUDA IPC, or a node's host memory, for sites on the CPU.
+Each domain holds a row per worker, in which its model lives, and a copy of the server's state. Every worker owns a slice
+of all rows: it reduces the slice and updates the server's state there; then all read the result. With several domains,
+one worker of each, its leader, takes part in an all-reduce in between. NCCL alone won't do: it refuses two workers on
+one GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +16,23 @@ import torch.distributed as dist
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.control_plane import TIMEOUT, ControlPlane
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.distributed.weighted_sum import LIMIT, PIECE, WeightedSum, accumulate, diverged, largest, to_float
+from scaling_fl.distributed.weighted_sum import (
+    CHUNK,
+    MAX_DELTA,
+    WeightedSum,
+    accumulate,
+    divergence_error,
+    max_abs,
+    to_float,
+)
 
 
 class Collectives(ControlPlane):
-    """The workers of this job, seen from one of them.
+    """This worker's view of all workers of the job: the control plane, and aggregation.
 
-    `row`: this worker's row (size,), in which it leaves its weighted sum, float32 or, if that is in fixed point, int64;
-    `state`: the server's rows (1 + moments, size), parameters first, once for each place; `part`: the slice of the state
-    that this worker reduces and updates; `note`: what the user should know.
+    `worker_row`: this worker's row (size,) for its weighted sum: float32, or int64 in fixed point. `state`: the server's
+    rows (1 + moments, size), parameters first, one copy per memory domain. `owned_slice`: the slice of the state that this
+    worker reduces and updates. `is_leader`: whether it represents its domain.
     """
 
     def __init__(
@@ -38,49 +45,49 @@ class Collectives(ControlPlane):
         num_moments: int = 0,
         on_wait: Callable[[bool], None] = lambda waiting: None,
         exact: bool = True,
-        single: bool = True,
+        single_site: bool = True,
         nodes: Sequence[int] = (),
         interface: str | None = None,
     ):
-        """`devices`: every worker's. `memory` is used unless all workers have GPUs that permit to share theirs.
-        `rendezvous`: a URL, of a file or of a port of worker 0. `nodes`: every worker's, if there are several, which reach
-        each other over the network's `interface`.
-        `num_moments`: rows that the server's optimiser needs. `exact`: sums are in fixed point. `single`: no worker
-        trains more than one site in a round.
+        """Join the process group and map the memory; every worker must call this.
 
-        `on_wait` is told when this worker begins to wait for others, and when that is over.
+        `devices`: of every worker. `size`: of the flat buffer. `memory`: used unless all workers have GPUs whose memory
+        can be shared. `rendezvous`: URL of a file, or of a port of worker 0. `num_moments`: rows of the server optimiser.
+        `on_wait(waiting)`: called when this worker starts and stops waiting for others. `exact`: sum in fixed point.
+        `single_site`: no worker trains more than one site per round. `nodes`: of every worker, empty for one node; nodes
+        reach each other over the network `interface`.
         """
         super().__init__(rank, devices, rendezvous, on_wait, nodes, interface)
         self._num_moments = num_moments
-        self._exact, self._single = exact, single
-        self._width = 2 if exact and not single else 1  # float32 rows that a worker's row takes
-        places = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
-        rows = self._gpu_rows(places, size) if self._gpu is not None else None
+        self._exact, self._single_site = exact, single_site
+        self._width = 2 if exact and not single_site else 1  # of a worker's row, in float32 rows
+        domains = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
+        rows = self._gpu_rows(domains, size) if self._gpu is not None else None
         if rows is None:
             if self._gpu is not None:
-                places = [f"{node} host" for node in self._nodes]
-            rows = self._host_rows(places, size, memory)
-        self._members = [other for other, place in enumerate(places) if place == places[rank]]
+                domains = [f"{node} host" for node in self._nodes]
+            rows = self._host_rows(domains, size, memory)
+        self._members = [other for other, domain in enumerate(domains) if domain == domains[rank]]
         me, count = self._members.index(rank), len(self._members)
         own, others = rows[: count * self._width], rows[count * self._width :]
-        self._rows = own if self._width == 1 else _as_fixed(own)
-        self.row, self.state = self._rows[me], others[: 1 + num_moments]
+        self._rows = own if self._width == 1 else _as_int64_rows(own)
+        self.worker_row, self.state = self._rows[me], others[: 1 + num_moments]
         bounds = [size * i // count for i in range(count + 1)]
-        self.part = slice(bounds[me], bounds[me + 1])
-        leaders = [places.index(place) for place in dict.fromkeys(places)]
+        self.owned_slice = slice(bounds[me], bounds[me + 1])
+        leaders = [domains.index(domain) for domain in dict.fromkeys(domains)]
         self.is_leader = rank in leaders
         self._sum: torch.Tensor | None = None
         self._leaders: Any = None
         if len(leaders) > 1:
-            self._sum = _as_fixed(rows[-2:])[0] if exact else rows[-1]
+            self._sum = _as_int64_rows(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
-    def _gpu_rows(self, places: Sequence[str], size: int) -> torch.Tensor | None:
-        """Memory of this worker's GPU that all of its workers see; None, on every worker, if one of them may not."""
+    def _gpu_rows(self, domains: Sequence[str], size: int) -> torch.Tensor | None:
+        """Share memory of this worker's GPU among its workers. Returns None, on every worker, if any was refused."""
         assert self._gpu is not None
-        leader = places.index(places[self.rank])
-        shape = (self._num_rows(places, places[self.rank]), size)
+        leader = domains.index(domains[self.rank])
+        shape = (self._num_rows(domains, domains[self.rank]), size)
         rows, handle, refusal = None, b"", ""
         if leader == self.rank:
             try:
@@ -100,28 +107,30 @@ class Collectives(ControlPlane):
             self.barrier()
             if rows is not None and leader == self.rank:
                 cuda_ipc.release(rows, allocated=True)
-            self.note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
+            self.transport_note = f"CUDA IPC isn't permitted here ({refusals[0]}): sites aggregate through host memory"
             return None
         return rows
 
-    def _host_rows(self, places: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
-        """The rows of this worker's place in its node's memory, in which that one's places stand one after another."""
-        here = [place for place, node in zip(places, self._nodes, strict=True) if node == self._nodes[self.rank]]
-        counts = {place: self._num_rows(places, place) for place in here}
-        everything = torch.from_numpy(memory.floats(sum(counts.values()), size))
+    def _host_rows(self, domains: Sequence[str], size: int, memory: SharedMemory) -> torch.Tensor:
+        """Map this worker's domain in its node's shared memory, which holds the node's domains one after another."""
+        local = [domain for domain, node in zip(domains, self._nodes, strict=True) if node == self._nodes[self.rank]]
+        counts = {domain: self._num_rows(domains, domain) for domain in local}
+        host_rows = torch.from_numpy(memory.floats(sum(counts.values()), size))
         if self._gpu is not None:
-            self.note += ", pinned" if cuda_ipc.pin(everything, self._gpu) else ", which can't be pinned either"
-        mine = places[self.rank]
-        first = sum(counts[place] for place in list(counts)[: list(counts).index(mine)])
-        return everything[first : first + counts[mine]]
+            self.transport_note += (
+                ", pinned" if cuda_ipc.pin(host_rows, self._gpu) else ", which can't be pinned either"
+            )
+        mine = domains[self.rank]
+        first = sum(counts[domain] for domain in list(counts)[: list(counts).index(mine)])
+        return host_rows[first : first + counts[mine]]
 
-    def _num_rows(self, places: Sequence[str], place: str) -> int:
-        """For the place's workers, the server's state, and the sum over all places if there are several."""
-        over_places = (1 + self._exact) * (len(set(places)) > 1)
-        return places.count(place) * self._width + 1 + self._num_moments + over_places
+    def _num_rows(self, domains: Sequence[str], domain: str) -> int:
+        """Count a domain's rows: its workers, the server's state and, with several domains, the sum over all."""
+        cross_domain = (1 + self._exact) * (len(set(domains)) > 1)
+        return domains.count(domain) * self._width + 1 + self._num_moments + cross_domain
 
     def broadcast_state(self) -> None:
-        """Give worker 0's `state` to all places."""
+        """Broadcast worker 0's `state` to all memory domains."""
         self.barrier()
         if self._leaders is not None and self.is_leader:
             with self._collective():
@@ -129,79 +138,80 @@ class Collectives(ControlPlane):
         self.barrier()
 
     def model_buffer(self, device: torch.device) -> torch.Tensor:
-        """Memory (size,) on `device` for the model of this worker: its row, if that is where its one delta goes."""
-        if self._single and self.row.device == device:
-            return self.row
+        """Return memory (size,) on `device` for this worker's model: its row if the delta of its one site goes there."""
+        if self._single_site and self.worker_row.device == device:
+            return self.worker_row
         return torch.zeros(self.state.shape[1], device=device)
 
     def weighted_sum(self) -> WeightedSum:
-        """An empty sum, for this worker's sites of a round."""
-        return WeightedSum(self.row, self._single)
+        """Return an empty sum for this worker's sites of a round."""
+        return WeightedSum(self.worker_row, self._single_site)
 
     def weighted_mean(self, total: WeightedSum) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Weighted mean of all sites' deltas: this worker's `part` of it, in pieces that fit into a cache.
+        """Yield the weighted mean of all sites' deltas within `owned_slice`, in chunks that fit into a cache.
 
-        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k. Rows are added in rank order, so that even a sum of floats
-        doesn't depend on who comes first. A piece is valid until the next one. After the last one all workers
-        have come to the end: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
-        if a delta isn't finite, or too large for fixed point.
+        McMahan et al. 2017, algorithm 1: Σ n_k / n × delta_k, delta = server's − site's parameters. Rows are added in
+        rank order, so that even float sums are deterministic. A chunk is valid until the next one. After the last, all
+        workers have finished: rows may be written and the state read again. Raises `JobFailed` there, on every worker,
+        if a delta isn't finite or is too large for fixed point.
         """
-        self._finish()
+        self._synchronise_gpu()
         scales = self.all_gather_numbers(total.scale)
         terms = [
             (row, scales[member][0])
             for row, member in zip(self._rows, self._members, strict=True)
             if scales[member][0] > 0
         ]
-        limit = LIMIT if self._exact else float("inf")
-        extremes = [torch.tensor([0.0, *total.largest.values()], device=self.row.device).max()]
-        for piece, delta in self._reduced(terms, extremes) if self._sum is None else self._everywhere(terms, extremes):
-            extremes.append(largest(delta))
-            yield piece, delta
-        sound = (torch.stack(extremes) < limit).all().item()
-        self._finish()
-        if not all(others for (others,) in self.all_gather_numbers(sound)):
-            bad = sorted(site for sites in self.all_gather(total.bad_sites(limit)) for site in sites)
-            raise diverged(bad, limit)
+        limit = MAX_DELTA if self._exact else float("inf")
+        extremes = [torch.tensor([0.0, *total.largest_delta.values()], device=self.worker_row.device).max()]
+        reduce = self._reduce_in_domain if self._sum is None else self._reduce_across_domains
+        for chunk, delta in reduce(terms, extremes):
+            extremes.append(max_abs(delta))
+            yield chunk, delta
+        finite = (torch.stack(extremes) < limit).all().item()
+        self._synchronise_gpu()
+        if not all(ok for (ok,) in self.all_gather_numbers(finite)):
+            bad = sorted(site for sites in self.all_gather(total.diverged_sites(limit)) for site in sites)
+            raise divergence_error(bad, limit)
 
-    def _reduced(
+    def _reduce_in_domain(
         self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor], raw: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Σ scale × row over the rows of this place; `raw`: in fixed point, if that is what it is summed in.
+        """Yield Σ scale × row over the rows of this domain; `raw`: in the dtype of the sum, rather than float32.
 
-        To `extremes` go the largest values of what is put into fixed point.
+        The max |value| of what is converted to fixed point is appended to `extremes`.
         """
-        length = PIECE[self.row.device.type]
-        buffer = torch.empty(length, device=self.row.device, dtype=torch.int64 if self._exact else torch.float32)
-        for start in range(self.part.start, self.part.stop, length):
-            piece = slice(start, min(start + length, self.part.stop))
-            summed = buffer[: piece.stop - piece.start]
+        length = CHUNK[self.worker_row.device.type]
+        buffer = torch.empty(length, device=self.worker_row.device, dtype=torch.int64 if self._exact else torch.float32)
+        for start in range(self.owned_slice.start, self.owned_slice.stop, length):
+            chunk = slice(start, min(start + length, self.owned_slice.stop))
+            summed = buffer[: chunk.stop - chunk.start]
             if not terms:
                 summed.zero_()
             for number, (row, scale) in enumerate(terms):
                 if row.dtype != summed.dtype:
-                    extremes.append(largest(row[piece]))
-                accumulate(summed, row[piece], scale, first=number == 0)
-            yield piece, summed if raw else to_float(summed)
+                    extremes.append(max_abs(row[chunk]))
+                accumulate(summed, row[chunk], scale, first=number == 0)
+            yield chunk, summed if raw else to_float(summed)
 
-    def _everywhere(
+    def _reduce_across_domains(
         self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor]
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The same over all places: one collective, of the leaders."""
+        """Yield the same over all domains, by one all-reduce among their leaders."""
         assert self._sum is not None
-        for piece, summed in self._reduced(terms, extremes, raw=True):
-            self._sum[piece] = summed
+        for chunk, summed in self._reduce_in_domain(terms, extremes, raw=True):
+            self._sum[chunk] = summed
         self.barrier()
         if self.is_leader:
             with self._collective():
                 dist.all_reduce(self._sum, group=self._leaders)
         self.barrier()
-        length = PIECE[self.row.device.type]
-        for start in range(self.part.start, self.part.stop, length):
-            piece = slice(start, min(start + length, self.part.stop))
-            yield piece, to_float(self._sum[piece])
+        length = CHUNK[self.worker_row.device.type]
+        for start in range(self.owned_slice.start, self.owned_slice.stop, length):
+            chunk = slice(start, min(start + length, self.owned_slice.stop))
+            yield chunk, to_float(self._sum[chunk])
 
 
-def _as_fixed(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of float32 as half as many of int64."""
+def _as_int64_rows(rows: torch.Tensor) -> torch.Tensor:
+    """View float32 rows as half as many int64 rows."""
     return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)

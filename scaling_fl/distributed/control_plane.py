@@ -1,4 +1,4 @@
-"""The control plane: how workers exchange small objects, wait for each other, and notice that one is gone."""
+"""The control plane: workers exchange small objects over gloo, wait for each other, and notice a lost peer."""
 
 import contextlib
 import datetime
@@ -13,16 +13,19 @@ import torch
 import torch.distributed as dist
 
 from scaling_fl.distributed.messages import SafeUnpickler
-from scaling_fl.distributed.shared_memory import lacking_for_nccl
+from scaling_fl.distributed.shared_memory import nccl_shared_memory_shortage
 from scaling_fl.errors import PeerLost, UserError
 
-# Only a backstop: the launcher sees dead workers at once. Sites of unequal speed may wait for each other long, and for
-# one that a debugger holds over the weekend.
+# Only a backstop: the launcher notices dead workers at once. Workers may wait long for slow sites, or over a weekend for
+# one that is held in a debugger.
 TIMEOUT = datetime.timedelta(days=7)
 
 
 class ControlPlane:
-    """The workers of this job, seen from one of them: gloo over all of them."""
+    """This worker's view of all workers of the job: one gloo process group.
+
+    `transport_note`: why a slower transport is in use, for the user; empty if none is.
+    """
 
     def __init__(
         self,
@@ -33,69 +36,69 @@ class ControlPlane:
         nodes: Sequence[int] = (),
         interface: str | None = None,
     ):
-        """See `Collectives`."""
+        """Join the process group. The arguments are those of `Collectives`."""
         self._on_wait = on_wait
-        # On one machine they need no other interface, and nowhere should depend on what the hostname resolves to.
+        # One machine needs the loopback interface only; nothing should depend on what the hostname resolves to.
         for library in ("GLOO", "NCCL"):
             if known := interface or (None if nodes else _loopback()):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
         self._nodes = list(nodes) or [0] * len(devices)
-        self.rank, self.num_workers, self.note = rank, len(devices), ""
+        self.rank, self.num_workers, self.transport_note = rank, len(devices), ""
         with self._collective():
             dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=TIMEOUT)
         self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
 
     def all_gather_numbers(self, *values: float) -> list[list[float]]:
-        """These numbers of every worker, by rank, to every worker."""
+        """All-gather numbers: return every worker's `values`, by rank."""
         table = torch.zeros(self.num_workers, len(values), dtype=torch.float64)
         table[self.rank] = torch.tensor(values)
-        return self._share(table).tolist()
+        return self._all_gather_rows(table).tolist()
 
     def all_gather(self, value: Any) -> list[Any]:
-        """`value` of every worker, by rank, to every worker."""
+        """All-gather objects: return every worker's `value`, by rank. See `messages` for the permitted types."""
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         sizes = [int(size) for (size,) in self.all_gather_numbers(len(data))]
         table = torch.zeros(self.num_workers, max(sizes), dtype=torch.uint8)
         table[self.rank, : len(data)] = data
-        rows = self._share(table).numpy()
+        rows = self._all_gather_rows(table).numpy()
         return [SafeUnpickler(io.BytesIO(row[:size].tobytes())).load() for row, size in zip(rows, sizes, strict=True)]
 
-    def _share(self, table: torch.Tensor) -> torch.Tensor:
-        """A table of which each worker knows its own row, and has zeros in the others, complete.
+    def _all_gather_rows(self, table: torch.Tensor) -> torch.Tensor:
+        """Complete, in place, a table in which each worker has filled its own row and left zeros in the others.
 
-        The sum does that, too, and in gloo it is ten times faster than gathering where workers outnumber the cores:
-        a gather passes every row on one after another, and each step waits until the next worker has a core.
+        By all-reduce: if workers outnumber cores, gloo's all-reduce is ten times faster than its all-gather, which passes
+        the rows on one by one, and each step waits until the next worker gets a core.
         """
         with self._collective():
             dist.all_reduce(table)
         return table
 
     def barrier(self) -> None:
-        """Until every worker is here. What was written to shared memory before it is seen after it."""
-        self._finish()
+        """Wait for all workers. What any of them wrote to shared memory before is visible afterwards."""
+        self._synchronise_gpu()
         with self._collective():
             dist.barrier()
 
-    def _finish(self) -> None:
-        """Until this worker's GPU has done what it was told."""
+    def _synchronise_gpu(self) -> None:
+        """Wait until this worker's GPU has finished its queued work."""
         if self._gpu is not None:
             torch.cuda.synchronize(self._gpu)
 
     @contextlib.contextmanager
     def _collective(self) -> Iterator[None]:
-        """Tell waiting from work, and a broken connection from a worker's own failure."""
+        """Report waiting to `on_wait`; turn torch.distributed's errors into `PeerLost` or `UserError`."""
         self._on_wait(True)
         try:
             yield
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
-            if lacking := lacking_for_nccl(str(error)):
-                raise UserError(lacking) from error
+            if shortage := nccl_shared_memory_shortage(str(error)):
+                raise UserError(shortage) from error
             raise PeerLost(f"the connection to another worker broke: {error}") from error
         finally:
             self._on_wait(False)
 
     def close(self) -> None:
-        """End the connections; all workers come here."""
+        """Destroy the process group. All workers must call this."""
         dist.destroy_process_group()
 
 

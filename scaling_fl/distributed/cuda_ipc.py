@@ -1,7 +1,7 @@
-"""GPU memory that several processes see, by CUDA's interprocess handles, and host memory that a GPU reads fast.
+"""GPU memory shared between processes by CUDA IPC handles, and pinned host memory.
 
-The driver's own functions, not torch's reference-counted handles: those leave a file behind where a process is killed.
-What is allocated or attached here stays until it is released, or the process ends.
+Calls the driver itself: torch's reference-counted handles leave a file behind if a process is killed. What is allocated
+or attached here stays until it is released or the process ends.
 """
 
 import ctypes
@@ -20,23 +20,23 @@ class _Handle(ctypes.Structure):
 
 
 class NotPermitted(Exception):
-    """CUDA refuses to share memory between processes here; the message is its own."""
+    """CUDA refuses to share memory between processes; the message is the driver's."""
 
 
 def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, bytes]:
-    """New float32 memory of the GPU, zeroed, and the handle with which other processes open it.
+    """Allocate zeroed float32 memory on the GPU; return it with the handle that other processes attach it by.
 
-    Raises `UserError` if the GPU hasn't so much memory, `NotPermitted` where memory can't be shared.
+    Raises `UserError` if the GPU has too little free memory, `NotPermitted` if memory can't be shared.
     """
-    enter(device)
+    ensure_context(device)
     pointer, handle = ctypes.c_uint64(), _Handle()
     size = 4 * torch.Size(shape).numel()
     code = _driver().cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
     if code == _OUT_OF_MEMORY:
         free = torch.cuda.mem_get_info(device)[0]
         raise UserError(
-            f"{device}: {size / 2**30:.2f} GiB are needed for its sites' parameters, {free / 2**30:.2f} GiB are free; "
-            "use fewer sites per GPU, or a smaller model"
+            f"{device}: {free / 2**30:.2f} GiB are free, its sites' parameters need {size / 2**30:.2f} GiB; use fewer sites "
+            "per GPU or a smaller model"
         )
     _check(code)
     try:
@@ -45,13 +45,13 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
         _driver().cuMemFree_v2(pointer)
         raise
     memory = _tensor(pointer, shape, device).zero_()
-    torch.cuda.synchronize(device)  # before another process writes to it
+    torch.cuda.synchronize(device)  # zeroed before another process writes to it
     return memory, bytes(handle)
 
 
 def attach(handle: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The memory that another process allocated. Raises `NotPermitted` where CUDA refuses that."""
-    enter(device)
+    """Map memory that another process allocated. Raises `NotPermitted` if CUDA refuses."""
+    ensure_context(device)
     pointer = ctypes.c_uint64()
     _check(
         _driver().cuIpcOpenMemHandle_v2(
@@ -62,27 +62,27 @@ def attach(handle: bytes, shape: tuple[int, ...], device: torch.device) -> torch
 
 
 def release(memory: torch.Tensor, allocated: bool) -> None:
-    """Give back what was allocated or attached; nothing may use it any more."""
+    """Free or unmap memory, which must not be used any more."""
     pointer = ctypes.c_uint64(memory.data_ptr())
     (_driver().cuMemFree_v2 if allocated else _driver().cuIpcCloseMemHandle)(pointer)
 
 
 def pin(memory: torch.Tensor, device: torch.device) -> bool:
-    """Lock this process's view of host memory in place: the GPU copies from and to it faster. False: not permitted."""
-    enter(device)
+    """Pin host memory, for faster copies to and from the GPU. Returns False if that is not permitted."""
+    ensure_context(device)
     size = ctypes.c_size_t(memory.numel() * memory.element_size())
     code: int = _driver().cuMemHostRegister_v2(ctypes.c_void_p(memory.data_ptr()), size, ctypes.c_uint(0))
     return code == 0
 
 
-def enter(device: torch.device) -> None:
-    """Make the GPU this process's, with a context for what follows."""
+def ensure_context(device: torch.device) -> None:
+    """Select the GPU and create its CUDA context, which driver calls need."""
     torch.cuda.set_device(device)
     torch.zeros(1, device=device)
 
 
 class _Array:
-    """A pointer in the form that torch takes without a copy."""
+    """Presents a raw pointer to torch without copying."""
 
     def __init__(self, pointer: int, shape: tuple[int, ...]):
         self.__cuda_array_interface__ = {"data": (pointer, False), "shape": shape, "typestr": "<f4", "version": 3}

@@ -1,4 +1,4 @@
-"""Objects that workers send each other: pickled, and read by an unpickler that runs no code."""
+"""The objects that workers send each other: pickled, and read by a restricted unpickler that runs no code."""
 
 import pickle
 from typing import Any, TypeVar
@@ -9,16 +9,16 @@ _sendable: set[tuple[str, str]] = set()
 
 
 def sendable(cls: type[T]) -> type[T]:
-    """Class decorator: workers may send each other instances of this class, whose fields must be sendable, too."""
+    """Class decorator: allow instances of this class in messages. Its fields must be sendable, too."""
     _sendable.add((cls.__module__, cls.__qualname__))
     return cls
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Reads numpy arrays, plain values and `sendable` classes. The bytes may have come over a network."""
+    """Unpickles only numpy arrays, plain values and `sendable` classes: the bytes may come from the network."""
 
     def find_class(self, module: str, name: str) -> Any:
         array = module in _NUMPY and name in ("ndarray", "dtype", "_reconstruct", "_frombuffer")
         if array or (module, name) in _sendable:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not a class that workers send each other")
+        raise pickle.UnpicklingError(f"{module}.{name} is not a class that workers may send each other")

@@ -1,4 +1,4 @@
-"""Memory that the launcher hands to its workers. It has no name, so that no crash can leave it behind."""
+"""Shared memory that the launcher passes to its workers. It has no name, so that a crash leaves nothing behind."""
 
 import mmap
 import multiprocessing.reduction
@@ -14,7 +14,7 @@ from scaling_fl.errors import UserError
 
 
 class SharedMemory:
-    """An anonymous file in memory. Pickling it to a child process hands the file over; the last holder frees it."""
+    """An anonymous in-memory file. Pickling passes it to a child process; the last process to close it frees it."""
 
     def __init__(self, descriptor: int | None = None):
         if descriptor is None:
@@ -29,27 +29,27 @@ class SharedMemory:
         return _attach, (multiprocessing.reduction.DupFd(self.descriptor),)
 
     def floats(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """The memory as (rows, columns) float32, zero at first. Every process asks for the same shape.
+        """Map the memory as (rows, columns) float32, initially zero. Every process must ask for the same shape.
 
-        Raises `UserError` where the machine hasn't so much memory.
+        Raises `UserError` if the machine has too little free memory.
         """
         size = rows * columns * 4
         available = _available()
-        if size > available:  # said here, rather than by the system's out-of-memory killer
+        if size > available:  # rather than leave it to the out-of-memory killer
             raise UserError(
-                f"{size / 2**30:.2f} GiB of shared memory are needed, {available / 2**30:.2f} GiB of memory are free; "
+                f"shared memory: {available / 2**30:.2f} GiB of memory are free, {size / 2**30:.2f} GiB are needed; "
                 "use fewer site_ids, a smaller model, or a machine with more memory"
             )
         os.ftruncate(self.descriptor, size)
         return np.frombuffer(mmap.mmap(self.descriptor, size), np.float32).reshape(rows, columns)
 
     def close(self) -> None:
-        """Let go of it in this process."""
+        """Close the file in this process; mapped views stay valid."""
         os.close(self.descriptor)
 
 
 def _available() -> float:
-    """Bytes of memory that can be had, where the system tells."""
+    """Return the available memory in bytes; infinity if the system doesn't report it."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":") for line in file)
@@ -58,11 +58,10 @@ def _available() -> float:
         return float("inf")
 
 
-def lacking_for_nccl(message: str, place: str = "/dev/shm") -> str:
-    """What to do, if this error is NCCL's that `place` has no room for what passes between GPUs; empty for others.
+def nccl_shared_memory_shortage(message: str, place: str = "/dev/shm") -> str:
+    """Return what to do if `message` is NCCL's error that `place` is too small; an empty string for other errors.
 
-    A container has 64 MB there unless told otherwise, and NCCL takes some 10 MB for each pair of GPUs and each of its
-    channels.
+    Containers have 64 MB of /dev/shm by default. NCCL needs about 10 MB per pair of GPUs and channel.
     """
     wanted = re.search(r"shared memory segment \S+ \(size (\d+)\)", message)
     if wanted is None:
@@ -70,9 +69,10 @@ def lacking_for_nccl(message: str, place: str = "/dev/shm") -> str:
     found = os.statvfs(place)
     total, free = (found.f_frsize * count / 2**20 for count in (found.f_blocks, found.f_bavail))
     return (
-        f"NCCL can't get {int(wanted[1]) / 2**20:.1f} MiB for the traffic between GPUs: {place} has {total:.0f} MiB, "
-        f"{free:.0f} MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g with run-local.sh, `docker run --shm-size 1g`, on "
-        f"Kubernetes a volume (emptyDir, medium: Memory) at {place}; or do without it, slower: NCCL_SHM_DISABLE=1"
+        f"NCCL can't allocate {int(wanted[1]) / 2**20:.1f} MiB for the traffic between GPUs: {place} has {total:.0f} MiB, "
+        f"of which {free:.0f} MiB are free, and 1024 MiB are enough; set SHM_SIZE=1g with run-local.sh, --shm-size 1g with "
+        f"`docker run`, or on Kubernetes mount a volume (emptyDir, medium: Memory) at {place}; or do without it, more "
+        "slowly: NCCL_SHM_DISABLE=1"
     )
 
 

@@ -1,5 +1,5 @@
-"""The science: rounds, sites, cohorts, local and server optimisers, evaluation and metrics.
+"""Federated learning: rounds, sites, cohorts, local and server optimisers, evaluation and metrics.
 
-`rounds.py` is the loop, and reads like the papers. Here: what a round computes. Not here: processes, devices' memory,
-paths, Sacred.
+Start with `rounds.py`, the loop over the rounds. This package holds what a round computes; processes, device memory,
+paths and Sacred stay outside.
 """

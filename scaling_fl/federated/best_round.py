@@ -1,4 +1,4 @@
-"""The best round so far by one metric: its checkpoint outlives the others."""
+"""The best round so far by one metric (`keep_best`): its checkpoint is never pruned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BestRound:
-    """It travels in each checkpoint's header, so that a resumed job compares with what the first one saw."""
+    """Stored in every checkpoint header, so that a resumed job compares with all rounds before it."""
 
     metric: str
     round: int
@@ -17,9 +17,10 @@ class BestRound:
 def best_so_far(
     metric: str | None, before: BestRound | None, round_: int, results: Mapping[str, float | str]
 ) -> BestRound | None:
-    """The better of the best `before` and `round_`; the earlier of equals. Losses are better lower, the rest higher.
+    """Return the better of `before` and `round_`; the earlier wins a tie. Lower is better for losses, higher otherwise.
 
-    A round that was not evaluated, or not to a finite number (those are text), is not compared. None: no metric.
+    A round without a finite value doesn't count: it was not evaluated, or its value was NaN or infinite and hence
+    text. Returns None if there is no metric, or no such round yet.
     """
     value = None if metric is None else results.get(metric)
     if metric is None or not isinstance(value, int | float):
@@ -28,8 +29,8 @@ def best_so_far(
     return BestRound(metric, round_, value) if before is None or sign * value > sign * before.value else before
 
 
-def best_in(header: Mapping[str, Any], metric: str | None) -> BestRound | None:
-    """The best round that a checkpoint knows of. Where it went by another metric, that is its own round."""
+def best_in_header(header: Mapping[str, Any], metric: str | None) -> BestRound | None:
+    """Return the best round that a checkpoint header records; its own round if it recorded another metric."""
     best = header.get("best")
     if best is not None and best["metric"] == metric:
         return BestRound(**best)

@@ -1,4 +1,4 @@
-"""Which sites take part in a round, what their deltas weigh, and who trains them: pure functions that need no torch."""
+"""The cohort of a round: client sampling, aggregation weights and the assignment to workers. Pure, without torch."""
 
 import heapq
 from collections.abc import Collection, Sequence
@@ -10,23 +10,23 @@ from scaling_fl.config.schema import Config
 
 
 def size(config: Config, num_sites: int) -> int:
-    """How many sites take part in a round; fewer where one is drawn several times."""
+    """The number of draws per round: the cohort's size, or more if `by_examples` draws a site repeatedly."""
     if config.participation is not None:
         return max(1, round(config.participation * num_sites))
     return num_sites if config.sites_per_round is None else config.sites_per_round
 
 
-def single(config: Config, num_sites: int, num_workers: int) -> bool:
-    """Whether no worker trains more than one site in a round."""
+def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> bool:
+    """Whether every worker trains at most one site per round."""
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 
 
 def draw(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
-    """The sites that take part, in ascending order, and what their deltas weigh in the mean: the sum is 1.
+    """Sample the cohort of a round; return each site's aggregation weight, in ascending order of sites.
 
-    A function of (seed, round). `sizes`: examples, by site. Drawn uniformly, each site once at most, deltas weigh n_k / n
-    (McMahan et al. 2017). Drawn by examples, each draw weighs the same, and a site may be drawn several times (Li et al.
-    2020, scheme I): so the mean is, in expectation, that over all sites.
+    A function of (seed, round). `sizes` are the sites' numbers of examples; the weights sum to 1. Uniform sampling is
+    without replacement, with weights n_k / n (McMahan et al. 2017). Sampling by examples is with replacement and weighs
+    every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all sites.
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if count < len(sizes) and config.sampling == "by_examples":
@@ -39,17 +39,17 @@ def draw(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
 
 
 def assign(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:
-    """The sites of a cohort that each worker trains, so that all finish at about the same time.
+    """Assign the cohort's sites to workers so that all finish at about the same time; return the sites by worker.
 
-    No more sites than workers: one each, in order. Otherwise longest first, each to the worker with least to do
-    (Graham 1969): at most a third over the best possible.
+    If there are enough workers, each trains one site, in order. Otherwise the largest site goes first, to the least
+    loaded worker (LPT scheduling, Graham 1969): at most a third slower than the optimum.
     """
     if len(cohort) <= num_workers:
         return [[site] for site in cohort] + [[] for _ in range(num_workers - len(cohort))]
     load = [(0, worker) for worker in range(num_workers)]
-    dealt: list[list[int]] = [[] for _ in range(num_workers)]
+    assignment: list[list[int]] = [[] for _ in range(num_workers)]
     for site in sorted(cohort, key=lambda site: (-sizes[site], site)):
         examples, worker = heapq.heappop(load)
-        dealt[worker].append(site)
+        assignment[worker].append(site)
         heapq.heappush(load, (examples + sizes[site], worker))
-    return dealt
+    return assignment

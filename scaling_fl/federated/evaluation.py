@@ -1,4 +1,4 @@
-"""Evaluation of a model on a whole set, in fixed batches that workers share."""
+"""Evaluation of a model on a whole set, in fixed batches divided among the workers."""
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from scaling_fl.federated.resident import Resident
 def evaluate(
     resident: Resident, params: torch.Tensor, worker: int, num_workers: int, held_back: bool = False
 ) -> list[BatchMetrics]:
-    """Evaluate the server's `params` (size,) on this worker's part of the test set, or of the held-back examples.
+    """Evaluate `params` (size,) on this worker's share of the test set, or of the held-back examples.
 
-    The whole set is cut into batches that don't depend on the number of workers; worker w takes batches
-    w, w + num_workers, …, so that all workers together cover each example once. A batch that doesn't fit into the
-    GPU's memory is computed in parts, and so are those after it.
+    The batches don't depend on the number of workers. Worker w takes batches w, w + num_workers, …, so that together the
+    workers evaluate every example once. If a batch exceeds the GPU's memory, it and all later ones are split.
     """
     resident.model.load(params)
     resident.model.module.eval()

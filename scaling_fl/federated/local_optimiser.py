@@ -1,4 +1,4 @@
-"""The optimiser of a site: one kernel over flat tensors, and the state that a site may keep."""
+"""A site's optimiser: one fused kernel over flat tensors, and the state that a site may keep between rounds."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 
-# Every one works elementwise, so that it is the same over one flat tensor as over many.
+# All are elementwise: a step over one flat tensor equals a step over each of its parts.
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"fused": True}),
     "adam": (torch.optim.Adam, {"fused": True}),
@@ -19,8 +19,7 @@ OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "rmsprop": (torch.optim.RMSprop, {"foreach": True}),
 }
 
-
-# What they keep of each segment of parameters, beside the number of steps; all of it zero at first.
+# State tensors per parameter segment, besides the step count; initially zero.
 _STATE = {
     "adamw": ("exp_avg", "exp_avg_sq"),
     "adam": ("exp_avg", "exp_avg_sq"),
@@ -31,7 +30,7 @@ _STATE = {
 
 
 def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
-    """A fresh optimiser over two flat tensors: what weight decay applies to, and what it spares."""
+    """Return a fresh optimiser over two flat tensors: parameters with weight decay, and those without."""
     groups = []
     for start, stop, decay in _segments(config, model.layout):
         segment = torch.nn.Parameter(model.flat[start:stop])
@@ -42,13 +41,13 @@ def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
 
 
 def state_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state, by name."""
+    """Return the optimiser's state tensors by name, `optimiser.<group>.<key>`."""
     states = [optimiser.state[group["params"][0]] for group in optimiser.param_groups]
     return {f"optimiser.{number}.{key}": value for number, state in enumerate(states) for key, value in state.items()}
 
 
 def load_state(optimiser: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor], config: Config) -> None:
-    """Give an optimiser the state that `state_tensors` gave."""
+    """Restore the state that `state_tensors` returned."""
     for name, value in kept.items():
         _, number, key = name.split(".")
         (segment,) = optimiser.param_groups[int(number)]["params"]
@@ -57,13 +56,13 @@ def load_state(optimiser: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor
 
 
 def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
-    """Start, stop and weight decay of the parts of the flat buffer that an optimiser steps."""
+    """Return start, stop and weight decay of the non-empty segments of the flat buffer that the optimiser updates."""
     segments = [(0, layout.decayed, config.weight_decay), (layout.decayed, layout.trained, 0.0)]
     return [(start, stop, decay) for start, stop, decay in segments if start < stop]
 
 
-def initial_site_state(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
-    """What a site keeps, by name, with zeros in the place of values; they take no memory."""
+def site_state_template(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
+    """Return a site's state tensors by name, as zeros of the right shapes; broadcast, so they take no memory."""
     kept = {} if config.has_global_model else {"params": np.broadcast_to(np.float32(0), (layout.size,))}
     if not config.keep_optimiser:
         return kept

@@ -1,4 +1,4 @@
-"""The learning rate over the whole run: a schedule that began anew in each round would be another one."""
+"""The learning-rate schedule. It spans the whole run; rounds don't restart it."""
 
 import math
 
@@ -6,11 +6,11 @@ from scaling_fl.config.schema import Config
 
 
 def learning_rate(config: Config, round_: int, progress: float) -> float:
-    """The rate when a site has done `progress` (0 to 1) of round `round_`; of a step, its middle counts.
+    """Return the rate at `progress` (0 to 1) through round `round_`; callers pass the middle of a step.
 
-    Time is measured in rounds, so that sites with shards of unequal size follow one schedule. Warm-up rises linearly
-    from 0; then the rate stays ("constant"), falls in a line ("linear") or as half a cosine ("cosine") to 0 at
-    the end of the last round. `config.warmup` is a number of rounds if it is 1 or more, else a share of all rounds.
+    Time is measured in rounds, so that sites with unequal shards follow the same schedule. Warm-up rises linearly from
+    0. Then the rate stays ("constant"), or falls linearly ("linear") or along half a cosine ("cosine") to 0 at the end
+    of the last round. `config.warmup` is a number of rounds if at least 1, otherwise a fraction of all rounds.
     """
     time = round_ - 1 + progress
     warmup = config.warmup if config.warmup >= 1 else config.warmup * config.num_rounds

@@ -1,4 +1,4 @@
-"""Metrics as sums and counts that are divided once, at the end; label entropy."""
+"""Metrics, kept as sums and counts and divided once at the end; label entropy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ import numpy.typing as npt
 
 from scaling_fl.distributed.messages import sendable
 
+MAX_SITES_WITH_METRICS = 64  # beyond this many, per-site curves are unreadable
+
 
 @sendable
 @dataclass(frozen=True)
 class SiteMetrics:
-    """What one site measured while it trained in one round: running, in training mode, over all local epochs."""
+    """Metrics of one site's local training in one round, over all local epochs: with dropout, as the model changes."""
 
     site: int
     loss_sum: float  # summed over `count` examples
@@ -31,18 +33,15 @@ class SiteMetrics:
 @sendable
 @dataclass(frozen=True)
 class BatchMetrics:
-    """What one evaluation batch yields."""
+    """Metrics of one evaluation batch."""
 
-    batch: int  # its number in the fixed order of the whole set
+    batch: int  # index in the fixed order of the whole set
     loss_sum: float
     confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions
 
 
-MOST_SITES = 64  # of which each has metrics of its own: more make no curves that anyone looks at
-
-
 def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
-    """`train.*` over all sites of a round, the worst and best site, and `site.N.train.*` for `each`."""
+    """Return `train.*` over all sites of a round, of the worst and the best site, and, if `each`, `site.N.train.*`."""
     count = sum(site.count for site in sites)
     result = {
         "train.loss": sum(site.loss_sum for site in sites) / count,
@@ -59,7 +58,7 @@ def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float
 
 
 def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dict[str, float]:
-    """`validation.*` of the global model, or what `name` says. Float sums run in batch order, whoever computed them."""
+    """Return `<name>.*` of one model. Sums run in batch order, so that the number of workers doesn't change a bit."""
     ordered = sorted(batches, key=lambda b: b.batch)
     confusion = np.sum([b.confusion for b in ordered], axis=0)
     count = int(confusion.sum())
@@ -71,8 +70,8 @@ def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dic
     }
 
 
-def over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over sites of what each has measured with a model of its own, and the worst and best accuracy."""
+def mean_over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average the sites' metrics, each of the site's own model; add the worst and the best accuracy."""
     result = {name: sum(site[name] for site in sites) / len(sites) for name in sites[0]}
     for name in [name for name in result if name.endswith(".accuracy")]:
         values, of = [site[name] for site in sites], name.removesuffix(".accuracy")
@@ -81,7 +80,7 @@ def over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def macro_f1(confusion: npt.NDArray[np.int64]) -> float:
-    """Unweighted mean over the classes of F1 = 2 TP / (2 TP + FP + FN); 0 for a class never seen nor predicted.
+    """Return the unweighted mean over classes of F1 = 2 TP / (2 TP + FP + FN); 0 if a class never occurs.
 
     `confusion` is (C, C): rows are true labels, columns predictions.
     """
@@ -91,12 +90,12 @@ def macro_f1(confusion: npt.NDArray[np.int64]) -> float:
 
 
 def label_entropy(labels: npt.NDArray[np.integer]) -> float:
-    """Shannon entropy of the label distribution in bits: log2(C) when C classes are balanced, 0 for one class."""
+    """Return the Shannon entropy of the labels in bits: log2(C) for C balanced classes, 0 for one class."""
     _, counts = np.unique(labels, return_counts=True)
     shares = counts / counts.sum()
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
 def finite_or_text(values: Mapping[str, float | str]) -> dict[str, float | str]:
-    """The same numbers as strict JSON can hold them: NaN and infinities become text."""
+    """Return the values with NaN and infinities as text: strict JSON has no such numbers."""
     return {key: v if isinstance(v, str) or np.isfinite(v) else str(v) for key, v in values.items()}

@@ -1,4 +1,4 @@
-"""What a worker holds once for all of its sites: the model, its device, and the token stores."""
+"""The resident model of a worker: one model, device and set of token stores for all its sites."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision(config: Config, device: torch.device) -> str:
-    """What `precision` comes to on a device: "fp32", "bf16" or "fp16"."""
+    """Resolve `precision` for a device: "fp32", "bf16" or "fp16"."""
     if config.precision != "auto":
         return config.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -24,7 +24,7 @@ def precision(config: Config, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Resident:
-    """What a worker holds once, for all of its sites: the model, its device, and the token stores."""
+    """What all sites of a worker share: the model, its device and the token stores."""
 
     config: Config
     model: FlatModel
@@ -32,19 +32,21 @@ class Resident:
     test: token_store.TokenStore
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
-    held_back: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of `train`; in no shard
-    store: SiteStateStore | None = None  # of what sites keep, if they do
+    held_back: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # indices into `train` that are in no shard
+    store: SiteStateStore | None = None  # only if sites keep state between rounds
 
     def __post_init__(self) -> None:
         if self.config.gradient_checkpointing:
-            module = self.model.module  # the second is the older name
+            module = self.model.module  # the second name below is the older one
             enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         if self.config.compile:
             self.model.module.compile(dynamic=True)  # batches differ in length
 
     def logits(self, batch: token_store.Batch) -> torch.Tensor:
-        """Forward pass, in the configured precision: (B, C) float32."""
+        """Run the forward pass in the configured precision; return logits (B, C) in float32."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
@@ -54,7 +56,7 @@ class Resident:
         return logits.float()
 
     def to_device(self, batch: token_store.Batch) -> token_store.Batch:
-        """The batch on the device. From pinned memory a GPU fetches it while the CPU goes on."""
+        """Copy the batch to the device; to a GPU from pinned memory, so that the CPU doesn't wait."""
         tensors = {name: tensor for name, tensor in batch._asdict().items() if tensor is not None}
         if self.device.type == "cuda":
             tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The rounds of federated training: this loop, and nothing else."""
+"""Federated averaging: the loop over the rounds."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import metrics
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Hosting
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.server import SGD, Adaptive
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
+from scaling_fl.federated.worker_sites import WorkerSites
 
 # Called on every worker after each round, and after the evaluation that precedes round 1.
 OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
@@ -21,77 +21,98 @@ OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
 
 def run(
     config: Config,
-    hosting: Hosting,
+    worker_sites: WorkerSites,
     collectives: Collectives,
     state: ServerState,
     server: SGD | Adaptive,
     on_round_end: OnRoundEnd,
     reported: bool = False,
 ) -> None:
-    """Federated averaging, or a baseline, from `state` to round `config.num_rounds`, on every worker at once.
+    """Run federated averaging, or a baseline, from `state.round` to `config.num_rounds`.
 
-    Every worker enters every line of this loop. `reported`: whether the round of `state` is; if not, that comes first.
+    McMahan et al. 2017, algorithm 1, with the server optimiser of Reddi et al. 2021. Every worker executes every line;
+    together they act as the server. Per round, with S the cohort, n_k the examples of site k and n = Σ_S n_k:
+
+        delta_k = params − (site k's parameters after local training)
+        params ← server step with Σ_S (n_k / n) × delta_k
+
+    `reported`: whether `state.round` has been evaluated and reported already; if not, the run starts with that.
     """
     if not reported:
-        _report(hosting, collectives, state, on_round_end)
+        _report(worker_sites, collectives, state, on_round_end)
     for round_ in range(state.round + 1, config.num_rounds + 1):
         results: dict[str, Any] = {}
         with _timed(results, "train"):
-            total, mine, start = collectives.weighted_sum(), [], time.perf_counter()
-            for site, weight in hosting.cohort(round_):
-                with _named(site, round_):
-                    delta, trained = site.train(state.params, round_)
+            weighted_sum, trained, start = collectives.weighted_sum(), [], time.perf_counter()
+            for site, weight in worker_sites.participants(round_):
+                with _site_in_error_note(site, round_):
+                    delta, site_metrics = site.train(state.params, round_)
                 if config.has_global_model:
-                    total.add(site.number, delta, weight)
-                mine.append(trained)
-            work = collectives.all_gather((mine, time.perf_counter() - start))
-        everyone = [trained for of_worker, _ in work for trained in of_worker]
-        results |= metrics.training(everyone, each=len(hosting.shards.sizes) <= metrics.MOST_SITES)
-        results |= {"learning_rate": learning_rate(config, round_, 1.0)}
-        busy = [seconds for _, seconds in work]
-        results["seconds.idle"] = max(busy) - sum(busy) / len(busy)  # of a worker, until the slowest is done
-        results["examples_per_second"] = sum(m.count for m in everyone) / results["seconds.train"]
+                    weighted_sum.add(site.number, delta, weight)
+                trained.append(site_metrics)
+            by_worker = collectives.all_gather((trained, time.perf_counter() - start))
+        results |= _training_results(config, worker_sites, round_, by_worker, results["seconds.train"])
         with state.lock:
-            state.torn = True
+            state.partly_updated = True
             with _timed(results, "aggregate"):
-                for part, delta in collectives.weighted_mean(total) if config.has_global_model else ():
-                    server.step(state, delta, part)
-            state.round, state.results, state.torn = round_, results, False
-        _report(hosting, collectives, state, on_round_end)
+                for chunk, mean_delta in collectives.weighted_mean(weighted_sum) if config.has_global_model else ():
+                    server.step(state, mean_delta, chunk)
+            state.round, state.results, state.partly_updated = round_, results, False
+        _report(worker_sites, collectives, state, on_round_end)
 
 
-def _report(hosting: Hosting, collectives: Collectives, state: ServerState, on_round_end: OnRoundEnd) -> None:
-    """Evaluate the round that is complete, where it is due, and tell of it. Meanwhile it can be published already."""
+def _training_results(
+    config: Config,
+    worker_sites: WorkerSites,
+    round_: int,
+    by_worker: list[tuple[list[metrics.SiteMetrics], float]],
+    seconds: float,
+) -> dict[str, float]:
+    """Training metrics of a round over all sites, from each worker's site metrics and busy seconds."""
+    sites = [site_metrics for trained, _ in by_worker for site_metrics in trained]
+    busy = [worker_seconds for _, worker_seconds in by_worker]
+    return metrics.training(sites, each=len(worker_sites.shards.sizes) <= metrics.MAX_SITES_WITH_METRICS) | {
+        "learning_rate": learning_rate(config, round_, 1.0),
+        "seconds.idle": max(busy) - sum(busy) / len(busy),  # mean wait for the slowest worker
+        "examples_per_second": sum(site.count for site in sites) / seconds,
+    }
+
+
+def _report(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, on_round_end: OnRoundEnd) -> None:
+    """Evaluate `state.round` if it is due, and report it. The round may be checkpointed in the meantime."""
     evaluated: dict[str, Any] = {}
-    if hosting.resident.config.evaluation_due(state.round):
+    if worker_sites.resident.config.evaluation_due(state.round):
         with _timed(evaluated, "evaluate"):
-            evaluated |= _evaluate(hosting, collectives, state)
+            evaluated |= _evaluate(worker_sites, collectives, state)
     with state.lock:
         on_round_end(state, state.results | evaluated)
 
 
-def _evaluate(hosting: Hosting, collectives: Collectives, state: ServerState) -> dict[str, float]:
-    """Metrics on the whole test set and on what is held back, the same on every worker: of the global model, or over
-    the sites' own.
+def _evaluate(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:
+    """Metrics on the test set and on the held-back examples, the same on every worker.
+
+    They are those of the global model or, without one, the mean over the sites' own models.
     """
-    resident, results = hosting.resident, dict[str, float]()
+    resident, results = worker_sites.resident, dict[str, float]()
     for name, held_back in (("validation", False), ("held_back", True)):
         if held_back and len(resident.held_back) == 0:
             continue
         if resident.config.has_global_model or state.round == 0:
-            mine = evaluate(resident, state.params, collectives.rank, collectives.num_workers, held_back)
-            results |= metrics.validation((batch for part in collectives.all_gather(mine) for batch in part), name)
+            batches = evaluate(resident, state.params, collectives.rank, collectives.num_workers, held_back)
+            gathered = collectives.all_gather(batches)
+            results |= metrics.validation((batch for of_worker in gathered for batch in of_worker), name)
         else:
-            own = [
-                metrics.validation(evaluate(resident, site.own(state.params), 0, 1, held_back), name)
-                for site, _ in hosting.cohort(state.round)
+            by_site = [
+                metrics.validation(evaluate(resident, site.own_params(state.params), 0, 1, held_back), name)
+                for site, _ in worker_sites.participants(state.round)
             ]
-            results |= metrics.over_sites([site for part in collectives.all_gather(own) for site in part])
+            gathered = collectives.all_gather(by_site)
+            results |= metrics.mean_over_sites([site for of_worker in gathered for site in of_worker])
     return results
 
 
 @contextmanager
-def _named(site: Site, round_: int) -> Iterator[None]:
+def _site_in_error_note(site: Site, round_: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:

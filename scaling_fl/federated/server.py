@@ -1,4 +1,4 @@
-"""The server's side of a round: its state, and the optimiser that applies the aggregated delta to it."""
+"""The server optimisers: they apply the aggregated delta to the server's parameters."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,16 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.server_state import ServerState
 
-_SECOND_DECAY, _EPSILON = 0.99, 1e-3  # beta_2 and tau of Reddi et al. 2021
+_SECOND_DECAY, _EPSILON = 0.99, 1e-3  # β₂ and τ of Reddi et al. 2021
 
 
 @dataclass(frozen=True)
 class SGD:
     """params ← params − learning_rate × v, where v ← momentum × v + delta.
 
-    With learning_rate = 1 and no momentum this is FedAvg (McMahan et al. 2017): since delta = params − site's
-    parameters, the result is the weighted mean of the sites' parameters. With momentum: FedAvgM (Hsu et al. 2019).
+    With learning_rate = 1 and no momentum this is FedAvg (McMahan et al. 2017): delta is the weighted mean of
+    params − site's parameters, so the result is the weighted mean of the sites' parameters. With momentum it is FedAvgM
+    (Hsu et al. 2019).
     """
 
     learning_rate: float = 1.0
@@ -25,9 +26,9 @@ class SGD:
     def num_moments(self) -> int:
         return int(self.momentum > 0)
 
-    def step(self, state: ServerState, delta: torch.Tensor, part: slice) -> None:
-        """Apply `delta`, which is the `part` of the aggregated delta that this worker holds, in place."""
-        trained, averaged, moments = state.slices(part)
+    def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
+        """Update `state` in place with `delta`, the aggregated delta of the slice `chunk` of the flat buffer."""
+        trained, averaged, moments = state.slices(chunk)
         averaged.sub_(delta[len(trained) :])  # frozen parameters and float buffers: the plain mean
         step = delta[: len(trained)]
         for velocity in moments:
@@ -37,10 +38,10 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, algorithm 2, whose pseudo-gradient is −delta.
+    """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, algorithm 2. The paper's Δ is −delta.
 
-    params ← params − learning_rate × m / (√v + 0.001), where m ← momentum × m + (1 − momentum) × delta, and v gathers
-    delta² in the way of `kind`.
+    params ← params − learning_rate × m / (√v + τ), where m ← momentum × m + (1 − momentum) × delta, and v accumulates
+    delta² as `kind` does: "adagrad", "adam" or "yogi".
     """
 
     kind: str
@@ -48,9 +49,9 @@ class Adaptive:
     momentum: float
     num_moments: int = 2
 
-    def step(self, state: ServerState, delta: torch.Tensor, part: slice) -> None:
-        """As `SGD.step`."""
-        trained, averaged, (m, v) = state.slices(part)
+    def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
+        """See `SGD.step`."""
+        trained, averaged, (m, v) = state.slices(chunk)
         averaged.sub_(delta[len(trained) :])
         delta = delta[: len(trained)]
         m.mul_(self.momentum).add_(delta, alpha=1 - self.momentum)
@@ -65,7 +66,7 @@ class Adaptive:
 
 
 def optimiser(config: Config) -> SGD | Adaptive:
-    """The server's optimiser, as configured."""
+    """Return the configured server optimiser."""
     kind, rate, momentum = config.server_optimiser, config.server_learning_rate, config.server_momentum
     if kind == "sgd":
         return SGD(1.0 if rate is None else rate, momentum or 0.0)

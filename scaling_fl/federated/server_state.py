@@ -1,4 +1,4 @@
-"""The server's state: parameters, moments and round, in memory and by tensor name."""
+"""The server's state: parameters, moments and round, in the flat buffer and by tensor name."""
 
 import threading
 from collections.abc import Mapping
@@ -12,32 +12,32 @@ import torch
 from scaling_fl.federated import site_state
 from scaling_fl.models.flat_parameters import FlatModel
 
-_MOMENT = "server_moment_{}."  # before a tensor's name in a checkpoint
+_MOMENT = "server_moment_{}."  # prefix of a tensor name in checkpoints
 
 
 @dataclass
 class ServerState:
-    """All that a checkpoint needs."""
+    """The server's part of a checkpoint."""
 
-    params: torch.Tensor  # (size,) float32, laid out as flat.py says
-    trained: int  # params[:trained] are trained; what follows is averaged and never optimised
-    round: int  # the last round that is complete; 0 before any training
-    moments: torch.Tensor | None = None  # (n, size), of the optimiser; zero before the first round
-    torn: bool = False  # whether a part of `params` is a round ahead
-    results: dict[str, Any] = field(default_factory=dict)  # what is known of that round, before it is evaluated
-    # Held while a round becomes complete, and while it is reported: without it, `params` are those of a round half done.
+    params: torch.Tensor  # (size,) float32; see models/flat_parameters.py for the layout
+    trained: int  # params[:trained] are trained; the rest is averaged, never optimised
+    round: int  # the last complete round; 0 before training
+    moments: torch.Tensor | None = None  # (n, size) of the server optimiser; initially zero
+    partly_updated: bool = False  # a server step is under way, or failed: don't checkpoint
+    results: dict[str, Any] = field(default_factory=dict)  # of `round`, without its evaluation
+    # Held during the server step and the report of a round: only its holder sees the parameters of one whole round.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def slices(self, part: slice) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Within `part`: the trained parameters, those that are only averaged, and the trained ones' moments."""
-        params = self.params[part]
-        trained = max(0, min(self.trained - part.start, len(params)))
-        moments = [] if self.moments is None else [moment[part][:trained] for moment in self.moments]
+    def slices(self, chunk: slice) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Return views within `chunk`: trained parameters, averaged-only values, and the moments of the trained ones."""
+        params = self.params[chunk]
+        trained = max(0, min(self.trained - chunk.start, len(params)))
+        moments = [] if self.moments is None else [moment[chunk][:trained] for moment in self.moments]
         return params[:trained], params[trained:], moments
 
 
 def state_arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray[np.generic]]:
-    """The server's state by tensor name: `block` (1 + moments, size) on the CPU, parameters first."""
+    """Return the server's state by tensor name, from `block` (1 + moments, size) on the CPU, parameters first."""
     tensors = model.arrays(block[0])
     for number, moment in enumerate(block[1:]):
         views = model.layout.views(moment).items()
@@ -46,16 +46,16 @@ def state_arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray
 
 
 def fill_state(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a state, as `state_arrays` gives it, into `block`, and the model's integer buffers."""
-    others = ("server_moment_", site_state.PREFIX)
-    model.fill(block[0], {name: tensors[name] for name in tensors if not name.startswith(others)})
+    """Inverse of `state_arrays`: write `tensors` into `block` and the model's integer buffers."""
+    not_params = ("server_moment_", site_state.PREFIX)
+    model.fill(block[0], {name: tensors[name] for name in tensors if not name.startswith(not_params)})
     for number, moment in enumerate(block[1:]):
         for name, view in model.layout.views(moment).items():
             view.copy_(torch.from_numpy(tensors[_MOMENT.format(number) + name]))
 
 
 def initial_moments(num_moments: int, params: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Moments before the first round, by tensor name, for these float tensors."""
+    """Return zero moments for the float tensors `params`, by tensor name."""
     return {
         _MOMENT.format(number) + name: np.zeros_like(array)
         for number in range(num_moments)

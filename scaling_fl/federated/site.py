@@ -1,4 +1,4 @@
-"""One site: local training on its shard, and the delta that it yields. A site knows of no other site."""
+"""Local training of one site on its shard. A site doesn't know the other sites."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.data import token_store
-from scaling_fl.distributed.weighted_sum import diverged, largest
+from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.metrics import SiteMetrics
@@ -18,7 +18,7 @@ from scaling_fl.federated.resident import Resident, precision
 
 @dataclass(frozen=True)
 class Site:
-    """A participant: its number in the federation, and the training examples that it holds."""
+    """A participant of the federation: its number and its training examples."""
 
     number: int
     shard: npt.NDArray[np.int64]
@@ -26,20 +26,21 @@ class Site:
 
     @property
     def num_examples(self) -> int:
-        """n_k of McMahan et al. 2017: the weight of this site's delta."""
+        """n_k of McMahan et al. 2017."""
         return len(self.shard)
 
-    def own(self, params: torch.Tensor) -> torch.Tensor:
-        """The parameters (size,) of this site's own model; `params` before its first round."""
+    def own_params(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the parameters (size,) of this site's own model; `params` before its first round."""
         store = self.resident.store
         return params if store is None else store.load(self.number).get("params", params)
 
     def train(self, params: torch.Tensor, round_: int) -> tuple[torch.Tensor, SiteMetrics]:
-        """Local training from the server's `params` (size,), which stay as they are.
+        """Train locally from the server's `params` (size,), which are left unchanged.
 
-        Returns delta = params − parameters after training (size,), in the model's own buffer: it is valid
-        until the model is loaded again. The optimiser starts afresh, unless it is kept; order and dropout are functions of
-        (seed, round, site). Without a global model, a site starts from where it stopped.
+        Returns delta = params − parameters after training (size,), a view of the model's buffer that is valid until
+        the next load. Data order and dropout are functions of (seed, round, site). The optimiser starts afresh unless
+        `keep_optimiser` is set. Without a global model, the site continues from its own parameters. Raises `JobFailed`
+        if these diverge.
         """
         resident, config, model = self.resident, self.resident.config, self.resident.model
         kept = {} if resident.store is None else resident.store.load(self.number)
@@ -48,12 +49,12 @@ class Site:
         model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)
-        # It begins lower than torch's 2^16: each round begins anew, and a site may have few steps to waste.
-        halved = precision(config, resident.device) == "fp16"
-        scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=halved)
+        # Lower than torch's 2^16: the scaler restarts every round, and a site may have few steps to lose to overflows.
+        fp16 = precision(config, resident.device) == "fp16"
+        scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
-        # Sums stay on the device until the end: reading one in the loop would make the CPU wait for the GPU.
+        # Read only after the loop: reading a value makes the CPU wait for the GPU.
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
         for epoch in range(config.num_local_epochs):
@@ -62,8 +63,8 @@ class Site:
                 config.seed, round_, self.number, epoch,
             ):  # fmt: skip
                 model.gradient.zero_()
-                for part in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
-                    batch = resident.to_device(resident.train.batch(part))
+                for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
+                    batch = resident.to_device(resident.train.batch(micro_batch))
                     logits = resident.logits(batch)
                     loss = cross_entropy(logits, batch.labels, reduction="sum")
                     scaler.scale(loss / len(indices)).backward()
@@ -80,8 +81,8 @@ class Site:
                 resident.on_step()
         if resident.store is not None:
             own = {} if config.has_global_model else {"params": model.flat}
-            if own and not largest(model.flat) < float("inf"):  # nobody will aggregate it, and see
-                raise diverged([self.number])
+            if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
+                raise divergence_error([self.number])
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         count = self.num_examples * config.num_local_epochs
@@ -89,8 +90,8 @@ class Site:
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:
-    """Scale the flat gradient (size,) in place to Euclidean length `max_norm` where it is longer.
+    """Clip the flat gradient (size,) in place to Euclidean norm `max_norm`.
 
-    As `torch.nn.utils.clip_grad_norm_` does, and like it without making the CPU wait for the GPU.
+    Equivalent to `torch.nn.utils.clip_grad_norm_`; the CPU doesn't wait for the GPU.
     """
     gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0))

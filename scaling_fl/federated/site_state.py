@@ -1,4 +1,4 @@
-"""What sites keep from round to round (`keep_optimiser`): in files, since it may be more than memory holds."""
+"""The state that sites keep between rounds (`keep_optimiser`, local-only models), in files: it may exceed memory."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,35 +13,34 @@ PREFIX = "site_"
 
 
 def tensor_name(site: int, tensor: str) -> str:
-    """The name, in a checkpoint, of a tensor that a site keeps."""
+    """Return the name of a site's tensor in a checkpoint."""
     return f"{PREFIX}{site}.{tensor}"
 
 
 class SiteStateStore:
-    """Each site's tensors as they were after the rounds in which it trained, shared by the workers of a machine.
+    """The sites' tensors after their last rounds, shared by the workers of a machine.
 
-    What a round leaves is there until the next round but one, so that a complete round can be published while the
-    next is under way.
+    A site's last two states are kept, so that a complete round can be checkpointed while the next is under way.
     """
 
     def __init__(self, folder: Path, start: Path):
-        """`folder` is the store's own; `start`: the state file that the job goes on from."""
+        """`folder` belongs to the store; `start` is the state file that the job starts from."""
         self._folder, self._start = folder, start
-        self._opened = TensorFiles(start)  # once: its header tells of all sites, and takes long to read
+        self._opened = TensorFiles(start)  # once: its header lists all sites and takes long to read
         self._at_start: dict[str, list[str]] = defaultdict(list)
         for full in self._opened:
             self._at_start[full.partition(".")[0]].append(full)
         folder.mkdir(exist_ok=True)
 
     def load(self, site: int) -> dict[str, torch.Tensor]:
-        """What the site has kept last, by name, on the CPU; nothing before its first round."""
+        """Return the site's latest tensors by name, on the CPU; empty before its first round."""
         own = self._rounds(self._folder / str(site))
         file = TensorFiles(own[-1]) if own else self._opened
         names = file if own else self._at_start[f"{PREFIX}{site}"]
         return {full.partition(".")[2]: torch.from_numpy(file[full]) for full in names}
 
     def save(self, site: int, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep these, on whatever device they are, as those after `round_`."""
+        """Save the site's tensors, which may be on any device, as its state after `round_`."""
         folder = self._folder / str(site)
         folder.mkdir(exist_ok=True)
         earlier = self._rounds(folder)
@@ -51,9 +50,9 @@ class SiteStateStore:
             path.unlink()
 
     def as_of(self, round_: int) -> Arrays:
-        """What all sites kept when `round_` was complete, under the names that checkpoints give it.
+        """Return all sites' tensors as of the end of `round_`, by checkpoint name.
 
-        Holds the server's tensors of the start, too.
+        The server's tensors of `start` are included.
         """
         last = f"{round_:09d}"
         folders = [self._rounds(folder) for folder in self._folder.iterdir()]

@@ -1,4 +1,4 @@
-"""Models: loading them with a new head, the demo's tiny model, the flat parameter buffer, fingerprints.
+"""Models: loading with a new classification head, the demo's tiny model, the flat parameter buffer, fingerprints.
 
-Here: everything about one model in one process. Not here: training (`federated`) and sharing memory (`distributed`).
+This package deals with one model in one process. `federated` trains it; `distributed` shares its memory.
 """

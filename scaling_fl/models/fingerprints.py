@@ -1,4 +1,4 @@
-"""SHA-256 of what model, tokenizer and data amount to: it must be alike on all nodes of a job, and when it is resumed."""
+"""SHA-256 digests of model, tokens and shards: they must match on all nodes of a job, and when a job is resumed."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,8 @@ from scaling_fl import state_file
 from scaling_fl.models.loading import Loaded
 
 
-def of(*arrays: Any) -> str:
+def digest(*arrays: Any) -> str:
+    """Return the SHA-256 of the arrays' bytes, one after another."""
     whole = hashlib.sha256()
     for array in arrays:
         whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -18,24 +19,24 @@ def of(*arrays: Any) -> str:
 
 
 def pretrained(loaded: Loaded, initial: state_file.Arrays) -> str:
-    """Of the weights in the model's files. What is drawn anew follows from the seed, and varies with the processor."""
+    """Return the digest of the pre-trained weights. New parameters are left out: they vary with seed and processor."""
     names = {name for name, _ in (*loaded.module.named_parameters(), *loaded.module.named_buffers())}
     new = names if loaded.new_parameters == ["all"] else set(loaded.new_parameters)
-    return of(*(initial[name] for name in sorted(names & initial.keys() - new)))
+    return digest(*(initial[name] for name in sorted(names & initial.keys() - new)))
 
 
 def tokens(work: Path) -> str:
-    """Of the token stores in the work folder: what the tokenizer makes of the texts. The cache's seal is none of it."""
+    """Return the digest of the token stores in the work folder, without the cache's `.json` seal."""
     paths = [path for name in ("train", "test") for path in sorted((work / name).iterdir()) if path.suffix != ".json"]
-    return of(*(np.memmap(path, np.uint8, "r") for path in paths))
+    return digest(*(np.memmap(path, np.uint8, "r") for path in paths))
 
 
-def of_node(work: Path, data: str, tokens: str, initial: state_file.Arrays) -> dict[str, str]:
-    """All that the nodes of a job must have alike, by what they are."""
+def node_digests(work: Path, data: str, tokens: str, initial: state_file.Arrays) -> dict[str, str]:
+    """Return the digests of all that must be identical on the nodes of a job, by name."""
     files = (np.load(work / name) for name in ("shards.npy", "bounds.npy", "held_back.npy"))
     return {
         "data": data,
-        "shards": of(*files),
+        "shards": digest(*files),
         "tokens": tokens,
-        "models": of(*(initial[name] for name in sorted(initial))),
+        "models": digest(*(initial[name] for name in sorted(initial))),
     }

@@ -1,9 +1,8 @@
-"""A model whose float state lives in one flat buffer, so that a round moves one tensor and a step is one kernel.
+"""A model whose float state lives in one flat buffer: a round moves one tensor, and an optimiser step is one kernel.
 
-Order in the buffer: trained matrices (weight decay applies) | trained vectors (biases and norms: no decay) |
-frozen parameters and float buffers (averaged, never optimised). Each entry starts on a 64-byte line. Tied
-parameters have one entry. Integer buffers stay outside: they are never averaged, and every round starts from
-the server's.
+Layout: trained matrices (with weight decay) | trained vectors (biases and norms, without) | frozen parameters and float
+buffers (averaged, never optimised). Entries are aligned to 64 bytes. Tied parameters share one entry. Integer buffers
+stay outside: they are not averaged, and every round starts from the server's.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_ALIGNMENT = 16  # float32 values in 64 bytes: a cache line, and what vector loads want
+_ALIGNMENT = 16  # float32 values in 64 bytes: a cache line, and the widest vector load
 
 
 class Entry(NamedTuple):
@@ -23,7 +22,7 @@ class Entry(NamedTuple):
 
 
 class Layout:
-    """Where each tensor of `module` stands in the flat buffer. All sizes are in float32 values."""
+    """The position of each tensor of `module` in the flat buffer. Offsets and sizes count float32 values."""
 
     def __init__(self, module: torch.nn.Module):
         persistent = module.state_dict(keep_vars=True).keys()
@@ -38,27 +37,27 @@ class Layout:
         self._append({name: p for name, p in trained.items() if p.ndim >= 2})
         self.decayed = self.size  # [0, decayed): weight decay applies
         self._append({name: p for name, p in trained.items() if p.ndim < 2})
-        self.trained = self.size  # [0, trained): what optimisers touch
+        self.trained = self.size  # [0, trained): updated by optimisers
         self._append(frozen)
 
     def _append(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32:
-                raise ValueError(f"{name} is {tensor.dtype}; the flat buffer is float32")
+                raise ValueError(f"{name} is {tensor.dtype}, expected torch.float32")
             self.entries.append(Entry(name, self.size, tensor.shape))
             self.size += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensors that lie within `flat`, by name, as views into it: all for a buffer of `size` values."""
+        """Return views of `flat` by tensor name; a shorter buffer than `size` has the leading tensors only."""
         stops = {e.name: e.start + e.shape.numel() for e in self.entries}
         return {e.name: flat[e.start : stops[e.name]].view(e.shape) for e in self.entries if stops[e.name] <= len(flat)}
 
 
 class FlatModel:
-    """`module` with its parameters, gradients and float buffers re-homed in flat buffers.
+    """`module` with its parameters, gradients and float buffers as views of flat buffers.
 
-    `flat`: (layout.size,) float32, zeroed, on the module's device; it takes the module's values, or stays as it is
-    if they are arbitrary.
+    `flat`: (layout.size,) float32, zeroed, on the module's device. The module's values are copied into it, unless they
+    are `arbitrary`.
     """
 
     def __init__(self, module: Any, flat: torch.Tensor, arbitrary: bool = False):
@@ -74,36 +73,36 @@ class FlatModel:
             tensors[name].grad = view
 
     def load(self, values: torch.Tensor) -> None:
-        """Take the state `values` (layout.size,), and the integer buffers that the server holds."""
+        """Load the float state `values` (layout.size,) and the server's integer buffers."""
         self.flat.copy_(values)
         for buffer, initial in self._integers.values():
             buffer.copy_(initial)
 
     def fill(self, values: torch.Tensor, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Write a state, as `arrays` gives it, into the flat buffer `values` and the integer buffers."""
+        """Inverse of `arrays`: write `tensors` into the flat buffer `values` and the integer buffers."""
         views = self.layout.views(values)
         expected = {name: tuple(view.shape) for name, view in views.items()}
         expected |= {name: tuple(buffer.shape) for name, (buffer, _) in self._integers.items()}
         found = {name: array.shape for name, array in tensors.items()}
         if expected != found:
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            raise ValueError(f"the state is of another model; it differs in {', '.join(differing[:5])}")
+            raise ValueError(f"the state belongs to another model; it differs in {', '.join(differing[:5])}")
         for name, view in views.items():
             view.copy_(torch.from_numpy(tensors[name]))
         self.fill_integers(tensors)
 
     def fill_integers(self, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Take the server's integer buffers out of `tensors`, and leave the flat buffer as it is."""
+        """Load the server's integer buffers from `tensors`; leave the flat buffer unchanged."""
         for name, (buffer, initial) in self._integers.items():
             initial.copy_(torch.from_numpy(tensors[name]))
             buffer.copy_(initial)
 
     def arrays(self, values: torch.Tensor) -> dict[str, npt.NDArray[np.generic]]:
-        """The state `values` (layout.size,) on the CPU, with the server's integer buffers, by tensor name."""
+        """Return the state `values` (layout.size,) on the CPU, and the server's integer buffers, by tensor name."""
         arrays = {name: view.numpy() for name, view in self.layout.views(values).items()}
         return arrays | {name: initial.cpu().numpy() for name, (_, initial) in self._integers.items()}
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:
-    """On the CPU the system gives their memory at the first use: many workers that start wait long for it otherwise."""
+    """On the CPU, let the system allocate pages on first use: zeroing them at once delays the start of many workers."""
     return torch.from_numpy(np.zeros(size, np.float32)) if device.type == "cpu" else torch.zeros(size, device=device)

@@ -1,23 +1,18 @@
-"""The demo's model: a BERT with 1 M parameters that starts from nothing, and a vocabulary counted from the texts."""
+"""The demo's model: an untrained BERT with 1 M parameters, and a vocabulary counted from the texts."""
 
 from collections import Counter
 from typing import Any
 
 import transformers
-import transformers.models.albert.modeling_albert
-import transformers.models.bert.modeling_bert
-import transformers.models.distilbert.modeling_distilbert
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 
 VOCABULARY_SIZE = 4000
-
-
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
-    """1 M parameters: two layers of width 128."""
+    """Return the configuration: two layers of width 128, 1 M parameters."""
     return transformers.BertConfig(
         vocab_size=vocab_size,
         hidden_size=128,
@@ -29,9 +24,9 @@ def tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
 
 
 def tiny_tokenizer(texts: list[str]) -> Any:
-    """A WordPiece tokenizer whose pieces are all characters and the most frequent words of `texts`.
+    """Return a WordPiece tokenizer whose pieces are all characters and the most frequent words of `texts`.
 
-    Counted here because the tokenizers library's trainer yields another vocabulary each time.
+    They are counted here because the trainer of the tokenizers library is not deterministic.
     """
     splitter = Tokenizer(tokenizer_models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"))
     splitter.normalizer = normalizers.BertNormalizer(lowercase=True)

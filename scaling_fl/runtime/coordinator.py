@@ -97,7 +97,7 @@ class Coordinator:
         """
         self._state.lock.acquire()
         try:
-            if self._state.round > 0 and not self._state.torn:  # torn: aggregation has failed
+            if self._state.round > 0 and not self._state.partly_updated:  # if so, aggregation has failed
                 self._publish()
             self._writer.wait()
         except Exception as error:

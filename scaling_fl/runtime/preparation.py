@@ -23,11 +23,11 @@ from scaling_fl.data.subsets import Indices
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
 from scaling_fl.federated import server
-from scaling_fl.federated.best_round import best_in
-from scaling_fl.federated.hosting import write_shards
+from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_moments
+from scaling_fl.federated.worker_sites import write_shards
 from scaling_fl.models import fingerprints, loading
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
@@ -82,7 +82,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             resume.check(config, header, digest, origin, tensors, initial | of_sites)
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
-            best = best_in(header, config.keep_best)
+            best = best_in_header(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(config, devices), notes)
             exported = not config.has_global_model or is_exported(checkpoints, round_)
@@ -143,7 +143,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 reported=reported,
                 history=history,
                 origin=origin,
-                digests=fingerprints.of_node(work, digest, origin["tokens"], initial)
+                digests=fingerprints.node_digests(work, digest, origin["tokens"], initial)
                 if several_nodes and not finished
                 else {},
                 port=free_port() if several_nodes else 0,

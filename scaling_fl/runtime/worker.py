@@ -10,11 +10,11 @@ from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, rounds, server
-from scaling_fl.federated.hosting import Hosting, Shards
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, fill_state
 from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.federated.worker_sites import Shards, WorkerSites
 from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Send
@@ -42,10 +42,10 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     collectives = Collectives(
         rank, plan.devices, Layout(module).size, memory, rendezvous, optimiser.num_moments, on_wait,
         nodes=plan.nodes, interface=plan.interface,
-        exact=plan.config.exact_sum, single=cohort.single(plan.config, len(shards.sizes), len(plan.devices)),
+        exact=plan.config.exact_sum, single_site=cohort.single_site_per_worker(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip
-    if rank == 0 and collectives.note:
-        send({"event": "said", "text": f"note: {collectives.note}"})
+    if rank == 0 and collectives.transport_note:
+        send({"event": "said", "text": f"note: {collectives.transport_note}"})
     flat = collectives.model_buffer(device)
     model = FlatModel(module, flat, arbitrary=True)
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         held_back=np.load(folder / "held_back.npy"),
         store=store,
     )
-    hosting = Hosting(resident, shards, rank, len(plan.devices))
+    worker_sites = WorkerSites(resident, shards, rank, len(plan.devices))
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)
@@ -88,7 +88,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, hosting, collectives, state, optimiser, on_round_end, plan.reported)
+    rounds.run(plan.config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported)
     if coordinator is not None:
         coordinator.finish()
     collectives.close()
@@ -97,7 +97,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 def set_up_gpu(device: torch.device, tf32: bool) -> None:
     """What holds for a whole process that trains on a GPU."""
     torch.cuda.set_device(device)
-    loading.without_looking_at_masks()
+    loading.disable_mask_inspection()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 

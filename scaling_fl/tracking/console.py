@@ -65,7 +65,7 @@ class Console:
         through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
         through += ", NCCL between GPUs" * (len(devices) > 1)
         sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
-        if not plan.one_each:
+        if not plan.one_site_per_worker:
             sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
         if plan.nodes:
             sites += f" on {len(set(plan.nodes))} nodes ({len(plan.ranks_here)} of the processes here)"
@@ -87,10 +87,10 @@ class Console:
             f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
         )
         sizes, entropies = plan.shard_sizes, plan.shard_entropies
-        device = "  device" if plan.one_each else ""
+        device = "  device" if plan.one_site_per_worker else ""
         self.line(f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}")
         for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
-            where = f"  {plan.devices[site]}" if plan.one_each else ""
+            where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
             self.line(
                 f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}{where}"
             )

@@ -47,7 +47,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         plan = self._plan
         table = [
             {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6)}
-            | ({"device": plan.devices[site]} if plan.one_each else {})
+            | ({"device": plan.devices[site]} if plan.one_site_per_worker else {})
             for site, (size, entropy) in enumerate(zip(plan.shard_sizes, plan.shard_entropies, strict=True))
         ]
         for name, _ in ex_info["sources"]:

@@ -20,12 +20,12 @@ def describe(rows: Split, names: tuple[str, ...] = NAMES, **keys: Any) -> list[s
 
 
 def picture(lines: list[str]) -> list[list[str]]:
-    """Names and characters below the legend."""
+    """Names and bars below the legend."""
     legend = next(number for number, line in enumerate(lines) if "none" in line)
     return [line.split("  ") for line in map(str.strip, lines[legend + 1 :])]
 
 
-def test_counts_and_entropies_are_those_of_the_shards() -> None:
+def test_counts_and_entropies_match_the_shards() -> None:
     # Sorted by label and cut: 0 0 0 0 | 0 0 1 1 | 1 1 2
     lines = describe(split([0, 1, 0, 0, 2, 0, 1, 0, 1, 0, 1]), iid_split=False, num_sites=3)
     assert lines[0] == "partition=by_label: 3 sites, 11 training rows"
@@ -37,7 +37,7 @@ def test_counts_and_entropies_are_those_of_the_shards() -> None:
     ]
     # (0 + 1 + 0.918) / 3 over the sites; 6/11, 4/11 and 1/11 of all rows
     assert lines[6] == (
-        "examples: smallest 3, median 4, largest 4; label entropy in bits: mean over the sites 0.639, of all rows 1.322"
+        "examples: smallest 3, median 4, largest 4; label entropy in bits: mean over the sites 0.639, all rows 1.322"
     )
     # 4/4, 2/4, 0; 0, 2/4, 2/3; 0, 0, 1/3
     assert picture(lines) == [
@@ -60,7 +60,7 @@ def test_sizes_and_keys_of_the_partition_are_shown() -> None:
     assert sorted(heights, reverse=True) == sorted("█▄▃▂▂▁▁▁", reverse=True)
 
 
-def test_sites_of_a_column_have_the_names_of_their_values() -> None:
+def test_sites_of_a_column_are_named_by_its_values() -> None:
     rows = split([0, 1, 2, 0], ["Lund\n", "Oslo", "Lund\n", "a very long name of a town"])
     lines = describe(rows, partition="column", partition_column="town", site_ids=(-1,))
     assert lines[0] == "partition=column partition_column=town: 3 sites, 4 training rows"
@@ -71,7 +71,7 @@ def test_sites_of_a_column_have_the_names_of_their_values() -> None:
     ]
 
 
-def test_of_many_sites_and_labels_some_are_shown() -> None:
+def test_many_sites_and_labels_are_abridged() -> None:
     rows = split([number % 40 for number in range(4000)])
     lines = describe(rows, tuple(f"label {number}" for number in range(40)), num_sites=1000)
     table, drawn = lines[2:14], picture(lines)

@@ -17,7 +17,7 @@ def describe(task: Task, **keys: object) -> list[str]:
     return show_task.describe(Config(**keys), task, *lengths)  # type: ignore[arg-type]
 
 
-def test_counts_shares_lengths_and_cuts_are_those_of_the_rows() -> None:
+def test_counts_shares_lengths_and_truncation_match_the_rows() -> None:
     lines = describe(Task(TRAIN, TEST, ("sea", "land", "moon"), ("a note",)), max_seq_len=4)
     assert lines[:2] == ["task agnews: 6 training and 5 test rows", "note: a note"]
     assert [line.split() for line in lines[4:7]] == [
@@ -31,12 +31,12 @@ def test_counts_shares_lengths_and_cuts_are_those_of_the_rows() -> None:
     assert lines[11].split() == ["test", "3", "3", "4", "4", "4", "0", "(0.0%)"]
 
 
-def test_duplicates_inside_and_between_the_splits_are_counted() -> None:
+def test_duplicates_within_and_between_splits_are_counted() -> None:
     lines = describe(Task(TRAIN, TEST, ("sea", "land")))
     # train: the second "a b" and the second "c"; test: the second "a b" and the second "c"
-    assert "duplicates inside: 2 training and 2 test rows repeat an earlier text" in lines
+    assert "duplicates within a split: 2 training and 2 test rows repeat an earlier text" in lines
     # all but "new"; "a b" is only 0 in train, so that its test row with 1 has another label; "c" is both
-    between = "duplicates between: 4 test rows repeat a training text, 1 of them under another label"
+    between = "duplicates between splits: 4 test rows repeat a training text, 1 of them with another label"
     assert between in lines
 
 
@@ -44,25 +44,25 @@ def test_pairs_are_duplicates_if_both_texts_are() -> None:
     train = Split(["a", "a", "a"], np.array([0, 1, 1]), ["x", "y", "x"])
     test = Split(["a", "b"], np.array([0, 1]), ["z", "x"])
     lines = describe(Task(train, test, ("no", "yes")))
-    assert "duplicates inside: 1 training and 0 test rows repeat an earlier text" in lines
-    assert any(line.startswith("duplicates between: 0 test rows") for line in lines)
+    assert "duplicates within a split: 1 training and 0 test rows repeat an earlier text" in lines
+    assert any(line.startswith("duplicates between splits: 0 test rows") for line in lines)
     assert "yes: a ‖ y" in lines
 
 
-def test_examples_are_five_of_all_labels_on_a_line_each_and_cut() -> None:
+def test_five_examples_of_all_labels_are_shown_on_one_shortened_line_each() -> None:
     texts = [f"text {i}\nof two lines" for i in range(50)] + ["word " * 100]
     train = Split(texts, np.array([0] * 30 + [1] * 20 + [2]))
     lines = describe(Task(train, TEST, ("sea", "land", "moon")))
-    examples = lines[lines.index("examples for training") + 1 :]
+    examples = lines[lines.index("training examples") + 1 :]
     assert sorted(line.split(":")[0] for line in examples) == ["land", "land", "sea", "sea", "sea"]
     assert all(line.endswith("of two lines") for line in examples)
-    assert lines == describe(Task(train, TEST, ("sea", "land", "moon"))), "the same ones each time"
+    assert lines == describe(Task(train, TEST, ("sea", "land", "moon"))), "the same examples each time"
     long = describe(Task(Split(["word " * 100] * 2, np.array([0, 1])), TEST, ("sea", "land")))[-1]
     assert len(long) < 170
     assert long.endswith(" …")
 
 
-def test_many_labels_are_not_all_shown() -> None:
+def test_many_labels_are_abridged() -> None:
     train = Split(["x"] * 100, np.arange(100))
     lines = describe(Task(train, train, tuple(f"label {i}" for i in range(100))))
     assert "       … and 70 more labels" in lines
@@ -86,7 +86,7 @@ def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
     assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in said)
 
 
-def test_nothing_that_is_shown_commands_a_terminal_or_breaks_the_table() -> None:
+def test_control_characters_reach_neither_the_terminal_nor_the_table() -> None:
     train = Split(["\x1b[2Jgone"] * 2, np.array([0, 1]))
     lines = describe(Task(train, train, ("a\nb", "\x1b[31m" + "long " * 100)))
     assert all(line.isprintable() and len(line) < 120 for line in lines)

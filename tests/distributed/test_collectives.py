@@ -1,4 +1,3 @@
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from scaling_fl.distributed import collectives as collectives_module
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.errors import JobFailed
 
-SIZE = 1010  # not a multiple of the number of workers; rows begin where 64-bit integers may
+SIZE = 1010  # not a multiple of the number of workers; even, so that rows are aligned for int64
 
 
 def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
@@ -26,8 +25,8 @@ def deltas(rank: int) -> list[tuple[int, torch.Tensor, int]]:
 def aggregate(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], exact: bool = True
 ) -> dict[str, Any]:
-    collectives_module.PIECE = dict.fromkeys(collectives_module.PIECE, 100)
-    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=False)
+    collectives_module.CHUNK = dict.fromkeys(collectives_module.CHUNK, 100)
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=False)
     calls = {"all_reduce": 0, "barrier": 0}
     for name in calls:
         original = getattr(dist, name)
@@ -50,7 +49,7 @@ def aggregate(
     collectives.close()
     return {
         "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
-        "note": collectives.note, "on gpu": collectives.row.is_cuda,
+        "note": collectives.transport_note, "on gpu": collectives.worker_row.is_cuda,
     }  # fmt: skip
 
 
@@ -59,12 +58,12 @@ def aggregate(
     ("places", "lengths"),
     [
         (["cpu", "cpu", "cpu"], [[336, 337, 337]]),
-        (["cpu:1", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # two memories, as of two GPUs
-        (["cpu:0", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # the second has no site in this round
+        (["cpu:1", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # two memory domains, like two GPUs
+        (["cpu:0", "cpu:0", "cpu:1"], [[505, 505], [1010]]),  # the second domain has no site in this round
         (["cpu:0", "cpu:1", "cpu:2"], [[1010], [1010], [1010]]),
     ],
 )
-def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
+def test_the_mean_is_weighted_by_examples_for_any_assignment_of_sites(
     run_distributed: Any, places: list[str], lengths: list[list[int]], exact: bool
 ) -> None:
     results = run_distributed(aggregate, 3, places, exact)
@@ -74,14 +73,14 @@ def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
-    # Weights are exchanged, then whether all is finite: no collective per tensor. The others belong to this test, which
-    # gathers and waits. Between places their leaders sum, before and after which all wait.
+    # Aggregation exchanges the weights, then whether all values are finite: no collective per tensor. The other calls are
+    # this test's own. Between domains, the leaders' all-reduce is enclosed in two barriers.
     several = len(set(places)) > 1
     leaders = [places.index(place) for place in set(places)]
     assert [result["calls"] for result in results] == [
         {"all_reduce": 2 + 2 + (several and rank in leaders), "barrier": 1 + 2 * several} for rank in range(3)
     ]
-    # In each place the parts are disjoint, and all of it; they come in pieces of up to 100 values.
+    # In each domain the slices partition the state; they come in chunks of up to 100 values.
     for place, expected_lengths in zip(dict.fromkeys(places), lengths, strict=True):
         parts = [result["pieces"] for result, own in zip(results, places, strict=True) if own == place]
         assert [part[-1][1] - part[0][0] for part in parts] == expected_lengths
@@ -94,7 +93,7 @@ def test_the_mean_is_weighted_by_examples_whoever_hosts_the_sites(
 def lone(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
 ) -> np.ndarray:
-    """Worker N has the site `order[N]`, whose delta it trained within its row."""
+    """Worker N has the one site `order[N]`, whose delta lies in the worker's row."""
     collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
     total, site = collectives.weighted_sum(), order[rank]
     home = collectives.model_buffer(torch.device("cpu"))
@@ -108,8 +107,8 @@ def lone(
     return state
 
 
-def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed: Any) -> None:
-    """One worker per site, in any order, or several sites on one; one memory or several."""
+def test_exact_sums_are_bitwise_equal_for_any_assignment_of_sites(run_distributed: Any) -> None:
+    """One worker per site, in any order, or several sites on one worker; one memory domain or several."""
     states = [result["state"] for result in run_distributed(aggregate, 3, ["cpu"] * 3)]
     states += run_distributed(lone, 3, ["cpu"] * 3, [0, 1, 2])
     states += run_distributed(lone, 3, ["cpu"] * 3, [2, 0, 1])
@@ -117,21 +116,21 @@ def test_an_exact_sum_is_bitwise_the_same_wherever_the_sites_are(run_distributed
     for state in states:
         assert np.array_equal(state, states[0])
     floats = run_distributed(aggregate, 3, ["cpu"] * 3, False)[0]["state"]
-    assert not np.array_equal(floats, states[0]), "or there was nothing to show"
+    assert not np.array_equal(floats, states[0]), "otherwise this test shows nothing"
 
 
 def diverge(
-    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single: bool
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single_site: bool
 ) -> str:
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single=single
+        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=single_site
     )
     total = collectives.weighted_sum()
     delta = torch.ones(SIZE)
     if rank == 1:
         delta[7] = value
     total.add(rank + 4, delta, 1 / 3)
-    if not single:
+    if not single_site:
         total.add(rank + 14, torch.ones(SIZE), 1 / 3)
     try:
         list(collectives.weighted_mean(total))
@@ -140,7 +139,7 @@ def diverge(
     return "no error"
 
 
-@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("single_site", [True, False])
 @pytest.mark.parametrize(
     ("value", "exact", "refused"),
     [
@@ -148,12 +147,12 @@ def diverge(
         (-16384.0, True, True), (-16383.9, True, False), (1e6, False, False),
     ],
 )  # fmt: skip
-def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
-    run_distributed: Any, value: float, exact: bool, refused: bool, single: bool
+def test_a_diverged_delta_stops_every_worker_and_names_the_site(
+    run_distributed: Any, value: float, exact: bool, refused: bool, single_site: bool
 ) -> None:
-    messages = run_distributed(diverge, 3, value, exact, single)
+    messages = run_distributed(diverge, 3, value, exact, single_site)
     assert len(set(messages)) == 1
-    said = "the parameters of site 5 are no longer finite numbers after local training"
+    said = "the parameters of site 5 are no longer finite after local training"
     assert messages[0].startswith(said if refused else "no error")
     assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
 
@@ -161,7 +160,7 @@ def test_a_delta_that_cannot_be_summed_stops_every_worker_and_names_the_site(
 def aggregate_like_gpus(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, devices: list[str], refuse: list[int]
 ) -> dict[str, Any]:
-    """As `aggregate`, with files in the place of the memories of GPUs; the workers `refuse` may not see another's."""
+    """Like `aggregate`, with files in place of GPU memory; CUDA IPC is refused to the ranks in `refuse`."""
 
     def file(handle: bytes, shape: tuple[int, int]) -> torch.Tensor:
         return torch.from_file(handle.decode(), shared=True, size=shape[0] * shape[1]).view(shape)
@@ -179,7 +178,7 @@ def aggregate_like_gpus(
 
     pinned: list[torch.Tensor] = []
     finished: list[torch.device] = []
-    order: list[str] = []  # of what this worker does with others, and of its waiting for its GPU
+    order: list[str] = []  # of exchanges with other workers and of synchronisations with the GPU
 
     def pin(memory: torch.Tensor, device: torch.device) -> bool:
         pinned.append(memory)
@@ -209,7 +208,7 @@ def aggregate_like_gpus(
 
 @pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
 @pytest.mark.parametrize("refuse", [[], [0], [2], [0, 1, 2]])
-def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
+def test_workers_on_a_gpu_share_its_memory_or_all_use_host_memory(
     run_distributed: Any, tmp_path: Path, devices: list[str], refuse: list[int]
 ) -> None:
     results = run_distributed(aggregate_like_gpus, 3, devices, refuse)
@@ -218,7 +217,7 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["finished"] == {devices[rank]}
-        # Nobody reads another's row before its GPU has written it, nor goes on before all have been read.
+        # No row is read before its GPU has written it; no worker continues before all rows have been read.
         assert [before for before, what in pairwise(result["order"]) if what == "exchange"] == ["finish", "finish"]
         assert result["pinned"] == bool(refuse)
         if refuse:
@@ -231,55 +230,6 @@ def test_workers_of_a_gpu_share_its_memory_or_all_use_the_hosts(
             assert result["released"] == [rank == leader] * has_memory
         else:
             assert (result["note"], result["released"]) == ("", [])
-    # A barrier before and after the leaders' sum, which there is where memories are several.
+    # A barrier before and after the leaders' all-reduce, which several domains need.
     several = len(set(devices)) > 1 and not refuse
     assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3
-
-
-def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
-    collectives.barrier()
-    if rank == 1:
-        collectives.close()
-        return "left"
-    try:
-        collectives.barrier()
-    except PeerLost:
-        return "lost"
-    return "no error"
-
-
-def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str) -> str:
-    """What a worker says whose library for collectives fails with that."""
-    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
-
-    def barrier() -> None:
-        raise dist.DistBackendError(message)
-
-    dist.barrier = barrier
-    with pytest.raises((UserError, PeerLost)) as error:
-        collectives.barrier()
-    return f"{type(error.value).__name__}: {error.value}"
-
-
-# As PyTorch passes on what NCCL says.
-NO_ROOM = """NCCL error in: NCCLUtils.hpp:268, unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5
-ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
-Last error:
-Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"""
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (NO_ROOM, r"UserError: NCCL can't get 9\.2 MiB for .*: /dev/shm has \d+ MiB, \d+ MiB of them free, and 1024 MiB are enough; SHM_SIZE=1g"),
-        ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
-    ],
-)  # fmt: skip
-def test_room_that_nccl_lacks_is_a_matter_for_the_user(run_distributed: Any, message: str, expected: str) -> None:
-    (said,) = run_distributed(refuse, 1, message)
-    assert re.match(expected, said)
-
-
-def test_a_broken_connection_is_told_from_other_errors(run_distributed: Any) -> None:
-    assert run_distributed(lose_a_peer, 2) == ["lost", "left"]

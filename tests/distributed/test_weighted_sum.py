@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, largest, to_float
+from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, max_abs, to_float
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_a_weighted_sum_survives_the_reuse_of_the_buffer(dtype: torch.dtype) -> None:
-    size = 2**18 + 3  # more than a piece
+def test_the_delta_buffer_can_be_reused_after_adding(dtype: torch.dtype) -> None:
+    size = 2**18 + 3  # more than one chunk
     row, buffer = torch.full((size,), 99, dtype=dtype), torch.ones(size)
-    total = WeightedSum(row, single=False)
+    total = WeightedSum(row, single_site=False)
     assert total.scale == 0.0
     total.add(4, buffer, 0.25)
     buffer.fill_(-10.0)  # the next site trains in it
@@ -17,18 +17,18 @@ def test_a_weighted_sum_survives_the_reuse_of_the_buffer(dtype: torch.dtype) -> 
     assert total.sites == [4, 7]
 
 
-def test_a_lone_sites_delta_stays_where_it_is() -> None:
+def test_a_single_sites_delta_stays_unscaled_in_the_buffer() -> None:
     row = torch.ones(3)
-    total = WeightedSum(row, single=True)
+    total = WeightedSum(row, single_site=True)
     total.add(4, row, 0.25)
     assert row.tolist() == [1.0] * 3
     assert total.scale == 0.25
-    total = WeightedSum(row, single=True)
+    total = WeightedSum(row, single_site=True)
     total.add(4, torch.full((3,), 5.0), 0.5)
     assert row.tolist() == [5.0] * 3
 
 
-def test_sums_in_fixed_point_do_not_depend_on_the_order_and_those_of_floats_do() -> None:
+def test_fixed_point_sums_are_order_independent_and_float_sums_are_not() -> None:
     addends = torch.randn(64, 1000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-8, 3, 64)[:, None]
     addends[5] = 16383.0
     results = {}
@@ -45,7 +45,7 @@ def test_sums_in_fixed_point_do_not_depend_on_the_order_and_those_of_floats_do()
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_whole_numbers_are_added_by_numpy_or_by_torch_to_the_same_bits(num_threads: int) -> None:
+def test_numpy_and_torch_add_integers_to_the_same_bits(num_threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -53,7 +53,7 @@ def test_whole_numbers_are_added_by_numpy_or_by_torch_to_the_same_bits(num_threa
         total = torch.empty(addends.shape[1], dtype=torch.int64)
         for number, addend in enumerate(addends):
             accumulate(total, addend, 1 / 3, first=number == 0)
-        expected = (addends * (2.0**48 / 3)).long().sum(0)  # rounded to whole multiples first, then added
+        expected = (addends * (2.0**48 / 3)).long().sum(0)  # converted to fixed point first, then added
         assert torch.equal(total, expected)
         accumulate(total, expected, 1.0, first=False)
         assert torch.equal(total, 2 * expected)
@@ -71,7 +71,7 @@ def test_sums_of_the_largest_deltas_do_not_overflow() -> None:
     assert torch.equal(to_float(total), just_below)
 
 
-def test_the_largest_value_counts_both_signs_and_shows_what_is_no_number() -> None:
-    assert largest(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
-    assert largest(torch.tensor([1.0, float("nan"), 2.0])).isnan()
-    assert largest(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")
+def test_max_abs_covers_both_signs_and_propagates_nan() -> None:
+    assert max_abs(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
+    assert max_abs(torch.tensor([1.0, float("nan"), 2.0])).isnan()
+    assert max_abs(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")

@@ -1,4 +1,4 @@
-"""What federated averaging is compared with, on the same examples for as many epochs."""
+"""The baselines of federated averaging, on the same examples for as many epochs."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +13,10 @@ from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import rounds
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Hosting
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.federated.worker_sites import WorkerSites
 from tests import builders
 
 SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
@@ -24,7 +24,7 @@ KEYS = {"num_rounds": 3, "optimiser": "sgd", "learning_rate": 0.2, "batch_size":
 
 
 def worker_with_store(folder: Path, config: Config, rank: int = 0, num_workers: int = 1, memory: Any = None) -> Any:
-    hosting, collectives, state = builders.worker(
+    worker_sites, collectives, state = builders.worker(
         folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
     )
     if rank == 0:
@@ -32,20 +32,23 @@ def worker_with_store(folder: Path, config: Config, rank: int = 0, num_workers: 
         (folder / "kept").mkdir()
     collectives.barrier()
     store = SiteStateStore(folder / "kept", folder / "start")
-    resident = dataclasses.replace(hosting.resident, store=store)
-    return Hosting(resident, hosting.shards, rank, num_workers), collectives, state
+    resident = dataclasses.replace(worker_sites.resident, store=store)
+    return WorkerSites(resident, worker_sites.shards, rank, num_workers), collectives, state
 
 
 def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[Any, ...]:
     """In a worker process: the last round's metrics, each site's parameters, and those of the server."""
     torch.set_num_threads(1)
     config = Config(baseline="local_only", **KEYS)
-    hosting, collectives, state = worker_with_store(folder, config, rank, num_workers, memory)
+    worker_sites, collectives, state = worker_with_store(folder, config, rank, num_workers, memory)
     seen: list[dict[str, Any]] = []
-    rounds.run(config, hosting, collectives, state, SGD(), lambda _, results: seen.append(results))
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
     collectives.barrier()
-    own = [Site(number, SHARDS[number], hosting.resident).own(state.params).numpy().copy() for number in range(3)]
-    evaluated = [evaluate(hosting.resident, torch.from_numpy(params), 0, 1) for params in own]
+    own = [
+        Site(number, SHARDS[number], worker_sites.resident).own_params(state.params).numpy().copy()
+        for number in range(3)
+    ]
+    evaluated = [evaluate(worker_sites.resident, torch.from_numpy(params), 0, 1) for params in own]
     accuracies = [sum(np.trace(batch.confusion) for batch in batches) / 23 for batches in evaluated]
     server = state.params.numpy().copy()
     collectives.close()
@@ -53,7 +56,7 @@ def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_sites_that_train_alone_are_as_many_plain_trainings(
+def test_local_only_equals_separate_training_of_each_site(
     run_distributed: Any, tmp_path: Path, num_workers: int
 ) -> None:
     config = Config(**KEYS)
@@ -77,28 +80,28 @@ def test_sites_that_train_alone_are_as_many_plain_trainings(
 
 
 @pytest.mark.parametrize(("keys", "examples"), [({}, 40), ({"sites_per_round": 2, "seed": 5}, None)])
-def test_centralised_training_is_that_of_one_site_with_all_of_a_rounds_examples(
+def test_centralised_equals_one_site_with_the_cohorts_examples(
     tmp_path: Path, keys: dict[str, Any], examples: int | None
 ) -> None:
-    """And so makes as many passes over as many examples as the sites would."""
+    """Hence it makes as many passes over the same examples as the sites would."""
     config = Config(baseline="centralised", **KEYS, **keys)
     federated = dataclasses.replace(config, baseline=None)
     (tmp_path / "a").mkdir()
-    hosting, collectives, state = builders.worker(tmp_path / "a", config, builders.bert(dropout=0.2), SHARDS)
+    worker_sites, collectives, state = builders.worker(tmp_path / "a", config, builders.bert(dropout=0.2), SHARDS)
     expected, start = state.params.clone(), state.params.clone()
     for round_ in (1, 2, 3):
         together = [
             site.shard
-            for site, _ in Hosting(
-                **vars(hosting) | {"resident": dataclasses.replace(hosting.resident, config=federated)}
-            ).cohort(round_)
+            for site, _ in WorkerSites(
+                **vars(worker_sites) | {"resident": dataclasses.replace(worker_sites.resident, config=federated)}
+            ).participants(round_)
         ]
         union = np.sort(np.concatenate(together))
         assert examples is None or len(union) == examples
-        delta, trained = Site(0, union, hosting.resident).train(expected, round_)
+        delta, trained = Site(0, union, worker_sites.resident).train(expected, round_)
         assert trained.count == 2 * sum(map(len, together))
         expected = expected - delta
-    rounds.run(config, hosting, collectives, state, SGD(), lambda *_: None)
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
     collectives.close()
     torch.testing.assert_close(state.params, expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(expected, start, atol=1e-3)

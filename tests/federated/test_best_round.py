@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.federated.best_round import BestRound, best_in, best_so_far
+from scaling_fl.federated.best_round import BestRound, best_in_header, best_so_far
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,16 @@ def test_the_best_round_so_far(metric: str | None, values: list[Any], bests: lis
             assert best == BestRound(str(metric), best.round, values[best.round - 1])
 
 
-def test_a_checkpoint_tells_its_best_and_by_another_metric_is_the_best_itself() -> None:
+def test_the_best_round_comes_from_the_header_or_is_the_checkpoints_own() -> None:
     header = {
         "round": 4,
         "best": {"metric": "validation.loss", "round": 2, "value": 0.25},
         "metrics": {"validation.loss": 0.5, "validation.accuracy": 0.75},
     }
-    assert best_in(header, "validation.loss") == BestRound("validation.loss", 2, 0.25)
-    assert best_in(header, "validation.accuracy") == BestRound("validation.accuracy", 4, 0.75)
-    assert best_in(header, "validation.macro_f1") is None
-    assert best_in(header, None) is None
-    assert best_in({"round": 4, "metrics": header["metrics"]}, "validation.loss") == BestRound(
+    assert best_in_header(header, "validation.loss") == BestRound("validation.loss", 2, 0.25)
+    assert best_in_header(header, "validation.accuracy") == BestRound("validation.accuracy", 4, 0.75)
+    assert best_in_header(header, "validation.macro_f1") is None
+    assert best_in_header(header, None) is None
+    assert best_in_header({"round": 4, "metrics": header["metrics"]}, "validation.loss") == BestRound(
         "validation.loss", 4, 0.5
     )

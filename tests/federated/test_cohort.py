@@ -38,11 +38,11 @@ def test_a_cohort_is_a_function_of_seed_and_round() -> None:
 
     assert cohorts(1) == cohorts(1)
     assert cohorts(1) != cohorts(2)
-    assert len({tuple(drawn) for drawn in cohorts(1)}) > 10, "another one each round"
+    assert len({tuple(drawn) for drawn in cohorts(1)}) > 10, "the cohort varies from round to round"
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
-def test_sites_are_drawn_as_often_as_they_should(sampling: str) -> None:
+def test_sites_are_sampled_with_the_right_frequencies(sampling: str) -> None:
     config = Config(sites_per_round=1, sampling=sampling)
     sizes = [10, 20, 30, 40]
     counts = Counter(next(iter(cohort.draw(config, sizes, round_))) for round_ in range(4000))
@@ -54,8 +54,8 @@ def test_sites_are_drawn_as_often_as_they_should(sampling: str) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
 def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
-    """Drawn by examples: that of all sites, Σ n_k/n × delta_k, whatever the size of the cohort. Drawn uniformly, and
-    weighed by examples: of one site, the plain mean; of two, the mean over the three pairs.
+    """Sampled by examples: that of all sites, Σ n_k/n × delta_k, for any cohort size. Sampled uniformly and weighted by
+    examples: for one site the plain mean, for two the mean over the three pairs.
     """
     config = Config(sites_per_round=count, sampling=sampling)
     deltas, sizes = np.array([1.0, 10.0, 100.0]), np.array([1, 3, 6])
@@ -69,7 +69,7 @@ def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
 
 
-def test_nothing_is_drawn_where_all_take_part() -> None:
+def test_full_participation_samples_nothing() -> None:
     everyone = cohort.draw(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
     assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
 
@@ -78,33 +78,37 @@ def test_nothing_is_drawn_where_all_take_part() -> None:
     ("sizes", "num_workers", "loads"),
     [
         ([1, 1, 2], 2, [2, 2]),  # in the order of the sites: 3 and 1
-        ([3, 3, 2, 2, 2], 2, [5, 7]),  # Graham's own: 3 2 2 and 3 2, where 3 3 and 2 2 2 would be even
+        ([3, 3, 2, 2, 2], 2, [5, 7]),  # Graham's example: 3 2 2 and 3 2, although 3 3 and 2 2 2 would be even
         ([1, 2, 3, 4, 5, 6], 3, [7, 7, 7]),  # 6 1, 5 2, 4 3; in the order of the sites: 5, 7 and 9
         ([1, 1, 1, 1, 1, 10], 2, [5, 10]),  # in the order of the sites: 3 and 12
     ],
 )
-def test_the_longest_sites_are_dealt_first(sizes: list[int], num_workers: int, loads: list[int]) -> None:
+def test_the_largest_sites_are_assigned_first(sizes: list[int], num_workers: int, loads: list[int]) -> None:
     dealt = cohort.assign(sizes, range(len(sizes)), num_workers)
     assert sorted(sum(sizes[site] for site in sites) for sites in dealt) == loads
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=200), st.integers(1, 9), st.data())
-def test_a_cohort_is_dealt_out_whole_and_evenly(sizes: list[int], num_workers: int, data: st.DataObject) -> None:
+def test_every_site_of_a_cohort_is_assigned_once_and_evenly(
+    sizes: list[int], num_workers: int, data: st.DataObject
+) -> None:
     drawn = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
     dealt = cohort.assign(sizes, drawn, num_workers)
     assert len(dealt) == num_workers
     assert sorted(site for sites in dealt for site in sites) == drawn
     loads = [sum(sizes[site] for site in sites) for sites in dealt]
-    # Graham 1969: 4/3 − 1/3m of the best, which is no less than an even share and than the longest site.
-    best = max(sum(loads) / num_workers, max(sizes[site] for site in drawn))
+    # Graham 1969: within 4/3 − 1/3m of the optimum, which is at least an even share and the largest site.
+    optimum = max(sum(loads) / num_workers, max(sizes[site] for site in drawn))
     if len(drawn) <= num_workers:
-        assert dealt == [[site] for site in drawn] + [[]] * (num_workers - len(drawn)), "site N on worker N if all do"
+        assert dealt == [[site] for site in drawn] + [[]] * (num_workers - len(drawn)), (
+            "site N on worker N under full participation"
+        )
     assert max(loads) <= min(loads) + max(sizes[site] for site in drawn) or len(drawn) <= num_workers
-    assert max(loads) <= 2 * best
+    assert max(loads) <= 2 * optimum
 
 
-def test_the_steps_of_a_round_are_those_of_the_sites_that_are_drawn() -> None:
-    """Sites of 5 and 4 examples, batches of 3: 2 + 2 steps, or those of 9 examples on one site."""
+def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
+    """Sites of 5 and 4 examples in batches of 3 for 2 epochs: 2 × (2 + 2) steps, or 2 × 3 for one site of 9 examples."""
     plan = tracking_builders.plan()
     plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, batch_size=3, num_local_epochs=2))
     assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]

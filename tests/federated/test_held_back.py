@@ -1,4 +1,4 @@
-"""Training examples that no site trains on, and checkpoints that are kept by what they show."""
+"""Held-back training examples (`validation_fraction`), and the checkpoints that `keep_best` keeps by them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics, rounds
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Shards
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server import SGD
+from scaling_fl.federated.worker_sites import Shards
 from scaling_fl.runtime import launcher
 from tests import builders
 
@@ -31,14 +31,16 @@ def prepare(config: Config, folder: Path) -> Plan:
 
 
 @pytest.mark.parametrize(("sites", "iid"), [(1, True), (2, False), (4, True)])
-def test_every_row_is_held_back_or_in_one_shard(small_config: Config, tmp_path: Path, sites: int, iid: bool) -> None:
+def test_every_row_is_held_back_or_in_exactly_one_shard(
+    small_config: Config, tmp_path: Path, sites: int, iid: bool
+) -> None:
     config = dataclasses.replace(small_config, site_ids=(-1,) * sites, iid_split=iid, validation_fraction=0.2)
     plan = prepare(config, tmp_path / "work")
     held_back = np.load(tmp_path / "work" / "held_back.npy")
-    dealt = Shards(tmp_path / "work")
-    shards = [dealt[site] for site in range(sites)]
+    shards_file = Shards(tmp_path / "work")
+    shards = [shards_file[site] for site in range(sites)]
     assert sorted(np.concatenate([held_back, *shards]).tolist()) == list(range(41))
-    # round(0.2 × 41) = 8 rows, the other 33 among the sites.
+    # round(0.2 × 41) = 8 rows; the sites share the other 33.
     assert (plan.num_held_back, plan.num_train, sum(plan.shard_sizes)) == (8, 33, 33)
     assert max(plan.shard_sizes) - min(plan.shard_sizes) <= 1
     labels = builders.texts_and_labels(41)[1]
@@ -48,11 +50,11 @@ def test_every_row_is_held_back_or_in_one_shard(small_config: Config, tmp_path: 
     assert plan.evaluation_steps == 2, "one batch of the 9 test texts, one of the 8"
     one_site = dataclasses.replace(small_config, site_ids=(-1,), validation_fraction=0.2)
     prepare(one_site, tmp_path / "other")
-    assert np.array_equal(np.load(tmp_path / "other" / "held_back.npy"), held_back), "whoever else takes part"
+    assert np.array_equal(np.load(tmp_path / "other" / "held_back.npy"), held_back), "whatever the number of sites"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
-def test_held_back_examples_are_evaluated_once_each_however_many_workers(tmp_path: Path, num_workers: int) -> None:
+def test_held_back_examples_are_evaluated_once_each_by_any_number_of_workers(tmp_path: Path, num_workers: int) -> None:
     config = Config(val_batch_size=2)  # 9 examples: four full batches and one of one
     resident = dataclasses.replace(builders.resident(tmp_path, config, builders.bert()), held_back=HELD_BACK)
     params = resident.model.flat.clone()
@@ -75,15 +77,17 @@ def test_held_back_examples_are_evaluated_once_each_however_many_workers(tmp_pat
 
 
 @pytest.mark.parametrize("some", [True, False])
-def test_rounds_report_what_is_held_back_each_time_the_test_set_is_evaluated(tmp_path: Path, some: bool) -> None:
+def test_held_back_metrics_accompany_every_test_set_evaluation(tmp_path: Path, some: bool) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=2, batch_size=16)
     rest = np.setdiff1d(np.arange(40), HELD_BACK)
-    hosting, collectives, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
-    resident = hosting.resident
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), [rest[:7], rest[7:]])
+    resident = worker_sites.resident
     if some:
-        hosting = dataclasses.replace(hosting, resident=dataclasses.replace(resident, held_back=HELD_BACK))
+        worker_sites = dataclasses.replace(worker_sites, resident=dataclasses.replace(resident, held_back=HELD_BACK))
     seen: dict[int, dict[str, float]] = {}
-    rounds.run(config, hosting, collectives, state, SGD(), lambda state, results: seen.update({state.round: results}))
+    rounds.run(
+        config, worker_sites, collectives, state, SGD(), lambda state, results: seen.update({state.round: results})
+    )
     collectives.close()
     for round_, results in seen.items():
         assert ("validation.loss" in results) == (round_ in (0, 2, 3))
@@ -94,7 +98,7 @@ def test_rounds_report_what_is_held_back_each_time_the_test_set_is_evaluated(tmp
 
 
 def train(plan: Plan) -> dict[int, dict[str, Any]]:
-    """All rounds; their metrics."""
+    """Train all rounds; return their metrics."""
     seen: dict[int, dict[str, Any]] = {}
 
     def keep(event: dict[str, Any]) -> None:
@@ -106,10 +110,10 @@ def train(plan: Plan) -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("metric", "choose"), [("held_back.loss", min), ("held_back.accuracy", max)])
-def test_the_best_rounds_checkpoint_is_kept_besides(
+def test_the_best_rounds_checkpoint_is_kept_as_well(
     small_config: Config, tmp_path: Path, metric: str, choose: Callable[..., Any]
 ) -> None:
-    # So fast that the loss goes up and down; rounds without an evaluation or without a checkpoint don't count.
+    # A learning rate at which the loss fluctuates; rounds without evaluation or checkpoint don't count.
     config = dataclasses.replace(
         small_config, num_rounds=9, validation_fraction=0.3, keep_best=metric, keep_checkpoints=1, eval_every=2,
         checkpoint_every=3, learning_rate=0.05, optimiser="sgd", batch_size=4,
@@ -122,7 +126,7 @@ def test_the_best_rounds_checkpoint_is_kept_besides(
     assert header["best"] == {"metric": metric, "round": best, "value": values[best]}
 
 
-def test_a_choice_by_the_test_set_is_said(small_config: Config, tmp_path: Path) -> None:
+def test_choosing_by_the_test_set_is_noted(small_config: Config, tmp_path: Path) -> None:
     by_test = dataclasses.replace(small_config, keep_best="validation.accuracy")
     notes = prepare(by_test, tmp_path / "a").notes
     assert any(
@@ -134,7 +138,7 @@ def test_a_choice_by_the_test_set_is_said(small_config: Config, tmp_path: Path) 
     assert not any("test set" in note for note in prepare(by_rows, tmp_path / "b").notes)
 
 
-def test_a_job_goes_on_with_the_same_rows_held_back_or_not_at_all(small_config: Config, tmp_path: Path) -> None:
+def test_a_job_resumes_only_with_the_same_rows_held_back(small_config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config, validation_fraction=0.2)
     train(prepare(config, tmp_path / "a"))
     more = dataclasses.replace(config, num_rounds=2)

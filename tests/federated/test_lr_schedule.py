@@ -11,22 +11,22 @@ def rates(*times: float, **keys: object) -> list[float]:
     return [learning_rate(config, int(time) + 1, time - int(time)) for time in times]
 
 
-def test_the_rate_stays_unless_told_otherwise() -> None:
+def test_the_rate_is_constant_by_default() -> None:
     assert rates(0, 0.5, 9.9) == [0.1, 0.1, 0.1]
 
 
-def test_schedules_span_the_whole_run_and_no_round_starts_anew() -> None:
+def test_schedules_span_the_whole_run_and_do_not_restart_each_round() -> None:
     assert rates(0, 2.5, 5, 9.5, lr_schedule="linear") == pytest.approx([0.1, 0.075, 0.05, 0.005])
     # half a cosine: 0.1 × (1 + cos(π × time / 10)) / 2
     expected = [0.1 * (1 + math.cos(math.pi * time / 10)) / 2 for time in (0, 2.5, 5, 9.5)]
     assert rates(0, 2.5, 5, 9.5, lr_schedule="cosine") == pytest.approx(expected)
     config = Config(num_rounds=10, lr_schedule="linear")
-    assert learning_rate(config, 4, 1.0) == learning_rate(config, 5, 0.0), "the end of a round is the next one's start"
+    assert learning_rate(config, 4, 1.0) == learning_rate(config, 5, 0.0), "a round ends where the next one starts"
     assert learning_rate(config, 10, 1.0) == 0
 
 
 @pytest.mark.parametrize("warmup", [2.0, 0.2])
-def test_warm_up_is_in_rounds_or_a_share_of_them(warmup: float) -> None:
+def test_warm_up_is_in_rounds_or_a_fraction_of_them(warmup: float) -> None:
     assert rates(0, 0.5, 1.5, 2, 9, warmup=warmup) == pytest.approx([0, 0.025, 0.075, 0.1, 0.1])
     assert rates(1, 2, 6, 10 - 1e-9, warmup=warmup, lr_schedule="linear") == pytest.approx(
         [0.05, 0.1, 0.05, 0], abs=1e-9

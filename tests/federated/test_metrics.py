@@ -7,7 +7,7 @@ from scaling_fl.federated import metrics
 from scaling_fl.federated.metrics import BatchMetrics, SiteMetrics
 
 
-def test_training_metrics_weigh_sites_by_the_examples_they_saw() -> None:
+def test_training_metrics_weight_sites_by_examples_seen() -> None:
     sites = [SiteMetrics(1, loss_sum=6.0, num_correct=1, count=2), SiteMetrics(0, loss_sum=8.0, num_correct=8, count=8)]
     assert metrics.training(sites) == {
         "train.loss": 14 / 10,  # not the mean of 3 and 1

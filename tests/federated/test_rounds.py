@@ -34,7 +34,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
     tmp_path: Path, first: int, reported: bool, eval_every: int, rounds_seen: list[int], evaluated: list[int]
 ) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=3, eval_every=eval_every, batch_size=16)
-    hosting, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state.round, state.results = first, {"known": 1.0}
     seen: dict[int, dict[str, float]] = {}
 
@@ -42,7 +42,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
         assert state.round not in seen
         seen[state.round] = results
 
-    rounds.run(config, hosting, collectives, state, SGD(), on_round_end, reported)
+    rounds.run(config, worker_sites, collectives, state, SGD(), on_round_end, reported)
     collectives.close()
     assert [round_ for round_, results in seen.items() if "known" in results] == [first] * (not reported)
     assert list(seen) == rounds_seen
@@ -56,7 +56,7 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
             assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
 
 
-def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state, seen = worker[2], []
@@ -77,7 +77,7 @@ def test_a_round_can_be_published_while_it_is_evaluated(tmp_path: Path, monkeypa
 
 
 def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], list[float]]:
-    """In a worker process: how long it trained, by its own count, and what the round says of idleness."""
+    """In a worker process: its own measure of training time, and the round's `seconds.idle`."""
     config = Config(num_rounds=1, batch_size=16)
     worker = builders.worker(folder, config, builders.bert(), SHARDS, rank, num_workers, memory)
     train, counted, idle = Site.train, list[float](), list[float]()
@@ -95,11 +95,9 @@ def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Pat
     return counted, idle
 
 
-def test_idle_is_how_long_workers_wait_for_the_slowest(run_distributed: Any, tmp_path: Path) -> None:
-    """Two workers, of which one takes a second more: it never waits, the other waits for the difference, and so the mean
-    over both is half of that.
-    """
-    builders.resident(tmp_path, Config(), builders.bert())  # the stores
+def test_idle_time_is_the_mean_wait_for_the_slowest_worker(run_distributed: Any, tmp_path: Path) -> None:
+    """The slower of two workers never waits, and the other waits for the difference: the mean is half of that."""
+    builders.resident(tmp_path, Config(), builders.bert())  # writes the token stores
     ((quick,), idle), ((slow,), same) = run_distributed(busy_and_idle, 2)
     assert idle == same == [pytest.approx(abs(slow - quick) / 2, abs=0.2)]
 

@@ -11,11 +11,11 @@ from scaling_fl.federated.server_state import ServerState, fill_state, initial_m
 
 
 @pytest.mark.parametrize("part", [slice(0, 6), slice(0, 3), slice(2, 6), slice(4, 6), slice(3, 3)])
-def test_a_part_of_the_state_is_updated_in_place(part: slice) -> None:
+def test_a_chunk_of_the_state_is_updated_in_place(part: slice) -> None:
     state = ServerState(params=torch.arange(6.0), trained=4, round=0)
     delta = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     SGD(learning_rate=0.5).step(state, delta[part].clone(), part)
-    # Trained values move by half the delta; what lies behind them takes the plain mean.
+    # Trained values move by half the delta; the values after them move by all of it.
     after = [0 - 0.5, 1 - 1.0, 2 - 1.5, 3 - 2.0, 4 - 5.0, 5 - 6.0]
     expected = torch.arange(6.0)
     expected[part] = torch.tensor(after)[part]
@@ -43,7 +43,7 @@ def reference(kind: str, deltas: np.ndarray, rate: float, momentum: float) -> np
 
 
 @pytest.mark.parametrize("kind", ["adam", "yogi", "adagrad"])
-def test_adaptive_optimisers_are_those_of_the_paper_in_any_parts(kind: str) -> None:
+def test_adaptive_optimisers_match_the_paper_in_any_chunks(kind: str) -> None:
     deltas = np.random.default_rng(3).normal(0, 0.01, (5, 8)).astype(np.float32)
     optimiser = server.optimiser(Config(server_optimiser=kind, server_learning_rate=0.05, server_momentum=0.7))
     expected = reference(kind, deltas[:, :6], 0.05, 0.7)
@@ -55,20 +55,20 @@ def test_adaptive_optimisers_are_those_of_the_paper_in_any_parts(kind: str) -> N
         np.testing.assert_allclose(state.params[:6].numpy(), expected, rtol=1e-5)
         np.testing.assert_allclose(state.params[6:].numpy(), -deltas[:, 6:].sum(0), rtol=1e-5)
         assert state.moments is not None
-        assert not state.moments[:, 6:].any(), "what is only averaged has no moments"
+        assert not state.moments[:, 6:].any(), "averaged-only values have no moments"
 
 
-def test_momentum_is_that_of_pytorch() -> None:
+def test_momentum_matches_pytorch() -> None:
     deltas = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32))
     optimiser = server.optimiser(Config(server_momentum=0.9, server_learning_rate=0.5))
     state = ServerState(torch.ones(5), trained=5, round=0, moments=torch.zeros(optimiser.num_moments, 5))
-    theirs = torch.nn.Parameter(torch.ones(5))
-    plain = torch.optim.SGD([theirs], lr=0.5, momentum=0.9)
+    reference_params = torch.nn.Parameter(torch.ones(5))
+    plain = torch.optim.SGD([reference_params], lr=0.5, momentum=0.9)
     for delta in deltas:
         optimiser.step(state, delta, slice(0, 5))
-        theirs.grad = delta
+        reference_params.grad = delta
         plain.step()
-    torch.testing.assert_close(state.params, theirs.data)
+    torch.testing.assert_close(state.params, reference_params.data)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_momentum_is_that_of_pytorch() -> None:
         ({"server_optimiser": "adagrad", "server_learning_rate": 0.1}, server.Adaptive("adagrad", 0.1, 0.0)),
     ],
 )
-def test_what_is_not_given_has_the_usual_value(keys: dict[str, Any], expected: object) -> None:
+def test_unset_keys_have_the_usual_defaults(keys: dict[str, Any], expected: object) -> None:
     assert server.optimiser(Config(**keys)) == expected
 
 
-def test_a_state_with_moments_goes_out_by_name_and_comes_back() -> None:
+def test_state_with_moments_round_trips_by_tensor_name() -> None:
     from tests import builders
 
     model = builders.flat_model()

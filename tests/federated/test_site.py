@@ -12,8 +12,8 @@ from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.training import OPTIMISERS
 from scaling_fl.data import token_store
 from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.local_optimiser import initial_site_state, local_optimiser
-from scaling_fl.federated.resident import Resident, precision
+from scaling_fl.federated.local_optimiser import local_optimiser, site_state_template
+from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.state_file import write_state
@@ -27,19 +27,19 @@ def resident(tmp_path: Path) -> Resident:
     return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
 
 
-def test_training_leaves_the_servers_parameters_and_yields_before_minus_after(resident: Resident) -> None:
+def test_delta_is_the_servers_parameters_minus_the_sites_after_training(resident: Resident) -> None:
     params = resident.model.flat.clone()
     kept = params.clone()
     delta, _ = Site(0, SHARD, resident).train(params, 1)
     assert torch.equal(params, kept)
-    # The model now holds the delta; train again and look at the parameters before they are subtracted.
+    # The model's buffer now holds the delta. Training again must give the same one.
     after = params - delta
     assert not torch.allclose(after, params, atol=1e-3)
     delta_again, _ = Site(0, SHARD, resident).train(params, 1)
     torch.testing.assert_close(params - delta_again, after, rtol=0, atol=0)
 
 
-def test_training_depends_on_site_round_and_seed_alone(resident: Resident) -> None:
+def test_training_depends_only_on_site_round_and_seed(resident: Resident) -> None:
     params = resident.model.flat.clone()
 
     def delta(number: int, round_: int, seed: int = 1) -> torch.Tensor:
@@ -49,12 +49,12 @@ def test_training_depends_on_site_round_and_seed_alone(resident: Resident) -> No
     first = delta(2, 5)
     for other in (delta(3, 5), delta(2, 6), delta(2, 5, seed=2)):
         assert not torch.equal(other, first)
-    torch.rand(7)  # what else drew from the generator doesn't matter
+    torch.rand(7)  # other draws from torch's generator don't matter
     assert torch.equal(delta(2, 5), first)
 
 
-def test_metrics_are_those_of_the_training_steps(tmp_path: Path) -> None:
-    config = Config(batch_size=3, learning_rate=1e-30, optimiser="sgd", num_local_epochs=2)  # the model stays as it is
+def test_metrics_cover_the_training_steps(tmp_path: Path) -> None:
+    config = Config(batch_size=3, learning_rate=1e-30, optimiser="sgd", num_local_epochs=2)  # the model doesn't move
     resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
     steps: list[int] = []
     resident = dataclasses.replace(resident, on_step=lambda: steps.append(1))
@@ -84,7 +84,7 @@ def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
     assert second.loss < 0.5 * first.loss
 
 
-def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
+def test_weight_decay_excludes_biases_and_norms(resident: Resident) -> None:
     config = dataclasses.replace(resident.config, weight_decay=0.5, optimiser="sgd", learning_rate=0.1)
     optimiser = local_optimiser(config, resident.model)
     before = {name: p.clone() for name, p in resident.model.module.named_parameters()}
@@ -95,40 +95,8 @@ def test_weight_decay_spares_biases_and_norms(resident: Resident) -> None:
         torch.testing.assert_close(parameter.data, before[name].data * factor, msg=name)
 
 
-def test_evaluation_uses_no_dropout_and_leaves_the_parameters(resident: Resident) -> None:
-    params = resident.model.flat.clone()
-    kept = params.clone()
-    resident.model.module.train()
-    first = evaluate(resident, params, 0, 1)
-    second = evaluate(resident, params, 0, 1)
-    assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
-    assert torch.equal(params, kept)
-
-
-def test_the_model_is_told_which_text_of_a_pair_a_token_is_of(tmp_path: Path) -> None:
-    texts, labels = builders.texts_and_labels(40, 5)
-    pairs = texts[::-1]
-    for name in ("train", "test"):
-        token_store.write(tmp_path / name, builders.tokenizer(), texts, labels, 30, pairs, token_types=True)
-    resident = builders.resident(tmp_path, Config(), builders.bert())
-    resident.model.module.eval()
-    encoded = builders.tokenizer()(
-        [texts[i] for i in SHARD],
-        [pairs[i] for i in SHARD],
-        padding=True,
-        return_token_type_ids=True,
-        return_tensors="pt",
-    )
-    with torch.inference_mode():
-        logits = resident.logits(resident.to_device(resident.train.batch(SHARD)))
-        expected = resident.model.module(**encoded).logits
-        untyped = resident.model.module(**{k: v for k, v in encoded.items() if k != "token_type_ids"}).logits
-    torch.testing.assert_close(logits, expected)
-    assert not torch.allclose(untyped, expected, atol=1e-3), "this model would show missing token types"
-
-
 def by_hand(module: Any, rates: Callable[[int], float], store: token_store.TokenStore, **clip: float) -> torch.Tensor:
-    """Plain SGD over whole batches of 7, in the order of round 3 of site 2; the trained parameters, flat."""
+    """Plain SGD over batches of 7, in the order of site 2 in round 3; returns the flat trained parameters."""
     module.train()
     step = 0
     for epoch in range(2):
@@ -153,13 +121,13 @@ def by_hand(module: Any, rates: Callable[[int], float], store: token_store.Token
         ({"max_grad_norm": 0.3}, lambda step: 0.1, {"max_norm": 0.3}),
         ({"gradient_accumulation_steps": 3}, lambda step: 0.1, {}),
         ({"gradient_accumulation_steps": 9}, lambda step: 0.1, {}),
-        # Round 3 of 10, 12 steps of which each counts at its middle.
+        # Round 3 of 10, with 12 steps; each step uses the rate at its middle.
         ({"lr_schedule": "linear"}, lambda step: 0.1 * (1 - (2 + (step + 0.5) / 12) / 10), {}),
         ({"warmup": 4.0}, lambda step: 0.1 * (2 + (step + 0.5) / 12) / 4, {}),
         ({"gradient_checkpointing": True}, lambda step: 0.1, {}),
     ],
 )
-def test_local_steps_are_those_of_a_plain_loop(
+def test_local_steps_match_a_plain_training_loop(
     tmp_path: Path, keys: dict[str, Any], rates: Callable[[int], float], clip: dict[str, float]
 ) -> None:
     config = Config(
@@ -174,12 +142,12 @@ def test_local_steps_are_those_of_a_plain_loop(
     found = torch.cat([after[name].flatten() for name in names])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     before = torch.cat([resident.model.layout.views(params)[name].flatten() for name in names])
-    assert (expected - before).norm() > 0.05, "the steps are large enough to differ"
+    assert (expected - before).norm() > 0.05, "the steps are large enough to tell the cases apart"
     assert metrics.count == 80
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
+def test_lower_precision_applies_to_passes_and_parameters_stay_float32(
     tmp_path: Path, precision: str, dtype: torch.dtype
 ) -> None:
     config = Config(batch_size=5, learning_rate=0.001, num_local_epochs=15, precision=precision, max_grad_norm=1.0)
@@ -203,39 +171,8 @@ def test_lower_precision_runs_in_the_passes_and_parameters_stay_float32(
     assert set(seen) == {dtype}
 
 
-def test_auto_is_float32_on_the_cpu() -> None:
-    assert precision(Config(), torch.device("cpu")) == "fp32"
-    assert precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
-
-
-@pytest.mark.parametrize("fits", [5, 2, 1, 0])
-def test_an_evaluation_batch_that_does_not_fit_into_memory_is_computed_in_parts(tmp_path: Path, fits: int) -> None:
-    resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
-    params = resident.model.flat.clone()
-    expected = evaluate(resident, params, 0, 1)
-    sizes: list[int] = []
-
-    def like_a_small_gpu(module: Any, inputs: Any, keywords: Any) -> None:
-        if len(keywords["input_ids"]) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        sizes.append(len(keywords["input_ids"]))
-
-    resident.model.module.register_forward_pre_hook(like_a_small_gpu, with_kwargs=True)
-    if fits == 0:
-        with pytest.raises(torch.OutOfMemoryError):
-            evaluate(resident, params, 0, 1)
-        return
-    found = evaluate(resident, params, 0, 1)
-    assert [batch.batch for batch in found] == [batch.batch for batch in expected] == [0, 1, 2]
-    for batch, whole in zip(found, expected, strict=True):
-        assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
-        assert np.array_equal(batch.confusion, whole.confusion)
-    # 23 texts in batches of 10, 10 and 3; once a part fits, the parts stay as small.
-    assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
-def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -> None:
+def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(tmp_path: Path) -> None:
     results = []
     for compile_ in (False, True):
         config = Config(batch_size=7, learning_rate=0.1, optimiser="sgd", compile=compile_)
@@ -251,8 +188,8 @@ def test_a_compiled_model_trains_and_evaluates_as_an_eager_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "adam", "adagrad", "rmsprop", "sgd"])
-def test_a_kept_optimiser_over_two_rounds_is_one_over_two_epochs(tmp_path: Path, optimiser: str) -> None:
-    """With the second epoch's order taken from round 2, a batch for all, the rounds differ in nothing else."""
+def test_a_kept_optimiser_over_two_rounds_equals_one_over_two_epochs(tmp_path: Path, optimiser: str) -> None:
+    """One batch holds the whole shard, so two rounds and two epochs differ in nothing else."""
     results = []
     for rounds, epochs in ((2, 1), (1, 2)):
         config = Config(
@@ -270,7 +207,7 @@ def test_a_kept_optimiser_over_two_rounds_is_one_over_two_epochs(tmp_path: Path,
         results.append(
             {name: view for name, view in resident.model.layout.views(params).items() if "key.bias" not in name}
         )
-        expected = initial_site_state(config, resident.model.layout)
+        expected = site_state_template(config, resident.model.layout)
         if rounds == 2:
             assert store is not None
             assert {name: tuple(value.shape) for name, value in store.load(2).items()} == {

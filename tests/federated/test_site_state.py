@@ -7,14 +7,14 @@ from scaling_fl.federated.site_state import SiteStateStore, tensor_name
 from scaling_fl.state_file import write_state
 
 
-def test_the_start_is_opened_once_for_all_sites_and_each_gets_its_own(tmp_path: Path) -> None:
-    """To read the header of 10,000 sites' tensors takes a tenth of a second: for each site of a round it would show."""
+def test_the_start_file_is_opened_once_and_each_site_gets_its_own_tensors(tmp_path: Path) -> None:
+    """Reading the header of 10,000 sites' tensors takes a tenth of a second: too long to repeat for each site."""
     start = tmp_path / "start"
     write_state(start, {tensor_name(site, "m"): np.full(3, site, np.float32) for site in range(12)}, {})
     store = SiteStateStore(tmp_path / "kept", start)
-    start.unlink()  # who has it open keeps it
+    start.unlink()  # an open file survives its deletion
     for site in (11, 1, 0):
-        store.load(site)["m"] += 1  # training changes what it is given
+        store.load(site)["m"] += 1  # training modifies the tensors
         assert store.load(site).keys() == {"m"}
         assert store.load(site)["m"].tolist() == [site] * 3
     assert store.load(12) == {}

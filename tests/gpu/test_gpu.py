@@ -1,4 +1,4 @@
-"""What only a GPU shows: `./run-local.sh -m pytest -m gpu`."""
+"""Tests that need a GPU: `./run-local.sh -m pytest -m gpu`."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def aggregate_between_gpus(
     return test_collectives.aggregate(rank, num_workers, memory, folder, places)
 
 
-def test_leaders_of_several_gpus_sum_over_nccl(run_distributed: Any) -> None:
+def test_leaders_of_several_gpus_all_reduce_over_nccl(run_distributed: Any) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("this machine has one GPU")
     results = run_distributed(aggregate_between_gpus, 3, ["cuda:0", "cuda:0", "cuda:1"])
@@ -70,7 +70,7 @@ def test_leaders_of_several_gpus_sum_over_nccl(run_distributed: Any) -> None:
 
 
 def trained(folder: Path, device: str, **keys: Any) -> tuple[torch.Tensor, float, list[Any]]:
-    """Parameters after a round of site 2 without dropout, its loss, and an evaluation of them."""
+    """Train site 2 for one round without dropout; return parameters, training loss and their evaluation."""
     config = Config(**{"batch_size": 7, "learning_rate": 0.1, "optimiser": "sgd", "precision": "fp32"} | keys)
     resident = builders.resident(folder, config, builders.bert(dropout=0.0), device=device)
     params = resident.model.flat.clone()
@@ -80,7 +80,7 @@ def trained(folder: Path, device: str, **keys: Any) -> tuple[torch.Tensor, float
 
 
 @pytest.mark.parametrize("keys", [{}, {"compile": True}, {"gradient_checkpointing": True}, {"max_grad_norm": 0.3}])
-def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_a_gpu_trains_like_a_cpu(tmp_path: Path, keys: dict[str, Any]) -> None:
     if "compile" in keys and not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("this machine has no C compiler, which torch.compile needs")
     expected, loss, batches = trained(tmp_path, "cpu", **keys | {"compile": False})
@@ -115,8 +115,8 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, optimiser: str
 ) -> None:
     look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
-    loading.without_looking_at_masks()
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
+    loading.disable_mask_inspection()
     config = Config(batch_size=5, learning_rate=0.001, precision=precision, max_grad_norm=1.0, optimiser=optimiser)
     resident = builders.resident(tmp_path, config, builders.bert(), device="cuda:0")
     steps: list[int] = []
@@ -132,10 +132,8 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
     assert len(steps) == 8
 
 
-def test_a_job_of_two_sites_on_one_gpu_runs_resumes_and_agrees_with_the_cpu(
-    small_config: Config, tmp_path: Path
-) -> None:
-    architecture = tmp_path / "model" / "config.json"  # dropout is drawn otherwise on a GPU: without any
+def test_two_sites_on_one_gpu_train_resume_and_agree_with_the_cpu(small_config: Config, tmp_path: Path) -> None:
+    architecture = tmp_path / "model" / "config.json"  # no dropout: a GPU's random numbers differ
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     architecture.write_text(json.dumps(json.loads(architecture.read_text()) | off))
     common = {"num_rounds": 2, "optimiser": "sgd", "learning_rate": 0.01, "precision": "fp32"}
@@ -147,7 +145,7 @@ def test_a_job_of_two_sites_on_one_gpu_runs_resumes_and_agrees_with_the_cpu(
         newest = store.Checkpoints(str(config.checkpoints_dir)).newest(tmp_path / "newest")
         assert newest is not None
         assert newest[1]["round"] == config.num_rounds
-        return dict(newest[0])  # now: the next one is put in the same place
+        return dict(newest[0])  # read now: the next run overwrites the file
 
     before = set(os.listdir("/dev/shm"))
     on_cpu = run("cpu", checkpoints_dir=str(tmp_path / "of-cpu"))

@@ -1,4 +1,4 @@
-"""A step on a device that has no values, in the place of a GPU: what would make the CPU wait for it is an error there."""
+"""Training on the meta device in place of a GPU: reading a value, which would make the CPU wait, is an error there."""
 
 import contextlib
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests import builders
 @pytest.mark.parametrize(("tf32", "expected"), [(True, "high"), (False, "highest")])
 def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf32: bool, expected: str) -> None:
     look, chosen = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     before = torch.get_float32_matmul_precision()
     try:
@@ -38,9 +38,9 @@ def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf3
 
 def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
-    loading.without_looking_at_masks()
-    # What isn't there on this device: lower precision, and fused optimisers.
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
+    loading.disable_mask_inspection()
+    # The meta device has neither autocast nor fused optimisers.
     for module in (site_module, resident_module):
         monkeypatch.setattr(module, "precision", lambda config, device: "fp32")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
@@ -59,6 +59,6 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
     model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
     config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
     resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))
-    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):  # of the round's loss
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):  # reading the round's loss
         Site(0, np.arange(7), resident).train(model.flat.clone(), 1)
-    assert len(steps) == 3, "all steps were done before"
+    assert len(steps) == 3, "all steps precede it"

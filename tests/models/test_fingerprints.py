@@ -15,15 +15,15 @@ def weights(model: str, seed: int) -> str:
     return fingerprints.pretrained(loaded, initial | {"server.moment.0": np.zeros(seed)})
 
 
-def test_what_is_drawn_anew_is_no_part_of_a_models_digest(tmp_path: Path) -> None:
-    """Another processor may draw other numbers, and the job goes on there."""
+def test_model_digest_excludes_newly_initialised_parameters(tmp_path: Path) -> None:
+    """A job may resume on another processor, which may initialise them differently."""
     model = str(builders.pretrained(tmp_path / "model"))
     assert weights(model, seed=1) == weights(model, seed=2)
     assert weights("tiny", seed=1) == weights("tiny", seed=2) != weights(model, seed=1)
 
 
-def test_tokens_from_the_cache_have_the_digest_of_the_same_tokens_elsewhere(tmp_path: Path) -> None:
-    """Where the cache can't be written, or lists its files in another order, is no other job."""
+def test_token_digest_is_the_same_with_and_without_the_cache(tmp_path: Path) -> None:
+    """An unwritable cache, or another order of its files, doesn't make it another job."""
 
     def write(folder: Path, shift: int = 0) -> None:
         texts, labels = builders.texts_and_labels(9, seed=shift)

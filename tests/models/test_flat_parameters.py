@@ -24,7 +24,7 @@ def albert() -> Any:
 
 
 class Tied(torch.nn.Module):
-    """Tied embeddings, a frozen matrix, float and integer buffers, one of them not persistent."""
+    """Tied embeddings, a frozen matrix, float and integer buffers, and a non-persistent buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Tied(torch.nn.Module):
         return self.out(hidden)
 
 
-def test_the_buffer_holds_matrices_then_vectors_then_what_is_not_trained() -> None:
+def test_buffer_order_is_matrices_vectors_then_untrained_tensors() -> None:
     layout = Layout(Tied())
     assert [entry.name for entry in layout.entries] == [
         "embedding.weight", "norm.weight", "norm.bias", "out.bias",
@@ -55,7 +55,7 @@ def test_the_buffer_holds_matrices_then_vectors_then_what_is_not_trained() -> No
 
 
 @pytest.mark.parametrize("build", [Tied, albert, builders.bert])
-def test_values_survive_and_tied_parameters_stay_tied(build: Any) -> None:
+def test_flattening_keeps_values_and_tied_parameters(build: Any) -> None:
     module = build()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     model = flatten(module)
@@ -71,7 +71,7 @@ def test_values_survive_and_tied_parameters_stay_tied(build: Any) -> None:
 
 
 @pytest.mark.parametrize("build", [albert, builders.bert])
-def test_a_step_on_the_flat_buffer_is_a_step_on_each_parameter(build: Any) -> None:
+def test_a_step_on_the_flat_buffer_equals_a_step_on_each_parameter(build: Any) -> None:
     module = build()
     plain = copy.deepcopy(module)
     model = flatten(module)
@@ -87,7 +87,7 @@ def test_a_step_on_the_flat_buffer_is_a_step_on_each_parameter(build: Any) -> No
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_gradients_add_up_in_the_flat_gradient_until_it_is_zeroed() -> None:
+def test_gradients_accumulate_in_the_flat_gradient_until_it_is_zeroed() -> None:
     module = Tied()
     model = flatten(module)
     module.eval()
@@ -102,7 +102,7 @@ def test_gradients_add_up_in_the_flat_gradient_until_it_is_zeroed() -> None:
     assert module.embedding.weight.grad.abs().sum() == 0
 
 
-def test_loading_takes_the_servers_integer_buffers_and_float_state() -> None:
+def test_load_restores_the_servers_float_state_and_integer_buffers() -> None:
     module = Tied()
     model = flatten(module)
     server = model.flat.clone()
@@ -116,7 +116,7 @@ def test_loading_takes_the_servers_integer_buffers_and_float_state() -> None:
     assert torch.equal(model.flat, server)
 
 
-def test_a_state_goes_out_by_name_and_comes_back() -> None:
+def test_state_round_trips_by_tensor_name() -> None:
     model, other = flatten(Tied()), flatten(Tied())
     values = torch.randn(model.layout.size)
     arrays = model.arrays(values) | {"norm.num_batches_tracked": np.array(9)}
@@ -133,16 +133,16 @@ def test_a_state_goes_out_by_name_and_comes_back() -> None:
     other.load(flat)
 
     del arrays["out.bias"]
-    with pytest.raises(ValueError, match=r"of another model; it differs in out\.bias"):
+    with pytest.raises(ValueError, match=r"belongs to another model; it differs in out\.bias"):
         other.fill(received, arrays)
 
 
-def test_only_float32_is_taken() -> None:
-    with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16"):
+def test_only_float32_parameters_are_accepted() -> None:
+    with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16, expected torch\.float32"):
         Layout(Tied().half())
 
 
-def test_a_flat_model_is_saved_and_loaded_by_transformers(tmp_path: Path) -> None:
+def test_transformers_saves_and_loads_a_flat_model(tmp_path: Path) -> None:
     model = flatten(builders.bert())
     model.module.save_pretrained(tmp_path)
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)

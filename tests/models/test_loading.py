@@ -18,14 +18,14 @@ def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.Loaded:
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "albert"])
-def test_a_model_folder_gets_a_new_head_drawn_with_the_seed(tmp_path: Path, kind: str) -> None:
+def test_a_model_folder_gets_a_new_head_initialised_from_the_seed(tmp_path: Path, kind: str) -> None:
     folder = str(builders.pretrained(tmp_path, kind))
     first, again, other = load(folder), load(folder), load(folder, seed=2)
     body = transformers.AutoModel.from_pretrained(folder).state_dict()
     for name, tensor in first.module.state_dict().items():
         assert torch.equal(tensor, again.module.state_dict()[name]), name
         if name in first.new_parameters and tensor.ndim > 1:
-            assert not torch.equal(tensor, other.module.state_dict()[name]), "the seed draws the head"
+            assert not torch.equal(tensor, other.module.state_dict()[name]), "the head depends on the seed"
         elif name.partition(".")[2] in body:
             assert torch.equal(tensor, body[name.partition(".")[2]]), f"{name} is pre-trained"
     assert "classifier.weight" in first.new_parameters
@@ -35,13 +35,13 @@ def test_a_model_folder_gets_a_new_head_drawn_with_the_seed(tmp_path: Path, kind
     assert next(first.module.parameters()).dtype == torch.float32
 
 
-def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
+def test_half_precision_weights_are_loaded_as_float32(tmp_path: Path) -> None:
     builders.bert().half().save_pretrained(tmp_path)
     builders.tokenizer().save_pretrained(tmp_path)
     assert {p.dtype for p in load(str(tmp_path)).module.parameters()} == {torch.float32}
 
 
-def test_the_head_of_an_earlier_fine_tuning_is_replaced_where_its_labels_differ(tmp_path: Path) -> None:
+def test_a_fine_tuned_head_with_other_labels_is_replaced(tmp_path: Path) -> None:
     builders.bert(num_labels=5).save_pretrained(tmp_path)
     builders.tokenizer().save_pretrained(tmp_path)
     loaded = load(str(tmp_path))
@@ -49,7 +49,7 @@ def test_the_head_of_an_earlier_fine_tuning_is_replaced_where_its_labels_differ(
     assert loaded.module.classifier.out_features == 3
 
 
-def test_what_can_not_be_loaded_is_named(tmp_path: Path) -> None:
+def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model=/no/such/model: there is no such folder"):
         load("/no/such/model")
     with pytest.raises(UserError, match=r"model=\./typo: there is no such folder"):
@@ -63,7 +63,7 @@ def test_what_can_not_be_loaded_is_named(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_a_hub_that_can_not_be_reached_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(self: object, name: str, timeout: float) -> None:
         raise OSError("Name or service not known")
 
@@ -72,12 +72,12 @@ def test_a_hub_that_can_not_be_reached_is_said_in_seconds(monkeypatch: pytest.Mo
         load("no-such-model-anywhere")
 
 
-def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_the_configuration_are_refused(tmp_path: Path) -> None:
     builders.pretrained(tmp_path, "distilbert")
     weights = (tmp_path / "model.safetensors").read_bytes()
     builders.pretrained(tmp_path, "bert")
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match="its weights fit less than half of BertForSequenceClassification"):
+    with pytest.raises(UserError, match="its weights match less than half of BertForSequenceClassification"):
         load(str(tmp_path))
 
 
@@ -89,9 +89,7 @@ def test_a_head_of_the_right_size_is_kept(tmp_path: Path) -> None:
     assert torch.equal(loaded.module.classifier.weight, builders.bert(num_labels=3).classifier.weight)
 
 
-def test_a_model_that_was_fetched_in_part_is_looked_up_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partly_cached_model_is_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builders.pretrained(tmp_path)
     asked = []
     original = transformers.AutoModelForSequenceClassification.from_pretrained
@@ -108,7 +106,7 @@ def test_a_model_that_was_fetched_in_part_is_looked_up_on_the_hub(
     assert asked == ["lab/model"]
 
 
-def test_positions_and_vocabularies_that_do_not_fit_are_found_here(tmp_path: Path) -> None:
+def test_too_few_positions_or_embeddings_are_detected_at_load_time(tmp_path: Path) -> None:
     config = transformers.RobertaConfig(
         vocab_size=len(builders.tokenizer()), max_position_embeddings=20, pad_token_id=1, **builders.TINY_SIZES
     )
@@ -125,12 +123,12 @@ def test_positions_and_vocabularies_that_do_not_fit_are_found_here(tmp_path: Pat
         load(str(tmp_path))
 
 
-def test_texts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes 64 tokens at most"):
+def test_max_seq_len_beyond_the_models_limit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes at most 64 tokens"):
         load(str(builders.pretrained(tmp_path)), max_seq_len=65)
 
 
-def test_the_tiny_model_takes_its_vocabulary_from_the_texts() -> None:
+def test_the_tiny_model_builds_its_vocabulary_from_the_texts() -> None:
     texts = ["The Éclair, the queue.", "the spam and the EGG"]
     first = loading.load_model("tiny", NAMES, texts, 16, seed=1)
     again = loading.load_model("tiny", NAMES, texts, 16, seed=1)
@@ -150,14 +148,14 @@ def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> No
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
     again.load_state_dict(loaded.module.state_dict())
     ids = torch.arange(12).view(2, 6)
-    with torch.inference_mode():  # what no state holds, position numbers for one, is there too
+    with torch.inference_mode():  # includes what no state dict holds, such as position ids
         logits = [module.eval()(input_ids=ids).logits for module in (loaded.module, again)]
     assert torch.equal(*logits)
 
 
-def test_a_model_that_does_not_look_at_its_masks_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabling_mask_inspection_does_not_change_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # put back at the end
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
     module = builders.bert().eval()
     ids = torch.arange(12).view(2, 6)
     masks = [torch.ones_like(ids), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])]
@@ -171,14 +169,14 @@ def test_a_model_that_does_not_look_at_its_masks_gives_the_same(monkeypatch: pyt
     for looks in (True, False):
         asked: list[str] = []
         if not looks:
-            loading.without_looking_at_masks()
+            loading.disable_mask_inspection()
         with torch.no_grad(), Asked():
             results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
         assert ("aten._local_scalar_dense.default" in asked) == looks
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
+def test_rebuilding_does_not_advance_the_random_generator(tmp_path: Path) -> None:
     loaded = load(str(builders.pretrained(tmp_path)))
     loaded.module.config.save_pretrained(tmp_path / "plan")
     torch.manual_seed(1)
@@ -188,11 +186,11 @@ def test_rebuilding_draws_no_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False)])
-def test_which_models_tell_the_texts_of_a_pair_apart_by_token_types(tmp_path: Path, kind: str, takes: bool) -> None:
+def test_which_models_use_token_types(tmp_path: Path, kind: str, takes: bool) -> None:
     assert loading.takes_token_types(load(str(builders.pretrained(tmp_path, kind))).module) is takes
 
 
-def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
+def test_the_tokenizer_loads_without_the_weights(tmp_path: Path) -> None:
     folder = builders.pretrained(tmp_path)
     (folder / "model.safetensors").unlink()
     assert loading.load_tokenizer(str(folder), [], 64).get_vocab() == builders.tokenizer().get_vocab()
@@ -200,5 +198,5 @@ def test_the_tokenizer_can_be_had_without_the_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model=/no/such/model: there is no such folder"):
         loading.load_tokenizer("/no/such/model", [], 64)
     for model, limit in ((str(folder), 64), ("tiny", 512)):
-        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes {limit} tokens at most"):
+        with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes at most {limit} tokens"):
             loading.load_tokenizer(model, [], 513)

@@ -13,8 +13,8 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.tasks import csv
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
-from scaling_fl.federated.hosting import Shards
 from scaling_fl.federated.run_plan import Plan
+from scaling_fl.federated.worker_sites import Shards
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime import preparation as prepare_module
 from scaling_fl.state_file import read_state

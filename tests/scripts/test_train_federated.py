@@ -104,7 +104,7 @@ def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: lis
     assert shown.returncode == 0, shown.stderr
     assert "task csv: 100 training and 23 test rows" in shown.stdout
     assert "over max_seq_len=7" in shown.stdout
-    assert "examples for training" in shown.stdout
+    assert "training examples" in shown.stdout
     assert "site" not in shown.stdout
     refused = command("show_task", *words, "label_column=kind")
     assert refused.returncode == 1
@@ -397,7 +397,7 @@ def test_parameters_that_are_no_longer_finite_end_the_job(command: Command, word
     done = command(*words, "optimiser=sgd", "learning_rate=1e30", "checkpoints_dir=out")
     assert done.returncode == 1
     assert (
-        "are no longer finite numbers after local training, or moved by 16384 or more; lower learning_rate"
+        "are no longer finite after local training, or moved by 16384 or more; lower learning_rate"
         in done.stderr.strip().splitlines()[-1]
     )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["events.jsonl"], "no broken checkpoint"

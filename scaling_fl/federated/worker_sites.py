@@ -1,4 +1,4 @@
-"""Which sites a worker trains, and when. Any site may be any worker's: all shards are within its reach."""
+"""The sites that a worker trains in each round. Any worker can train any site: it can read all shards."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Shards:
-    """The training examples of each site: parts of one array in a file, so that a site more is a number more."""
+    """The training examples of each site: slices of one memory-mapped array, so that 10,000 sites cost little."""
 
     def __init__(self, folder: Path):
         self._indices = np.load(folder / "shards.npy", mmap_mode="r")
@@ -27,37 +27,37 @@ class Shards:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Examples, by site."""
+        """Number of examples, by site."""
         sizes: list[int] = np.diff(self._bounds).tolist()
         return sizes
 
 
 def write_shards(folder: Path, shards: Sequence[Indices]) -> None:
-    """Leave the shards where `Shards` finds them."""
+    """Write the shards to the files that `Shards` reads."""
     np.save(folder / "shards.npy", np.concatenate(shards))
     np.save(folder / "bounds.npy", np.cumsum([0, *map(len, shards)]))
 
 
 @dataclass(frozen=True)
-class Hosting:
-    """The sites of one worker, each on its one resident model, one after another."""
+class WorkerSites:
+    """The sites that one worker trains, one after another, on its one resident model."""
 
     resident: Resident
     shards: Shards
     rank: int
     num_workers: int
 
-    def cohort(self, round_: int) -> Iterator[tuple[Site, float]]:
-        """This worker's share of the sites that take part in a round, with the weights of their deltas.
+    def participants(self, round_: int) -> Iterator[tuple[Site, float]]:
+        """Yield this worker's share of the round's cohort, with the sites' aggregation weights.
 
-        All workers' weights together sum to 1, and every worker finds the same shares.
+        Every worker computes the same assignment. The weights of all workers together sum to 1.
         """
         config, sizes = self.resident.config, self.shards.sizes
-        drawn = cohort.draw(config, sizes, round_)
-        if config.baseline == "centralised":  # the same examples as the cohort would have
+        weights = cohort.draw(config, sizes, round_)
+        if config.baseline == "centralised":  # one site with the whole cohort's examples
             if self.rank == 0:
-                examples = np.sort(np.concatenate([self.shards[site] for site in drawn]))
+                examples = np.sort(np.concatenate([self.shards[site] for site in weights]))
                 yield Site(0, examples, self.resident), 1.0
             return
-        for site in cohort.assign(sizes, drawn, self.num_workers)[self.rank]:
-            yield Site(site, self.shards[site], self.resident), drawn[site]
+        for site in cohort.assign(sizes, weights, self.num_workers)[self.rank]:
+            yield Site(site, self.shards[site], self.resident), weights[site]

@@ -1,4 +1,4 @@
-"""The numerical promises, on unequal shards, each against an expectation derived here from plain torch."""
+"""Numerical guarantees on unequal shards, each against an expectation derived here from plain torch."""
 
 import copy
 import hashlib
@@ -13,15 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
-from scaling_fl.data import partitioners, token_store
+from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import metrics, rounds, server
-from scaling_fl.federated.evaluation import evaluate
-from scaling_fl.federated.hosting import Hosting
+from scaling_fl.federated import rounds, server
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
 from tests import builders
 
 # Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
@@ -31,7 +30,7 @@ WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """A worker in this process that hosts all sites."""
+    """A worker in this process that trains all sites."""
     opened: list[Collectives] = []
 
     def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
@@ -45,14 +44,11 @@ def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def train_federated(
-    config: Config,
-    hosting: Hosting,
-    collectives: Collectives,
-    state: ServerState,
+    config: Config, worker_sites: WorkerSites, collectives: Collectives, state: ServerState
 ) -> list[dict[str, float]]:
-    """All rounds; the metrics of each."""
+    """Train all rounds; return the metrics of each."""
     results: list[dict[str, float]] = []
-    rounds.run(config, hosting, collectives, state, SGD(), lambda _, values: results.append(values))
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, values: results.append(values))
     return results
 
 
@@ -69,7 +65,7 @@ def assert_same_parameters(actual: dict[str, torch.Tensor], expected: torch.nn.M
     assert parameters.keys() == {name for name, tensor in actual.items() if tensor.is_floating_point()}
     for name, parameter in parameters.items():
         if name.endswith("key.bias"):
-            continue  # softmax cancels it: its gradient is rounding noise, which AdamW scales up to full steps
+            continue  # softmax cancels it: its gradient is rounding noise, which AdamW scales to full steps
         torch.testing.assert_close(
             actual[name], parameter.data, rtol=1e-5, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -83,10 +79,10 @@ def union_batch(store: token_store.TokenStore, indices: np.ndarray, module: Any)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_round(
+def test_one_site_equals_plain_fine_tuning_with_an_optimiser_restart_each_round(
     alone: Callable[..., Any], optimiser: str
 ) -> None:
-    # AdamW's steps are as long for gradients that are mostly rounding noise, which differs from processor to processor.
+    # A small rate: AdamW takes full steps along gradients of mostly rounding noise, which varies between processors.
     rate = {"adamw": 0.001, "sgd": 0.01}[optimiser]
     config = Config(
         site_ids=(-1,), num_rounds=3, num_local_epochs=2, optimiser=optimiser, learning_rate=rate, weight_decay=0.1,
@@ -94,9 +90,9 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
     )  # fmt: skip
     module = builders.bert(dropout=0.2)
     plain = copy.deepcopy(module)
-    hosting, collectives, state = alone(config, module, [np.arange(40)])
-    resident = hosting.resident
-    train_federated(config, hosting, collectives, state)
+    worker_sites, collectives, state = alone(config, module, [np.arange(40)])
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)
 
     plain.train()
     for round_ in (1, 2, 3):
@@ -115,19 +111,19 @@ def test_1_one_site_is_plain_fine_tuning_with_an_optimiser_that_restarts_each_ro
 
 
 @pytest.mark.parametrize("hosts", ["one worker", "three workers"])
-def test_2_one_sgd_step_on_each_whole_shard_is_one_step_on_the_union(
+def test_one_full_batch_sgd_step_per_site_equals_one_step_on_the_union(
     hosts: str, alone: Callable[..., Any], run_distributed: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, optimiser="sgd", learning_rate=0.5, **WHOLE_SHARD)
     module = builders.bert(dropout=0.0)
     plain = copy.deepcopy(module)
     if hosts == "one worker":
-        hosting, collectives, state = alone(config, module, SHARDS)
-        resident = hosting.resident
-        train_federated(config, hosting, collectives, state)
+        worker_sites, collectives, state = alone(config, module, SHARDS)
+        resident = worker_sites.resident
+        train_federated(config, worker_sites, collectives, state)
         actual = by_name(resident, state.params)
     else:
-        builders.resident(tmp_path, config, copy.deepcopy(module))  # the stores
+        builders.resident(tmp_path, config, copy.deepcopy(module))  # writes the token stores
         arrays = run_distributed(federated_parameters, 3, config)[0]
         actual = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -153,37 +149,39 @@ def federated_parameters(
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_3_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
+def test_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     alone: Callable[..., Any], exact: bool
 ) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, batch_size=4, exact_sum=exact)
-    hosting, collectives, state = alone(config, builders.bert(), SHARDS)
-    resident = hosting.resident
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    resident = worker_sites.resident
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
-    for site, _ in hosting.cohort(1):
+    for site, _ in worker_sites.participants(1):
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40
-    train_federated(config, hosting, collectives, state)
+    train_federated(config, worker_sites, collectives, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(state.params, start, atol=1e-3)  # there was something to average
+    assert not torch.allclose(state.params, start, atol=1e-3)  # the sites have moved
 
 
-def test_4_every_worker_holds_bitwise_the_same_and_integer_buffers_stay(
+def test_all_workers_agree_bitwise_and_integer_buffers_stay(
     run_distributed: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config = Config(site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=7)  # no batch of one: batch norm
+    config = Config(
+        site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=7
+    )  # batch norm allows no batch of one
     builders.resident(tmp_path, config, module_with_buffers())
-    views = run_distributed(view_of_a_worker, 3, config)
+    views = run_distributed(final_state_of_a_worker, 3, config)
     assert len({view["state"] for view in views}) == 1
     assert len({view["model"] for view in views}) == 1
     for view in views:
         assert view["integer"].dtype == np.int64
         assert view["integer"] == 7, "an integer buffer keeps the server's value"
-        # Momentum 1 makes a site's running mean that of its last batch: it moves, and the server takes the mean.
+        # With momentum 1 a site's running mean is that of its last batch, so it moves; the server averages it.
         assert not np.array_equal(view["running_mean"], np.zeros(16))
-    assert len({view["own_delta"] for view in views}) == 3, "the sites differ, so that agreement means something"
+    assert len({view["own_delta"] for view in views}) == 3, "the sites differ, so agreement means something"
 
 
 def module_with_buffers() -> Any:
@@ -194,11 +192,13 @@ def module_with_buffers() -> Any:
     return module
 
 
-def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> dict[str, Any]:
+def final_state_of_a_worker(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config
+) -> dict[str, Any]:
     worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
-    hosting, collectives, state = worker
-    resident = hosting.resident
-    ((own, _),) = hosting.cohort(1)
+    worker_sites, collectives, state = worker
+    resident = worker_sites.resident
+    ((own, _),) = worker_sites.participants(1)
     own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
     resident.model.load(state.params)
@@ -215,17 +215,17 @@ def view_of_a_worker(rank: int, num_workers: int, memory: SharedMemory, folder: 
 
 def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
     config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    hosting, collectives, state = alone(config, module_with_buffers(), SHARDS)
-    resident = hosting.resident
+    worker_sites, collectives, state = alone(config, module_with_buffers(), SHARDS)
+    resident = worker_sites.resident
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
-    for site, _ in hosting.cohort(1):
+    for site, _ in worker_sites.participants(1):
         delta, _ = site.train(state.params, 1)
         after = by_name(resident, state.params - delta)["dropout.running_mean"]
         expected += after * site.num_examples / 40
 
     total = collectives.weighted_sum()
-    for site, weight in hosting.cohort(1):
+    for site, weight in worker_sites.participants(1):
         total.add(site.number, site.train(state.params, 1)[0], weight)
     for part, delta in collectives.weighted_mean(total):
         server.SGD(learning_rate=0.0).step(state, delta, part)
@@ -234,66 +234,16 @@ def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone
     assert torch.equal(end["classifier.weight"], start["classifier.weight"]), "a rate of 0 moves no parameter"
 
 
-def test_6_the_same_seed_gives_bitwise_the_same_and_another_seed_does_not(tmp_path: Path) -> None:
+def test_the_same_seed_gives_bitwise_equal_results_and_another_does_not(tmp_path: Path) -> None:
     def final(seed: int) -> str:
         config = Config(site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=4, seed=seed)
         folder = tmp_path / f"run {seed}"
         folder.mkdir(exist_ok=True)
         worker = builders.worker(folder, config, builders.bert(), SHARDS)
-        torch.seed()  # the state of torch's generator must not matter
+        torch.seed()  # the state of torch's global generator must not matter
         train_federated(config, *worker)
         worker[1].close()
         return digest(worker[2].params)
 
     assert final(1) == final(1)
     assert final(1) != final(2)
-
-
-def test_8_attention_masks_reach_the_model_and_padding_changes_no_logit(tmp_path: Path) -> None:
-    resident = builders.resident(tmp_path, Config(), builders.bert())
-    resident.model.module.eval()
-    lengths = resident.train.lengths
-    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
-    assert lengths[shortest] < lengths[longest]
-    with torch.inference_mode():
-        alone_ = resident.logits(resident.train.batch(np.array([shortest])))[0]
-        batch = resident.train.batch(np.array([shortest, longest]))
-        padded = resident.logits(batch)[0]
-        unmasked = resident.model.module(input_ids=batch.input_ids).logits[0]
-    torch.testing.assert_close(padded, alone_, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(unmasked, alone_, atol=1e-3), "this model would show a missing mask"
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
-def test_9_evaluation_covers_each_test_example_once_however_many_workers(tmp_path: Path, num_workers: int) -> None:
-    config = Config(val_batch_size=4)  # 23 examples: five full batches and one of three
-    resident = builders.resident(tmp_path, config, builders.bert())
-    params = resident.model.flat.clone()
-
-    parts = [evaluate(resident, params, worker, num_workers) for worker in reversed(range(num_workers))]
-    result = metrics.validation(batch for part in parts for batch in part)
-
-    resident.model.module.eval()
-    losses, confusion = [], np.zeros((3, 3), np.int64)
-    with torch.inference_mode():
-        for index in range(23):
-            batch = resident.test.batch(np.array([index]))
-            logits = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            losses.append(cross_entropy(logits, batch.labels).item())
-            confusion[batch.labels.item(), logits.argmax().item()] += 1
-    assert result["validation.examples"] == 23
-    assert result["validation.loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert result["validation.accuracy"] == pytest.approx(np.trace(confusion) / 23)
-    one_worker = metrics.validation(evaluate(resident, params, 0, 1))
-    assert result == one_worker, "bitwise: sums run in batch order"
-
-
-@pytest.mark.parametrize("iid", [True, False])
-@pytest.mark.parametrize(("count", "num_sites"), [(10, 3), (7, 7), (100, 8), (5, 1)])
-def test_10_shards_are_a_partition_into_sizes_that_differ_by_at_most_one(iid: bool, count: int, num_sites: int) -> None:
-    labels = builders.texts_and_labels(count)[1]
-    owners = partitioners.iid(labels, num_sites, seed=3) if iid else partitioners.by_label(labels, num_sites)
-    shards = partitioners.shards(owners, num_sites)
-    assert len(shards) == num_sites
-    assert sorted(np.concatenate(shards).tolist()) == list(range(count))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1

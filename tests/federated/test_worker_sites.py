@@ -1,4 +1,4 @@
-"""The federation's result doesn't depend on which worker hosts which site."""
+"""The result doesn't depend on which worker trains which site."""
 
 import dataclasses
 import types
@@ -12,20 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, rounds, server
-from scaling_fl.federated.hosting import Hosting, Shards, write_shards
 from scaling_fl.federated.site import Site
+from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
 from tests import builders
 
-# Forty examples on seven sites of 1 to 13.
+# Forty examples on seven sites of 1 to 13 each.
 SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [1, 4, 9, 15, 18, 27])]
 
 
-class Dealt(Hosting):
-    """Sites on workers at random, in random order, and on some perhaps none."""
+class RandomAssignment(WorkerSites):
+    """Random assignment of sites to workers, in random order; some workers may have none."""
 
-    def cohort(self, round_: int) -> Any:
+    def participants(self, round_: int) -> Any:
         config, sizes = self.resident.config, self.shards.sizes
         drawn = cohort.draw(config, sizes, round_)
         rng = np.random.default_rng([round_, self.num_workers])
@@ -36,22 +37,22 @@ class Dealt(Hosting):
                 yield Site(int(site), self.shards[site], self.resident), drawn[site]
 
 
-def place(folder: Path, num_workers: int, config: Config, dealt: bool) -> Path:
-    return folder / f"{num_workers} {config.num_rounds} {dealt}"
+def place(folder: Path, num_workers: int, config: Config, shuffled: bool) -> Path:
+    return folder / f"{num_workers} {config.num_rounds} {shuffled}"
 
 
 def final(
-    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config, dealt: bool = False
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config, shuffled: bool = False
 ) -> np.ndarray:
     """In a worker process: the server's parameters after all rounds."""
     torch.set_num_threads(1)
-    folder = place(folder, num_workers, config, dealt)
-    hosting, collectives, state = builders.worker(
+    folder = place(folder, num_workers, config, shuffled)
+    worker_sites, collectives, state = builders.worker(
         folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
     )
-    if dealt:
-        hosting = Dealt(**vars(hosting))
-    rounds.run(config, hosting, collectives, state, server.optimiser(config), lambda *_: None)
+    if shuffled:
+        worker_sites = RandomAssignment(**vars(worker_sites))
+    rounds.run(config, worker_sites, collectives, state, server.optimiser(config), lambda *_: None)
     collectives.close()
     return state.params.numpy().copy()
 
@@ -63,20 +64,22 @@ def final(
         {"sites_per_round": 2, "server_optimiser": "adam"}, {"sites_per_round": 1},
     ],
 )  # fmt: skip
-def test_any_number_of_workers_comes_to_the_same_result(
+def test_any_number_of_workers_gives_the_same_result(
     run_distributed: Any, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     config = Config(**{"num_rounds": 3, "learning_rate": 0.02, "batch_size": 4, "num_local_epochs": 2} | keys)
 
-    def run(num_workers: int, config: Config, dealt: bool = False) -> list[np.ndarray]:
-        builders.resident(place(tmp_path, num_workers, config, dealt), config, builders.bert())  # the stores
-        results: list[np.ndarray] = run_distributed(final, num_workers, config, dealt)
+    def run(num_workers: int, config: Config, shuffled: bool = False) -> list[np.ndarray]:
+        builders.resident(
+            place(tmp_path, num_workers, config, shuffled), config, builders.bert()
+        )  # writes the token stores
+        results: list[np.ndarray] = run_distributed(final, num_workers, config, shuffled)
         return results
 
     (alone,) = run(1, config)
     assert not np.allclose(alone, run(1, dataclasses.replace(config, num_rounds=1))[0], atol=1e-3)
-    for num_workers, dealt in ((2, False), (4, False), (1, True), (3, True)):
-        for params in run(num_workers, config, dealt):
+    for num_workers, shuffled in ((2, False), (4, False), (1, True), (3, True)):
+        for params in run(num_workers, config, shuffled):
             if config.exact_sum:
                 assert np.array_equal(params, alone)
             else:
@@ -96,7 +99,7 @@ def test_the_workers_train_each_site_of_a_cohort_once(
     trained = [
         (site.number, site.shard.tolist(), weight)
         for rank in range(num_workers)
-        for site, weight in Hosting(resident, Shards(tmp_path), rank, num_workers).cohort(round_)
+        for site, weight in WorkerSites(resident, Shards(tmp_path), rank, num_workers).participants(round_)
     ]
     drawn = cohort.draw(config, sizes, round_)
     assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
@@ -105,10 +108,21 @@ def test_the_workers_train_each_site_of_a_cohort_once(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_shards_come_back_from_their_files(tmp_path: Path, sizes: list[int]) -> None:
+def test_shards_round_trip_through_their_files(tmp_path: Path, sizes: list[int]) -> None:
     parts = np.split(np.random.default_rng(1).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
     write_shards(tmp_path, parts)
     shards = Shards(tmp_path)
     assert shards.sizes == sizes
     for site, part in enumerate(parts):
         assert np.array_equal(shards[site], part)
+
+
+@pytest.mark.parametrize("iid", [True, False])
+@pytest.mark.parametrize(("count", "num_sites"), [(10, 3), (7, 7), (100, 8), (5, 1)])
+def test_shards_are_a_partition_with_sizes_that_differ_by_at_most_one(iid: bool, count: int, num_sites: int) -> None:
+    labels = builders.texts_and_labels(count)[1]
+    owners = partitioners.iid(labels, num_sites, seed=3) if iid else partitioners.by_label(labels, num_sites)
+    shards = partitioners.shards(owners, num_sites)
+    assert len(shards) == num_sites
+    assert sorted(np.concatenate(shards).tolist()) == list(range(count))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1

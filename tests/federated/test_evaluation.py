@@ -1,0 +1,78 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated import metrics
+from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.resident import Resident
+from tests import builders
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Resident:
+    return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
+
+
+def test_evaluation_uses_no_dropout_and_leaves_parameters_unchanged(resident: Resident) -> None:
+    params = resident.model.flat.clone()
+    kept = params.clone()
+    resident.model.module.train()
+    first = evaluate(resident, params, 0, 1)
+    second = evaluate(resident, params, 0, 1)
+    assert [batch.loss_sum for batch in first] == [batch.loss_sum for batch in second]
+    assert torch.equal(params, kept)
+
+
+@pytest.mark.parametrize("fits", [5, 2, 1, 0])
+def test_an_evaluation_batch_that_exceeds_memory_is_split(tmp_path: Path, fits: int) -> None:
+    resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
+    params = resident.model.flat.clone()
+    expected = evaluate(resident, params, 0, 1)
+    sizes: list[int] = []
+
+    def like_a_small_gpu(module: Any, inputs: Any, keywords: Any) -> None:
+        if len(keywords["input_ids"]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(keywords["input_ids"]))
+
+    resident.model.module.register_forward_pre_hook(like_a_small_gpu, with_kwargs=True)
+    if fits == 0:
+        with pytest.raises(torch.OutOfMemoryError):
+            evaluate(resident, params, 0, 1)
+        return
+    found = evaluate(resident, params, 0, 1)
+    assert [batch.batch for batch in found] == [batch.batch for batch in expected] == [0, 1, 2]
+    for batch, whole in zip(found, expected, strict=True):
+        assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+        assert np.array_equal(batch.confusion, whole.confusion)
+    # 23 texts in batches of 10, 10 and 3; once a part fits, later parts stay as small.
+    assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
+def test_each_test_example_is_evaluated_once_by_any_number_of_workers(tmp_path: Path, num_workers: int) -> None:
+    config = Config(val_batch_size=4)  # 23 examples: five full batches and one of three
+    resident = builders.resident(tmp_path, config, builders.bert())
+    params = resident.model.flat.clone()
+
+    parts = [evaluate(resident, params, worker, num_workers) for worker in reversed(range(num_workers))]
+    result = metrics.validation(batch for part in parts for batch in part)
+
+    resident.model.module.eval()
+    losses, confusion = [], np.zeros((3, 3), np.int64)
+    with torch.inference_mode():
+        for index in range(23):
+            batch = resident.test.batch(np.array([index]))
+            logits = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            losses.append(cross_entropy(logits, batch.labels).item())
+            confusion[batch.labels.item(), logits.argmax().item()] += 1
+    assert result["validation.examples"] == 23
+    assert result["validation.loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result["validation.accuracy"] == pytest.approx(np.trace(confusion) / 23)
+    one_worker = metrics.validation(evaluate(resident, params, 0, 1))
+    assert result == one_worker, "bitwise: sums run in batch order"

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.federated.resident import precision
+from tests import builders
+
+SHARD = np.array([1, 4, 9, 16, 25, 36, 2])
+
+
+def test_attention_masks_reach_the_model_and_padding_changes_no_logit(tmp_path: Path) -> None:
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    resident.model.module.eval()
+    lengths = resident.train.lengths
+    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
+    assert lengths[shortest] < lengths[longest]
+    with torch.inference_mode():
+        alone_ = resident.logits(resident.train.batch(np.array([shortest])))[0]
+        batch = resident.train.batch(np.array([shortest, longest]))
+        padded = resident.logits(batch)[0]
+        unmasked = resident.model.module(input_ids=batch.input_ids).logits[0]
+    torch.testing.assert_close(padded, alone_, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(unmasked, alone_, atol=1e-3), "a missing mask would show in this model"
+
+
+def test_token_types_of_pairs_reach_the_model(tmp_path: Path) -> None:
+    texts, labels = builders.texts_and_labels(40, 5)
+    pairs = texts[::-1]
+    for name in ("train", "test"):
+        token_store.write(tmp_path / name, builders.tokenizer(), texts, labels, 30, pairs, token_types=True)
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    resident.model.module.eval()
+    encoded = builders.tokenizer()(
+        [texts[i] for i in SHARD],
+        [pairs[i] for i in SHARD],
+        padding=True,
+        return_token_type_ids=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        logits = resident.logits(resident.to_device(resident.train.batch(SHARD)))
+        expected = resident.model.module(**encoded).logits
+        untyped = resident.model.module(**{k: v for k, v in encoded.items() if k != "token_type_ids"}).logits
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(untyped, expected, atol=1e-3), "missing token types would show in this model"
+
+
+def test_auto_is_float32_on_the_cpu() -> None:
+    assert precision(Config(), torch.device("cpu")) == "fp32"
+    assert precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
