@@ -37,35 +37,37 @@ def checkpoint_header(
 
 
 # What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
-_HEADER = {
+_HEADER_TYPES = {
     "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
     "metrics": dict, "history": dict, "reported": bool,
 }  # fmt: skip
 
 
-_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
+_CONFIG_TYPES = {"site_ids": list, "num_rounds": int}
 
 
-_ORIGIN = {"weights": str, "architecture": dict, "tokens": str}
+_ORIGIN_TYPES = {"weights": str, "architecture": dict, "tokens": str}
 
 
-_BEST = {"metric": str, "round": int, "value": float}
+_BEST_TYPES = {"metric": str, "round": int, "value": float}
 
 
 def check_header(source: str, header: dict[str, Any]) -> None:
-    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    wrong = [key for key, kind in _HEADER_TYPES.items() if type(header.get(key)) is not kind]
     if "history" not in wrong and not all(
         round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()
     ):
         wrong.append("history")
     if "config" not in wrong:
-        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
+        wrong += [key for key, kind in _CONFIG_TYPES.items() if type(header["config"].get(key)) is not kind]
     best = header.get("best")
-    if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
+    if best is not None and (
+        type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST_TYPES
+    ):
         wrong.append("best")
     origin = header.get("origin")
     if origin is not None and (
-        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN
+        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN_TYPES
     ):
         wrong.append("origin")
     if wrong or header["threads"] < 1:

@@ -51,7 +51,7 @@ def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state
             )
 
 
-def expected_of_sites(
+def expected_site_state(
     config: Config, layout: Layout, num_sites: int, tensors: state_file.Arrays
 ) -> dict[str, npt.NDArray[Any]]:
     """What a checkpoint holds of those sites that it has something of, by tensor name: zeros of the right shapes."""

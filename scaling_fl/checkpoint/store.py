@@ -25,7 +25,7 @@ _TEMPORARY = ".partial-"  # never listed as a checkpoint
 OnProgress = Callable[[], None]  # called now and then while something is on its way
 
 
-def _nothing() -> None:
+def _no_progress() -> None:
     pass
 
 
@@ -42,7 +42,7 @@ class Checkpoints:
             raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
         self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
 
-    def name(self, file: str) -> str:
+    def url_of(self, file: str) -> str:
         """The full name of a file in the folder, as the user would type it."""
         return f"{self.url}/{file}"
 
@@ -56,36 +56,38 @@ class Checkpoints:
     def probe(self) -> None:
         """Write and remove a small file; clear away what a killed run left half-written. Raises `UserError`."""
         probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
-        with self._reachable("it can't be written to"):
+        with self._as_user_error("it can't be written to"):
             self.fs.makedirs(self.root, exist_ok=True)
-            self.tidy_up()
+            self.remove_partial_files()
             self.fs.pipe_file(probe, b"scaling_fl")
             self.fs.rm_file(probe)
 
-    def tidy_up(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove what a killed process left half-written."""
         if self.local:
             for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
                 shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
-    def save(self, round_: int, tensors: Arrays, header: Mapping[str, Any], on_progress: OnProgress = _nothing) -> str:
+    def save(
+        self, round_: int, tensors: Arrays, header: Mapping[str, Any], on_progress: OnProgress = _no_progress
+    ) -> str:
         """Publish the state after `round_` and return its full name. Readers see all of it or nothing.
 
         An object store that can't be reached, or is busy, is tried again for some minutes. Raises `UserError`.
         """
         name = _file_name(round_)
-        with self._reachable(f"{name} can't be written"), self._workspace() as folder:
+        with self._as_user_error(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
             write_state(path, tensors, dict(header) | {"round": round_})
             retry(lambda: self._publish(path, name, on_progress), self.fs, on_progress)
-        return self.name(name)
+        return self.url_of(name)
 
-    def put_file(self, path: Path, name: str) -> None:
+    def publish_file(self, path: Path, name: str) -> None:
         """Publish a copy of a local file under `name`."""
         with self._workspace() as folder:
             self._publish(Path(shutil.copyfile(path, Path(folder) / path.name)), name)
 
-    def put_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = _nothing) -> str:
+    def publish_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = _no_progress) -> str:
         """Publish the files of a finished local folder. The file `last` comes last: with it, all are there.
 
         As patient as `save`. Raises `UserError`.
@@ -100,9 +102,9 @@ class Checkpoints:
                     copy = Path(shutil.copyfile(path, Path(space) / path.name)) if self.local else path
                     self._publish(copy, f"{name}/{path.name}", on_progress)
 
-        with self._reachable(f"{name} can't be written"):
+        with self._as_user_error(f"{name} can't be written"):
             retry(put, self.fs, on_progress)
-        return self.name(name)
+        return self.url_of(name)
 
     def prune(self, keep: int, best: int | None) -> str | None:
         """Remove all checkpoints but the newest `keep` (0: all stay) and that of round `best`.
@@ -121,7 +123,7 @@ class Checkpoints:
         """A folder for unfinished files; beside their place where that is local, so that they can be renamed."""
         return tempfile.TemporaryDirectory(dir=self.root if self.local else None, prefix=_TEMPORARY)
 
-    def _publish(self, path: Path, name: str, on_progress: OnProgress = _nothing) -> None:
+    def _publish(self, path: Path, name: str, on_progress: OnProgress = _no_progress) -> None:
         """Give a finished file its name: by one rename, when all of it is on the disk, or by one upload."""
         if self.local:
             target = Path(self.root) / name
@@ -130,7 +132,7 @@ class Checkpoints:
             _sync(target.parent)
             on_progress()
         else:
-            self.fs.put_file(str(path), f"{self.root}/{name}", callback=_Told(on_progress))
+            self.fs.put_file(str(path), f"{self.root}/{name}", callback=_ProgressCallback(on_progress))
 
     def sizes(self, name: str = "") -> dict[str, int]:
         """The files of the folder, or of a subfolder, with their sizes in bytes; none where there is no such folder."""
@@ -143,7 +145,7 @@ class Checkpoints:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file in the folder; `None` where there is no such file."""
-        with self._reachable("it can't be read"):
+        with self._as_user_error("it can't be read"):
             self.fs.invalidate_cache()
             try:
                 content: bytes = self.fs.cat_file(f"{self.root}/{name}")
@@ -161,7 +163,7 @@ class Checkpoints:
 
     def write_json(self, name: str, value: Any) -> None:
         """Publish a small JSON file."""
-        with self._reachable(f"{name} can't be written"), self._workspace() as folder:
+        with self._as_user_error(f"{name} can't be written"), self._workspace() as folder:
             path = Path(folder) / name
             path.write_text(json.dumps(value))
             self._publish(path, name)
@@ -171,14 +173,14 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.root}/{name}")
 
-    def newest(self, path: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
+    def fetch_newest(self, path: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
         """Copy the newest sound checkpoint to `path`; tensors, header, and what is wrong with newer ones.
 
         Those are there until `set_aside` takes them away.
         Raises `UserError` where there are checkpoints, but none is sound: to start anew would bury them.
         """
         damaged: list[str] = []
-        with self._reachable("it can't be read"):
+        with self._as_user_error("it can't be read"):
             for round_ in self.rounds():
                 name = _file_name(round_)
                 self.fs.get_file(f"{self.root}/{name}", str(path))
@@ -199,14 +201,14 @@ class Checkpoints:
             )
         return None
 
-    def set_aside(self, before: int) -> None:
+    def set_aside(self, newer_than: int) -> None:
         """Rename the checkpoints of rounds after `before`, so that they don't count any more."""
         for round_ in self.rounds():
-            if round_ > before:
+            if round_ > newer_than:
                 self.fs.mv(f"{self.root}/{_file_name(round_)}", f"{self.root}/{_file_name(round_)}.damaged")
 
     @contextlib.contextmanager
-    def _reachable(self, what: str) -> Iterator[None]:
+    def _as_user_error(self, what: str) -> Iterator[None]:
         try:
             yield
         except UserError:
@@ -218,7 +220,7 @@ class Checkpoints:
             ) from error
 
 
-class _Told(Callback):  # type: ignore[misc]
+class _ProgressCallback(Callback):  # type: ignore[misc]
     """What fsspec calls as bytes go out."""
 
     def __init__(self, on_progress: OnProgress):

@@ -29,7 +29,7 @@ class Destinations:
             targets.append(Mirror(Checkpoints(config.checkpoints_dir), lease))
         return targets
 
-    def known(self, history: Path) -> str:
+    def file_records(self, history: Path) -> str:
         """The job's records in files, for the user; empty where there is none."""
         job_id = events.job_id(history)
         found = [find(folder, job_id) for folder in self.folders] if job_id else []
@@ -71,7 +71,7 @@ class Destinations:
         for replay in replays:
             replay.step()
             if replay.trouble is not None:
-                say(replay.told())
+                say(replay.describe_trouble())
             elif replay.target.title:
-                say(f"{replay.target.title:<12} {replay.target.place()}")
+                say(f"{replay.target.title:<12} {replay.target.location()}")
         return all(replay.trouble is None for replay in replays)

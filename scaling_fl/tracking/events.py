@@ -25,7 +25,7 @@ class EventLog:
 
     def __init__(self, path: Path):
         """Go on with the file, or begin it. Raises `UserError` where it can't be written, or a run that is alive does."""
-        self.path, self._turn = path, threading.Lock()
+        self.path, self._lock = path, threading.Lock()
         self.on_append: Callable[[str], None] = lambda event: None  # called with the event's kind
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +49,13 @@ class EventLog:
         self._rounds = rounds_of(events)
         if not events:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
-        elif is_open(events):
+        elif _is_unfinished(events):
             self.append("died", at=events[-1]["time"])
         self.end = next((event["event"] for event in reversed(events) if event["event"] in ENDS), None)
 
     def append(self, event: str, **fields: Any) -> None:
         """Add one event; `fields` are plain values. A killed process loses nothing of what was appended."""
-        with self._turn:
+        with self._lock:
             # Every line has its own time, later than all before it, so that copies can be merged.
             self._last = max(round(time.time(), 6), round(self._last + 1e-6, 6))
             line = json.dumps({"time": self._last, "event": event} | fields, allow_nan=False)
@@ -104,24 +104,24 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         file.seek(offset)
         data = file.read()
     complete = data[: data.rfind(b"\n") + 1]
-    return [event for line in complete.split(b"\n") if (event := _parsed(line))], offset + len(complete)
+    return [event for line in complete.split(b"\n") if (event := _parse(line))], offset + len(complete)
 
 
-def file_of(runs: Path, config: Config) -> Path:
+def path_of(runs: Path, config: Config) -> Path:
     """The job's event file in `runs`, whether there is one or not."""
     return runs / "_events" / f"{config.job_name}.jsonl"
 
 
-def history(runs: Path, config: Config) -> Path:
+def merge_mirror(runs: Path, config: Config) -> Path:
     """The job's event file in `runs`, after its copy beside the checkpoints has added what this disk has missed.
 
     Nothing is written where both are the same, or neither exists. Raises `UserError` where one can't be read, or they are
     of different jobs.
     """
-    path = file_of(runs, config)
+    path = path_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
     there = (config.checkpoints_dir is not None and Checkpoints(config.checkpoints_dir).read(MIRROR)) or b""
-    mine, theirs = (_beginning(merge(copy)) for copy in (here, there))
+    mine, theirs = (_created_event(merge(copy)) for copy in (here, there))
     if theirs is not None and theirs["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {theirs['job_name']}; "
@@ -143,18 +143,18 @@ def history(runs: Path, config: Config) -> Path:
 
 def merge(*copies: bytes) -> bytes:
     """The complete lines of several copies of a job's event file, each once, by their times."""
-    times = {line: event["time"] for copy in copies for line in copy.split(b"\n") if (event := _parsed(line))}
+    times = {line: event["time"] for copy in copies for line in copy.split(b"\n") if (event := _parse(line))}
     return b"".join(line + b"\n" for line in sorted(times, key=times.__getitem__))
 
 
 def job_id(path: Path) -> str | None:
     """What tells the job from all others of its name; `None` where it hasn't begun."""
-    beginning = _beginning(path.read_bytes()) if path.exists() else None
+    beginning = _created_event(path.read_bytes()) if path.exists() else None
     return None if beginning is None else str(beginning["job_id"])
 
 
-def _beginning(data: bytes) -> Event | None:
-    events = (_parsed(line) for line in data.split(b"\n"))
+def _created_event(data: bytes) -> Event | None:
+    events = (_parse(line) for line in data.split(b"\n"))
     return next((event for event in events if event and event["event"] == "created"), None)
 
 
@@ -170,13 +170,13 @@ def rounds_of(events: list[Event]) -> set[int]:
     return found
 
 
-def is_open(events: list[Event]) -> bool:
+def _is_unfinished(events: list[Event]) -> bool:
     """Whether the last start has no end."""
     kinds = [event["event"] for event in events if event["event"] in ("started", *ENDS)]
     return bool(kinds) and kinds[-1] == "started"
 
 
-def _parsed(line: bytes) -> Event | None:
+def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
     except ValueError:  # a torn line: the disk was full, or the machine crashed

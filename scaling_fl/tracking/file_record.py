@@ -18,7 +18,7 @@ class FileRecord:
         self.folder, self.name, self.title = folder, f"the record in {folder}", "run record"
         self.run: Path | None = None
 
-    rests = True
+    throttled = True
 
     def open(self, job_id: str) -> float:
         if (run := find(self.folder, job_id)) is not None:
@@ -63,7 +63,7 @@ class FileRecord:
         experiment = record.entry.get("experiment", {}) | {"sources": sources}
         return {"experiment": experiment, "artifacts": list(record.artifacts())}
 
-    def place(self) -> str:
+    def location(self) -> str:
         return str(self.run or "")
 
     def explain(self, error: Exception) -> str:

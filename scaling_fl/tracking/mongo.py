@@ -53,7 +53,7 @@ class MongoEntry:
         self._client: pymongo.MongoClient[dict[str, Any]] | None = None
         self._id: int | None = None
 
-    rests = True
+    throttled = True
 
     def open(self, job_id: str) -> float:
         runs = self._database()[self.address.collection]
@@ -149,7 +149,7 @@ class MongoEntry:
             )  # fmt: skip
         return self._client[self.address.database]
 
-    def place(self) -> str:
+    def location(self) -> str:
         return "" if self._id is None else f"run {self._id} in database {self.address.database}"
 
     def explain(self, error: Exception) -> str:

@@ -10,7 +10,7 @@ from scaling_fl.progress import Event
 
 # Of a long output the entry holds the two ends, so that it stays far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters
-MOST_SHARDS = 1000  # rows of the shard table in `info`; all are in shards.csv
+MAX_SHARD_ROWS = 1000  # rows of the shard table in `info`; all are in shards.csv
 _STATUS = {"completed": "COMPLETED", "failed": "FAILED", "interrupted": "INTERRUPTED", "died": "FAILED"}
 _DIED = "the launcher ended without a word: it was killed, or its machine was lost\n"
 
@@ -26,6 +26,14 @@ class Record:
         self.shards: list[dict[str, Any]] = []
         self.sources: dict[str, str] = {}  # the program's files: name, text
         self.output_length, self._head, self._tail = 0, "", ""
+
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> "Record":
+        """The record of a whole event file."""
+        record = cls()
+        for event in events:
+            record.apply(event)
+        return record
 
     def apply(self, event: Event) -> None:
         """Take one event in. Events that mean nothing here are passed over."""
@@ -47,7 +55,7 @@ class Record:
                 self.sources[event["name"]] = event["text"]
             case "shards":
                 self.shards = event["shards"]
-                self.info["shards"] = self.shards[:MOST_SHARDS]
+                self.info["shards"] = self.shards[:MAX_SHARD_ROWS]
             case "round":
                 for name, value in event["metrics"].items():  # a round that is run again replaces its values
                     self.metrics.setdefault(name, {})[event["round"]] = (float(value), time)
@@ -96,14 +104,6 @@ class Record:
             for step in rounds
         ]
         return {"shards.csv": _csv(self.shards), "metrics.csv": _csv(table)}
-
-
-def folded(events: Iterable[Event]) -> Record:
-    """The run that these events amount to."""
-    record = Record()
-    for event in events:
-        record.apply(event)
-    return record
 
 
 def utc(time: float) -> datetime.datetime:

@@ -1,4 +1,4 @@
-"""Replaying a job's events into the places where it is looked at: files, MongoDB, and the copy beside the checkpoints.
+"""Replaying a job's events into the locations where it is looked at: files, MongoDB, and the copy beside the checkpoints.
 
 A replay reads the event file from where the target is up to date. After any failure it begins again from the first
 event, so that an outage, a resume, a round that is run again and another machine are all the same case.
@@ -16,9 +16,9 @@ from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import Record, utc
 
-_BEAT = 10.0  # seconds between signs of life, and between attempts to reach a target
-_PAUSE = 1.0  # seconds between writes, however much happens
-_SHARE = 10  # times as long as a write took is the pause after it at least
+_HEARTBEAT = 10.0  # seconds between signs of life, and between attempts to reach a target
+_MIN_PAUSE = 1.0  # seconds between writes, however much happens
+_PAUSE_FACTOR = 10  # times as long as a write took is the pause after it at least
 
 
 class Target(Protocol):
@@ -27,7 +27,7 @@ class Target(Protocol):
     name: str  # for the user, in a sentence
     title: str  # and in the list of what was written where
 
-    rests: bool  # whether it is spared where much happens
+    throttled: bool  # whether it is spared where much happens
 
     def open(self, job_id: str) -> float:
         """Find the job's place, or make it. Returns the time of the last event that it tells of; 0: of none."""
@@ -35,7 +35,7 @@ class Target(Protocol):
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         """Bring the place up to `record`. `events` are new since the last write; the first after `open` has them all."""
 
-    def place(self) -> str:
+    def location(self) -> str:
         """Where it is, for the user; empty before `open`."""
 
     def explain(self, error: Exception) -> str:
@@ -45,7 +45,7 @@ class Target(Protocol):
 class Mirror:
     """The copy of the event file beside the checkpoints: a preempted container loses its disk."""
 
-    name, title, rests = "the copy of the events beside the checkpoints", "", False
+    name, title, throttled = "the copy of the events beside the checkpoints", "", False
 
     def __init__(self, checkpoints: Checkpoints, lease: Lease | None = None):
         self._checkpoints, self._lease = checkpoints, lease
@@ -55,10 +55,10 @@ class Mirror:
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         due = any(event["event"] in ("started", "checkpoint", "restarted", *event_file.ENDS) for event in events)
-        if due and (self._lease is None or self._lease.taken_by is None):
-            self._checkpoints.put_file(path, event_file.MIRROR)
+        if due and (self._lease is None or self._lease.taken_over_by is None):
+            self._checkpoints.publish_file(path, event_file.MIRROR)
 
-    def place(self) -> str:
+    def location(self) -> str:
         return ""
 
     def explain(self, error: Exception) -> str:
@@ -74,7 +74,7 @@ class Replay:
         self._record: Record | None = None
         self._offset = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._news, self._closing = threading.Event(), threading.Event()
+        self._new_events, self._closing = threading.Event(), threading.Event()
 
     def step(self) -> None:
         """Bring the target up to date, or note the trouble."""
@@ -103,21 +103,21 @@ class Replay:
     def start(self) -> None:
         self._thread.start()
 
-    def notice(self) -> None:
+    def notify(self) -> None:
         """There is something new in the file."""
-        self._news.set()
+        self._new_events.set()
 
     def finish(self) -> None:
         """Nothing more will be appended."""
         self._closing.set()
-        self._news.set()
+        self._new_events.set()
 
     def wait(self, timeout: float) -> bool:
         """Until the target has all, for `timeout` seconds at most. Returns whether it has."""
         self._thread.join(timeout)
         return not self._thread.is_alive() and self.trouble is None
 
-    def told(self) -> str:
+    def describe_trouble(self) -> str:
         """What the trouble is, for the user."""
         trouble = self.trouble
         if isinstance(trouble, UserError):
@@ -126,13 +126,13 @@ class Replay:
 
     def _run(self) -> None:
         while True:
-            self._news.clear()
+            self._new_events.clear()
             last = self._closing.is_set()  # before reading: what was appended before it is replayed
             began = time.monotonic()
             self.step()
             if last:
                 return
             took = time.monotonic() - began
-            if self.trouble is not None or self.target.rests:
-                self._closing.wait(max(_PAUSE, _SHARE * took) if self.trouble is None else _BEAT)
-            self._news.wait(_BEAT)
+            if self.trouble is not None or self.target.throttled:
+                self._closing.wait(max(_MIN_PAUSE, _PAUSE_FACTOR * took) if self.trouble is None else _HEARTBEAT)
+            self._new_events.wait(_HEARTBEAT)

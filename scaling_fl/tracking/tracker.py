@@ -17,7 +17,7 @@ from scaling_fl.progress import Event
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
 
-_LAST_WORDS = 8.0  # seconds that the end of a job waits for a target at most
+_END_TIMEOUT = 8.0  # seconds that the end of a job waits for a target at most
 
 
 class Tracker(RunObserver):  # type: ignore[misc]
@@ -32,7 +32,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def _notice(self, event: str) -> None:
         for replay in self.replays:
-            replay.notice()
+            replay.notify()
 
     def started_event(
         self,
@@ -85,7 +85,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def event(self, event: Event) -> None:
         """Take in what a worker reports."""
-        self._tell()
+        self._report_troubles()
         match event["event"]:
             case "round":
                 self._log.append("round", round=event["round"], metrics=event["metrics"])
@@ -114,15 +114,15 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def runs(self) -> str:
         """The runs that this job is in its records."""
-        return ", ".join(place for replay in self.replays if (place := replay.target.place()))
+        return ", ".join(place for replay in self.replays if (place := replay.target.location()))
 
-    def places(self) -> dict[str, str]:
+    def locations(self) -> dict[str, str]:
         """Where the job is recorded, for the user."""
-        places = {"events": str(self._log.path)}
+        locations = {"events": str(self._log.path)}
         for target in (replay.target for replay in self.replays):
-            if target.place():
-                places[target.title] = ", ".join(filter(None, (places.get(target.title), target.place())))
-        return places
+            if target.location():
+                locations[target.title] = ", ".join(filter(None, (locations.get(target.title), target.location())))
+        return locations
 
     def _end(self, how: str, **fields: Any) -> None:
         """Append the end, and give the targets a moment to take it in."""
@@ -131,19 +131,21 @@ class Tracker(RunObserver):  # type: ignore[misc]
             self._log.append(how, **fields)
         for replay in self.replays:
             replay.finish()
-        deadline = time.monotonic() + _LAST_WORDS
+        deadline = time.monotonic() + _END_TIMEOUT
         for replay in self.replays:
             if not replay.wait(max(0.0, deadline - time.monotonic())):
-                self._say(f"{replay.told()}; `sync with job_name={self._plan.config.job_name}` brings it up to date")
+                self._say(
+                    f"{replay.describe_trouble()}; `sync with job_name={self._plan.config.job_name}` brings it up to date"
+                )
         self._log.close()
 
-    def _tell(self) -> None:
+    def _report_troubles(self) -> None:
         """Say once when a target can't be written, and once when it can again."""
         for replay in self.replays:
             name, troubled = replay.target.name, replay.trouble is not None
             if troubled and name not in self._troubled:
                 self._troubled.add(name)
-                self._say(f"note: {replay.told()}; training goes on, and what is missing there follows")
+                self._say(f"note: {replay.describe_trouble()}; training goes on, and what is missing there follows")
             elif not troubled and name in self._troubled:
                 self._troubled.discard(name)
                 self._say(f"note: {name} is up to date again")

@@ -30,12 +30,12 @@ def assert_sound(checkpoints: Checkpoints, published: int, tmp_path: Path) -> No
     rounds = checkpoints.rounds()
     assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
     while rounds:
-        found = checkpoints.newest(tmp_path / "newest")
+        found = checkpoints.fetch_newest(tmp_path / "newest")
         assert found is not None
         tensors, header, damaged = found
         assert (header["round"], damaged) == (rounds[0], [])
         assert np.array_equal(tensors["w"], writer.state(rounds[0])["w"])
-        checkpoints.set_aside(before=rounds.pop(0) - 1)
+        checkpoints.set_aside(newer_than=rounds.pop(0) - 1)
 
 
 @pytest.mark.parametrize(

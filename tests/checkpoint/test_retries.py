@@ -72,7 +72,7 @@ def test_an_outage_is_waited_for(
     checkpoints.save(2, state(2), HEADER, on_progress=lambda: told.append(len(naps)))
     assert tuple(naps) == retries.DELAYS[:tries]
     assert set(range(tries + 1)) <= set(told), "waiting isn't hanging"
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 2
     assert np.array_equal(found[0]["w"], state(2)["w"])
@@ -91,7 +91,7 @@ def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.save(2, state(2), HEADER)
     assert tuple(naps) == retries.DELAYS[:1]
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
@@ -111,7 +111,7 @@ def test_a_model_is_waited_for_as_well(
         assert checkpoints.read_json("model/done") is None
 
     monkeypatch.setattr(retries.time, "sleep", nap)
-    checkpoints.put_folder(folder, "model", last="done")
+    checkpoints.publish_folder(folder, "model", last="done")
     assert tuple(naps) == retries.DELAYS[:1]
     assert checkpoints.read_json("model/done") == 7
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/weights") == state(1)["w"].tobytes()
@@ -126,7 +126,7 @@ def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
     assert tuple(naps) == retries.DELAYS
     line.down = False
     assert checkpoints.rounds() == [1]
-    assert checkpoints.newest(tmp_path / "newest") is not None
+    assert checkpoints.fetch_newest(tmp_path / "newest") is not None
 
 
 @pytest.mark.parametrize(
@@ -190,13 +190,13 @@ def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
     flipped = whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]
     for round_, content in ((3, flipped), (4, whole[: len(whole) // 2]), (5, b"")):
         checkpoints.fs.pipe_file(f"{checkpoints.root}/round-00000{round_}.safetensors", content)
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 1
     for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 2"), strict=True):
         assert text.startswith(f"round-00000{round_}.safetensors is damaged (")
         assert reason in text
     assert checkpoints.rounds() == [5, 4, 3, 2, 1]
-    checkpoints.set_aside(before=1)
+    checkpoints.set_aside(newer_than=1)
     assert checkpoints.rounds() == [1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000003.safetensors.damaged") == flipped

@@ -23,7 +23,7 @@ def checkpoints(request: Any, tmp_path: Path) -> Checkpoints:
 
 def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert checkpoints.rounds() == []
-    assert checkpoints.newest(tmp_path / "newest") is None
+    assert checkpoints.fetch_newest(tmp_path / "newest") is None
     checkpoints.probe()
     for round_ in (1, 2, 12):
         name = checkpoints.save(round_, {"w": np.array([round_])}, HEADER)
@@ -38,14 +38,14 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path
     assert checkpoints.rounds() == [12, 2, 1]
 
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000012.safetensors", b"cut")
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     tensors, header, damaged = found
     assert (tensors["w"].tolist(), header["round"]) == ([2], 2)
     assert len(damaged) == 1
     assert damaged[0].startswith("round-000012.safetensors is damaged (SafetensorError: ")
     assert checkpoints.rounds() == [12, 2, 1], "nothing is renamed before the job is known to be this one"
-    checkpoints.set_aside(before=2)
+    checkpoints.set_aside(newer_than=2)
     assert checkpoints.rounds() == [2, 1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000012.safetensors.damaged") == b"cut"
 
@@ -55,7 +55,7 @@ def test_checkpoints_of_which_none_is_sound_are_not_started_over(checkpoints: Ch
     checkpoints.save(3, TENSORS, HEADER)
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
     with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
-        checkpoints.newest(tmp_path / "newest")
+        checkpoints.fetch_newest(tmp_path / "newest")
     assert checkpoints.rounds() == [3]
 
 
@@ -67,15 +67,15 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     (staging / "a.bin").write_bytes(b"1")
     (staging / "a.bin").chmod(0o600)  # as safetensors leaves its files
     (staging / "done.json").write_text('{"round": 4}')
-    assert checkpoints.put_folder(staging, "model", last="done.json") == f"{checkpoints.url}/model"
+    assert checkpoints.publish_folder(staging, "model", last="done.json") == f"{checkpoints.url}/model"
     assert checkpoints.read_json("model/done.json") == {"round": 4}
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/a.bin") == b"1"
     if checkpoints.local:
         (tmp_path / "other").write_text("")
         mode = Path(checkpoints.root, "model", "a.bin").stat().st_mode
         assert mode == (tmp_path / "other").stat().st_mode, "whom the umask lets may read it"
-    checkpoints.put_file(staging / "a.bin", "events.jsonl")
-    checkpoints.put_file(staging / "done.json", "events.jsonl")
+    checkpoints.publish_file(staging / "a.bin", "events.jsonl")
+    checkpoints.publish_file(staging / "done.json", "events.jsonl")
     assert checkpoints.read_json("events.jsonl") == {"round": 4}, "a second copy replaces the first"
     assert (staging / "a.bin").exists()
 
@@ -118,12 +118,12 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(t
     (staging / "weights").write_bytes(b"good" * 100)
     (staging / "done").write_text("1")
     checkpoints.save(1, TENSORS, HEADER)
-    checkpoints.put_folder(staging, "model", last="done")
+    checkpoints.publish_folder(staging, "model", last="done")
     large = np.ones(100_000, np.float32)  # 400 kB
     (staging / "weights").write_bytes(large.tobytes())
     write = {
         "checkpoint": lambda: checkpoints.save(2, {"w": large}, HEADER),
-        "model": lambda: checkpoints.put_folder(staging, "model", last="done"),
+        "model": lambda: checkpoints.publish_folder(staging, "model", last="done"),
     }[what]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -135,7 +135,7 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path / "c") == ["model", "round-000001.safetensors"]
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], TENSORS["w"])
     assert checkpoints.read_json("model/done") == (1 if what == "checkpoint" else None), (
@@ -186,7 +186,7 @@ def test_progress_is_told_while_a_checkpoint_and_a_model_are_written(checkpoints
     staging.mkdir()
     for name in ("a", "b", "c"):
         (staging / name).write_text(name)
-    checkpoints.put_folder(staging, "model", last="c", on_progress=lambda: told.append("model"))
+    checkpoints.publish_folder(staging, "model", last="c", on_progress=lambda: told.append("model"))
     assert told.count("model") >= 3
 
 
@@ -214,4 +214,4 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: it can't be read \(NoCredentialsError"):
-        Checkpoints("s3://lab/x").newest(tmp_path / "newest")
+        Checkpoints("s3://lab/x").fetch_newest(tmp_path / "newest")

@@ -144,7 +144,7 @@ def test_a_job_of_two_sites_on_one_gpu_runs_resumes_and_agrees_with_the_cpu(
         (tmp_path / name).mkdir()
         config = dataclasses.replace(small_config, **common | keys)
         launcher.train(launcher.prepare(config, str(tmp_path / name), lambda event: None), lambda event: None)
-        newest = store.Checkpoints(str(config.checkpoints_dir)).newest(tmp_path / "newest")
+        newest = store.Checkpoints(str(config.checkpoints_dir)).fetch_newest(tmp_path / "newest")
         assert newest is not None
         assert newest[1]["round"] == config.num_rounds
         return dict(newest[0])  # now: the next one is put in the same place

@@ -95,9 +95,9 @@ def test_the_copy_beside_the_checkpoints_fills_a_disk_that_is_new(tmp_path: Path
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "events.jsonl").write_bytes(log.path.read_bytes())
     runs, config = tmp_path / "runs", Config(job_name="news", checkpoints_dir=str(tmp_path / "c"))
-    found = events.history(runs, config)
+    found = events.merge_mirror(runs, config)
     assert found.read_bytes() == log.path.read_bytes()
-    nothing = events.history(runs, Config(job_name="other"))
+    nothing = events.merge_mirror(runs, Config(job_name="other"))
     assert not nothing.exists()
     assert events.job_id(nothing) is None
 
@@ -142,7 +142,7 @@ def test_another_jobs_copy_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     shutil.copy(tmp_path / "elsewhere" / "a.jsonl", tmp_path / "out" / "events.jsonl")
     there = Config(job_name="b", checkpoints_dir=str(tmp_path / "out"))
     with pytest.raises(UserError, match="it holds the checkpoints of job a; write job_name=a to resume it"):
-        events.history(tmp_path / "runs", there)
+        events.merge_mirror(tmp_path / "runs", there)
     assert not (tmp_path / "runs").exists()
     namesake = builders.job(tmp_path / "runs" / "_events", "a")
     namesake.close()
@@ -150,9 +150,9 @@ def test_another_jobs_copy_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     with pytest.raises(
         UserError, match=r"job_name=a: .*a.jsonl tells of another job of this name than checkpoints_dir="
     ):
-        events.history(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
+        events.merge_mirror(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
     assert namesake.path.read_bytes() == before
     (tmp_path / "out" / "events.jsonl").write_text(
         '{"event": "round", "time": "noon"}\n[1]\n{"event": "x", "time": 1}\n'
     )
-    assert events.history(tmp_path / "runs", dataclasses.replace(there, job_name="c")).exists() is False
+    assert events.merge_mirror(tmp_path / "runs", dataclasses.replace(there, job_name="c")).exists() is False

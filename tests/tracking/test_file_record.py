@@ -71,7 +71,7 @@ def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
     again.close()
     record = FileRecord(runs)
     Replay(again.path, record).step()
-    assert record.place() == str(runs / "5")
+    assert record.location() == str(runs / "5")
     assert [path.name for path in sorted(runs.iterdir())] == ["4", "5", "6", "_sources"]
     ids = [events.job_id(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
     assert [find(runs, str(id_)) for id_ in ids] == [runs / "5", runs / "6"]

@@ -244,7 +244,7 @@ def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: s
     resumed = MongoEntry(Address(f"mongodb://{mongo}", "lab"))
     resumed.check("news", events.job_id(log.path))
     Replay(log.path, resumed).step()
-    assert resumed.place() == "run 1 in database lab"
+    assert resumed.location() == "run 1 in database lab"
     assert len(database(mongo).runs.find_one()["info"]["starts"]) == 2
     anew = EventLog(log.path)
     builders.start(anew, after_round=0)
@@ -270,7 +270,7 @@ def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: s
     replay = Replay(other.path, entry)
     replay.step()
     assert replay.trouble is None
-    assert entry.place() == "run 8 in database lab"
+    assert entry.location() == "run 8 in database lab"
 
 
 def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str) -> None:
@@ -286,7 +286,7 @@ def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str)
     log.close()
     replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
     replay.step()
-    assert replay.trouble is None, replay.told()
+    assert replay.trouble is None, replay.describe_trouble()
     entry = database(mongo).runs.find_one()
     assert 2 * OUTPUT_END <= len(entry["captured_out"]) < 2 * OUTPUT_END + 200
     whole = next(artifact for artifact in entry["artifacts"] if artifact["name"] == "cout.txt")

@@ -10,7 +10,7 @@ import pytest
 
 from scaling_fl.tracking import events
 from scaling_fl.tracking.mongo import Address, MongoEntry
-from scaling_fl.tracking.record import folded
+from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.replay import Replay
 from tests.tracking import builders, omniboard
 
@@ -30,7 +30,7 @@ def viewer(request: Any, mongo: str, tmp_path: Path) -> Iterator[omniboard.Omnib
         log.close()
         replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
         replay.step()
-        assert replay.trouble is None, replay.told()
+        assert replay.trouble is None, replay.describe_trouble()
     if request.param == "itself":
         (tmp_path / "npm").mkdir()
         with omniboard.running(omniboard.installed(tmp_path / "npm"), mongo, "lab") as shown:
@@ -76,6 +76,6 @@ def test_times_are_dates(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("completed")
     log.close()
-    record = folded(events.read(log.path)[0])
+    record = Record.from_events(events.read(log.path)[0])
     times = [record.entry[name] for name in ("start_time", "stop_time", "heartbeat")]
     assert all(isinstance(time, datetime.datetime) for time in [*times, *record.points("train.loss")["timestamps"]])

@@ -13,10 +13,10 @@ from scaling_fl.tracking.replay import Mirror, Replay
 from tests.tracking import builders
 
 
-class Shaky:
+class FlakyTarget:
     """A target that fails when told to; it keeps what it was given."""
 
-    name, title, rests = "the shaky target", "shaky", True
+    name, title, throttled = "the shaky target", "shaky", True
 
     def __init__(self) -> None:
         self.fail_in: str | None = None
@@ -34,7 +34,7 @@ class Shaky:
             raise OSError("half written")
         self.written.append((len(events), len(record.metrics["train.loss"])))
 
-    def place(self) -> str:
+    def location(self) -> str:
         return "here"
 
     def explain(self, error: Exception) -> str:
@@ -42,7 +42,7 @@ class Shaky:
 
 
 def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> None:
-    log, target = builders.job(tmp_path), Shaky()
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     replay.step()
     builders.round_(log, 3, 0.1)
@@ -54,7 +54,7 @@ def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> 
         builders.round_(log, 4, 0.1)
         replay.step()
         assert replay.trouble is not None
-    assert replay.told() == "the shaky target: it says: closed"
+    assert replay.describe_trouble() == "the shaky target: it says: closed"
     target.fail_in = None
     replay.step()
     assert replay.trouble is None
@@ -73,7 +73,9 @@ def test_what_tells_of_later_events_is_not_put_back(tmp_path: Path) -> None:
     old.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-2]))
     replay = Replay(old, FileRecord(tmp_path / "runs"))
     replay.step()
-    assert replay.told().startswith(f"the record in {tmp_path / 'runs'} tells of later events than {old}; bring it up")
+    assert replay.describe_trouble().startswith(
+        f"the record in {tmp_path / 'runs'} tells of later events than {old}; bring it up"
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "runs" / "1").iterdir()} == whole
     again = EventLog(old)  # a job goes on from there all the same: what it does is later
     builders.start(again, after_round=1)
@@ -83,8 +85,8 @@ def test_what_tells_of_later_events_is_not_put_back(tmp_path: Path) -> None:
 
 
 def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_module, "_PAUSE", 0.01)
-    log, target = builders.job(tmp_path), Shaky()
+    monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.01)
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     replay.start()
     deadline = time.monotonic() + 10
@@ -100,13 +102,13 @@ def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkey
 
 
 def test_a_target_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
-    log, target = builders.job(tmp_path), Shaky()
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     target.open = lambda job_id: time.sleep(1) or 0.0  # type: ignore[method-assign]
     replay.start()
     replay.finish()
     assert not replay.wait(0.01)
-    assert replay.told() == "the shaky target: it does not answer in time"
+    assert replay.describe_trouble() == "the shaky target: it does not answer in time"
     assert replay.wait(10)
     log.close()
 

@@ -54,7 +54,7 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
         info = json.loads((tmp_path / folder / "1" / "info.json").read_text())
         assert info["files"] == {"checkpoint": "c/round-000003.safetensors", "model": "c/model"}
         assert info["starts"][0]["restarts"][0]["reason"] == "why"
-    assert tracker.places() == {
+    assert tracker.locations() == {
         "events": str(tmp_path / "news.jsonl"),
         "run record": f"{tmp_path / 'runs' / '1'}, {tmp_path / 'more' / '1'}",
     }
@@ -88,8 +88,8 @@ def test_rounds_of_which_no_file_that_is_left_tells_are_told_by_the_checkpoint(t
     assert metrics["train.loss"]["values"] == [0.0, 0.1, 0.2, 0.3, 0.4, 2.0, 2.0, 2.0, 2.0]
 
 
-class Unreachable:
-    name, title, rests = "MongoDB at h", "MongoDB", True
+class UnreachableTarget:
+    name, title, throttled = "MongoDB at h", "MongoDB", True
 
     def __init__(self) -> None:
         self.reachable, self.attempts = False, 0
@@ -104,7 +104,7 @@ class Unreachable:
         if not self.reachable:
             raise ConnectionError("refused")
 
-    def place(self) -> str:
+    def location(self) -> str:
         return ""
 
     def explain(self, error: Exception) -> str:
@@ -114,10 +114,10 @@ class Unreachable:
 def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_module, "_BEAT", 0.05)
-    monkeypatch.setattr(replay_module, "_PAUSE", 0.05)
+    monkeypatch.setattr(replay_module, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.05)
     said: list[str] = []
-    target = Unreachable()
+    target = UnreachableTarget()
     tracker = started(tmp_path, [target], said.append)
     replay = tracker.replays[0]
 
