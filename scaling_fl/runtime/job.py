@@ -22,7 +22,7 @@ from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
-from scaling_fl.tracking import events, mongo, secret_manager
+from scaling_fl.tracking import events, mongo_address, secret_manager
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import Record
@@ -128,7 +128,7 @@ class Job:
 
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run has this job; its event file, if the run is recorded."""
-        if not self.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
+        if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
         self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling_fl.checkpoint import store
+from scaling_fl.checkpoint import storage
+from scaling_fl.checkpoint.store import Checkpoints
 
 SIZE = 250_000  # float32 values: 1 MB, which takes many packets
 
@@ -24,17 +25,17 @@ def die(*_: Any) -> None:
 
 def main(url: str, moment: str) -> None:
     """Print each round that is published. At the `moment` of round 3 it kills itself; "never" is up to others."""
-    checkpoints = store.Checkpoints(url)
+    checkpoints = Checkpoints(url)
     checkpoints.probe()
-    sync = store._sync
+    sync = storage._sync
     for round_ in range(1, 10_000):
         if round_ == 3:
             if moment == "before the rename":
                 os.replace = die
             elif moment == "after the rename":
-                store._sync = lambda path: die() if path == Path(checkpoints.root) else sync(path)
+                storage._sync = lambda path: die() if path == Path(checkpoints.root) else sync(path)
             elif moment == "while it is forced to the disk":
-                store._sync = die
+                storage._sync = die
         checkpoints.save(round_, state(round_), {"metrics": {}})
         print(round_, flush=True)
 

@@ -9,7 +9,7 @@ from scaling_fl.tracking.record import OUTPUT_END, Record, utc
 from tests.tracking import builders
 
 
-def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
+def test_a_resumed_job_continues_its_record(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()  # the launcher is killed after round 2, whose checkpoint was not written
     again = EventLog(log.path)
@@ -25,12 +25,12 @@ def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
     times = {(event["event"], event.get("round")): event["time"] for event in found}
     first_start = next(event["time"] for event in found if event["event"] == "started")
     record = Record.from_events(found)
-    assert record.entry["start_time"] == utc(first_start), "the first start's"
+    assert record.entry["start_time"] == utc(first_start), "the time of the first start"
     assert record.entry["status"] == "COMPLETED"
     assert record.entry["stop_time"] == utc(found[-1]["time"])
     loss = record.points("train.loss")
     assert loss["steps"] == [1, 2, 3]
-    assert loss["values"][:2] == [0.5, 0.2], "the round that was run again has its new value"
+    assert loss["values"][:2] == [0.5, 0.2], "the repeated round has its new value"
     assert math.isnan(loss["values"][2])
     assert loss["timestamps"][1] == utc(times["round", 2])
     assert record.output == "hello\nonce more\n"
@@ -53,7 +53,9 @@ def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
         (None, {}, "RUNNING"),
     ],
 )
-def test_how_it_ended(tmp_path: Path, end: str | None, fields: dict[str, object], status: str) -> None:
+def test_the_end_of_a_run_is_its_status(
+    tmp_path: Path, end: str | None, fields: dict[str, object], status: str
+) -> None:
     log = builders.job(tmp_path)
     if end is not None:
         log.append(end, **fields)
@@ -67,7 +69,7 @@ def test_how_it_ended(tmp_path: Path, end: str | None, fields: dict[str, object]
         assert entry["stop_time"] == utc(7.0)
 
 
-def test_a_long_output_keeps_its_two_ends() -> None:
+def test_a_long_output_keeps_both_ends() -> None:
     record = Record.from_events(
         [{"time": 1.0, "event": "output", "text": f"{n:06d}" * 100} for n in range(3 * OUTPUT_END // 600)]
     )
@@ -75,12 +77,12 @@ def test_a_long_output_keeps_its_two_ends() -> None:
     assert record.output.startswith("000000" * 100)
     assert record.output.endswith(f"{3 * OUTPUT_END // 600 - 1:06d}\n")
     middle = record.output[OUTPUT_END:-OUTPUT_END]
-    assert f"{record.output_length - 2 * OUTPUT_END:,} characters are left out" in middle
+    assert f"{record.output_length - 2 * OUTPUT_END:,} characters omitted" in middle
     short = Record.from_events([{"time": 1.0, "event": "output", "text": "a" * (2 * OUTPUT_END - 1)}])
     assert short.output == "a" * (2 * OUTPUT_END - 1) + "\n"
 
 
-def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -> None:
+def test_the_artifacts_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
     files = Record.from_events(events.read(log.path)[0]).artifacts()
@@ -92,7 +94,7 @@ def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -
     ]
 
 
-def test_a_job_that_begins_anew_keeps_nothing_of_rounds_that_it_has_not_run(tmp_path: Path) -> None:
+def test_a_job_that_starts_again_drops_the_rounds_of_its_first_run(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("interrupted")
     builders.start(log, after_round=0)
