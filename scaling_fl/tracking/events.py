@@ -158,7 +158,7 @@ def _created_event(data: bytes) -> Event | None:
 
 
 def rounds_of(events: list[Event]) -> set[int]:
-    """The recorded rounds, without those after a checkpoint from which the job resumed, unless recorded again."""
+    """The recorded rounds. A resume discards those after its checkpoint, and a start without one discards all."""
     found: set[int] = set()
     for event in events:
         if event["event"] == "started":

@@ -42,9 +42,8 @@ class MongoEntry:
         entry = runs.find_one({"info.job_id": job_id}, {"info": 1})
         if entry is None:
             while True:
-                newest = runs.find_one(
-                    {"_id": {"$gte": 0}}, {"_id": 1}, sort=[("_id", -1)]
-                )  # Sacred also allows other ids
+                # Sacred also allows ids that are not numbers.
+                newest = runs.find_one({"_id": {"$gte": 0}}, {"_id": 1}, sort=[("_id", -1)])
                 self._id = 1 + int(newest["_id"] if newest else 0)
                 try:
                     runs.insert_one({"_id": self._id, "info": {"job_id": job_id}, "status": "RUNNING"})

@@ -48,16 +48,16 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_module, "DURATION", 3.0)
-    said: list[str] = []
+    messages: list[str] = []
     write_other_lease(tmp_path, age=5.0)
     Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
     for age in (1.0, -3600.0):  # -3600: its clock is an hour fast
         write_other_lease(tmp_path, age)
         began = time.monotonic()
-        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(said.append)
+        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(messages.append)
         assert time.monotonic() - began >= min(2.0, 3.0 - age) - 0.2
-    assert said[0].startswith("job news: a run on far was alive 1 s ago; waiting up to 2 s for its next heartbeat")
-    assert len(said) == 2
+    assert messages[0].startswith("job news: a run on far was alive 1 s ago; waiting up to 2 s for its next heartbeat")
+    assert len(messages) == 2
 
 
 def test_a_live_run_on_another_machine_keeps_others_out(tmp_path: Path) -> None:

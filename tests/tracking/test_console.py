@@ -14,12 +14,12 @@ from tests.tracking.builders import plan
 def test_the_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Console().plan(plan())
     text = capsys.readouterr().out
-    for said in (
+    for line in (
         "2 sites on cpu, 1 thread each", "Bert, 0.0 M parameters, new: head", "9 training and 3 test examples, 2 classes",
         "job news resumes after round 2", "   0         5     1.000 bits            1  cpu",
         "   1         4     0.500 bits            1  cpu",
     ):  # fmt: skip
-        assert said in text
+        assert line in text
 
 
 def test_a_row_is_blank_where_nothing_was_measured() -> None:

@@ -99,9 +99,9 @@ def test_an_invalid_flag_is_refused_without_showing_it() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"-m: expected HOST:PORT:DATABASE .* SACRED_MONGO_URL") as raised:
             mongo_address.from_flag(typed)
-        said = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
-        assert typed not in said
-        assert "hunter2" not in said
+        message = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
+        assert typed not in message
+        assert "hunter2" not in message
 
 
 @pytest.fixture
@@ -174,10 +174,10 @@ def explain_failure(url: str) -> str:
         entry.open("id")
     assert time.monotonic() - began < 15
     entry.close()
-    said = entry.explain(raised.value)
-    assert "hunter2" not in said
-    assert "\n" not in said
-    return said
+    message = entry.explain(raised.value)
+    assert "hunter2" not in message
+    assert "\n" not in message
+    return message
 
 
 def test_the_causes_of_a_failed_connection_are_distinguished(
@@ -300,9 +300,8 @@ def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str)
     assert 2 * OUTPUT_END <= len(entry["captured_out"]) < 2 * OUTPUT_END + 200
     whole = next(artifact for artifact in entry["artifacts"] if artifact["name"] == "cout.txt")
     chunks, file = database(mongo)["fs.chunks"], database(mongo)["fs.files"].find_one(whole["file_id"])
-    numbers = range(
-        -(-file["length"] // file["chunkSize"])
-    )  # one by one: the test server sends a whole result in one message
+    numbers = range(-(-file["length"] // file["chunkSize"]))
+    # One by one, because the test server sends a whole result in one message.
     content = b"".join(chunks.find_one({"files_id": file["_id"], "n": n})["data"] for n in numbers)
     assert content == b"hello\n" + 50 * (text.encode() + b"\n")
     assert database(mongo).metrics.find_one({"name": "train.loss"})["steps"] == list(range(1, 5000))

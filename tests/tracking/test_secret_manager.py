@@ -55,12 +55,12 @@ def test_a_reference_is_replaced_by_its_secret() -> None:
 def test_an_unreadable_secret_is_named_with_a_remedy() -> None:
     with pytest.raises(UserError) as error:
         secret_manager.resolved({"SACRED_PASSWORD": REFERENCE.replace("mongo", "other")})
-    said = str(error.value)
-    assert said.startswith(
+    message = str(error.value)
+    assert message.startswith(
         "SACRED_PASSWORD=secret://projects/lab/secrets/other/versions/latest: cannot read it from Secret Manager"
     )
-    assert "403" in said
-    assert "the role secretAccessor for this machine's account" in said
+    assert "403" in message
+    assert "the role secretAccessor for this machine's account" in message
 
 
 def test_other_values_are_left_alone() -> None:

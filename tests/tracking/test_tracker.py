@@ -116,9 +116,9 @@ def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
 ) -> None:
     monkeypatch.setattr(replay_module, "_HEARTBEAT", 0.05)
     monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.05)
-    said: list[str] = []
+    messages: list[str] = []
     target = UnreachableTarget()
-    tracker = started(tmp_path, [target], said.append)
+    tracker = started(tmp_path, [target], messages.append)
     replay = tracker.replays[0]
 
     def progress() -> None:
@@ -132,12 +132,14 @@ def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
         progress()
 
     until(troubled=True)
-    assert said == [
+    assert messages == [
         "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries follow"
     ]
     target.reachable = True
     until(troubled=False)
-    assert said[1:] == ["note: MongoDB at h is up to date again"]
+    assert messages[1:] == ["note: MongoDB at h is up to date again"]
     target.reachable = False
     tracker.interrupted_event(None, "INTERRUPTED")
-    assert said[2:] == ["MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"]
+    assert messages[2:] == [
+        "MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"
+    ]
