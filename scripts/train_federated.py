@@ -42,7 +42,7 @@ from scaling_fl.config.schema import Config  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import signals  # noqa: E402
 from scaling_fl.runtime.job import Job  # noqa: E402
-from scaling_fl.tracking import mongo  # noqa: E402
+from scaling_fl.tracking import mongo_address  # noqa: E402
 
 
 def _has_git_commit() -> bool:
@@ -115,7 +115,7 @@ def remember_options(options: dict[str, Any]) -> None:
         if folder := options["--file_storage"]:
             job.destinations.folders.append(Path(folder))
         if typed := options["--mongo_db"]:
-            job.destinations.addresses.append(mongo.typed_address(typed))
+            job.destinations.addresses.append(mongo_address.from_flag(typed))
     options["--file_storage"] = options["--mongo_db"] = None
 
 

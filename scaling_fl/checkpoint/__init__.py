@@ -1,5 +1,7 @@
 """Checkpoints: publishing the server state atomically, finding the newest sound one, and resuming from it.
 
-Only this package writes through fsspec. Here: layout, retries, the lease, and the checks of a resume.
-Not here: what a state file looks like inside (`state_file.py`), and when a checkpoint is due (`runtime/coordinator`).
+Only this package writes through fsspec. storage: files in a local folder or an object store; retries: which of its
+errors are transient; store: checkpoints by round; final_model: the exported model; header: what a checkpoint says about
+the job; resume: its compatibility checks; lease: one live run per job. The format of a state file is in
+`state_file.py`; `runtime/coordinator.py` decides when a checkpoint is due.
 """

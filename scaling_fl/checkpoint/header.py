@@ -1,4 +1,4 @@
-"""The header of a checkpoint: what it says of the job, and whether this program wrote it."""
+"""The header of a checkpoint: what it records about the job, and the check that a resume can read it."""
 
 import dataclasses
 import time
@@ -8,6 +8,15 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated.best_round import BestRound
 from scaling_fl.federated.run_plan import Plan
 
+# The fields that a resume reads. The checksum detects damage, but a sound file may come from another program.
+_HEADER_TYPES = {
+    "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
+    "metrics": dict, "history": dict, "reported": bool,
+}  # fmt: skip
+_CONFIG_TYPES = {"site_ids": list, "num_rounds": int}
+_ORIGIN_TYPES = {"weights": str, "architecture": dict, "tokens": str}
+_BEST_TYPES = {"metric": str, "round": int, "value": float}
+
 
 def checkpoint_header(
     plan: Plan,
@@ -16,9 +25,10 @@ def checkpoint_header(
     reported: bool = True,
     history: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself, beside its round. `reported`: whether `results` are all that there will be.
+    """Build the header of a checkpoint; `Checkpoints.save` adds the round.
 
-    `history`: those of the rounds before, by round.
+    `reported`: whether `results` are final. If not, the resumed job evaluates the round first.
+    `history`: the results of earlier rounds, by round.
     """
     return {
         "job_name": plan.config.job_name,
@@ -36,40 +46,21 @@ def checkpoint_header(
     }
 
 
-# What a resume reads of a checkpoint's header. Its checksum tells damage, but not who wrote it.
-_HEADER = {
-    "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
-    "metrics": dict, "history": dict, "reported": bool,
-}  # fmt: skip
-
-
-_HEADER_CONFIG = {"site_ids": list, "num_rounds": int}
-
-
-_ORIGIN = {"weights": str, "architecture": dict, "tokens": str}
-
-
-_BEST = {"metric": str, "round": int, "value": float}
-
-
 def check_header(source: str, header: dict[str, Any]) -> None:
-    wrong = [key for key, kind in _HEADER.items() if type(header.get(key)) is not kind]
+    """Raises `UserError` if a field that a resume reads is missing or has the wrong type."""
+    wrong = [key for key, kind in _HEADER_TYPES.items() if type(header.get(key)) is not kind]
     if "history" not in wrong and not all(
         round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()
     ):
         wrong.append("history")
     if "config" not in wrong:
-        wrong += [key for key, kind in _HEADER_CONFIG.items() if type(header["config"].get(key)) is not kind]
-    best = header.get("best")
-    if best is not None and (type(best) is not dict or {key: type(value) for key, value in best.items()} != _BEST):
-        wrong.append("best")
-    origin = header.get("origin")
-    if origin is not None and (
-        type(origin) is not dict or {key: type(value) for key, value in origin.items()} != _ORIGIN
-    ):
-        wrong.append("origin")
+        wrong += [key for key, kind in _CONFIG_TYPES.items() if type(header["config"].get(key)) is not kind]
+    for key, types in (("best", _BEST_TYPES), ("origin", _ORIGIN_TYPES)):
+        value = header.get(key)
+        if value is not None and (type(value) is not dict or {name: type(v) for name, v in value.items()} != types):
+            wrong.append(key)
     if wrong or header["threads"] < 1:
         raise UserError(
-            f"{source}: the header of this checkpoint is none that this program writes: {', '.join(wrong or ['threads'])} "
-            "is missing or of the wrong kind; restore the checkpoint, or choose another folder"
+            f"{source}: the header of this checkpoint is invalid: {', '.join(wrong or ['threads'])} is missing or of the "
+            "wrong type; restore the checkpoint, or choose another folder"
         )

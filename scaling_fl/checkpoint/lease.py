@@ -1,6 +1,6 @@
-"""One live run per job, on all machines: a file beside the checkpoints that its holder keeps renewing.
+"""One live run per job, across machines: a file beside the checkpoints that its holder keeps renewing.
 
-Locks of the operating system (machine.py) tell at once, but only on one machine.
+On one machine the lock files of `host.py` detect a second run at once.
 """
 
 import contextlib
@@ -15,47 +15,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.storage import Storage
 from scaling_fl.errors import UserError
 
 FILE = "lease.json"
-SECONDS = 30.0  # without a renewal, after which the holder counts as dead
-_RENEWAL = SECONDS / 3
-_FIELDS = {"host": str, "process": int, "place": str, "token": str, "time": int | float}
-_LAST = 2.0  # seconds that the end of a job waits for the store at most
+DURATION = 30.0  # seconds after a renewal until the holder counts as dead
+_RENEWAL_INTERVAL = DURATION / 3
+_FIELD_TYPES = {"host": str, "process": int, "place": str, "token": str, "time": int | float}
+_RELEASE_TIMEOUT = 2.0  # seconds that the end of a job waits for the store
 
 
 class Lease:
     """The right to write to a folder of checkpoints."""
 
-    def __init__(self, checkpoints: Checkpoints, job_name: str):
-        self._checkpoints, self._job_name = checkpoints, job_name
-        self._mine = {
+    def __init__(self, storage: Storage, job_name: str):
+        self._storage, self._job_name = storage, job_name
+        self._identity = {
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "place": _place(),
+            "place": _lock_scope(),
             "token": uuid.uuid4().hex,
         }
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.runs: Callable[[], str] = lambda: ""  # where the holder is recorded, for those whom it keeps out
-        self.taken_by: str | None = None  # the host that has taken it over while this process didn't renew it
+        self.runs: Callable[[], str] = lambda: ""  # where this run is recorded, for the message that refuses others
+        self.taken_over_by: str | None = None  # the host of a run that acquired it after it had expired
 
-    def check(self, say: Callable[[str], None]) -> None:
-        """Wait for a dead holder's lease to run out. Raises `UserError` while a run holds it that is alive.
+    def wait_until_free(self, say: Callable[[str], None]) -> None:
+        """Wait until a dead holder's lease expires. Raises `UserError` if the holder is alive.
 
-        A run of this very machine is known to be dead, since its lock is free, and not waited for.
+        A holder on this machine is known to be dead, because this run has its lock file: no need to wait.
         """
         found = self._read()
-        if not found or found["place"] == self._mine["place"]:
+        if not found or found["place"] == self._identity["place"]:
             return
         age = time.time() - found["time"]
-        if age >= SECONDS:
+        if age >= DURATION:
             return
-        deadline = time.monotonic() + (SECONDS - age if age >= 0 else SECONDS)  # < 0: clocks differ
+        deadline = time.monotonic() + (DURATION - age if age >= 0 else DURATION)  # negative: the clocks differ
         say(
             f"job {self._job_name}: a run on {found['host']} was alive {max(age, 0):.0f} s ago; "
-            f"waiting for up to {deadline - time.monotonic():.0f} s for a sign of it"
+            f"waiting up to {deadline - time.monotonic():.0f} s for its next heartbeat"
         )
         while time.monotonic() < deadline:
             time.sleep(1)
@@ -65,79 +65,81 @@ class Lease:
             if again != found:
                 recorded = f", recorded in {again['runs']}" if again.get("runs") else ""
                 raise UserError(
-                    f"checkpoints_dir={self._checkpoints.url}: a run on {again['host']} (process {again['process']}"
-                    f"{recorded}) is alive and writes there; wait for its end, or take another job_name and "
+                    f"checkpoints_dir={self._storage.url}: a run on {again['host']} (process {again['process']}"
+                    f"{recorded}) is alive and writes to it; wait for it to end, or choose another job_name and "
                     "checkpoints_dir"
                 )
 
-    def take(self) -> None:
-        """Hold it from now on, until `release`."""
+    def acquire(self) -> None:
+        """Write the lease, and renew it in the background until `release`."""
         self._write()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def confirm(self) -> None:
-        """Raises `UserError` where another run has taken the lease over."""
-        if self.taken_by is not None:
+    def ensure_held(self) -> None:
+        """Raises `UserError` if another run has taken over the lease."""
+        if self.taken_over_by is not None:
             raise UserError(
-                f"job {self._job_name}: a run on {self.taken_by} has taken over, since this one gave no sign of life "
-                f"for {SECONDS:.0f} s; nothing is lost, and there is nothing to do"
+                f"job {self._job_name}: a run on {self.taken_over_by} has taken over, because this run did not renew its "
+                f"lease for {DURATION:.0f} s; nothing is lost, and there is nothing to do"
             )
 
     def release(self) -> None:
-        """Let others have it at once, and leave nothing half-written behind; where the store is away, it runs out."""
+        """Remove the lease and partial files, so that others needn't wait. If the store is unreachable, the lease expires."""
         self._stop.set()
         if self._thread is not None:
-            last = threading.Thread(target=self._give_back, args=(self._thread,), daemon=True)
+            last = threading.Thread(target=self._remove, args=(self._thread,), daemon=True)
             last.start()
-            last.join(_LAST)  # a store that is away would be tried for minutes
+            last.join(_RELEASE_TIMEOUT)  # an unreachable store would be retried for minutes
 
-    def is_mine(self) -> bool:
-        """Whether nobody has taken it over."""
+    def is_held(self) -> bool:
+        """Whether the stored lease is still this run's."""
         found = self._read()
-        return self.taken_by is None and found is not None and found["token"] == self._mine["token"]
+        return self.taken_over_by is None and found is not None and found["token"] == self._identity["token"]
 
-    def _give_back(self, renewing: threading.Thread) -> None:
-        renewing.join()  # a renewal under way would bring it back
-        with contextlib.suppress(Exception):  # each file system has its own
-            if self.is_mine():
-                self._checkpoints.tidy_up()
-                self._checkpoints.remove(FILE)
+    def _remove(self, renewing: threading.Thread) -> None:
+        renewing.join()  # a renewal in progress would write it again
+        with contextlib.suppress(Exception):  # a file system may raise anything
+            if self.is_held():
+                self._storage.remove_partial_files()
+                self._storage.remove(FILE)
 
     def _renew(self) -> None:
-        while not self._stop.wait(_RENEWAL):
+        while not self._stop.wait(_RENEWAL_INTERVAL):
             try:
                 found = self._read()
-                if found and found["token"] != self._mine["token"]:
-                    self.taken_by = found["host"]
+                if found and found["token"] != self._identity["token"]:
+                    self.taken_over_by = found["host"]
                     return
                 self._write()
-            except Exception:  # the store is away for a while; so it is for others
+            except Exception:  # the store is unreachable; the next renewal may succeed
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        """The lease, if there is one. Raises `UserError` where the file is another's, which is not written over."""
-        content = self._checkpoints.read(FILE)
+        """The stored lease, or `None`. Raises `UserError` if the file is not a lease: it must not be overwritten."""
+        content = self._storage.read(FILE)
         if content is None:
             return None
         try:
             found: dict[str, Any] = json.loads(content)
-            sound = all(isinstance(found[name], kind) for name, kind in _FIELDS.items()) and abs(found["time"]) < 1e12
+            sound = (
+                all(isinstance(found[name], kind) for name, kind in _FIELD_TYPES.items()) and abs(found["time"]) < 1e12
+            )
         except (ValueError, RecursionError, KeyError, TypeError):
             sound = False
         if not sound:
             raise UserError(
-                f"{self._checkpoints.name(FILE)}: it should say which run writes there, and holds something else; if no run "
-                "does, remove the file, or choose another checkpoints_dir"
+                f"{self._storage.url_of(FILE)}: the file is not a lease, expected JSON that names the run that writes there; "
+                "if there is no such run, remove the file, or choose another checkpoints_dir"
             )
         return found
 
     def _write(self) -> None:
-        self._checkpoints.write_json(FILE, self._mine | {"time": time.time(), "runs": self.runs()})
+        self._storage.write_json(FILE, self._identity | {"time": time.time(), "runs": self.runs()})
 
 
-def _place() -> str:
-    """What runs share whose locks exclude each other: the machine, and its folder for temporary files."""
+def _lock_scope() -> str:
+    """What runs have in common if they see each other's lock files: the machine, temporary folder and user."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: it must be this job's, of the same meaning, and hold what the model takes."""
+"""Whether a job can resume from a checkpoint: same job, same meaning, same data, same model, finite tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +24,9 @@ def check(
     tensors: state_file.Arrays,
     initial: state_file.Arrays,
 ) -> None:
-    """Raises `UserError` where the job can't go on from this checkpoint: `header` and `tensors`.
+    """Raises `UserError` if the job can't resume from the checkpoint with this `header` and these `tensors`.
 
-    `digest` is that of the data, `origin` what is known of the model (see `check_origin`), `initial` the state from
-    which a new job would start.
+    `digest`: of the data. `origin`: of the model, see `check_origin`. `initial`: the state a new job would start from.
     """
     source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
     check_header(source, header)
@@ -45,16 +44,16 @@ def _check_same_tensors(source: str, tensors: state_file.Arrays, expected: state
     for name in sorted(tensors.keys() | expected.keys()):
         if kind(tensors, name) != kind(expected, name):
             raise UserError(
-                f"{source}: this checkpoint is of another model: as {name} it holds {kind(tensors, name)}, expected "
-                f"{kind(expected, name)}; go back to the model and the library versions it began with, or choose another "
-                "folder"
+                f"{source}: this checkpoint belongs to another model (tensor {name}: found {kind(tensors, name)}, expected "
+                f"{kind(expected, name)}); go back to the model and library versions the job started with, or choose "
+                "another folder"
             )
 
 
-def expected_of_sites(
+def expected_site_state(
     config: Config, layout: Layout, num_sites: int, tensors: state_file.Arrays
 ) -> dict[str, npt.NDArray[Any]]:
-    """What a checkpoint holds of those sites that it has something of, by tensor name: zeros of the right shapes."""
+    """The initial site state, by tensor name, of the sites that have state in the checkpoint `tensors`."""
     found = {name.partition(".")[0] for name in tensors}
     sites = [site for site in range(num_sites) if f"{site_state.PREFIX}{site}" in found]
     return {
@@ -65,9 +64,10 @@ def expected_of_sites(
 
 
 def check_finite(source: str, tensors: state_file.Arrays) -> None:
-    for name, array in tensors.items():  # one at a time: all may be larger than memory
+    """Raises `UserError` if a tensor contains NaN or infinity."""
+    for name, array in tensors.items():  # one at a time: together they may exceed memory
         if not np.isfinite(array.sum(dtype=np.float64)):
-            raise UserError(f"{source}: {name} holds numbers that are not finite; restore it, or use another one")
+            raise UserError(f"{source}: {name} contains NaN or infinite values; restore it, or use another one")
 
 
 def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
@@ -76,21 +76,20 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
             f"write job_name={header['job_name']} to resume it, or choose another folder"
         )
-    # The model's path may change, if it is known what was there.
+    # The model's path may change if the header identifies the model.
     compatibility.check_config(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
     compatibility.check_data(config, header["data_digest"], digest)
 
 
 def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """Refuse to go on with another model, or other tokens, than the job began with, even under the same path.
+    """Raises `UserError` if the model or its tokens differ from those the job started with, even under the same path.
 
-    `origin`: digests of the pre-trained "weights" and of the "tokens", and the "architecture", as far as they are known
-    by now. Of the architecture counts what both versions of the library tell. Checkpoints of earlier versions of this
-    program don't have any of it.
+    `origin`: digests of the pre-trained "weights" and of the "tokens", and the "architecture", as far as known yet. Only
+    architecture keys known to both library versions are compared. Checkpoints of earlier versions have no origin.
     """
     before = header.get("origin") or {}
     changed = [
-        f"{what} of digest {before[what][:12]}…, now {origin[what][:12]}…"
+        f"digest of the {what} was {before[what][:12]}…, is {origin[what][:12]}…"
         for what in ("weights", "tokens")
         if what in before and what in origin and before[what] != origin[what]
     ]
@@ -98,12 +97,13 @@ def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str,
     changed += [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]]
     if changed:
         raise UserError(
-            f"job_name={config.job_name}: model={config.model} differs from the model it began with "
-            f"({header['config'].get('model')}): {'; '.join(sorted(changed))}; restore it, or start a new job"
+            f"job_name={config.job_name}: model={config.model} differs from the model the job started with "
+            f"({header['config'].get('model')}): {'; '.join(sorted(changed))}; restore that model, or start a new job"
         )
 
 
 def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes: list[str]) -> int:
+    """The checkpoint's number of threads, unless `threads_per_site` is set. Notes a change."""
     if config.threads_per_site is None:
         return int(header["threads"])
     if threads != header["threads"]:
@@ -114,6 +114,7 @@ def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes
 
 
 def compare_environments(before: dict[str, str], now: dict[str, str], notes: list[str]) -> None:
+    """Note which versions differ from those in the checkpoint."""
     changed = [f"{name} {was} → {now.get(name)}" for name, was in before.items() if now.get(name) != was]
     if changed:
         notes.append(f"the job resumes in another environment ({', '.join(changed)}): results may not agree bitwise")

@@ -122,5 +122,5 @@ class Coordinator:
             files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
             (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
             folder = Checkpoints(self._plan.config.checkpoints_dir)
-            name = folder.put_folder(Path(staging), "model", COMPLETE, self._send.progress)
+            name = folder.publish_folder(Path(staging), "model", COMPLETE, self._send.progress)
         self._send({"event": "model", "path": name})

@@ -22,10 +22,10 @@ from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
-from scaling_fl.tracking import events, mongo, secret_manager
+from scaling_fl.tracking import events, mongo_address, secret_manager
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
-from scaling_fl.tracking.record import folded
+from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.tracker import Tracker
 
 RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
@@ -73,7 +73,7 @@ class Job:
         if history is not None and self.plan.round == 0 and history.exists():
             self._check_recorded(self.plan, history)
         if self._lease is not None:
-            self._lease.take()
+            self._lease.acquire()
             self._resources.callback(self._lease.release)
         if history is not None:
             log = events.EventLog(history)
@@ -124,20 +124,20 @@ class Job:
 
     def written(self) -> dict[str, str]:
         """What is where, for the user."""
-        return self._written | (self._tracker.places() if self._tracker is not None else {})
+        return self._written | (self._tracker.locations() if self._tracker is not None else {})
 
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run has this job; its event file, if the run is recorded."""
-        if not self.unobserved and (address := mongo.address(secret_manager.resolved(os.environ))):
+        if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
-        recorded = self.destinations.known(events.file_of(RUNS, config))
+        recorded = self.destinations.file_records(events.path_of(RUNS, config))
         self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
         if config.checkpoints_dir is not None:
             self._lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
-            self._lease.check(self.console.line)
+            self._lease.wait_until_free(self.console.line)
         if self.unobserved:
             return None
-        history = events.history(RUNS, config)
+        history = events.merge_mirror(RUNS, config)
         self.destinations.check(config, history, self.console.line)
         return history
 
@@ -165,7 +165,7 @@ class Job:
         done = max(events.rounds_of(recorded), default=0)
         if done == 0:
             return
-        record = folded(recorded)
+        record = Record.from_events(recorded)
         compatibility.check_config(config, record.config)
         compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
@@ -181,7 +181,7 @@ class Job:
     def _on_event(self, event: Event) -> None:
         assert self.plan is not None
         if self._lease is not None:
-            self._lease.confirm()
+            self._lease.ensure_held()
         if self._tracker is not None:
             self._tracker.event(event)
         if event["event"] in ("checkpoint", "model"):

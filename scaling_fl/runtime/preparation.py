@@ -75,10 +75,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.checkpoints_dir is not None:
         checkpoints = Checkpoints(config.checkpoints_dir)
         with waiting(send, not checkpoints.local):
-            previous = checkpoints.newest(work / "state.safetensors")
+            previous = checkpoints.fetch_newest(work / "state.safetensors")
         if previous is not None:
             tensors, header, _ = previous
-            of_sites = resume.expected_of_sites(config, layout, len(shards), tensors)
+            of_sites = resume.expected_site_state(config, layout, len(shards), tensors)
             resume.check(config, header, digest, origin, tensors, initial | of_sites)
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
@@ -112,7 +112,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         if previous is not None:
             resume.check_origin(config, previous[1], origin)
     if previous is not None and (damaged := previous[2]):
-        checkpoints.set_aside(before=round_)
+        checkpoints.set_aside(newer_than=round_)
         notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
     send(
         {

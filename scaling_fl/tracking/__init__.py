@@ -1,5 +1,6 @@
-"""What is kept of a job: events are the truth, and every record is a replay of them.
+"""The records of a job. Its event file is the source of truth, and every record is a replay of it.
 
-events: the append-only file; record: what Sacred's viewers show, folded from events; replay: keeps a target up to
-date with the file; file_record, mongo: the targets; tracker: where events come from.
+events: the append-only file; tracker: appends to it; record: the run as Sacred's viewers know it; replay: keeps a
+target up to date with the file; file_record, mongo: the targets; destinations: which targets a job has;
+mongo_address, secret_manager: the settings of MongoDB; console: what the user sees.
 """

@@ -1,4 +1,4 @@
-"""What the user sees: the plan, a progress bar, a table row per round, and where everything was written."""
+"""What the user sees: the plan, progress bars, and a table row for each round."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from scaling_fl.federated import cohort
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 
-# Width, heading, metric, format: 80 characters with the round. What a round has not measured stays blank.
+# (width, heading, metric, format): 80 characters with the round.
 _COLUMNS = (
     (8, "loss", "train.loss", "{:.4f}"),
     (6, "acc", "train.accuracy", "{:.3f}"),
@@ -34,15 +34,15 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class Console:
-    """Prints through `sys.stdout`, which Sacred captures; the bar goes to the real stderr, which it doesn't."""
+    """Prints to `sys.stdout`, which Sacred captures. The bar goes to the real stderr, which it doesn't capture."""
 
     def __init__(self) -> None:
         self._terminal = RichConsole(file=sys.__stderr__)
         self._bar: Progress | None = None
-        self._round = -1  # of the bar, or of the last row
+        self._round = -1  # of the bar or the last row
         self._done: dict[Any, int] = {}
-        self.listener: Callable[[str], None] = lambda text: None  # hears every line
-        self._doing, self._said = "", 0.0  # what the preparation is doing, and when a line last told of it
+        self.listener: Callable[[str], None] = lambda text: None  # called with every line
+        self._step, self._printed = "", 0.0  # the preparation's current step, and when it was last printed
 
     def line(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
@@ -51,7 +51,7 @@ class Console:
             if bar is not None:
                 bar.stop()
             print(text, flush=True)
-        except OSError:  # the terminal is closed, or `tee` ended with the same Ctrl-C: nobody reads any more
+        except OSError:  # the terminal is closed, or Ctrl-C also ended `tee`
             for descriptor in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         self.listener(text)
@@ -60,7 +60,7 @@ class Console:
             self._bar = bar
 
     def plan(self, plan: Plan) -> None:
-        """Say what is about to happen."""
+        """Print the plan and the head of the table."""
         config, devices = plan.config, sorted(set(plan.devices))
         through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
         through += ", NCCL between GPUs" * (len(devices) > 1)
@@ -69,7 +69,7 @@ class Console:
             sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
         if plan.nodes:
             sites += f" on {len(set(plan.nodes))} nodes ({len(plan.ranks_here)} of the processes here)"
-            through += ", one process of each node over the network"
+            through += ", then over the network by one process per node"
         self.line(
             f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
             f"aggregation through {through}, control over gloo"
@@ -97,7 +97,7 @@ class Console:
         if len(sizes) > _MAX_SITES_SHOWN:
             self.line(
                 f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; all have {min(sizes):,} to {max(sizes):,} examples, "
-                f"half of them {sorted(sizes)[(len(sizes) - 1) // 2]:,} or less"
+                f"half of them {sorted(sizes)[(len(sizes) - 1) // 2]:,} or fewer"
             )
         if plan.round:
             self.line(f"job {config.job_name} resumes after round {plan.round}")
@@ -106,7 +106,7 @@ class Console:
         self.line("round" + "".join(f"{heading:>{width}}" for width, heading, _, _ in _COLUMNS))
 
     def event(self, event: Event, plan: Plan | None = None) -> None:
-        """Show an event of the preparation, or of a worker."""
+        """Show an event of the preparation or of a worker."""
         match event["event"]:
             case "said":
                 self._clear()
@@ -132,7 +132,7 @@ class Console:
         if event["round"] > self._round:
             self._clear()
             self._round = event["round"]
-        elif self._bar is None:  # a worker's last word of a round that has its row
+        elif self._bar is None:  # progress that arrives after the round's row
             return
         if self._bar is None:
             total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluation_due(
@@ -143,13 +143,13 @@ class Console:
         self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
 
     def _working(self, what: str, done: float, total: float, unit: str) -> None:
-        """Progress of the preparation: a bar, or now and then a line where there is no terminal."""
-        if what != self._doing:
+        """Show progress of the preparation: a bar, or without a terminal a line every few seconds."""
+        if what != self._step:
             self._clear()
-            self._doing, self._said = what, time.monotonic()
+            self._step, self._printed = what, time.monotonic()
         if not self._terminal.is_terminal:
-            if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-                self._said = time.monotonic()
+            if time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+                self._printed = time.monotonic()
                 self.line(f"{what}: {done:,.0f} of {total:,.0f} {unit}")
         elif done < total:
             self._bar = self._bar or self._new_bar(what, total, unit)
@@ -185,7 +185,7 @@ def _number(count: int, noun: str) -> str:
 
 
 def table_row(round_: int, results: Mapping[str, Any]) -> str:
-    """One round as a line of the table."""
+    """One round as a line of the table; blank where it has no value."""
     cells = []
     for width, _, name, form in _COLUMNS:
         value = results.get(name)

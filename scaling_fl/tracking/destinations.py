@@ -1,4 +1,4 @@
-"""Where a job is recorded besides its event file: what was typed and what the environment says."""
+"""Where a job is recorded besides its event file: the folders and databases from flags and environment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,34 +11,35 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.tracking import events, mongo
 from scaling_fl.tracking.file_record import FileRecord, find
+from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.replay import Mirror, Replay, Target
 
 
 @dataclass
 class Destinations:
-    """Folders for Sacred's file record, and MongoDB servers."""
+    """Folders for Sacred's file record, and MongoDB databases."""
 
     folders: list[Path]
-    addresses: list[mongo.Address] = field(default_factory=list)
+    addresses: list[Address] = field(default_factory=list)
 
     def targets(self, config: Config, lease: Lease | None = None) -> list[Target]:
-        """All of them for one job, and the copy of the events beside its checkpoints, while the lease on them is held."""
+        """The targets of one job, including the copy of its events beside the checkpoints, guarded by the lease."""
         targets: list[Target] = [FileRecord(folder) for folder in self.folders]
         targets += [mongo.MongoEntry(address) for address in self.addresses]
         if config.checkpoints_dir is not None:
             targets.append(Mirror(Checkpoints(config.checkpoints_dir), lease))
         return targets
 
-    def known(self, history: Path) -> str:
-        """The job's records in files, for the user; empty where there is none."""
+    def file_records(self, history: Path) -> str:
+        """The folders of the job's file records, for messages; empty if there are none."""
         job_id = events.job_id(history)
         found = [find(folder, job_id) for folder in self.folders] if job_id else []
         return ", ".join(str(run) for run in found if run is not None)
 
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
-        """Raises `UserError` where a folder can't be written, or a database knows another job of this name.
+        """Raises `UserError` if a folder isn't writable, or a database has another job of this name.
 
-        A database that can't be asked is told of. Nothing is written.
+        Prints a note about a database that fails otherwise. Leaves no trace.
         """
         for folder in self.folders:
             events.check_writable(folder)
@@ -48,20 +49,20 @@ class Destinations:
                 entry.check(str(config.job_name), events.job_id(history))
             except UserError:
                 raise
-            except Exception as error:  # pymongo's, and those of what answers there; none may stop a job
-                say(f"note: {entry.name}: {entry.explain(error)}; the job is recorded there once that is mended")
+            except Exception as error:  # whatever pymongo raises: no database may stop a job
+                say(f"note: {entry.name}: {entry.explain(error)}; the job will be recorded there once that is fixed")
             finally:
                 entry.close()
 
     def bring_up_to_date(
         self, config: Config, history: Path, say: Callable[[str], None], finished: Plan | None = None
     ) -> bool:
-        """Replay a job that doesn't run into all of its records, once. Returns whether all of them have all.
+        """Replay the events of a job that isn't running into all of its records. Returns whether all are up to date.
 
-        `finished`: its plan, if nothing is left to do.
+        `finished`: the plan, if no rounds are left.
         """
-        log = events.EventLog(history)  # the end of a killed run is appended
-        if finished is not None and log.end != "completed":  # all was done, and not all was heard of
+        log = events.EventLog(history)  # appends the missing end of a killed run
+        if finished is not None and log.end != "completed":  # killed before it could append its last events
             log.restore(finished.history)
             if config.has_global_model:
                 log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
@@ -71,7 +72,7 @@ class Destinations:
         for replay in replays:
             replay.step()
             if replay.trouble is not None:
-                say(replay.told())
+                say(replay.describe_trouble())
             elif replay.target.title:
-                say(f"{replay.target.title:<12} {replay.target.place()}")
+                say(f"{replay.target.title:<12} {replay.target.location()}")
         return all(replay.trouble is None for replay in replays)

@@ -1,4 +1,4 @@
-"""The event file: what happened to a job, one JSON object per line, only ever appended to. All records come from it."""
+"""The event file of a job: one JSON object per line, append-only. All records are derived from it."""
 
 import contextlib
 import fcntl
@@ -16,32 +16,32 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
 
-MIRROR = "events.jsonl"  # its copy beside the checkpoints
-ENDS = ("completed", "failed", "interrupted", "died")
+MIRROR = "events.jsonl"  # the copy beside the checkpoints
+ENDS = ("completed", "failed", "interrupted", "died")  # events that end a run
 
 
 class EventLog:
-    """A job's event file, open for appending. Threads take turns."""
+    """A job's event file, open for appending. Thread-safe."""
 
     def __init__(self, path: Path):
-        """Go on with the file, or begin it. Raises `UserError` where it can't be written, or a run that is alive does."""
-        self.path, self._turn = path, threading.Lock()
-        self.on_append: Callable[[str], None] = lambda event: None  # called with the event's kind
+        """Open or create the file. Raises `UserError` if it isn't writable, or another live run has it open."""
+        self.path, self._lock = path, threading.Lock()
+        self.on_append: Callable[[str], None] = lambda event: None  # called with the kind of each event
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab")  # noqa: SIM115 (open for the job's life)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process
+            self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             events = read(path)[0]
-            if path.read_bytes()[-1:] not in (b"", b"\n"):  # the machine crashed within a line
+            if path.read_bytes()[-1:] not in (b"", b"\n"):  # the machine crashed while writing a line
                 self._file.write(b"\n")
         except BlockingIOError as error:
             raise UserError(
-                f"job_name={path.stem}: a run of this job is alive, and writes {path}; wait for its end, or take another "
+                f"job_name={path.stem}: a run of this job is alive, and writes to {path}; wait for it to end, or choose another "
                 "job_name"
             ) from error
         except OSError as error:
             raise UserError(
-                f"{path}: it can't be written ({error.strerror}); type the command in a folder of yours, or give -u "
+                f"{path}: cannot write to it ({error.strerror}); run the command in a folder you can write to, or pass -u "
                 "for no record"
             ) from error
         self._last = events[-1]["time"] if events else 0.0
@@ -49,14 +49,14 @@ class EventLog:
         self._rounds = rounds_of(events)
         if not events:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
-        elif is_open(events):
+        elif _is_unfinished(events):
             self.append("died", at=events[-1]["time"])
         self.end = next((event["event"] for event in reversed(events) if event["event"] in ENDS), None)
 
     def append(self, event: str, **fields: Any) -> None:
-        """Add one event; `fields` are plain values. A killed process loses nothing of what was appended."""
-        with self._turn:
-            # Every line has its own time, later than all before it, so that copies can be merged.
+        """Append one event with these JSON `fields`. It survives a kill of the process."""
+        with self._lock:
+            # Times strictly increase, so that copies can be merged by them.
             self._last = max(round(time.time(), 6), round(self._last + 1e-6, 6))
             line = json.dumps({"time": self._last, "event": event} | fields, allow_nan=False)
             try:
@@ -64,24 +64,24 @@ class EventLog:
                 self._file.flush()
             except OSError as error:
                 raise UserError(
-                    f"{self.path}: it can't be written ({error.strerror}); make room, and type the command again"
+                    f"{self.path}: cannot write to it ({error.strerror}); free some space, and run the command again"
                 ) from error
         self.on_append(event)
 
     def restore(self, rounds: Mapping[str, Mapping[str, Any]]) -> None:
-        """Append what the checkpoint knows of rounds of which the file doesn't tell: who was to write it was lost."""
+        """Append rounds that only the checkpoint knows: the machine that should have appended them was lost."""
         for number, metrics in sorted(rounds.items(), key=lambda item: int(item[0])):
             if int(number) not in self._rounds:
                 self.append("round", round=int(number), metrics=metrics)
 
     def close(self) -> None:
-        """Force it to the disk."""
-        with contextlib.suppress(OSError):  # what it couldn't write, `append` said
+        """Close the file, and release it for other runs."""
+        with contextlib.suppress(OSError):  # `append` has reported the full disk
             self._file.close()
 
 
 def check_writable(folder: Path) -> None:
-    """Raises `UserError` where nothing can be recorded in `folder`. Leaves no trace."""
+    """Raises `UserError` if `folder` isn't writable. Leaves no trace."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def check_writable(folder: Path) -> None:
             probe.write(b"scaling_fl")
     except OSError as error:
         raise UserError(
-            f"{folder}: it can't be written ({error.strerror}); type the command in a folder of yours, or give -u "
+            f"{folder}: cannot write to it ({error.strerror}); run the command in a folder you can write to, or pass -u "
             "for no record"
         ) from error
     finally:
@@ -99,29 +99,28 @@ def check_writable(folder: Path) -> None:
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """The events from byte `offset` on, and the offset behind the last complete line."""
+    """The events from byte `offset` on, and the offset after the last complete line."""
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read()
     complete = data[: data.rfind(b"\n") + 1]
-    return [event for line in complete.split(b"\n") if (event := _parsed(line))], offset + len(complete)
+    return [event for line in complete.split(b"\n") if (event := _parse(line))], offset + len(complete)
 
 
-def file_of(runs: Path, config: Config) -> Path:
-    """The job's event file in `runs`, whether there is one or not."""
+def path_of(runs: Path, config: Config) -> Path:
+    """The path of the job's event file in `runs`, whether it exists or not."""
     return runs / "_events" / f"{config.job_name}.jsonl"
 
 
-def history(runs: Path, config: Config) -> Path:
-    """The job's event file in `runs`, after its copy beside the checkpoints has added what this disk has missed.
+def merge_mirror(runs: Path, config: Config) -> Path:
+    """Merge the copy beside the checkpoints into the job's event file in `runs`; returns the path of that file.
 
-    Nothing is written where both are the same, or neither exists. Raises `UserError` where one can't be read, or they are
-    of different jobs.
+    Writes nothing if the copy adds nothing. Raises `UserError` if the copy can't be read, or is of another job.
     """
-    path = file_of(runs, config)
+    path = path_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
     there = (config.checkpoints_dir is not None and Checkpoints(config.checkpoints_dir).read(MIRROR)) or b""
-    mine, theirs = (_beginning(merge(copy)) for copy in (here, there))
+    mine, theirs = (_created_event(merge(copy)) for copy in (here, there))
     if theirs is not None and theirs["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {theirs['job_name']}; "
@@ -129,8 +128,8 @@ def history(runs: Path, config: Config) -> Path:
         )
     if mine is not None and theirs is not None and mine["job_id"] != theirs["job_id"]:
         raise UserError(
-            f"job_name={config.job_name}: {path} tells of another job of this name than checkpoints_dir="
-            f"{config.checkpoints_dir}; to go on with the latter, type the command in another folder"
+            f"job_name={config.job_name}: {path} records a different job of this name from checkpoints_dir="
+            f"{config.checkpoints_dir}; to resume the latter, run the command in another folder"
         )
     merged = merge(here, there if theirs else b"")
     if merged != merge(here):
@@ -142,24 +141,24 @@ def history(runs: Path, config: Config) -> Path:
 
 
 def merge(*copies: bytes) -> bytes:
-    """The complete lines of several copies of a job's event file, each once, by their times."""
-    times = {line: event["time"] for copy in copies for line in copy.split(b"\n") if (event := _parsed(line))}
+    """The complete lines of several copies of an event file, without duplicates, in order of time."""
+    times = {line: event["time"] for copy in copies for line in copy.split(b"\n") if (event := _parse(line))}
     return b"".join(line + b"\n" for line in sorted(times, key=times.__getitem__))
 
 
 def job_id(path: Path) -> str | None:
-    """What tells the job from all others of its name; `None` where it hasn't begun."""
-    beginning = _beginning(path.read_bytes()) if path.exists() else None
-    return None if beginning is None else str(beginning["job_id"])
+    """The id that distinguishes the job from others of the same name; `None` if it has no events."""
+    created = _created_event(path.read_bytes()) if path.exists() else None
+    return None if created is None else str(created["job_id"])
 
 
-def _beginning(data: bytes) -> Event | None:
-    events = (_parsed(line) for line in data.split(b"\n"))
+def _created_event(data: bytes) -> Event | None:
+    events = (_parse(line) for line in data.split(b"\n"))
     return next((event for event in events if event and event["event"] == "created"), None)
 
 
 def rounds_of(events: list[Event]) -> set[int]:
-    """The rounds of which they tell, but for those that were run again after an earlier checkpoint, and not heard of."""
+    """The recorded rounds. A resume discards those after its checkpoint, and a start without one discards all."""
     found: set[int] = set()
     for event in events:
         if event["event"] == "started":
@@ -170,17 +169,17 @@ def rounds_of(events: list[Event]) -> set[int]:
     return found
 
 
-def is_open(events: list[Event]) -> bool:
-    """Whether the last start has no end."""
+def _is_unfinished(events: list[Event]) -> bool:
+    """Whether the last run has no end."""
     kinds = [event["event"] for event in events if event["event"] in ("started", *ENDS)]
     return bool(kinds) and kinds[-1] == "started"
 
 
-def _parsed(line: bytes) -> Event | None:
+def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:  # a torn line: the disk was full, or the machine crashed
+    except ValueError:  # a partial line: the disk was full, or the machine crashed
         return None
     if not isinstance(event, dict) or type(event.get("time")) not in (int, float) or "event" not in event:
-        return None  # it is none of this program's lines
+        return None  # not written by this program
     return event

@@ -1,4 +1,4 @@
-"""Sacred's file record: a numbered folder for each job, with what its FileStorageObserver would write."""
+"""Sacred's file record: a numbered folder for each job, in the layout of its FileStorageObserver."""
 
 import datetime
 import hashlib
@@ -14,11 +14,11 @@ from scaling_fl.tracking.record import Record
 class FileRecord:
     """`folder/N/`: run.json, config.json, info.json, metrics.json, cout.txt, and the artifacts."""
 
+    throttled = True
+
     def __init__(self, folder: Path):
         self.folder, self.name, self.title = folder, f"the record in {folder}", "run record"
         self.run: Path | None = None
-
-    rests = True
 
     def open(self, job_id: str) -> float:
         if (run := find(self.folder, job_id)) is not None:
@@ -38,7 +38,7 @@ class FileRecord:
         kinds = {event["event"] for event in events}
         whole = "created" in kinds
         if whole:
-            self._write("info.json", record.info)  # first: by it the folder is found again
+            self._write("info.json", record.info)  # first, because `find` identifies the folder by it
         with open(self.run / "cout.txt", "w" if whole else "a") as file:
             file.writelines(event["text"] + "\n" for event in events if event["event"] == "output")
         self._write("run.json", record.entry | self._extras(record))
@@ -51,7 +51,7 @@ class FileRecord:
             _replace(self.run / name, content)
 
     def _extras(self, record: Record) -> dict[str, Any]:
-        """The artifacts' names, and the program's files, which all jobs keep in one folder."""
+        """The names of the artifacts and of the source files, which all jobs share in `_sources`."""
         sources = []
         for name, text in record.sources.items():
             md5 = hashlib.md5(text.encode()).hexdigest()
@@ -63,7 +63,7 @@ class FileRecord:
         experiment = record.entry.get("experiment", {}) | {"sources": sources}
         return {"experiment": experiment, "artifacts": list(record.artifacts())}
 
-    def place(self) -> str:
+    def location(self) -> str:
         return str(self.run or "")
 
     def explain(self, error: Exception) -> str:
@@ -75,18 +75,18 @@ class FileRecord:
 
 
 def find(folder: Path, job_id: str) -> Path | None:
-    """The job's folder among the numbered ones."""
+    """The job's numbered folder, or `None`."""
     for info in folder.glob("[0-9]*/info.json"):
         try:
             if json.loads(info.read_text()).get("job_id") == job_id:
                 return info.parent
-        except (OSError, ValueError, AttributeError):  # somebody else's
+        except (OSError, ValueError, AttributeError):  # not written by this program
             continue
     return None
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Whoever reads the file sees the old content or the new."""
+    """Replace the file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""A run as Sacred's viewers know it, folded from the events of a job: resumes, repeated rounds and crashes included."""
+"""A run as Sacred's viewers know it, derived from a job's events, including resumes, repeated rounds and crashes."""
 
 import csv
 import datetime
@@ -8,27 +8,35 @@ from typing import Any
 
 from scaling_fl.progress import Event
 
-# Of a long output the entry holds the two ends, so that it stays far below MongoDB's 16 MB for a document.
-OUTPUT_END = 2**17  # characters
-MOST_SHARDS = 1000  # rows of the shard table in `info`; all are in shards.csv
+# Of a long output the entry holds only both ends, to stay far below MongoDB's 16 MB for a document.
+OUTPUT_END = 2**17  # characters at each end
+MAX_SHARD_ROWS = 1000  # of the shard table in `info`; shards.csv has all rows
 _STATUS = {"completed": "COMPLETED", "failed": "FAILED", "interrupted": "INTERRUPTED", "died": "FAILED"}
-_DIED = "the launcher ended without a word: it was killed, or its machine was lost\n"
+_DIED = "the launcher ended without recording why: it was killed, or its machine was lost\n"
 
 
 class Record:
-    """What events amount to. Begin with none, and apply each in turn."""
+    """The state of a run after the events applied so far."""
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self.info: dict[str, Any] = {"starts": [], "files": {}}
         self.entry: dict[str, Any] = {"status": "RUNNING", "resources": [], "result": None, "fail_trace": None}
-        self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name, round: value, time
+        self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name -> round -> (value, time)
         self.shards: list[dict[str, Any]] = []
-        self.sources: dict[str, str] = {}  # the program's files: name, text
+        self.sources: dict[str, str] = {}  # source files: name -> text
         self.output_length, self._head, self._tail = 0, "", ""
 
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> "Record":
+        """The record of a whole event file."""
+        record = cls()
+        for event in events:
+            record.apply(event)
+        return record
+
     def apply(self, event: Event) -> None:
-        """Take one event in. Events that mean nothing here are passed over."""
+        """Apply one event. Unknown kinds are ignored."""
         kind, time = event["event"], event["time"]
         self.entry["heartbeat"], self.info["last_event"] = utc(time), time
         match kind:
@@ -36,9 +44,9 @@ class Record:
                 self.info |= {"job_name": event["job_name"], "job_id": event["job_id"]}
             case "started":
                 self.config, after = event["config"], event["start"]["after_round"]
-                # Rounds behind the checkpoint from which it goes on are run again.
-                kept = {name: {n: p for n, p in points.items() if n <= after} for name, points in self.metrics.items()}
-                self.metrics = {name: points for name, points in kept.items() if points and after > 0}
+                # Rounds after the checkpoint are run again.
+                valid = {name: {n: p for n, p in points.items() if n <= after} for name, points in self.metrics.items()}
+                self.metrics = {name: points for name, points in valid.items() if points and after > 0}
                 self.entry.setdefault("start_time", utc(time))
                 self.entry |= event["sacred"] | {"status": "RUNNING", "stop_time": None, "fail_trace": None}
                 self.info |= event["info"]
@@ -47,9 +55,9 @@ class Record:
                 self.sources[event["name"]] = event["text"]
             case "shards":
                 self.shards = event["shards"]
-                self.info["shards"] = self.shards[:MOST_SHARDS]
+                self.info["shards"] = self.shards[:MAX_SHARD_ROWS]
             case "round":
-                for name, value in event["metrics"].items():  # a round that is run again replaces its values
+                for name, value in event["metrics"].items():  # a repeated round replaces its values
                     self.metrics.setdefault(name, {})[event["round"]] = (float(value), time)
             case "checkpoint":
                 self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
@@ -57,7 +65,7 @@ class Record:
             case "model":
                 self.info["files"]["model"] = event["path"]
             case "output":
-                self._print(event["text"] + "\n")
+                self._append_output(event["text"] + "\n")
             case "restarted":
                 restarts = self.info["starts"][-1].setdefault("restarts", [])
                 restarts.append({"time": utc(time).isoformat(), "reason": event["reason"]})
@@ -66,7 +74,7 @@ class Record:
                 self.entry["fail_trace"] = [_DIED] if kind == "died" else event.get("trace")
                 self.info["starts"][-1]["end"] = kind
 
-    def _print(self, text: str) -> None:
+    def _append_output(self, text: str) -> None:
         self.output_length += len(text)
         space = OUTPUT_END - len(self._head)
         self._head, text = self._head + text[:space], text[space:]
@@ -74,13 +82,13 @@ class Record:
 
     @property
     def output(self) -> str:
-        """The captured output, without its middle if it is long."""
-        left_out = self.output_length - len(self._head) - len(self._tail)
-        gap = f"\n… {left_out:,} characters are left out here; cout.txt holds all …\n" if left_out else ""
+        """The captured output; a long one without its middle."""
+        omitted = self.output_length - len(self._head) - len(self._tail)
+        gap = f"\n… {omitted:,} characters omitted; cout.txt has the full output …\n" if omitted else ""
         return self._head + gap + self._tail
 
     def points(self, name: str) -> dict[str, list[Any]]:
-        """A metric as Sacred stores it, in the order of the rounds."""
+        """A metric in Sacred's format, in order of rounds."""
         points = sorted(self.metrics[name].items())
         return {
             "steps": [step for step, _ in points],
@@ -89,7 +97,7 @@ class Record:
         }
 
     def artifacts(self) -> dict[str, bytes]:
-        """Small files that go with the entry: the shard table, and all metrics by round."""
+        """The files attached to the run: the shard table, and all metrics by round."""
         rounds = sorted({step for points in self.metrics.values() for step in points})
         table = [
             {"round": step} | {name: points[step][0] for name, points in self.metrics.items() if step in points}
@@ -98,16 +106,8 @@ class Record:
         return {"shards.csv": _csv(self.shards), "metrics.csv": _csv(table)}
 
 
-def folded(events: Iterable[Event]) -> Record:
-    """The run that these events amount to."""
-    record = Record()
-    for event in events:
-        record.apply(event)
-    return record
-
-
 def utc(time: float) -> datetime.datetime:
-    """Seconds since 1970 as Sacred wants them: UTC, and not saying so."""
+    """Convert seconds since 1970 to Sacred's format: UTC, but without a time zone."""
     return datetime.datetime.fromtimestamp(time, datetime.UTC).replace(tzinfo=None)
 
 

@@ -1,4 +1,4 @@
-"""Where a job's events come from: Sacred tells of start and end, the workers of all in between."""
+"""The observer that writes a job's event file: Sacred reports start and end, the workers everything between."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from scaling_fl.progress import Event
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.replay import Replay, Target
 
-_LAST_WORDS = 8.0  # seconds that the end of a job waits for a target at most
+_END_TIMEOUT = 8.0  # seconds that the end of a job waits for the targets
 
 
 class Tracker(RunObserver):  # type: ignore[misc]
-    """Sacred's only observer here: it appends to the event file, which is replayed into the targets."""
+    """The only observer of the Sacred run. It appends to the event file, which is replayed into the targets."""
 
     def __init__(self, log: EventLog, plan: Plan, targets: Iterable[Target], say: Callable[[str], None]):
         self._log, self._plan, self._say = log, plan, say
@@ -32,7 +32,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
 
     def _notice(self, event: str) -> None:
         for replay in self.replays:
-            replay.notice()
+            replay.notify()
 
     def started_event(
         self,
@@ -56,7 +56,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
                 self._log.append("source", name=name, text=text)
         experiment = {name: value for name, value in ex_info.items() if name != "sources"}
         if not experiment.get("repositories") and (commit := os.environ.get("SCALING_FL_COMMIT")):
-            # An image holds no repository, but knows of which commit it was built.
+            # An image contains no repository, but its build stores the commit.
             dirty = commit.endswith("-dirty")
             experiment["repositories"] = [{"url": "", "commit": commit.removesuffix("-dirty"), "dirty": dirty}]
         sacred = {"experiment": experiment, "command": command, "host": host_info, "meta": meta_info}
@@ -84,8 +84,8 @@ class Tracker(RunObserver):  # type: ignore[misc]
         return plan.config.job_name
 
     def event(self, event: Event) -> None:
-        """Take in what a worker reports."""
-        self._tell()
+        """Append an event of a worker."""
+        self._report_troubles()
         match event["event"]:
             case "round":
                 self._log.append("round", round=event["round"], metrics=event["metrics"])
@@ -95,12 +95,12 @@ class Tracker(RunObserver):  # type: ignore[misc]
                 self._log.append("model", path=event["path"])
 
     def output(self, line: str) -> None:
-        """Take in a line that the console has shown."""
+        """Append a line of the console."""
         if not self._ended:
             self._log.append("output", text=line)
 
     def restarted(self, reason: str) -> None:
-        """All workers begin again after a failure."""
+        """Record that all workers were restarted after a failure."""
         self._log.append("restarted", reason=reason)
 
     def completed_event(self, stop_time: Any, result: Any) -> None:
@@ -113,37 +113,39 @@ class Tracker(RunObserver):  # type: ignore[misc]
         self._end("failed", trace=fail_trace)
 
     def runs(self) -> str:
-        """The runs that this job is in its records."""
-        return ", ".join(place for replay in self.replays if (place := replay.target.place()))
+        """The job's records, for the message of a run that the lease refuses."""
+        return ", ".join(place for replay in self.replays if (place := replay.target.location()))
 
-    def places(self) -> dict[str, str]:
-        """Where the job is recorded, for the user."""
-        places = {"events": str(self._log.path)}
+    def locations(self) -> dict[str, str]:
+        """Where the job is recorded, by title."""
+        locations = {"events": str(self._log.path)}
         for target in (replay.target for replay in self.replays):
-            if target.place():
-                places[target.title] = ", ".join(filter(None, (places.get(target.title), target.place())))
-        return places
+            if target.location():
+                locations[target.title] = ", ".join(filter(None, (locations.get(target.title), target.location())))
+        return locations
 
     def _end(self, how: str, **fields: Any) -> None:
-        """Append the end, and give the targets a moment to take it in."""
+        """Append the end, and wait briefly for the targets."""
         self._ended = True
-        with contextlib.suppress(UserError):  # the disk is full, which was said
+        with contextlib.suppress(UserError):  # the disk is full, as already reported
             self._log.append(how, **fields)
         for replay in self.replays:
             replay.finish()
-        deadline = time.monotonic() + _LAST_WORDS
+        deadline = time.monotonic() + _END_TIMEOUT
         for replay in self.replays:
             if not replay.wait(max(0.0, deadline - time.monotonic())):
-                self._say(f"{replay.told()}; `sync with job_name={self._plan.config.job_name}` brings it up to date")
+                self._say(
+                    f"{replay.describe_trouble()}; `sync with job_name={self._plan.config.job_name}` brings it up to date"
+                )
         self._log.close()
 
-    def _tell(self) -> None:
-        """Say once when a target can't be written, and once when it can again."""
+    def _report_troubles(self) -> None:
+        """Print a note once when a target fails, and once when it is up to date again."""
         for replay in self.replays:
             name, troubled = replay.target.name, replay.trouble is not None
             if troubled and name not in self._troubled:
                 self._troubled.add(name)
-                self._say(f"note: {replay.told()}; training goes on, and what is missing there follows")
+                self._say(f"note: {replay.describe_trouble()}; training continues, and the missing entries follow")
             elif not troubled and name in self._troubled:
                 self._troubled.discard(name)
                 self._say(f"note: {name} is up to date again")

@@ -71,7 +71,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     if fault["place"] == "checkpoint" and rank == 0:
         before(store.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
-        before(store.Checkpoints, "put_folder", fault)
+        before(store.Checkpoints, "publish_folder", fault)
     elif fault["place"] == "end" and rank == 0:
         before(Collectives, "close", fault)
     elif rank == fault["worker"]:

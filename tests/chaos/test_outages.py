@@ -91,7 +91,7 @@ def test_a_server_that_comes_and_goes_has_all_of_it_in_the_end(server: Server, t
     )  # down at start
     text = wait_for_row(process, 1)
     assert f"note: MongoDB at {server.address}: it can't be reached" in text
-    assert "the job is recorded there once that is mended" in text
+    assert "the job will be recorded there once that is fixed" in text
     server.begin()
     text = wait_for_row(process, 20, text)
     server.lose()
@@ -114,7 +114,7 @@ def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(
     known = [event["time"] for event in said]
     assert len(known) == 1, "it is said once"
     assert seconds_per_round(lost, since=known[0]) < seconds_per_round(alone) + 1
-    assert "the job is recorded there once that is mended" in done.stdout, "before it starts"
+    assert "the job will be recorded there once that is fixed" in done.stdout, "before it starts"
     assert "`sync with job_name=news` brings it up to date" in done.stdout, "at its end"
 
     server.begin()
@@ -158,7 +158,7 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     refused = stranger.run()
     assert refused.returncode == 1
     assert "job_name=news: MongoDB at 127.0.0.1:" in refused.stderr
-    assert "has it already, in run 1 (COMPLETED, " in refused.stderr
+    assert "already has a job of this name, in run 1 (COMPLETED, " in refused.stderr
     assert not (stranger.folder / "runs").exists()
 
 
@@ -178,7 +178,7 @@ def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp
     assert refused.returncode == 1
     assert "job news: a run on " in refused.stdout
     holder = f"(process {process.pid}, recorded in runs/1, run 1 in database here)"
-    assert f"{holder} is alive and writes there; wait for its end" in refused.stderr
+    assert f"{holder} is alive and writes to it; wait for it to end" in refused.stderr
     assert not (there.folder / "runs").exists()
 
     process.kill()

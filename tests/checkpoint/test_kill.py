@@ -1,4 +1,4 @@
-"""Processes that are killed while they write a checkpoint: what was published before stays, and stays sound."""
+"""Processes killed while they write a checkpoint: published checkpoints stay sound."""
 
 import os
 import subprocess
@@ -26,23 +26,23 @@ def start(url: str, moment: str) -> "subprocess.Popen[str]":
 
 
 def assert_sound(checkpoints: Checkpoints, published: int, tmp_path: Path) -> None:
-    """All that is listed is sound: what was published, and perhaps the next one, whose writer could no longer say so."""
+    """All listed checkpoints are sound: those reported, and perhaps one that the killed writer could not report."""
     rounds = checkpoints.rounds()
     assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
     while rounds:
-        found = checkpoints.newest(tmp_path / "newest")
+        found = checkpoints.fetch_newest(tmp_path / "newest")
         assert found is not None
         tensors, header, damaged = found
         assert (header["round"], damaged) == (rounds[0], [])
         assert np.array_equal(tensors["w"], writer.state(rounds[0])["w"])
-        checkpoints.set_aside(before=rounds.pop(0) - 1)
+        checkpoints.set_aside(newer_than=rounds.pop(0) - 1)
 
 
 @pytest.mark.parametrize(
     ("moment", "published"),
-    [("while it is forced to the disk", 2), ("before the rename", 2), ("after the rename", 3)],
+    [("during fsync", 2), ("before the rename", 2), ("after the rename", 3)],
 )
-def test_a_writer_that_is_killed_at_a_moment_leaves_what_was_published(
+def test_a_writer_killed_around_the_rename_leaves_published_checkpoints_intact(
     tmp_path: Path, moment: str, published: int
 ) -> None:
     process = start(str(tmp_path / "c"), moment)
@@ -51,13 +51,13 @@ def test_a_writer_that_is_killed_at_a_moment_leaves_what_was_published(
     checkpoints = Checkpoints(str(tmp_path / "c"))
     assert checkpoints.rounds() == list(range(published, 0, -1))
     left = [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".partial-")]
-    assert len(left) == 1, "it was in the middle of something"
+    assert len(left) == 1, "the kill left its unfinished file"
     checkpoints.probe()
     assert not left[0].exists()
     assert_sound(checkpoints, published, tmp_path)
 
 
-def test_a_writer_that_is_killed_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_writer_killed_while_writing_a_file_leaves_the_previous_checkpoint_intact(tmp_path: Path) -> None:
     process = start(str(tmp_path / "c"), "never")
     assert process.stdout is not None
     for line in process.stdout:
@@ -72,7 +72,7 @@ def test_a_writer_that_is_killed_in_the_middle_of_a_file_leaves_the_one_before(t
 
 
 @pytest.mark.parametrize("sent", [1, 3_000, 500_000, 1_000_000])
-def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_before(
+def test_a_writer_killed_during_an_upload_leaves_the_previous_checkpoint_intact(
     line: Line, tmp_path: Path, sent: int
 ) -> None:
     url = os.environ["TEST_BUCKET"] + "/jobs/killed"
@@ -81,7 +81,7 @@ def test_a_writer_that_is_killed_in_the_middle_of_an_upload_leaves_the_one_befor
     for text in process.stdout:
         if text == "2\n":
             break
-    line.cut_after(sent, process.kill)  # at once nothing follows, not even what is in the system's buffers
+    line.cut_after(sent, process.kill)  # nothing follows, not even the system's buffers
     lines = process.communicate(timeout=60)[0].split()
     assert process.returncode == -9
     line.down = False

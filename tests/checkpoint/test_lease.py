@@ -11,7 +11,7 @@ from scaling_fl.errors import UserError
 from tests.conftest import ObjectStore
 
 
-def elsewhere(folder: Path, age: float) -> dict[str, object]:
+def write_other_lease(folder: Path, age: float) -> dict[str, object]:
     """The lease of a run on another machine, renewed `age` seconds ago."""
     folder.mkdir(exist_ok=True)
     content = {"host": "far", "process": 7, "place": "far 0:0", "token": "t", "time": time.time() - age}
@@ -19,17 +19,17 @@ def elsewhere(folder: Path, age: float) -> dict[str, object]:
     return content
 
 
-def test_a_lease_is_renewed_and_goes_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_RENEWAL", 0.05)
+def test_a_lease_is_renewed_until_its_run_releases_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.05)
     lease = Lease(Checkpoints(str(tmp_path)), "news")
-    lease.check(pytest.fail)
-    lease.take()
+    lease.wait_until_free(pytest.fail)
+    lease.acquire()
     first = json.loads((tmp_path / FILE).read_text())
     deadline = time.monotonic() + 10
     while json.loads((tmp_path / FILE).read_text())["time"] == first["time"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert json.loads((tmp_path / FILE).read_text())["time"] > first["time"]
-    lease.confirm()
+    lease.ensure_held()
     lease.runs = lambda: "runs/4"
     while json.loads((tmp_path / FILE).read_text())["runs"] != "runs/4" and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -38,36 +38,36 @@ def test_a_lease_is_renewed_and_goes_with_its_run(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_killed_run_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
     killed = Lease(Checkpoints(str(tmp_path)), "news")
     killed._write()
-    Lease(Checkpoints(str(tmp_path)), "news").check(pytest.fail)
+    Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
 
 
-def test_a_dead_run_elsewhere_is_waited_for_until_its_lease_runs_out(
+def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "SECONDS", 3.0)
-    said: list[str] = []
-    elsewhere(tmp_path, age=5.0)
-    Lease(Checkpoints(str(tmp_path)), "news").check(pytest.fail)
-    for age in (1.0, -3600.0):  # an hour in the future: its clock is wrong
-        elsewhere(tmp_path, age)
+    monkeypatch.setattr(lease_module, "DURATION", 3.0)
+    messages: list[str] = []
+    write_other_lease(tmp_path, age=5.0)
+    Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
+    for age in (1.0, -3600.0):  # -3600: its clock is an hour fast
+        write_other_lease(tmp_path, age)
         began = time.monotonic()
-        Lease(Checkpoints(str(tmp_path)), "news").check(said.append)
+        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(messages.append)
         assert time.monotonic() - began >= min(2.0, 3.0 - age) - 0.2
-    assert said[0].startswith("job news: a run on far was alive 1 s ago; waiting for up to 2 s for a sign of it")
-    assert len(said) == 2
+    assert messages[0].startswith("job news: a run on far was alive 1 s ago; waiting up to 2 s for its next heartbeat")
+    assert len(messages) == 2
 
 
-def test_a_run_that_is_alive_elsewhere_keeps_others_out(tmp_path: Path) -> None:
-    elsewhere(tmp_path, age=1.0)
+def test_a_live_run_on_another_machine_keeps_others_out(tmp_path: Path) -> None:
+    write_other_lease(tmp_path, age=1.0)
 
     def renew(text: str) -> None:
-        elsewhere(tmp_path, age=0.0)
+        write_other_lease(tmp_path, age=0.0)
 
-    with pytest.raises(UserError, match=r"a run on far \(process 7\) is alive and writes there; wait for its end"):
-        Lease(Checkpoints(str(tmp_path)), "news").check(renew)
+    with pytest.raises(UserError, match=r"a run on far \(process 7\) is alive and writes to it; wait for it to end"):
+        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(renew)
 
 
 @pytest.mark.parametrize(
@@ -78,58 +78,59 @@ def test_a_run_that_is_alive_elsewhere_keeps_others_out(tmp_path: Path) -> None:
         for time, other in (("now", {}), (float("nan"), {}), (10**400, {}), (1.0, {"place": 3}), (1.0, {"token": None}))
     ],
 )
-def test_a_file_that_is_no_lease_is_named_and_stays(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_lease_is_named_and_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with pytest.raises(
-        UserError, match=rf"{tmp_path}/lease\.json: it should say .* remove the file, or choose another"
+        UserError,
+        match=rf"{tmp_path}/lease\.json: the file is not a lease, expected .* remove the file, or choose another",
     ):
-        Lease(Checkpoints(str(tmp_path)), "news").check(pytest.fail)
+        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
     assert (tmp_path / FILE).read_text() == content
 
 
-def test_a_run_that_was_taken_over_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_RENEWAL", 0.05)
+def test_a_run_ends_after_another_has_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.05)
     lease = Lease(Checkpoints(str(tmp_path)), "news")
-    lease.take()
-    theirs = elsewhere(tmp_path, age=0.0)
+    lease.acquire()
+    theirs = write_other_lease(tmp_path, age=0.0)
     deadline = time.monotonic() + 10
-    while lease.taken_by is None and time.monotonic() < deadline:
-        if json.loads((tmp_path / FILE).read_text()) != theirs:  # a renewal under way came last
-            theirs = elsewhere(tmp_path, age=0.0)
+    while lease.taken_over_by is None and time.monotonic() < deadline:
+        if json.loads((tmp_path / FILE).read_text()) != theirs:  # a renewal in progress overwrote it
+            theirs = write_other_lease(tmp_path, age=0.0)
         time.sleep(0.01)
     with pytest.raises(UserError, match="a run on far has taken over"):
-        lease.confirm()
+        lease.ensure_held()
     lease.release()
-    assert json.loads((tmp_path / FILE).read_text()) == theirs, "it is theirs"
+    assert json.loads((tmp_path / FILE).read_text()) == theirs, "the lease is theirs"
 
 
-def test_a_run_that_was_taken_over_touches_nothing_even_before_it_knows(tmp_path: Path) -> None:
+def test_a_run_that_has_not_noticed_the_takeover_removes_nothing(tmp_path: Path) -> None:
     lease = Lease(Checkpoints(str(tmp_path)), "news")
-    lease.take()
-    theirs = elsewhere(tmp_path, age=0.0)
+    lease.acquire()
+    theirs = write_other_lease(tmp_path, age=0.0)
     (tmp_path / ".partial-theirs").touch()
     lease.release()
     assert json.loads((tmp_path / FILE).read_text()) == theirs
     assert (tmp_path / ".partial-theirs").exists()
 
 
-def test_a_store_that_is_away_at_the_end_is_no_failure(tmp_path: Path) -> None:
+def test_releasing_in_an_unreachable_store_does_not_fail(tmp_path: Path) -> None:
     lease = Lease(Checkpoints(str(tmp_path / "c")), "news")
     (tmp_path / "c").mkdir()
-    lease.take()
+    lease.acquire()
     (tmp_path / "c" / FILE).unlink()
     (tmp_path / "c").rmdir()
     (tmp_path / "c").touch()
     lease.release()
 
 
-def test_a_lease_lives_in_an_object_store(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_works_in_an_object_store(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in object_store.environ.items():
         monkeypatch.setenv(name, value)
-    place = Checkpoints(f"{object_store.bucket}/jobs/news")
-    lease = Lease(place, "news")
-    lease.check(pytest.fail)
-    lease.take()
-    assert place.read_json(FILE)["process"] == lease._mine["process"]
+    checkpoints = Checkpoints(f"{object_store.bucket}/jobs/news")
+    lease = Lease(checkpoints, "news")
+    lease.wait_until_free(pytest.fail)
+    lease.acquire()
+    assert checkpoints.read_json(FILE)["process"] == lease._identity["process"]
     lease.release()
-    assert place.read_json(FILE) is None
+    assert checkpoints.read_json(FILE) is None

@@ -1,4 +1,4 @@
-"""Interrupted and resumed ≡ never interrupted, bitwise: states, metrics, and which checkpoints stay."""
+"""A resumed job is bitwise identical to an uninterrupted one: states, metrics, and which checkpoints are kept."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from tests import builders
 
 
 def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
-    """Prepare and train; the metrics of each round, without the seconds that it took."""
+    """Prepare and train; return the metrics of each round, without durations."""
     seen: dict[int, dict[str, Any]] = {}
 
     def keep(event: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
     ],
 )
-def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(
+def test_a_resumed_job_is_identical_to_an_uninterrupted_one(
     small_config: Config, tmp_path: Path, sites: int, iid: bool, schedule: str, more: dict[str, Any]
 ) -> None:
     builders.write_csv(tmp_path / "train.csv", 43)  # unequal shards
@@ -62,8 +62,10 @@ def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(
         learning_rate=0.01, keep_checkpoints=0, keep_best="validation.loss", **more,
     )  # fmt: skip
     undisturbed = train(config, tmp_path / "first")
-    rounds = [results["learning_rate"] for results in list(undisturbed.values())[1:]]
-    assert len(set(rounds)) == (2 if schedule == "constant" else 4), "the schedule moves over the interruption"
+    learning_rates = [results["learning_rate"] for results in list(undisturbed.values())[1:]]
+    assert len(set(learning_rates)) == (2 if schedule == "constant" else 4), (
+        "the schedule continues across the interruption"
+    )
 
     again = dataclasses.replace(config, checkpoints_dir=str(tmp_path / "again"), keep_checkpoints=1)
     (tmp_path / "again").mkdir()
@@ -81,7 +83,7 @@ def test_a_job_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(
     assert Checkpoints(str(tmp_path / "again")).rounds() == sorted({4, best} - {1}, reverse=True)
 
 
-def changed_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -93,23 +95,23 @@ def reverse_vocabulary(tokenizer: dict[str, Any]) -> None:
     vocabulary.update(zip(words, reversed([vocabulary[word] for word in words]), strict=True))
 
 
-def other_weights(folder: Path) -> None:
+def change_weights(folder: Path) -> None:
     weights = dict(safetensors.numpy.load_file(folder / "model.safetensors"))
     name = min(weights)
     safetensors.numpy.save_file(weights | {name: weights[name] + 1}, folder / "model.safetensors", {"format": "pt"})
 
 
-def other_tokens(folder: Path) -> None:
-    changed_json(folder / "tokenizer.json", reverse_vocabulary)
+def change_tokens(folder: Path) -> None:
+    edit_json(folder / "tokenizer.json", reverse_vocabulary)
 
 
-def more_dropout(folder: Path) -> None:
-    changed_json(folder / "config.json", lambda config: config.update(hidden_dropout_prob=0.3))
+def increase_dropout(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config.update(hidden_dropout_prob=0.3))
 
 
 @pytest.fixture
-def begun(small_config: Config, tmp_path: Path) -> Config:
-    """A job after its first round of two."""
+def started(small_config: Config, tmp_path: Path) -> Config:
+    """A job of two rounds, after the first."""
     train(small_config, tmp_path / "first")
     shutil.copytree(tmp_path / "model", tmp_path / "moved")
     return dataclasses.replace(small_config, num_rounds=2)
@@ -122,34 +124,36 @@ def prepare(config: Config, folder: Path) -> Plan:
 
 @pytest.mark.parametrize("name", ["model", "moved"])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (other_weights, r"weights of digest \w{12}…, now \w{12}…; restore"),
-        (other_tokens, r"tokens of digest \w{12}…, now \w{12}…; restore"),
-        (more_dropout, "hidden_dropout_prob was 0.1, is 0.3; restore"),
+        (change_weights, r"digest of the weights was \w{12}…, is \w{12}…; restore that model"),
+        (change_tokens, r"digest of the tokens was \w{12}…, is \w{12}…; restore that model"),
+        (increase_dropout, "hidden_dropout_prob was 0.1, is 0.3; restore that model"),
     ],
     ids=["weights", "tokens", "architecture"],
 )
-def test_a_job_goes_on_with_its_own_model_alone_whatever_its_path(
-    begun: Config, tmp_path: Path, name: str, change: Callable[[Path], None], told: str
+def test_a_job_resumes_only_with_the_same_model_whatever_its_path(
+    started: Config, tmp_path: Path, name: str, change: Callable[[Path], None], message: str
 ) -> None:
-    moved = dataclasses.replace(begun, model=str(tmp_path / name))
+    moved = dataclasses.replace(started, model=str(tmp_path / name))
     assert prepare(moved, tmp_path / "second").round == 1
     change(tmp_path / name)
     last = tmp_path / "out" / "round-000002.safetensors"
     last.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=f"model={moved.model} differs from the model it began with .*: {told}"):
+    with pytest.raises(
+        UserError, match=f"model={moved.model} differs from the model the job started with .*: {message}"
+    ):
         prepare(moved, tmp_path / "third")
-    assert last.exists(), "what is refused changes nothing"
+    assert last.exists(), "a refusal changes nothing"
 
 
-def test_a_checkpoint_that_does_not_tell_of_its_model_binds_the_path(begun: Config, tmp_path: Path) -> None:
+def test_a_checkpoint_without_origin_binds_the_job_to_the_models_path(started: Config, tmp_path: Path) -> None:
     tensors, header = read_state(tmp_path / "out" / "round-000001.safetensors")
     del header["origin"]
     Checkpoints(str(tmp_path / "out")).save(1, tensors, header)
-    assert prepare(begun, tmp_path / "second").round == 1
+    assert prepare(started, tmp_path / "second").round == 1
     with pytest.raises(UserError, match=r"model was '.*model', is '.*moved'"):
-        prepare(dataclasses.replace(begun, model=str(tmp_path / "moved")), tmp_path / "third")
-    train(begun, tmp_path / "fourth")
-    longer = dataclasses.replace(begun, num_rounds=3, model=str(tmp_path / "moved"))
-    assert prepare(longer, tmp_path / "fifth").round == 2, "what goes on from it tells"
+        prepare(dataclasses.replace(started, model=str(tmp_path / "moved")), tmp_path / "third")
+    train(started, tmp_path / "fourth")
+    longer = dataclasses.replace(started, num_rounds=3, model=str(tmp_path / "moved"))
+    assert prepare(longer, tmp_path / "fifth").round == 2, "a resumed job writes the origin"

@@ -1,4 +1,4 @@
-"""Checkpoints in object stores that break, are busy, refuse, or vanish; over HTTP, through a line that can be cut."""
+"""Checkpoints in object stores that fail, are busy, refuse or vanish; over HTTP, through a line that can be cut."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.test_state_file import HEADER, TENSORS
 
 @pytest.fixture
 def naps(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were to be waited between tries, and were not. Neither does gcsfs wait between its own."""
+    """The requested waits between attempts, none of which is waited. gcsfs's own waits are skipped, too."""
     taken: list[float] = []
     monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=taken.append))
 
@@ -37,16 +37,16 @@ def naps(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[flo
 
 @pytest.fixture
 def checkpoints(line: Line) -> Checkpoints:
-    """In an object store, with one in it."""
+    """In an object store, with one checkpoint."""
     opened = Checkpoints(os.environ["TEST_BUCKET"] + "/jobs/j")
-    opened.fs.retries = 1  # s3fs's own, which take seconds
+    opened.fs.retries = 1  # s3fs's own retries take seconds
     opened.probe()
     opened.save(1, TENSORS, HEADER)
     return opened
 
 
 def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Callable[[str], bytes | None]:
-    """An answer to whatever would write, as the store gives it."""
+    """Answer every write with this status, in the store's format."""
     if "s3" in checkpoints.fs.protocol:
         body = f"<Error><Code>{code}</Code><Message>the store says {code}</Message></Error>"
     else:
@@ -57,28 +57,33 @@ def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Call
     return lambda method: (head + body).encode() if method in ("PUT", "POST", "DELETE") else None
 
 
-@pytest.mark.parametrize("tries", [1, 3])
-def test_an_outage_is_waited_for(
-    checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tries: int, tmp_path: Path
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_an_outage_is_retried(
+    checkpoints: Checkpoints,
+    line: Line,
+    naps: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    attempts: int,
+    tmp_path: Path,
 ) -> None:
     line.down = True
 
     def nap(seconds: float) -> None:
         naps.append(seconds)
-        line.down = len(naps) < tries
+        line.down = len(naps) < attempts
 
     monkeypatch.setattr(retries.time, "sleep", nap)
-    told: list[int] = []
-    checkpoints.save(2, state(2), HEADER, on_progress=lambda: told.append(len(naps)))
-    assert tuple(naps) == retries.DELAYS[:tries]
-    assert set(range(tries + 1)) <= set(told), "waiting isn't hanging"
-    found = checkpoints.newest(tmp_path / "newest")
+    progress: list[int] = []
+    checkpoints.save(2, state(2), HEADER, on_progress=lambda: progress.append(len(naps)))
+    assert tuple(naps) == retries.DELAYS[:attempts]
+    assert set(range(attempts + 1)) <= set(progress), "waiting counts as progress"
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 2
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
 
-def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
+def test_an_interrupted_upload_is_retried(
     checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line.cut_after(500_000, lambda: None)
@@ -86,17 +91,17 @@ def test_an_upload_that_breaks_off_in_the_middle_is_begun_again(
     def nap(seconds: float) -> None:
         naps.append(seconds)
         line.down = False
-        assert checkpoints.rounds() == [1], "of what broke off nothing is seen"
+        assert checkpoints.rounds() == [1], "the partial upload is invisible"
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.save(2, state(2), HEADER)
     assert tuple(naps) == retries.DELAYS[:1]
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
 
-def test_a_model_is_waited_for_as_well(
+def test_the_upload_of_a_model_is_retried_as_well(
     checkpoints: Checkpoints, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -111,22 +116,22 @@ def test_a_model_is_waited_for_as_well(
         assert checkpoints.read_json("model/done") is None
 
     monkeypatch.setattr(retries.time, "sleep", nap)
-    checkpoints.put_folder(folder, "model", last="done")
+    checkpoints.publish_folder(folder, "model", last="done")
     assert tuple(naps) == retries.DELAYS[:1]
     assert checkpoints.read_json("model/done") == 7
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/weights") == state(1)["w"].tobytes()
 
 
-def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
+def test_a_permanent_outage_is_one_error_and_leaves_earlier_checkpoints_intact(
     checkpoints: Checkpoints, line: Line, naps: list[float], tmp_path: Path
 ) -> None:
     line.down = True
-    with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: round-000002\.safetensors can't be written \("):
+    with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: cannot write round-000002\.safetensors \("):
         checkpoints.save(2, TENSORS, HEADER)
     assert tuple(naps) == retries.DELAYS
     line.down = False
     assert checkpoints.rounds() == [1]
-    assert checkpoints.newest(tmp_path / "newest") is not None
+    assert checkpoints.fetch_newest(tmp_path / "newest") is not None
 
 
 @pytest.mark.parametrize(
@@ -142,43 +147,45 @@ def test_an_outage_without_an_end_is_one_error_and_what_was_there_stays(
         (400, "ExpiredToken", False),
     ],
 )
-def test_a_busy_store_is_waited_for_and_a_refusal_is_not(
+def test_a_busy_store_is_retried_and_a_refusal_is_not(
     checkpoints: Checkpoints, line: Line, naps: list[float], status: int, code: str, waits: bool
 ) -> None:
     line.answer = answer(line, checkpoints, status, code)
-    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(") as error:
+    with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(") as error:
         checkpoints.save(2, TENSORS, HEADER)
     assert tuple(naps) == (retries.DELAYS if waits else ())
-    assert "check the place, its free space, its permissions and the credentials" in str(error.value)
+    assert "check the path or URL, free space, permissions and credentials" in str(error.value)
     if code in ("AccessDenied", "ExpiredToken"):
         assert f"the store says {code}" in str(error.value)
     line.answer = lambda method: None
     assert checkpoints.rounds() == [1]
 
 
-def test_a_bucket_that_is_gone_is_said_at_once(
+def test_a_missing_bucket_is_reported_at_once(
     checkpoints: Checkpoints, object_store: ObjectStore, naps: list[float]
 ) -> None:
     checkpoints.fs.rm(checkpoints.root, recursive=True)
     object_store.fs.rmdir(object_store.bucket.partition("://")[2])
-    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(FileNotFoundError"):
+    with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(FileNotFoundError"):
         checkpoints.save(2, TENSORS, HEADER)
     assert naps == []
 
 
-def test_what_may_not_be_removed_is_said_and_stays(checkpoints: Checkpoints, line: Line, naps: list[float]) -> None:
+def test_a_checkpoint_that_may_not_be_removed_is_reported_and_stays(
+    checkpoints: Checkpoints, line: Line, naps: list[float]
+) -> None:
     checkpoints.save(2, TENSORS, HEADER)
     line.answer = answer(line, checkpoints, 403, "AccessDenied")
     trouble = checkpoints.prune(1, None)
     assert trouble is not None
-    assert trouble.startswith(f"checkpoints_dir={checkpoints.url}: old ones can't be removed (")
+    assert trouble.startswith(f"checkpoints_dir={checkpoints.url}: cannot remove old checkpoints (")
     line.answer = lambda method: None
     assert checkpoints.rounds() == [2, 1]
     assert checkpoints.prune(1, None) is None
     assert checkpoints.rounds() == [2]
 
 
-def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
+def test_damaged_files_in_a_store_are_skipped_and_set_aside(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as future:
@@ -190,13 +197,13 @@ def test_damaged_files_of_a_store_are_passed_over_and_set_aside(
     flipped = whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]
     for round_, content in ((3, flipped), (4, whole[: len(whole) // 2]), (5, b"")):
         checkpoints.fs.pipe_file(f"{checkpoints.root}/round-00000{round_}.safetensors", content)
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 1
     for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 2"), strict=True):
         assert text.startswith(f"round-00000{round_}.safetensors is damaged (")
         assert reason in text
     assert checkpoints.rounds() == [5, 4, 3, 2, 1]
-    checkpoints.set_aside(before=1)
+    checkpoints.set_aside(newer_than=1)
     assert checkpoints.rounds() == [1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000003.safetensors.damaged") == flipped

@@ -23,7 +23,7 @@ def checkpoints(request: Any, tmp_path: Path) -> Checkpoints:
 
 def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert checkpoints.rounds() == []
-    assert checkpoints.newest(tmp_path / "newest") is None
+    assert checkpoints.fetch_newest(tmp_path / "newest") is None
     checkpoints.probe()
     for round_ in (1, 2, 12):
         name = checkpoints.save(round_, {"w": np.array([round_])}, HEADER)
@@ -38,24 +38,24 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path
     assert checkpoints.rounds() == [12, 2, 1]
 
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000012.safetensors", b"cut")
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     tensors, header, damaged = found
     assert (tensors["w"].tolist(), header["round"]) == ([2], 2)
     assert len(damaged) == 1
     assert damaged[0].startswith("round-000012.safetensors is damaged (SafetensorError: ")
-    assert checkpoints.rounds() == [12, 2, 1], "nothing is renamed before the job is known to be this one"
-    checkpoints.set_aside(before=2)
+    assert checkpoints.rounds() == [12, 2, 1], "nothing is renamed before the job is known to be the same"
+    checkpoints.set_aside(newer_than=2)
     assert checkpoints.rounds() == [2, 1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000012.safetensors.damaged") == b"cut"
 
 
-def test_checkpoints_of_which_none_is_sound_are_not_started_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_folder_without_a_sound_checkpoint_is_not_started_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.probe()
     checkpoints.save(3, TENSORS, HEADER)
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
     with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
-        checkpoints.newest(tmp_path / "newest")
+        checkpoints.fetch_newest(tmp_path / "newest")
     assert checkpoints.rounds() == [3]
 
 
@@ -67,15 +67,15 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     (staging / "a.bin").write_bytes(b"1")
     (staging / "a.bin").chmod(0o600)  # as safetensors leaves its files
     (staging / "done.json").write_text('{"round": 4}')
-    assert checkpoints.put_folder(staging, "model", last="done.json") == f"{checkpoints.url}/model"
+    assert checkpoints.publish_folder(staging, "model", last="done.json") == f"{checkpoints.url}/model"
     assert checkpoints.read_json("model/done.json") == {"round": 4}
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/a.bin") == b"1"
     if checkpoints.local:
         (tmp_path / "other").write_text("")
         mode = Path(checkpoints.root, "model", "a.bin").stat().st_mode
-        assert mode == (tmp_path / "other").stat().st_mode, "whom the umask lets may read it"
-    checkpoints.put_file(staging / "a.bin", "events.jsonl")
-    checkpoints.put_file(staging / "done.json", "events.jsonl")
+        assert mode == (tmp_path / "other").stat().st_mode, "the umask applies"
+    checkpoints.publish_file(staging / "a.bin", "events.jsonl")
+    checkpoints.publish_file(staging / "done.json", "events.jsonl")
     assert checkpoints.read_json("events.jsonl") == {"round": 4}, "a second copy replaces the first"
     assert (staging / "a.bin").exists()
 
@@ -93,7 +93,7 @@ def test_small_files_are_written_read_and_removed(checkpoints: Checkpoints) -> N
     assert checkpoints.read("lease.json") is None
 
 
-def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_write_leaves_earlier_checkpoints_intact(tmp_path: Path, monkeypatch: Any) -> None:
     checkpoints = Checkpoints(str(tmp_path / "c"))
     checkpoints.probe()
     checkpoints.save(1, TENSORS, HEADER)
@@ -102,15 +102,15 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"round-000002\.safetensors can't be written \(OSError: .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(OSError: .*No space left"):
         checkpoints.save(2, TENSORS, HEADER)
     monkeypatch.undo()
     assert names(tmp_path / "c") == ["round-000001.safetensors"]
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "model"])
-def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(tmp_path: Path, what: str) -> None:
-    """The system itself refuses: files may have no more than so many bytes."""
+def test_a_full_disk_is_one_clear_error_and_leaves_earlier_files_intact(tmp_path: Path, what: str) -> None:
+    """The system itself refuses, by a limit on the size of files."""
     checkpoints = Checkpoints(str(tmp_path / "c"))
     checkpoints.probe()
     staging = tmp_path / "staging"
@@ -118,28 +118,26 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(t
     (staging / "weights").write_bytes(b"good" * 100)
     (staging / "done").write_text("1")
     checkpoints.save(1, TENSORS, HEADER)
-    checkpoints.put_folder(staging, "model", last="done")
+    checkpoints.publish_folder(staging, "model", last="done")
     large = np.ones(100_000, np.float32)  # 400 kB
     (staging / "weights").write_bytes(large.tobytes())
     write = {
         "checkpoint": lambda: checkpoints.save(2, {"w": large}, HEADER),
-        "model": lambda: checkpoints.put_folder(staging, "model", last="done"),
+        "model": lambda: checkpoints.publish_folder(staging, "model", last="done"),
     }[what]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(
-            UserError, match=r"checkpoints_dir=.*/c: .* can't be written \(.*File too large.*free space"
-        ):
+        with pytest.raises(UserError, match=r"checkpoints_dir=.*/c: cannot write .* \(.*File too large.*free space"):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path / "c") == ["model", "round-000001.safetensors"]
-    found = checkpoints.newest(tmp_path / "newest")
+    found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], TENSORS["w"])
     assert checkpoints.read_json("model/done") == (1 if what == "checkpoint" else None), (
-        "half a model isn't said to be one"
+        "an incomplete model doesn't count as one"
     )
     assert (tmp_path / "c" / "model" / "weights").read_bytes() == b"good" * 100, "no reader sees half a file"
 
@@ -148,7 +146,7 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_what_was_there_stays(t
     ("keep", "best", "left"),
     [(3, None, [9, 7, 5]), (1, None, [9]), (2, 4, [9, 7, 4]), (2, 7, [9, 7]), (1, 6, [9]), (0, 4, [9, 7, 5, 4, 2]), (9, 2, [9, 7, 5, 4, 2])],
 )  # fmt: skip
-def test_the_newest_checkpoints_and_the_best_stay(
+def test_the_newest_and_the_best_checkpoints_are_kept(
     checkpoints: Checkpoints, keep: int, best: int | None, left: list[int]
 ) -> None:
     checkpoints.probe()
@@ -157,19 +155,17 @@ def test_the_newest_checkpoints_and_the_best_stay(
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000001.safetensors.damaged", b"")
     assert checkpoints.prune(keep, best) is None
     assert checkpoints.rounds() == left
-    assert checkpoints.fs.exists(f"{checkpoints.root}/round-000001.safetensors.damaged"), "it is not ours to remove"
+    assert checkpoints.fs.exists(f"{checkpoints.root}/round-000001.safetensors.damaged"), "only checkpoints are removed"
 
 
-def test_a_checkpoint_that_can_not_be_removed_is_no_reason_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_cannot_be_removed_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(str(tmp_path / "c"))
     checkpoints.probe()
     for round_ in (1, 2):
         checkpoints.save(round_, TENSORS, HEADER)
     monkeypatch.setattr(checkpoints.fs, "rm_file", refuse)  # root may remove anything
     trouble = checkpoints.prune(1, None)
-    assert trouble == f"checkpoints_dir={tmp_path}/c: old ones can't be removed (PermissionError: [Errno 1] no)"
+    assert trouble == f"checkpoints_dir={tmp_path}/c: cannot remove old checkpoints (PermissionError: [Errno 1] no)"
     assert checkpoints.rounds() == [2, 1]
 
 
@@ -177,20 +173,22 @@ def refuse(*_: Any) -> None:
     raise PermissionError(1, "no")
 
 
-def test_progress_is_told_while_a_checkpoint_and_a_model_are_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_progress_is_reported_while_a_checkpoint_and_a_model_are_written(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     checkpoints.probe()
-    told: list[str] = []
-    checkpoints.save(1, TENSORS, HEADER, on_progress=lambda: told.append("checkpoint"))
-    assert told
+    reported: list[str] = []
+    checkpoints.save(1, TENSORS, HEADER, on_progress=lambda: reported.append("checkpoint"))
+    assert reported
     staging = tmp_path / "staging"
     staging.mkdir()
     for name in ("a", "b", "c"):
         (staging / name).write_text(name)
-    checkpoints.put_folder(staging, "model", last="c", on_progress=lambda: told.append("model"))
-    assert told.count("model") >= 3
+    checkpoints.publish_folder(staging, "model", last="c", on_progress=lambda: reported.append("model"))
+    assert reported.count("model") >= 3
 
 
-def test_the_probe_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_the_probe_removes_leftovers_of_killed_runs(tmp_path: Path) -> None:
     left = tmp_path / "c" / ".partial-xyz"
     left.mkdir(parents=True)
     (left / "round-000009.safetensors").write_bytes(b"half")
@@ -200,9 +198,9 @@ def test_the_probe_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
     assert names(tmp_path / "c") == []
 
 
-def test_a_place_that_can_not_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"checkpoints_dir=.*file/c: it can't be written to \(NotADirectoryError"):
+    with pytest.raises(UserError, match=r"checkpoints_dir=.*file/c: cannot write to it \(NotADirectoryError"):
         Checkpoints(str(tmp_path / "file" / "c")).probe()
     with pytest.raises(UserError, match="checkpoints_dir='nope://x'"):
         Checkpoints("nope://x")
@@ -213,5 +211,5 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: it can't be read \(NoCredentialsError"):
-        Checkpoints("s3://lab/x").newest(tmp_path / "newest")
+    with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: cannot read it \(NoCredentialsError"):
+        Checkpoints("s3://lab/x").fetch_newest(tmp_path / "newest")

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from scaling_fl.checkpoint import store
+from scaling_fl.checkpoint import storage
+from scaling_fl.checkpoint.store import Checkpoints
 
-SIZE = 250_000  # float32 values: 1 MB, which takes many packets
+SIZE = 250_000  # float32 values: 1 MB, many packets
 
 
 def state(round_: int) -> dict[str, Any]:
-    """Of each round another one."""
+    """A different state for each round."""
     return {"w": np.arange(SIZE, dtype=np.float32) + round_}
 
 
@@ -23,18 +24,18 @@ def die(*_: Any) -> None:
 
 
 def main(url: str, moment: str) -> None:
-    """Print each round that is published. At the `moment` of round 3 it kills itself; "never" is up to others."""
-    checkpoints = store.Checkpoints(url)
+    """Print each published round. Kills itself at the `moment` of round 3, or "never"."""
+    checkpoints = Checkpoints(url)
     checkpoints.probe()
-    sync = store._sync
+    sync = storage._sync
     for round_ in range(1, 10_000):
         if round_ == 3:
             if moment == "before the rename":
                 os.replace = die
             elif moment == "after the rename":
-                store._sync = lambda path: die() if path == Path(checkpoints.root) else sync(path)
-            elif moment == "while it is forced to the disk":
-                store._sync = die
+                storage._sync = lambda path: die() if path == Path(checkpoints.root) else sync(path)
+            elif moment == "during fsync":
+                storage._sync = die
         checkpoints.save(round_, state(round_), {"metrics": {}})
         print(round_, flush=True)
 

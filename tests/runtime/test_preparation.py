@@ -138,7 +138,7 @@ def test_only_what_may_be_long_without_a_word_may_take_its_time(
 
     for owner, name in (
         (csv, "load"), (prepare_module, "make_shards"),
-        (Checkpoints, "newest"), (prepare_module.token_store, "write"),
+        (Checkpoints, "fetch_newest"), (prepare_module.token_store, "write"),
     ):  # fmt: skip
         watch(owner, name)
     config = small_config
@@ -148,7 +148,7 @@ def test_only_what_may_be_long_without_a_word_may_take_its_time(
         )
     (tmp_path / "work").mkdir()
     prepare_module.prepare(send, config, str(tmp_path / "work"))
-    assert waited == {"load": far, "make_shards": False, "newest": far, "write": False}
+    assert waited == {"load": far, "make_shards": False, "fetch_newest": far, "write": False}
     assert send.waiting is False
     watch(prepare_module.loading, "load_model")
     (tmp_path / "again").mkdir()

@@ -93,7 +93,7 @@ def test_a_job_runs_once_in_a_folder_whatever_its_folder_for_temporary_files(wor
     second = start(tmp_path, *words, "num_rounds=9999", TMPDIR=str(tmp_path / "t"))
     said = second.communicate(timeout=60)[0]
     assert second.returncode == 1
-    assert "job_name=j: a run of this job is alive, and writes runs/_events/j.jsonl; wait for its end" in said
+    assert "job_name=j: a run of this job is alive, and writes to runs/_events/j.jsonl; wait for it to end" in said
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=30)
     events = [

@@ -45,8 +45,8 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
         pytest.skip("this machine lets nobody mount anything")
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert "checkpoints_dir=small: round-00000" in last
-    assert "can't be written (" in last
+    assert "checkpoints_dir=small: cannot write round-00000" in last
+    assert ".safetensors (" in last
     assert "No space left on device" in last
     rounds = Checkpoints(str(tmp_path / "left")).rounds()
     assert rounds
@@ -88,6 +88,6 @@ def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
         process.wait()
     assert process.returncode == 1
     last = rest.strip().splitlines()[-1]
-    assert f"checkpoints_dir={bucket}/jobs/j: round-0" in last
-    assert "can't be written (FileNotFoundError" in last
+    assert f"checkpoints_dir={bucket}/jobs/j: cannot write round-0" in last
+    assert ".safetensors (FileNotFoundError" in last
     assert "Traceback" not in rest

@@ -1,4 +1,4 @@
-"""Jobs as their events tell them."""
+"""Event files and plans of small jobs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SACRED: dict[str, Any] = {
 
 
 def start(log: EventLog, after_round: int = 0, host: str = "h") -> None:
-    """What a launcher appends when it starts."""
+    """Append what a launcher appends when it starts."""
     start = {"host": host, "after_round": after_round, "environment": {"torch": "2"}, "devices": ["cpu"]}
     config = {"job_name": log.path.stem, "num_rounds": 4}
     log.append("started", sacred=SACRED, config=config, start=start, info={"label_names": ["a", "b"]})

@@ -1,4 +1,4 @@
-"""Omniboard, the viewer of Sacred's entries: the program itself, and what its server asks of the database."""
+"""Omniboard, a viewer of Sacred's entries: the program itself, and the queries of its server."""
 
 import contextlib
 import datetime
@@ -28,17 +28,17 @@ VERSION = "2.16.1"
 
 @contextmanager
 def proxy(server: str) -> Iterator[int]:
-    """The port of one that passes connections on, and has the server's greeting say that it takes clients of any age.
+    """The port of a proxy that rewrites the server's greeting to accept clients of any age.
 
-    Omniboard's client is of 2020. Servers of today refuse such by their version, though they know all that it sends.
+    Omniboard's client dates from 2020. Current servers refuse its version, though they support all that it sends.
     """
     name, (host, _, port) = b"minWireVersion\0", server.partition(":")
 
-    def copy(source: socket.socket, target: socket.socket, mended: bool = False) -> None:
+    def copy(source: socket.socket, target: socket.socket, rewrite: bool = False) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 at = data.find(name)
-                if mended and at > 0 and data[at - 1] == 0x10:  # a number of 32 bits
+                if rewrite and at > 0 and data[at - 1] == 0x10:  # a 32-bit integer
                     data = data[: at + len(name)] + bytes(4) + data[at + len(name) + 4 :]
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
@@ -47,7 +47,7 @@ def proxy(server: str) -> Iterator[int]:
         def handle(self) -> None:
             with socket.create_connection((host, int(port))) as far:
                 threading.Thread(target=copy, args=(self.request, far), daemon=True).start()
-                copy(far, self.request, mended=True)
+                copy(far, self.request, rewrite=True)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listener:
         listener.daemon_threads = True
@@ -56,8 +56,8 @@ def proxy(server: str) -> Iterator[int]:
         listener.shutdown()
 
 
-def installed(folder: Path) -> Path:
-    """The program, in a folder of its own; skips the test where it can't be had."""
+def install(folder: Path) -> Path:
+    """Install the program into `folder`; skip the test if that fails."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("there is no node, or no npm, on this machine")
     npm = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"omniboard@{VERSION}"]
@@ -68,7 +68,7 @@ def installed(folder: Path) -> Path:
 
 
 class Omniboard:
-    """A running one, asked over HTTP as its pages do."""
+    """A running Omniboard, queried over HTTP as its pages do."""
 
     def __init__(self, port: int):
         self._url = f"http://127.0.0.1:{port}/sacred/api/v1/"
@@ -79,14 +79,14 @@ class Omniboard:
             return content
 
     def wait(self) -> None:
-        """Until it has its database."""
+        """Wait until it has connected to its database."""
         deadline = time.monotonic() + 30
         while True:
             try:
                 self.count()
                 return
-            except OSError:  # answers that tell of an error, too
-                assert time.monotonic() < deadline, "it doesn't come to its database"
+            except OSError:  # includes HTTP errors
+                assert time.monotonic() < deadline, "it did not connect to its database"
                 time.sleep(0.2)
 
     def count(self) -> int:
@@ -115,7 +115,7 @@ class Omniboard:
 
 
 class Queries:
-    """What its server asks of the database for the same (dist/app.js, dist/runs.response.js), by another client."""
+    """The queries of its server (dist/app.js, dist/runs.response.js), by another client."""
 
     def __init__(self, database: Any):
         self._database = database
@@ -167,8 +167,8 @@ class Queries:
 def running(start: Path, server: str, database: str) -> Iterator[Omniboard]:
     port = free_port()
     with (
-        proxy(server) as behind,
-        serve(port, "env", f"PORT={port}", "node", str(start), "-m", f"127.0.0.1:{behind}:{database}"),
+        proxy(server) as proxy_port,
+        serve(port, "env", f"PORT={port}", "node", str(start), "-m", f"127.0.0.1:{proxy_port}:{database}"),
     ):
         viewer = Omniboard(port)
         viewer.wait()

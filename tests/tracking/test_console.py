@@ -11,18 +11,18 @@ from scaling_fl.tracking.console import Console, table_row
 from tests.tracking.builders import plan
 
 
-def test_the_plan_says_what_is_about_to_happen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Console().plan(plan())
     text = capsys.readouterr().out
-    for said in (
+    for line in (
         "2 sites on cpu, 1 thread each", "Bert, 0.0 M parameters, new: head", "9 training and 3 test examples, 2 classes",
         "job news resumes after round 2", "   0         5     1.000 bits            1  cpu",
         "   1         4     0.500 bits            1  cpu",
     ):  # fmt: skip
-        assert said in text
+        assert line in text
 
 
-def test_a_row_leaves_blank_what_was_not_measured() -> None:
+def test_a_row_is_blank_where_nothing_was_measured() -> None:
     row = table_row(7, {"train.loss": 0.123456, "validation.loss": "nan", "seconds.train": 2.0})
     assert row.split() == ["7", "0.1235", "nan", "2.0"]
     assert len(row) == len(table_row(7, {}))
@@ -46,7 +46,7 @@ def test_the_bar_goes_to_the_real_stderr_and_lines_to_captured_stdout(
     assert "\x1b" not in out
 
 
-def test_without_a_terminal_there_is_no_bar(tmp_path: Path, monkeypatch: Any) -> None:
+def test_there_is_no_bar_without_a_terminal(tmp_path: Path, monkeypatch: Any) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "__stderr__", stream)
     console = Console()
@@ -58,7 +58,7 @@ def working(what: str, done: float, total: float = 30) -> dict[str, Any]:
     return {"event": "working", "what": what, "done": done, "total": total, "unit": "MB"}
 
 
-def test_the_preparation_has_a_bar_for_each_thing_that_it_does() -> None:
+def test_the_preparation_has_a_bar_for_each_step() -> None:
     console, screen = Console(), io.StringIO()
     console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
     console.event(working("downloading", 12.4))
@@ -73,10 +73,10 @@ def test_the_preparation_has_a_bar_for_each_thing_that_it_does() -> None:
     console.event(working("and on", 1))
     console.close()
     hidden, shown = screen.getvalue().count("\x1b[?25l"), screen.getvalue().count("\x1b[?25h")
-    assert hidden == shown > 0, "the cursor is given back"
+    assert hidden == shown > 0, "the cursor is restored"
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_a_line_every_few_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "__stderr__", io.StringIO())

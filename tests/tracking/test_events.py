@@ -16,7 +16,7 @@ def kinds(path: Path) -> list[str]:
     return [event["event"] for event in events.read(path)[0]]
 
 
-def test_a_log_is_only_ever_appended_to_and_keeps_the_jobs_id(tmp_path: Path) -> None:
+def test_a_log_is_append_only_and_keeps_the_job_id(tmp_path: Path) -> None:
     path = tmp_path / "_events" / "news.jsonl"
     first = EventLog(path)
     first.append("started", start={"after_round": 0})
@@ -34,7 +34,7 @@ def test_a_log_is_only_ever_appended_to_and_keeps_the_jobs_id(tmp_path: Path) ->
     assert events.job_id(other.path) not in (None, id_)
 
 
-def test_a_start_without_an_end_has_died_and_when_is_known(tmp_path: Path) -> None:
+def test_a_run_without_an_end_has_died_at_its_last_event(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
     last = events.read(log.path)[0][-1]
@@ -46,7 +46,7 @@ def test_a_start_without_an_end_has_died_and_when_is_known(tmp_path: Path) -> No
     assert kinds(log.path).count("died") == 1
 
 
-def test_a_torn_line_is_passed_over_and_what_follows_is_not(tmp_path: Path) -> None:
+def test_a_partial_line_is_skipped_and_later_lines_are_read(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
     whole = log.path.read_bytes()
@@ -54,10 +54,10 @@ def test_a_torn_line_is_passed_over_and_what_follows_is_not(tmp_path: Path) -> N
     again = EventLog(log.path)
     again.append("started", start={"after_round": 0})
     again.close()
-    assert kinds(log.path)[-3:] == ["checkpoint", "died", "started"], "the second round's line is lost, and only it"
+    assert kinds(log.path)[-3:] == ["checkpoint", "died", "started"], "only the line of the second round is lost"
 
 
-def test_reading_goes_on_where_it_ended_and_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
+def test_reading_continues_from_the_offset_of_the_last_complete_line(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     lines = [json.dumps({"time": n, "event": f"e{n}"}).encode() + b"\n" for n in range(3)]
     path.write_bytes(lines[0] + lines[1][:7])
@@ -69,11 +69,11 @@ def test_reading_goes_on_where_it_ended_and_waits_for_the_rest_of_a_line(tmp_pat
     assert events.read(path, offset) == ([], path.stat().st_size)
 
 
-def test_copies_that_went_on_apart_become_one_file(tmp_path: Path) -> None:
-    """Machine A wrote to its disk until it was lost; B had A's last copy and went on; A comes back."""
+def test_diverged_copies_are_merged_into_one_file(tmp_path: Path) -> None:
+    """Machine A was lost, B resumed from A's last copy, and A comes back."""
     log = builders.job(tmp_path)
     copy = log.path.read_bytes()
-    builders.round_(log, 3, 0.1)  # A goes on after its last copy
+    builders.round_(log, 3, 0.1)  # A continues after its last copy
     log.close()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "news.jsonl").write_bytes(copy)
@@ -86,41 +86,43 @@ def test_copies_that_went_on_apart_become_one_file(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in merged.splitlines()]
     assert [line["event"] for line in lines][-4:] == ["round", "died", "started", "shards"]
     assert [line["round"] for line in lines if line["event"] == "round"] == [1, 2, 3]
-    assert len(lines) == len({line["time"] for line in lines}), "each line once"
+    assert len(lines) == len({line["time"] for line in lines}), "no line twice"
 
 
-def test_the_copy_beside_the_checkpoints_fills_a_disk_that_is_new(tmp_path: Path) -> None:
+def test_the_copy_beside_the_checkpoints_restores_the_file_on_a_new_disk(tmp_path: Path) -> None:
     log = builders.job(tmp_path / "away")
     log.close()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "events.jsonl").write_bytes(log.path.read_bytes())
     runs, config = tmp_path / "runs", Config(job_name="news", checkpoints_dir=str(tmp_path / "c"))
-    found = events.history(runs, config)
+    found = events.merge_mirror(runs, config)
     assert found.read_bytes() == log.path.read_bytes()
-    nothing = events.history(runs, Config(job_name="other"))
+    nothing = events.merge_mirror(runs, Config(job_name="other"))
     assert not nothing.exists()
     assert events.job_id(nothing) is None
 
 
-def test_a_folder_that_takes_no_events_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_an_unwritable_event_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match=r"runs/_events/j\.jsonl: it can't be written .*or give -u"):
+    with pytest.raises(UserError, match=r"runs/_events/j\.jsonl: cannot write to it .*or pass -u"):
         EventLog(tmp_path / "runs" / "_events" / "j.jsonl")
 
 
-def test_a_disk_that_fills_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log._file = open("/dev/full", "ab")  # noqa: SIM115 (the log closes it)
-    with pytest.raises(UserError, match=r"news\.jsonl: it can't be written \(No space left on device\); make room"):
+    with pytest.raises(
+        UserError, match=r"news\.jsonl: cannot write to it \(No space left on device\); free some space"
+    ):
         log.append("completed")
     log.close()
 
 
-def test_what_can_not_be_written_is_found_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_detected_without_leaving_a_trace(tmp_path: Path) -> None:
     events.check_writable(tmp_path / "new" / "runs")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/runs: it can't be written .*or give -u for no record"):
+    with pytest.raises(UserError, match=r"file/runs: cannot write to it .*or pass -u for no record"):
         events.check_writable(tmp_path / "file" / "runs")
 
 
@@ -128,31 +130,31 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     before = log.path.read_bytes()
     with pytest.raises(
-        UserError, match=r"job_name=news: a run of this job is alive, and writes .*news.jsonl; wait for"
+        UserError, match=r"job_name=news: a run of this job is alive, and writes to .*news.jsonl; wait for it to end"
     ):
         EventLog(log.path)
-    assert log.path.read_bytes() == before, "the run that is alive hasn't died"
+    assert log.path.read_bytes() == before, "the live run is not recorded as died"
     log.close()
     EventLog(log.path).close()
 
 
-def test_another_jobs_copy_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_the_copy_of_another_job_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     builders.job(tmp_path / "elsewhere", "a").close()
     shutil.copy(tmp_path / "elsewhere" / "a.jsonl", tmp_path / "out" / "events.jsonl")
     there = Config(job_name="b", checkpoints_dir=str(tmp_path / "out"))
     with pytest.raises(UserError, match="it holds the checkpoints of job a; write job_name=a to resume it"):
-        events.history(tmp_path / "runs", there)
+        events.merge_mirror(tmp_path / "runs", there)
     assert not (tmp_path / "runs").exists()
     namesake = builders.job(tmp_path / "runs" / "_events", "a")
     namesake.close()
     before = namesake.path.read_bytes()
     with pytest.raises(
-        UserError, match=r"job_name=a: .*a.jsonl tells of another job of this name than checkpoints_dir="
+        UserError, match=r"job_name=a: .*a.jsonl records a different job of this name from checkpoints_dir="
     ):
-        events.history(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
+        events.merge_mirror(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
     assert namesake.path.read_bytes() == before
     (tmp_path / "out" / "events.jsonl").write_text(
         '{"event": "round", "time": "noon"}\n[1]\n{"event": "x", "time": 1}\n'
     )
-    assert events.history(tmp_path / "runs", dataclasses.replace(there, job_name="c")).exists() is False
+    assert events.merge_mirror(tmp_path / "runs", dataclasses.replace(there, job_name="c")).exists() is False

@@ -13,7 +13,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_a_replay_in_steps_is_a_replay_at_once(tmp_path: Path) -> None:
+def test_a_replay_in_steps_equals_a_replay_at_once(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     in_steps = Replay(log.path, FileRecord(tmp_path / "steps"))
     in_steps.step()
@@ -43,7 +43,7 @@ def test_a_replay_in_steps_is_a_replay_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "once" / "1" / "cout.txt").read_text() == "hello\nmore\n"
 
 
-def test_a_record_that_can_not_be_written_takes_one_number(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_takes_only_one_number(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
     record = FileRecord(tmp_path / "runs")
@@ -58,9 +58,9 @@ def test_a_record_that_can_not_be_written_takes_one_number(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "_sources"]
 
 
-def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
+def test_each_job_keeps_its_own_number(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    (runs / "4").mkdir(parents=True)  # somebody else's, without a record
+    (runs / "4").mkdir(parents=True)  # not written by this program
     (runs / "_sources").mkdir()
     for name in ("a", "b"):
         log = builders.job(tmp_path, name)
@@ -71,7 +71,7 @@ def test_a_job_keeps_its_number_and_others_have_theirs(tmp_path: Path) -> None:
     again.close()
     record = FileRecord(runs)
     Replay(again.path, record).step()
-    assert record.place() == str(runs / "5")
+    assert record.location() == str(runs / "5")
     assert [path.name for path in sorted(runs.iterdir())] == ["4", "5", "6", "_sources"]
     ids = [events.job_id(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
     assert [find(runs, str(id_)) for id_ in ids] == [runs / "5", runs / "6"]

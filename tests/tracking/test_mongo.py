@@ -17,9 +17,10 @@ import pytest
 from bson import ObjectId
 
 from scaling_fl.errors import UserError
-from scaling_fl.tracking import events, mongo
+from scaling_fl.tracking import events, mongo_address
 from scaling_fl.tracking.events import EventLog
-from scaling_fl.tracking.mongo import Address, MongoEntry
+from scaling_fl.tracking.mongo import MongoEntry
+from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.record import OUTPUT_END
 from scaling_fl.tracking.replay import Replay
 from tests.conftest import free_port
@@ -37,66 +38,70 @@ PASSWORD = "p:/?#[]@ %$ü"
         ("a,b", "mongodb://"),
     ],
 )
-def test_the_host_decides_how_mongodb_is_reached(host: str, scheme: str) -> None:
-    found = mongo.address({"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""})
+def test_the_form_of_the_host_decides_the_scheme(host: str, scheme: str) -> None:
+    found = mongo_address.from_environment(
+        {"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""}
+    )
     assert found is not None
     assert found.url.startswith(f"{scheme}{host}/")
-    assert (found.database, found.shown) == ("lab", host)
+    assert (found.database, found.hosts) == ("lab", host)
 
 
-def test_credentials_are_escaped_so_that_any_password_works_and_never_shown() -> None:
+def test_credentials_are_escaped_and_never_shown() -> None:
     variables = {"SACRED_HOST": "h:1", "SACRED_DATABASE": "d", "SACRED_USER": "me@lab", "SACRED_PASSWORD": PASSWORD}
-    found = mongo.address(variables)
+    found = mongo_address.from_environment(variables)
     assert found is not None
     parsed = pymongo.uri_parser.parse_uri(found.url)
     assert (parsed["username"], parsed["password"]) == ("me@lab", PASSWORD)
     assert parsed["nodelist"] == [("h", 1)]
-    assert found.shown == "h:1"
+    assert found.hosts == "h:1"
     assert PASSWORD not in MongoEntry(found).explain(ValueError(f"bad {PASSWORD} in {found.url}"))
 
 
-def test_no_variable_is_no_mongodb_and_some_are_too_few() -> None:
-    assert mongo.address({}) is None
-    assert mongo.address(dict.fromkeys(mongo.VARIABLES, "")) is None
+def test_no_variables_mean_no_mongodb_and_missing_ones_are_named() -> None:
+    assert mongo_address.from_environment({}) is None
+    assert mongo_address.from_environment(dict.fromkeys(mongo_address.VARIABLES, "")) is None
     with pytest.raises(UserError, match="SACRED_HOST is not set"):
-        mongo.address({"SACRED_DATABASE": "d"})
+        mongo_address.from_environment({"SACRED_DATABASE": "d"})
     with pytest.raises(UserError, match="SACRED_DATABASE is not set"):
-        mongo.address({"SACRED_HOST": "h"})
+        mongo_address.from_environment({"SACRED_HOST": "h"})
     with pytest.raises(UserError, match="SACRED_PASSWORD is not set"):
-        mongo.address({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_USER": "u"})
+        mongo_address.from_environment({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_USER": "u"})
 
 
-def test_a_whole_address_is_taken_as_it_is() -> None:
+def test_a_full_url_is_used_as_it_is() -> None:
     url = "mongodb://me:secret@a:1,b:2/lab%20two?authSource=admin&tls=true"
-    assert mongo.address({"SACRED_MONGO_URL": url}) == Address(url, "lab two")
-    assert mongo.address({"SACRED_MONGO_URL": url, "SACRED_DATABASE": "other"}) == Address(url, "other")
-    assert Address(url, "d").shown == "a:1,b:2"
-    assert Address("mongodb+srv://me:un/escaped@c.example?x=@", "d").shown != "me:un"
+    assert mongo_address.from_environment({"SACRED_MONGO_URL": url}) == Address(url, "lab two")
+    assert mongo_address.from_environment({"SACRED_MONGO_URL": url, "SACRED_DATABASE": "other"}) == Address(
+        url, "other"
+    )
+    assert Address(url, "d").hosts == "a:1,b:2"
+    assert Address("mongodb+srv://me:un/escaped@c.example?x=@", "d").hosts != "me:un"
     for variables, message in (
         ({"SACRED_MONGO_URL": "db:27017"}, "expected mongodb://HOST:PORT/DATABASE"),
         ({"SACRED_MONGO_URL": "mongodb://me:secret@h:1"}, "names no database; append /NAME"),
         ({"SACRED_MONGO_URL": url, "SACRED_HOST": "h"}, "SACRED_MONGO_URL and SACRED_HOST are both set"),
-        ({"SACRED_MONGO_URL": "mongodb://me:a?secret@h:1/lab?w=1"}, "an @ behind the servers; .* write / as %2F"),
-        ({"SACRED_MONGO_URL": "mongodb://me:a/secret@h:1/lab"}, "an @ behind the servers"),
+        ({"SACRED_MONGO_URL": "mongodb://me:a?secret@h:1/lab?w=1"}, "an @ after the servers; write / as %2F"),
+        ({"SACRED_MONGO_URL": "mongodb://me:a/secret@h:1/lab"}, "an @ after the servers"),
         ({"SACRED_MONGO_URL": "mongodb:/me:secret@h:1/lab"}, "expected mongodb://HOST:PORT/DATABASE"),
     ):
         with pytest.raises(UserError, match=message) as raised:
-            mongo.address(variables)
+            mongo_address.from_environment(variables)
         assert "secret" not in str(raised.value)
 
 
-def test_a_flag_that_is_no_address_is_refused() -> None:
-    assert mongo.typed_address("h:1:lab.mine") == Address("mongodb://h:1", "lab", "mine")
-    assert mongo.typed_address("lab") == Address("mongodb://localhost:27017", "lab")
+def test_an_invalid_flag_is_refused_without_showing_it() -> None:
+    assert mongo_address.from_flag("h:1:lab.mine") == Address("mongodb://h:1", "lab", "mine")
+    assert mongo_address.from_flag("lab") == Address("mongodb://localhost:27017", "lab")
     for typed in (
         "a:b:c", "mongodb://u:hunter2@127.0.0.1:27917/omni", "u:hunter2@127.0.0.1:27917:omni", "u:hunter2@h", "hunter2:h:1",
         "h:1:lab.hunter2.x", "hunter2 x", "h:hunter2",
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"-m: expected HOST:PORT:DATABASE .* SACRED_MONGO_URL") as raised:
-            mongo.typed_address(typed)
-        said = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
-        assert typed not in said
-        assert "hunter2" not in said
+            mongo_address.from_flag(typed)
+        message = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
+        assert typed not in message
+        assert "hunter2" not in message
 
 
 @pytest.fixture
@@ -113,7 +118,7 @@ def certificate(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[int]:
-    """The port of a server that speaks TLS, with a certificate that nobody has signed."""
+    """The port of a TLS server with a self-signed certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -138,7 +143,7 @@ def tls_server(certificate: Path) -> Iterator[int]:
 
 @pytest.fixture
 def server_with_accounts() -> Iterator[int]:
-    """The port of a server that knows no user: it speaks just enough of MongoDB's protocol to say so."""
+    """The port of a server that speaks just enough of MongoDB's protocol to reject every user."""
     hello = {"ok": 1, "isWritablePrimary": True, "ismaster": True, "maxWireVersion": 21, "minWireVersion": 0,
              "saslSupportedMechs": ["SCRAM-SHA-256"]}  # fmt: skip
     refusal = {"ok": 0, "code": 18, "codeName": "AuthenticationFailed", "errmsg": "Authentication failed."}
@@ -150,7 +155,7 @@ def server_with_accounts() -> Iterator[int]:
                 body = self.rfile.read(length - 16)
                 if opcode == 2013:  # OP_MSG: flags, then a document of kind 0
                     name, prefix, kind = next(iter(bson.decode(body[5:]))), struct.pack("<iB", 0, 0), 2013
-                else:  # OP_QUERY, with which old clients say hello; answered by OP_REPLY
+                else:  # OP_QUERY, the hello of old clients; answered by OP_REPLY
                     name, prefix, kind = "hello", struct.pack("<iqii", 8, 0, 0, 1), 1
                 answer = prefix + bson.encode(hello if name in ("hello", "ismaster") else refusal)
                 self.wfile.write(struct.pack("<iiii", 16 + len(answer), 1, number, kind) + answer)
@@ -162,33 +167,37 @@ def server_with_accounts() -> Iterator[int]:
         server.shutdown()
 
 
-def explained(url: str) -> str:
-    """What is said of a server that can't be used, and that it takes seconds."""
+def explain_failure(url: str) -> str:
+    """The explanation for an unusable server, which must take only seconds."""
     entry, began = MongoEntry(Address(url, "lab")), time.monotonic()
-    with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever pymongo has)
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever pymongo raises)
         entry.open("id")
     assert time.monotonic() - began < 15
     entry.close()
-    said = entry.explain(raised.value)
-    assert "hunter2" not in said
-    assert "\n" not in said
-    return said
+    message = entry.explain(raised.value)
+    assert "hunter2" not in message
+    assert "\n" not in message
+    return message
 
 
-def test_what_is_wrong_with_a_server_is_told_apart(mongo: str, tls_server: int, server_with_accounts: int) -> None:
-    assert "it can't be reached" in explained(f"mongodb://u:hunter2@127.0.0.1:{free_port()}/")
-    assert "TLS failed" in explained(f"mongodb://127.0.0.1:{tls_server}/?tls=true")
-    assert "TLS failed" in explained(f"mongodb://{mongo}/?tls=true"), "a server without TLS"
-    assert "refuses the user or the password" in explained(f"mongodb://u:hunter2@127.0.0.1:{server_with_accounts}/")
-    assert "the address can't be used" in explained("mongodb://h:port/")
-    assert "the address can't be used" in explained("mongodb+srv://no-such-cluster.invalid/")
+def test_the_causes_of_a_failed_connection_are_distinguished(
+    mongo: str, tls_server: int, server_with_accounts: int
+) -> None:
+    assert "it can't be reached" in explain_failure(f"mongodb://u:hunter2@127.0.0.1:{free_port()}/")
+    assert "TLS failed" in explain_failure(f"mongodb://127.0.0.1:{tls_server}/?tls=true")
+    assert "TLS failed" in explain_failure(f"mongodb://{mongo}/?tls=true"), "a server without TLS"
+    assert "rejects the user or the password" in explain_failure(
+        f"mongodb://u:hunter2@127.0.0.1:{server_with_accounts}/"
+    )
+    assert "the address can't be used" in explain_failure("mongodb://h:port/")
+    assert "the address can't be used" in explain_failure("mongodb+srv://no-such-cluster.invalid/")
 
 
 def database(server: str) -> Any:
     return pymongo.MongoClient(f"mongodb://{server}", serverSelectionTimeoutMS=5000)["lab"]
 
 
-def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> None:
+def test_an_entry_in_steps_equals_an_entry_at_once(tmp_path: Path, mongo: str) -> None:
     log = builders.job(tmp_path)
     steps, once = (MongoEntry(Address(f"mongodb://{mongo}", name)) for name in ("lab", "once"))
     in_steps = Replay(log.path, steps)
@@ -208,7 +217,7 @@ def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> No
     assert in_steps.trouble is None
 
     def plain(name: str) -> dict[str, Any]:
-        """The entry and its metrics, with the contents of files in place of their ids."""
+        """The entry and its metrics, with file ids replaced by file contents."""
         base = database(mongo).client[name]
         files, (entry,) = gridfs.GridFS(base), list(base.runs.find())
         for artifact in entry["artifacts"]:
@@ -216,7 +225,7 @@ def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> No
         entry["experiment"]["sources"] = [[n, files.get(id_).read()] for n, id_ in entry["experiment"]["sources"]]
         metrics = {m.pop("name"): m for m in base.metrics.find()}
         ids = {str(m.pop("_id")): m for m in metrics.values()}
-        assert {m.pop("id") for m in entry["info"]["metrics"]} == ids.keys(), "viewers find metrics by these"
+        assert {m.pop("id") for m in entry["info"]["metrics"]} == ids.keys(), "viewers find metrics by these ids"
         entry["info"]["metrics"].sort(key=lambda m: m["name"])
         return {"entry": entry, "metrics": metrics}
 
@@ -231,10 +240,10 @@ def test_an_entry_in_steps_is_an_entry_at_once(tmp_path: Path, mongo: str) -> No
     assert first["metrics"]["train.loss"]["values"] == [0.5, 0.25, 0.0625, 0.03]
     assert [artifact["name"] for artifact in entry["artifacts"]] == ["shards.csv", "metrics.csv"]
     assert entry["start_time"] < entry["stop_time"]
-    assert len(list(database(mongo)["fs.files"].find())) == 3, "no artifact is kept twice"
+    assert len(list(database(mongo)["fs.files"].find())) == 3, "no artifact is stored twice"
 
 
-def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: str) -> None:
+def test_a_job_keeps_its_number_and_its_name_is_unique(tmp_path: Path, mongo: str) -> None:
     log = builders.job(tmp_path)
     log.close()
     Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab"))).step()
@@ -244,17 +253,17 @@ def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: s
     resumed = MongoEntry(Address(f"mongodb://{mongo}", "lab"))
     resumed.check("news", events.job_id(log.path))
     Replay(log.path, resumed).step()
-    assert resumed.place() == "run 1 in database lab"
+    assert resumed.location() == "run 1 in database lab"
     assert len(database(mongo).runs.find_one()["info"]["starts"]) == 2
-    anew = EventLog(log.path)
-    builders.start(anew, after_round=0)
-    builders.round_(anew, 1, 0.9)
-    anew.close()
+    restarted = EventLog(log.path)
+    builders.start(restarted, after_round=0)
+    builders.round_(restarted, 1, 0.9)
+    restarted.close()
     Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab"))).step()
     assert {m["name"]: m["values"] for m in database(mongo).metrics.find()} == {"train.loss": [0.9], "only.in.1": [1.5]}
 
     with pytest.raises(
-        UserError, match=r"job_name=news: .* has it already, in run 1 \(RUNNING, h\); to resume it, use"
+        UserError, match=r"job_name=news: .* already has a job of this name, in run 1 \(RUNNING, h\); to resume it, use"
     ):
         resumed.check("news", None)
     with pytest.raises(UserError, match="in run 1"):
@@ -263,14 +272,14 @@ def test_a_job_keeps_its_number_and_its_name_is_its_own(tmp_path: Path, mongo: s
     database(mongo).runs.insert_one({"_id": 7, "config": {"job_name": "news"}, "command": "train", "status": "FAILED"})
     with pytest.raises(UserError, match=r"in run 1 \(RUNNING, h\), 7 \(FAILED, \?\); .*remove all but one"):
         resumed.check("news", events.job_id(log.path))
-    database(mongo).runs.insert_one({"_id": ObjectId(), "command": "train"})  # a number of another kind
+    database(mongo).runs.insert_one({"_id": ObjectId(), "command": "train"})  # an id that is not a number
     other = builders.job(tmp_path, "other")
     other.close()
     entry = MongoEntry(Address(f"mongodb://{mongo}", "lab"))
     replay = Replay(other.path, entry)
     replay.step()
     assert replay.trouble is None
-    assert entry.place() == "run 8 in database lab"
+    assert entry.location() == "run 8 in database lab"
 
 
 def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str) -> None:
@@ -286,12 +295,13 @@ def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str)
     log.close()
     replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
     replay.step()
-    assert replay.trouble is None, replay.told()
+    assert replay.trouble is None, replay.describe_trouble()
     entry = database(mongo).runs.find_one()
     assert 2 * OUTPUT_END <= len(entry["captured_out"]) < 2 * OUTPUT_END + 200
     whole = next(artifact for artifact in entry["artifacts"] if artifact["name"] == "cout.txt")
     chunks, file = database(mongo)["fs.chunks"], database(mongo)["fs.files"].find_one(whole["file_id"])
-    numbers = range(-(-file["length"] // file["chunkSize"]))  # one by one: this server sends all in one message
+    numbers = range(-(-file["length"] // file["chunkSize"]))
+    # One by one, because the test server sends a whole result in one message.
     content = b"".join(chunks.find_one({"files_id": file["_id"], "n": n})["data"] for n in numbers)
     assert content == b"hello\n" + 50 * (text.encode() + b"\n")
     assert database(mongo).metrics.find_one({"name": "train.loss"})["steps"] == list(range(1, 5000))

@@ -1,4 +1,4 @@
-"""Omniboard finds in an entry what it shows of a run."""
+"""Omniboard finds all that it shows in an entry."""
 
 import datetime
 from collections.abc import Iterator
@@ -9,19 +9,20 @@ import pymongo
 import pytest
 
 from scaling_fl.tracking import events
-from scaling_fl.tracking.mongo import Address, MongoEntry
-from scaling_fl.tracking.record import folded
+from scaling_fl.tracking.mongo import MongoEntry
+from scaling_fl.tracking.mongo_address import Address
+from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.replay import Replay
 from tests.tracking import builders, omniboard
 
-# What its table and a run's page ask for.
+# The fields that its table and a run's page request.
 TABLE = "_id,heartbeat,experiment.name,command,status,start_time,duration,config,host,omniboard,result"
 PAGE = "captured_out,info,meta,host,experiment,artifacts,config,fail_trace,status"
 
 
 @pytest.fixture(params=["its queries", pytest.param("itself", marks=pytest.mark.omniboard)])
 def viewer(request: Any, mongo: str, tmp_path: Path) -> Iterator[omniboard.Omniboard | omniboard.Queries]:
-    """Of a database with two jobs, of which the first runs."""
+    """A viewer of a database with a running and a finished job."""
     for name in ("running", "done"):
         log = builders.job(tmp_path, name)
         if name == "done":
@@ -30,10 +31,10 @@ def viewer(request: Any, mongo: str, tmp_path: Path) -> Iterator[omniboard.Omnib
         log.close()
         replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
         replay.step()
-        assert replay.trouble is None, replay.told()
+        assert replay.trouble is None, replay.describe_trouble()
     if request.param == "itself":
         (tmp_path / "npm").mkdir()
-        with omniboard.running(omniboard.installed(tmp_path / "npm"), mongo, "lab") as shown:
+        with omniboard.running(omniboard.install(tmp_path / "npm"), mongo, "lab") as shown:
             yield shown
     else:
         yield omniboard.Queries(pymongo.MongoClient(f"mongodb://{mongo}", serverSelectionTimeoutMS=5000)["lab"])
@@ -42,7 +43,7 @@ def viewer(request: Any, mongo: str, tmp_path: Path) -> Iterator[omniboard.Omnib
 def test_omniboard_shows_runs_metrics_and_files(viewer: omniboard.Omniboard | omniboard.Queries) -> None:
     assert viewer.count() == 2
     done, running = viewer.table(TABLE)
-    assert [int(run["_id"]) for run in (done, running)] == [2, 1], "the newest first"
+    assert [int(run["_id"]) for run in (done, running)] == [2, 1], "newest first"
     assert [run["status"] for run in (done, running)] == ["COMPLETED", "RUNNING"]
     assert [run["config"]["job_name"] for run in (done, running)] == ["done", "running"]
     assert done["command"] == "train"
@@ -58,7 +59,7 @@ def test_omniboard_shows_runs_metrics_and_files(viewer: omniboard.Omniboard | om
     assert metrics["train.loss"]["values"] == [0.5, 0.25, 0.125]
     assert len(metrics["train.loss"]["timestamps"]) == 3
     listed = {metric["name"]: metric["id"] for metric in page["info"]["metrics"]}
-    assert listed == {name: str(metric["_id"]) for name, metric in metrics.items()}, "columns are joined by these"
+    assert listed == {name: str(metric["_id"]) for name, metric in metrics.items()}, "columns are joined by these ids"
     assert set(viewer.metric_names()) == metrics.keys()
     assert len(viewer.metrics(1)) == len(metrics) - 1
 
@@ -72,10 +73,10 @@ def test_omniboard_shows_runs_metrics_and_files(viewer: omniboard.Omniboard | om
 
 
 def test_times_are_dates(tmp_path: Path) -> None:
-    """Omniboard counts with them. This looks at what the database is given: the tests' server keeps them as text."""
+    """Omniboard calculates with them. Checked before the database, because the test server stores dates as text."""
     log = builders.job(tmp_path)
     log.append("completed")
     log.close()
-    record = folded(events.read(log.path)[0])
+    record = Record.from_events(events.read(log.path)[0])
     times = [record.entry[name] for name in ("start_time", "stop_time", "heartbeat")]
     assert all(isinstance(time, datetime.datetime) for time in [*times, *record.points("train.loss")["timestamps"]])

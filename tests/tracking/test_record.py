@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.tracking import events, record
+from scaling_fl.tracking import events
 from scaling_fl.tracking.events import EventLog
+from scaling_fl.tracking.record import OUTPUT_END, Record, utc
 from tests.tracking import builders
 
 
-def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
+def test_a_resumed_job_continues_its_record(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()  # the launcher is killed after round 2, whose checkpoint was not written
     again = EventLog(log.path)
@@ -23,24 +24,24 @@ def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
     found = events.read(log.path)[0]
     times = {(event["event"], event.get("round")): event["time"] for event in found}
     first_start = next(event["time"] for event in found if event["event"] == "started")
-    folded = record.folded(found)
-    assert folded.entry["start_time"] == record.utc(first_start), "the first start's"
-    assert folded.entry["status"] == "COMPLETED"
-    assert folded.entry["stop_time"] == record.utc(found[-1]["time"])
-    loss = folded.points("train.loss")
+    record = Record.from_events(found)
+    assert record.entry["start_time"] == utc(first_start), "the time of the first start"
+    assert record.entry["status"] == "COMPLETED"
+    assert record.entry["stop_time"] == utc(found[-1]["time"])
+    loss = record.points("train.loss")
     assert loss["steps"] == [1, 2, 3]
-    assert loss["values"][:2] == [0.5, 0.2], "the round that was run again has its new value"
+    assert loss["values"][:2] == [0.5, 0.2], "the repeated round has its new value"
     assert math.isnan(loss["values"][2])
-    assert loss["timestamps"][1] == record.utc(times["round", 2])
-    assert folded.output == "hello\nonce more\n"
-    starts = folded.info["starts"]
+    assert loss["timestamps"][1] == utc(times["round", 2])
+    assert record.output == "hello\nonce more\n"
+    starts = record.info["starts"]
     assert [(start["host"], start["after_round"], start["end"]) for start in starts] == [
         ("h", 0, "died"),
         ("other", 1, "completed"),
     ]
-    assert folded.info["files"] == {"checkpoint": "c/round-000001.safetensors", "model": "c/model"}
-    assert folded.info["job_id"] == events.job_id(log.path)
-    assert folded.sources == {"m.py": "print()\n"}
+    assert record.info["files"] == {"checkpoint": "c/round-000001.safetensors", "model": "c/model"}
+    assert record.info["job_id"] == events.job_id(log.path)
+    assert record.sources == {"m.py": "print()\n"}
 
 
 @pytest.mark.parametrize(
@@ -52,37 +53,39 @@ def test_a_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
         (None, {}, "RUNNING"),
     ],
 )
-def test_how_it_ended(tmp_path: Path, end: str | None, fields: dict[str, object], status: str) -> None:
+def test_the_end_of_a_run_is_its_status(
+    tmp_path: Path, end: str | None, fields: dict[str, object], status: str
+) -> None:
     log = builders.job(tmp_path)
     if end is not None:
         log.append(end, **fields)
     log.close()
-    entry = record.folded(events.read(log.path)[0]).entry
+    entry = Record.from_events(events.read(log.path)[0]).entry
     assert entry["status"] == status
     if end == "failed":
         assert entry["fail_trace"] == ["why"]
     if end == "died":
         assert "killed, or its machine was lost" in entry["fail_trace"][0]
-        assert entry["stop_time"] == record.utc(7.0)
+        assert entry["stop_time"] == utc(7.0)
 
 
-def test_a_long_output_keeps_its_two_ends() -> None:
-    folded = record.folded(
-        [{"time": 1.0, "event": "output", "text": f"{n:06d}" * 100} for n in range(3 * record.OUTPUT_END // 600)]
+def test_a_long_output_keeps_both_ends() -> None:
+    record = Record.from_events(
+        [{"time": 1.0, "event": "output", "text": f"{n:06d}" * 100} for n in range(3 * OUTPUT_END // 600)]
     )
-    assert len(folded.output) < 2 * record.OUTPUT_END + 200
-    assert folded.output.startswith("000000" * 100)
-    assert folded.output.endswith(f"{3 * record.OUTPUT_END // 600 - 1:06d}\n")
-    middle = folded.output[record.OUTPUT_END : -record.OUTPUT_END]
-    assert f"{folded.output_length - 2 * record.OUTPUT_END:,} characters are left out" in middle
-    short = record.folded([{"time": 1.0, "event": "output", "text": "a" * (2 * record.OUTPUT_END - 1)}])
-    assert short.output == "a" * (2 * record.OUTPUT_END - 1) + "\n"
+    assert len(record.output) < 2 * OUTPUT_END + 200
+    assert record.output.startswith("000000" * 100)
+    assert record.output.endswith(f"{3 * OUTPUT_END // 600 - 1:06d}\n")
+    middle = record.output[OUTPUT_END:-OUTPUT_END]
+    assert f"{record.output_length - 2 * OUTPUT_END:,} characters omitted" in middle
+    short = Record.from_events([{"time": 1.0, "event": "output", "text": "a" * (2 * OUTPUT_END - 1)}])
+    assert short.output == "a" * (2 * OUTPUT_END - 1) + "\n"
 
 
-def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -> None:
+def test_the_artifacts_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()
-    files = record.folded(events.read(log.path)[0]).artifacts()
+    files = Record.from_events(events.read(log.path)[0]).artifacts()
     assert files["shards.csv"] == b"site,examples\n0,5\n1,4\n"
     assert files["metrics.csv"].decode().splitlines() == [
         "round,train.loss,only.in.1,seconds.checkpoint,only.in.2",
@@ -91,12 +94,12 @@ def test_small_files_hold_the_shards_and_every_metric_by_round(tmp_path: Path) -
     ]
 
 
-def test_a_job_that_begins_anew_keeps_nothing_of_rounds_that_it_has_not_run(tmp_path: Path) -> None:
+def test_a_job_that_starts_again_drops_the_rounds_of_its_first_run(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("interrupted")
     builders.start(log, after_round=0)
     builders.round_(log, 1, 0.9)
     log.close()
-    folded = record.folded(events.read(log.path)[0])
-    assert folded.points("train.loss")["values"] == [0.9]
-    assert folded.metrics.keys() == {"train.loss", "only.in.1"}
+    record = Record.from_events(events.read(log.path)[0])
+    assert record.points("train.loss")["values"] == [0.9]
+    assert record.metrics.keys() == {"train.loss", "only.in.1"}

@@ -13,10 +13,10 @@ from scaling_fl.tracking.replay import Mirror, Replay
 from tests.tracking import builders
 
 
-class Shaky:
-    """A target that fails when told to; it keeps what it was given."""
+class FlakyTarget:
+    """A target that fails on demand, and counts what is written."""
 
-    name, title, rests = "the shaky target", "shaky", True
+    name, title, throttled = "the flaky target", "flaky", True
 
     def __init__(self) -> None:
         self.fail_in: str | None = None
@@ -34,15 +34,15 @@ class Shaky:
             raise OSError("half written")
         self.written.append((len(events), len(record.metrics["train.loss"])))
 
-    def place(self) -> str:
+    def location(self) -> str:
         return "here"
 
     def explain(self, error: Exception) -> str:
         return f"it says: {error}"
 
 
-def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> None:
-    log, target = builders.job(tmp_path), Shaky()
+def test_only_new_events_are_written_and_all_after_a_failure(tmp_path: Path) -> None:
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     replay.step()
     builders.round_(log, 3, 0.1)
@@ -54,15 +54,15 @@ def test_only_what_is_new_is_written_and_after_a_failure_all(tmp_path: Path) -> 
         builders.round_(log, 4, 0.1)
         replay.step()
         assert replay.trouble is not None
-    assert replay.told() == "the shaky target: it says: closed"
+    assert replay.describe_trouble() == "the flaky target: it says: closed"
     target.fail_in = None
     replay.step()
     assert replay.trouble is None
-    assert target.written[-1] == (total + 3, 4), "everything, since nobody knows what the failed write left"
+    assert target.written[-1] == (total + 3, 4), "all events: the state after the failed write is unknown"
     log.close()
 
 
-def test_what_tells_of_later_events_is_not_put_back(tmp_path: Path) -> None:
+def test_a_record_with_later_events_is_not_overwritten(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("completed")
     log.close()
@@ -73,18 +73,20 @@ def test_what_tells_of_later_events_is_not_put_back(tmp_path: Path) -> None:
     old.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-2]))
     replay = Replay(old, FileRecord(tmp_path / "runs"))
     replay.step()
-    assert replay.told().startswith(f"the record in {tmp_path / 'runs'} tells of later events than {old}; bring it up")
+    assert replay.describe_trouble().startswith(
+        f"the record in {tmp_path / 'runs'} has later events than {old}; bring it up"
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "runs" / "1").iterdir()} == whole
-    again = EventLog(old)  # a job goes on from there all the same: what it does is later
+    again = EventLog(old)  # a job may still resume from the old file: its events are later
     builders.start(again, after_round=1)
     again.close()
     replay.step()
     assert replay.trouble is None
 
 
-def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_module, "_PAUSE", 0.01)
-    log, target = builders.job(tmp_path), Shaky()
+def test_the_thread_writes_every_event_including_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.01)
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     replay.start()
     deadline = time.monotonic() + 10
@@ -99,19 +101,19 @@ def test_a_thread_keeps_up_and_the_last_event_is_not_lost(tmp_path: Path, monkey
     log.close()
 
 
-def test_a_target_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
-    log, target = builders.job(tmp_path), Shaky()
+def test_a_hanging_target_is_not_waited_for(tmp_path: Path) -> None:
+    log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     target.open = lambda job_id: time.sleep(1) or 0.0  # type: ignore[method-assign]
     replay.start()
     replay.finish()
     assert not replay.wait(0.01)
-    assert replay.told() == "the shaky target: it does not answer in time"
+    assert replay.describe_trouble() == "the flaky target: no answer in time"
     assert replay.wait(10)
     log.close()
 
 
-def test_the_copy_beside_the_checkpoints_comes_with_starts_checkpoints_and_ends(tmp_path: Path) -> None:
+def test_the_copy_beside_the_checkpoints_is_written_at_starts_checkpoints_and_ends(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     log, copy = builders.job(tmp_path), tmp_path / "c" / "events.jsonl"
     replay = Replay(log.path, Mirror(Checkpoints(str(tmp_path / "c"))))

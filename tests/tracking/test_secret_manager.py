@@ -10,13 +10,13 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 
 from scaling_fl.errors import UserError
-from scaling_fl.tracking import mongo, secret_manager
+from scaling_fl.tracking import mongo_address, secret_manager
 
-PLACE = "secret://projects/lab/secrets/mongo/versions/latest"
+REFERENCE = "secret://projects/lab/secrets/mongo/versions/latest"
 
 
 class Service(BaseHTTPRequestHandler):
-    """What Secret Manager answers, to those who may ask."""
+    """Secret Manager, with one secret that may be read."""
 
     def do_GET(self) -> None:
         known = self.path == "/projects/lab/secrets/mongo/versions/latest:access"
@@ -42,25 +42,25 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.server_close()
 
 
-def test_a_secret_takes_the_place_of_its_name() -> None:
-    environ = {"SACRED_MONGO_URL": PLACE, "SACRED_DATABASE": "", "OTHER": PLACE}
+def test_a_reference_is_replaced_by_its_secret() -> None:
+    environ = {"SACRED_MONGO_URL": REFERENCE, "SACRED_DATABASE": "", "OTHER": REFERENCE}
     found = secret_manager.resolved(environ)
     assert found == environ | {"SACRED_MONGO_URL": "mongodb://me:pass@db:27017/runs"}
-    address = mongo.address(found)
+    address = mongo_address.from_environment(found)
     assert address is not None
     assert address.database == "runs"
-    assert environ["SACRED_MONGO_URL"] == PLACE, "nothing is put where others see it"
+    assert environ["SACRED_MONGO_URL"] == REFERENCE, "the given environment is unchanged"
 
 
-def test_a_secret_that_is_not_given_is_named_and_what_would_help() -> None:
+def test_an_unreadable_secret_is_named_with_a_remedy() -> None:
     with pytest.raises(UserError) as error:
-        secret_manager.resolved({"SACRED_PASSWORD": PLACE.replace("mongo", "other")})
-    said = str(error.value)
-    assert said.startswith(
-        "SACRED_PASSWORD=secret://projects/lab/secrets/other/versions/latest: Secret Manager doesn't"
+        secret_manager.resolved({"SACRED_PASSWORD": REFERENCE.replace("mongo", "other")})
+    message = str(error.value)
+    assert message.startswith(
+        "SACRED_PASSWORD=secret://projects/lab/secrets/other/versions/latest: cannot read it from Secret Manager"
     )
-    assert "403" in said
-    assert "the role secretAccessor for this machine's account" in said
+    assert "403" in message
+    assert "the role secretAccessor for this machine's account" in message
 
 
 def test_other_values_are_left_alone() -> None:

@@ -29,7 +29,7 @@ def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **pla
     return tracker
 
 
-def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_path: Path) -> None:
+def test_events_of_sacred_and_of_workers_are_in_the_file_and_in_all_records(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     targets: list[Target] = [FileRecord(tmp_path / "runs"), FileRecord(tmp_path / "more")]
     tracker = started(tmp_path, [*targets, Mirror(Checkpoints(str(tmp_path / "c")))])
@@ -40,12 +40,12 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
     tracker.restarted("why")
     tracker.event({"event": "model", "path": "c/model"})
     tracker.completed_event(None, None)
-    tracker.output("too late, and no error")
+    tracker.output("too late, but not an error")
 
     lines, _ = events.read(tmp_path / "news.jsonl")
     assert [line["event"] for line in lines] == [
         "created", "source", "started", "shards", "round", "output", "checkpoint", "restarted", "model", "completed",
-    ], "progress is not kept"  # fmt: skip
+    ], "progress is not recorded"  # fmt: skip
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
     assert lines[2]["sacred"]["meta"] == {"comment": "c", "odd": "x"}
     assert [(row["examples"], row["label_entropy_bits"]) for row in lines[3]["shards"]] == [(5, 1.0), (4, 0.5)]
@@ -54,7 +54,7 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
         info = json.loads((tmp_path / folder / "1" / "info.json").read_text())
         assert info["files"] == {"checkpoint": "c/round-000003.safetensors", "model": "c/model"}
         assert info["starts"][0]["restarts"][0]["reason"] == "why"
-    assert tracker.places() == {
+    assert tracker.locations() == {
         "events": str(tmp_path / "news.jsonl"),
         "run record": f"{tmp_path / 'runs' / '1'}, {tmp_path / 'more' / '1'}",
     }
@@ -62,12 +62,12 @@ def test_what_sacred_and_the_workers_tell_is_in_the_file_and_in_all_records(tmp_
     again = started(tmp_path, [FileRecord(tmp_path / "runs")])
     again.failed_event(None, ["the trace"])
     lines, _ = events.read(tmp_path / "news.jsonl")
-    assert sum(line["event"] == "source" for line in lines) == 1, "the program's file hasn't changed"
+    assert sum(line["event"] == "source" for line in lines) == 1, "the source file hasn't changed"
     assert lines[-1]["trace"] == ["the trace"]
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "FAILED"
 
 
-def test_rounds_of_which_no_file_that_is_left_tells_are_told_by_the_checkpoint(tmp_path: Path) -> None:
+def test_rounds_missing_from_the_file_are_restored_from_the_checkpoint(tmp_path: Path) -> None:
     def rounds() -> list[tuple[int, float]]:
         found = events.read(tmp_path / "news.jsonl")[0]
         return [(event["round"], event["metrics"]["train.loss"]) for event in found if event["event"] == "round"]
@@ -76,8 +76,8 @@ def test_rounds_of_which_no_file_that_is_left_tells_are_told_by_the_checkpoint(t
     for _ in range(2):
         tracker = started(tmp_path, [FileRecord(tmp_path / "runs")], round_=10, history=history)
         tracker.interrupted_event(None, "INTERRUPTED")
-    assert rounds() == [(round_, round_ / 10) for round_ in range(11)], "each once"
-    # Rounds 5 to 8 were run again after a checkpoint of round 4, on a machine that was lost before it told of them.
+    assert rounds() == [(round_, round_ / 10) for round_ in range(11)], "no round twice"
+    # Rounds 5 to 8 were repeated after a checkpoint of round 4, on a machine that was lost before it recorded them.
     tracker = started(tmp_path, [FileRecord(tmp_path / "runs")], round_=4, history=dict(list(history.items())[:5]))
     tracker.interrupted_event(None, "INTERRUPTED")
     again = {name: {"train.loss": 2.0} if 4 < int(name) <= 8 else value for name, value in history.items()}
@@ -88,8 +88,8 @@ def test_rounds_of_which_no_file_that_is_left_tells_are_told_by_the_checkpoint(t
     assert metrics["train.loss"]["values"] == [0.0, 0.1, 0.2, 0.3, 0.4, 2.0, 2.0, 2.0, 2.0]
 
 
-class Unreachable:
-    name, title, rests = "MongoDB at h", "MongoDB", True
+class UnreachableTarget:
+    name, title, throttled = "MongoDB at h", "MongoDB", True
 
     def __init__(self) -> None:
         self.reachable, self.attempts = False, 0
@@ -104,21 +104,21 @@ class Unreachable:
         if not self.reachable:
             raise ConnectionError("refused")
 
-    def place(self) -> str:
+    def location(self) -> str:
         return ""
 
     def explain(self, error: Exception) -> str:
         return f"it can't be reached ({error})"
 
 
-def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(
+def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_module, "_BEAT", 0.05)
-    monkeypatch.setattr(replay_module, "_PAUSE", 0.05)
-    said: list[str] = []
-    target = Unreachable()
-    tracker = started(tmp_path, [target], said.append)
+    monkeypatch.setattr(replay_module, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.05)
+    messages: list[str] = []
+    target = UnreachableTarget()
+    tracker = started(tmp_path, [target], messages.append)
     replay = tracker.replays[0]
 
     def progress() -> None:
@@ -132,12 +132,14 @@ def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(
         progress()
 
     until(troubled=True)
-    assert said == [
-        "note: MongoDB at h: it can't be reached (refused); training goes on, and what is missing there follows"
+    assert messages == [
+        "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries follow"
     ]
     target.reachable = True
     until(troubled=False)
-    assert said[1:] == ["note: MongoDB at h is up to date again"]
+    assert messages[1:] == ["note: MongoDB at h is up to date again"]
     target.reachable = False
     tracker.interrupted_event(None, "INTERRUPTED")
-    assert said[2:] == ["MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"]
+    assert messages[2:] == [
+        "MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"
+    ]

@@ -1,0 +1,169 @@
+"""Files in a local folder or an object store, published whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
+
+from scaling_fl.checkpoint.retries import retry
+from scaling_fl.errors import UserError
+
+_TEMPORARY = ".partial-"  # never listed as a checkpoint
+
+OnProgress = Callable[[], None]  # called now and then during a transfer
+
+
+def no_progress() -> None:
+    pass
+
+
+class Storage:
+    """The folder `checkpoints_dir`: a local path, or any URL that fsspec can write to."""
+
+    def __init__(self, url: str):
+        try:
+            # Uploading a part must finish within s3fs's read time-out: 15 s, too short on a slow line.
+            options = {"config_kwargs": {"read_timeout": 120}} if url.startswith("s3://") else {}
+            self.fs, root = fsspec.url_to_fs(url, **options)
+            self.root = root.rstrip("/") or root
+        except (ValueError, ImportError) as error:
+            raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
+        self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
+
+    def url_of(self, name: str) -> str:
+        """The full name of a file in the folder, as the user would type it."""
+        return f"{self.url}/{name}"
+
+    def probe(self) -> None:
+        """Write and remove a small file, and remove what killed runs left. Raises `UserError` if that fails."""
+        probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        with self._as_user_error("cannot write to it"):
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.remove_partial_files()
+            self.fs.pipe_file(probe, b"scaling_fl")
+            self.fs.rm_file(probe)
+
+    def remove_partial_files(self) -> None:
+        """Remove the unfinished files of killed processes."""
+        if self.local:
+            for stale in Path(self.root).glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+    def sizes(self, name: str = "") -> dict[str, int]:
+        """The files of the folder or a subfolder, with their sizes in bytes; empty if the folder doesn't exist."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(f"{self.root}/{name}".rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {file["name"].rsplit("/", 1)[-1]: file["size"] for file in found if file["type"] != "directory"}
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file in the folder; `None` if the file doesn't exist."""
+        with self._as_user_error("cannot read it"):
+            self.fs.invalidate_cache()
+            try:
+                content: bytes = self.fs.cat_file(f"{self.root}/{name}")
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+            return content
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file in the folder; `None` if the file doesn't exist or isn't JSON."""
+        content = self.read(name)
+        try:
+            return None if content is None else json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publish a small JSON file."""
+        with self._as_user_error(f"cannot write {name}"), self._workspace() as folder:
+            path = Path(folder) / name
+            path.write_text(json.dumps(value))
+            self._publish(path, name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file from the folder, if it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/{name}")
+
+    def publish_file(self, path: Path, name: str) -> None:
+        """Publish a copy of a local file as `name`."""
+        with self._workspace() as folder:
+            self._publish(Path(shutil.copyfile(path, Path(folder) / path.name)), name)
+
+    def publish_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = no_progress) -> str:
+        """Publish the files of a local folder, the file `last` at the end: if it exists, the folder is complete.
+
+        Returns the full name. Transient errors are retried for some minutes. Raises `UserError` after that.
+        """
+
+        def publish() -> None:
+            if self.fs.exists(f"{self.root}/{name}/{last}"):
+                self.fs.rm_file(f"{self.root}/{name}/{last}")
+            self.fs.makedirs(f"{self.root}/{name}", exist_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
+                with self._workspace() as space:
+                    copy = Path(shutil.copyfile(path, Path(space) / path.name)) if self.local else path
+                    self._publish(copy, f"{name}/{path.name}", on_progress)
+
+        with self._as_user_error(f"cannot write {name}"):
+            retry(publish, self.fs, on_progress)
+        return self.url_of(name)
+
+    def _workspace(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for unfinished files; inside a local folder, so that a rename publishes them atomically."""
+        return tempfile.TemporaryDirectory(dir=self.root if self.local else None, prefix=_TEMPORARY)
+
+    def _publish(self, path: Path, name: str, on_progress: OnProgress = no_progress) -> None:
+        """Publish a finished file: on a disk by an atomic rename after fsync, elsewhere by one upload."""
+        if self.local:
+            target = Path(self.root) / name
+            _sync(path)
+            os.replace(path, target)
+            _sync(target.parent)
+            on_progress()
+        else:
+            self.fs.put_file(str(path), f"{self.root}/{name}", callback=_ProgressCallback(on_progress))
+
+    @contextlib.contextmanager
+    def _as_user_error(self, failure: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # each file system has its own
+            raise UserError(
+                f"checkpoints_dir={self.url}: {failure} ({type(error).__name__}: {error}); "
+                "check the path or URL, free space, permissions and credentials"
+            ) from error
+
+
+class _ProgressCallback(Callback):  # type: ignore[misc]
+    """Called by fsspec as bytes are sent."""
+
+    def __init__(self, on_progress: OnProgress):
+        super().__init__()
+        self._on_progress = on_progress
+
+    def call(self, *_: Any, **__: Any) -> None:
+        self._on_progress()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or the renames in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
