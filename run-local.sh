@@ -1,16 +1,25 @@
 #!/usr/bin/env bash
-# Run scaling_fl on this machine:
+# Run scaling_fl on this machine, in a container or in a virtual environment.
 #
-#   ./run-local.sh [--no-docker] scripts/train_federated.py with demo
-#   ./run-local.sh [--no-docker] -m pytest
-#   COMPOSE_FILE="docker-compose.yaml:docker-compose.debug.yaml" ./run-local.sh scripts/train_federated.py with demo
+# Usage: ./run-local.sh [--no-docker] SCRIPT.py | -m MODULE [ARGUMENT...]
 #
-# What follows goes to Python as it is; its exit status comes back. Where a Docker engine and Compose answer, that is
-# the Python of an image, which is built first if it isn't up to date; this folder is /workspace in the container, and
-# Ctrl-C and SIGTERM reach the job. Elsewhere, or with --no-docker, it is that of a virtual environment `.venv` beside
-# this file, which is made from requirements.txt at the first call, and brought up to date when that file has changed;
-# modules for development (-m pytest, ruff, mypy) add requirements-dev.txt, and PYTHON names the interpreter to make
-# it with. Settings in `.env` are honoured (see .env.template).
+#   ./run-local.sh scripts/train_federated.py with demo  # fine-tune on four sites
+#   ./run-local.sh scripts/train_federated.py --help     # commands and examples
+#   ./run-local.sh scripts/train_federated.py help       # all keys with defaults
+#   ./run-local.sh -m pytest                             # the tests
+#   COMPOSE_FILE="docker-compose.yaml:docker-compose.debug.yaml" \
+#       ./run-local.sh scripts/train_federated.py with demo  # wait for a debugger
+#
+# Arguments are passed to Python unchanged, and its exit status is returned.
+#
+# If a Docker engine and Compose are available, Python runs in a container, whose
+# image is built first if it is out of date. This folder is /workspace there, and
+# Ctrl-C and SIGTERM reach the job. Otherwise, or with --no-docker, Python runs in
+# .venv beside this script. The first call creates .venv, and later calls update
+# it when requirements.txt has changed; -m pytest, ruff, mypy and mkdocs also need
+# requirements-dev.txt. PYTHON=… names the interpreter to create .venv with.
+#
+# Settings are read from .env (see .env.template). docs/quickstart.md has more.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -182,10 +191,17 @@ if [[ ${1:-} == --no-docker ]]; then
     docker=no
     shift
 fi
-if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+case ${1:-} in
+-h | --help)
+    usage
+    exit
+    ;;
+"")
+    usage >&2
     exit 2
-fi
+    ;;
+esac
 if [[ $docker == yes ]]; then
     missing=$(missing_for_docker)
     if [[ -z $missing ]]; then in_container "$@"; fi

@@ -7,10 +7,8 @@
 
 import argparse
 import dataclasses
-import inspect
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
 from scaling_fl.config.command_line import NAMED_CONFIGS  # noqa: E402
+from scaling_fl.config.key_help import as_typed, sections  # noqa: E402
 from scaling_fl.config.schema import Config  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 
 
-def as_typed(value: object) -> str:
-    """A value as it is written on the command line."""
-    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
-
-
 def key_tables(config: type = Config) -> str:
     """One table of all keys; if several classes of the hierarchy define keys, one table per class, under its heading."""
-    groups = list(_groups(config))
+    groups = list(sections(config))
     if len(groups) == 1:
         return _table(groups[0][1])
-    return "\n\n".join(f"### {_heading(owner)}\n\n{_table(fields)}" for owner, fields in groups)
+    return "\n\n".join(f"### {heading}\n\n{_table(fields)}" for heading, fields in groups)
 
 
 def named_configs() -> str:
@@ -72,24 +66,6 @@ def main(argv: list[str]) -> int:
     PAGE.write_text(new, encoding="utf-8")
     print(f"{name} is written")
     return 0
-
-
-def _groups(config: type) -> Iterator[tuple[type, list["dataclasses.Field[Any]"]]]:
-    """Each class that defines keys, and its keys, in the order of their definition."""
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    for owner in config.__mro__:
-        # An overridden key belongs to the class that overrides it.
-        own = [fields.pop(name) for name in inspect.get_annotations(owner) if name in fields]
-        if own:
-            yield owner, own
-
-
-def _heading(owner: type) -> str:
-    """The first line of the class's own docstring, without its full stop."""
-    doc = inspect.cleandoc(owner.__doc__ or "")
-    if not doc or doc.startswith(f"{owner.__name__}("):  # written by @dataclass
-        return owner.__name__
-    return doc.splitlines()[0].rstrip(".")
 
 
 def _table(fields: list["dataclasses.Field[Any]"]) -> str:

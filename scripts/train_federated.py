@@ -1,13 +1,41 @@
 #!/usr/bin/env python
-"""Fine-tune a language model federatedly: N sites, one model, no shared data.
+r"""Fine-tune a language model on many sites without pooling their data.
 
-    ./run-local.sh scripts/train_federated.py with demo
-    ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
-    ./run-local.sh scripts/train_federated.py show_shards with demo partition=dirichlet alpha=0.1 num_sites=32
-    ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
-        task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
+Start with:
+  ./run-local.sh scripts/train_federated.py with demo
+  ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
+  ./run-local.sh scripts/train_federated.py show_shards with demo \
+      partition=dirichlet alpha=0.1 num_sites=32
+  ./run-local.sh scripts/train_federated.py print_config with demo num_rounds=3
+  ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] \
+      num_rounds=100 model=distilbert task_name=agnews \
+      train_path=train.csv test_path=test.csv \
+      job_name=news checkpoints_dir=checkpoints/news
 
-docs/configuration.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
+Commands:
+  train         train, evaluate and record every round (the default command)
+  show_task     preview a task: rows, labels, lengths in tokens, duplicates
+  show_shards   preview a partition: rows of each label at each site
+  sync          bring a job's records up to date, e.g. after a MongoDB outage
+  print_config  show the configuration that would run
+  help          list all keys with their defaults; or help KEY, help COMMAND
+
+Keys follow `with`, as key=value. `help` lists them; docs/configuration.md has
+the same list. `demo` and `paper` are named configurations: several keys each.
+
+The flags used most, of Sacred's (https://sacred.readthedocs.io):
+  -u            record nothing
+  -c TEXT       add a comment to the record
+  -n NAME       name the experiment in the record
+  -F FOLDER     write a second file record
+  -m HOST:PORT:DB
+                write a second MongoDB record
+  -d            show stack traces
+  -D            start a debugger after a failure
+
+To resume a job, type the same command again, with its job_name and
+checkpoints_dir. docs/quickstart.md explains the output, and
+docs/troubleshooting.md the messages.
 """
 
 import atexit
@@ -20,10 +48,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dotenv
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
+
+from scaling_fl.config import key_help  # noqa: E402
+
+if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__)):  # imports below take a while
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
+    print(_text, file=sys.stdout if sys.argv[1:] else sys.stderr)
+    sys.exit(0 if sys.argv[1:] else 2)
+
+import dotenv  # noqa: E402
 
 from scaling_fl.runtime import launcher  # noqa: E402
 
@@ -179,6 +214,8 @@ def main(argv: list[str]) -> None:
 
 def _command(argv: list[str]) -> None:
     global job
+    if argv[1:2] == ["help"] and argv[2] not in dict(experiment.gather_commands()):
+        sys.exit(f"help {argv[2]}: {key_help.unknown(argv[2])}")
     signals.install()
     with contextlib.ExitStack() as resources:
         job = Job(resources)

@@ -169,11 +169,20 @@ def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind
     assert "<main><a.py><a b>" in record.read_text()
 
 
-def test_without_arguments_it_explains_itself(run: Run) -> None:
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_goes_to_stdout(run: Run, flag: str) -> None:
+    done = run(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nUsage: ./run-local.sh [--no-docker] SCRIPT.py | -m MODULE [ARGUMENT...]\n" in done.stdout
+    assert "  ./run-local.sh scripts/train_federated.py with demo " in done.stdout
+    assert "set -euo" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_without_arguments_the_help_goes_to_stderr(run: Run) -> None:
     done = run()
-    assert done.returncode == 2
-    assert "./run-local.sh [--no-docker] scripts/train_federated.py with demo" in done.stderr
-    assert "set -euo" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
 
 
 def test_a_machine_without_a_fitting_python_is_told_so(run: Run, copy: Path, tmp_path: Path) -> None:
