@@ -103,23 +103,23 @@ for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # by itself Sacred ta
 job: Job  # set by `main`
 
 
-class _SaidInFull(SacredError):
+class _ReportedError(SacredError):
     """Sacred prints the message alone, unless --debug asks for a traceback."""
 
     def __init__(self, error: Exception):
         super().__init__(str(error), print_traceback=False)
 
 
-class Refused(_SaidInFull):
+class Refused(_ReportedError):
     """Something that the user can mend."""
 
 
-class Failed(_SaidInFull):
+class Failed(_ReportedError):
     """A process of the job failed; the message holds its traceback, or its likely cause."""
 
 
 @contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
+def _reported_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -129,7 +129,7 @@ def _clear_errors() -> Iterator[None]:
         job.link.announce_end(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
-        signals.hurry()
+        signals.start_shutdown_timer()
         job.link.announce_end(error)
         raise
     finally:
@@ -140,9 +140,9 @@ def _clear_errors() -> Iterator[None]:
 def remember_options(options: dict[str, Any]) -> None:
     for word in options["UPDATE"] or []:
         if "=" not in word and word not in NAMED_CONFIGS:
-            with _clear_errors():
+            with _reported_errors():
                 check_config_file(word)
-    with _clear_errors():
+    with _reported_errors():
         if options["--queue"]:
             raise UserError("-q: there is nothing that would start a queued run; leave it out")
         job.unobserved = bool(options["--unobserved"])
@@ -157,7 +157,7 @@ def remember_options(options: dict[str, Any]) -> None:
 @experiment.config_hook
 def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
     """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
-    with _clear_errors():
+    with _reported_errors():
         checked = job.config_of(config)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
@@ -167,14 +167,14 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
 @experiment.main
 def train(_run: Run) -> None:
     """Train: rounds of local training, federated averaging and evaluation."""
-    with _clear_errors():
+    with _reported_errors():
         job.train()
 
 
 @experiment.command(unobserved=True)
 def sync(_config: dict[str, Any]) -> None:
     """Bring a job's records up to date from its events: runs/_events/JOB.jsonl, or those in checkpoints_dir."""
-    with _clear_errors():
+    with _reported_errors():
         job.sync(job.config_of(_config))
 
 
@@ -192,7 +192,7 @@ def show_shards(_config: dict[str, Any]) -> None:
 
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
-    with _clear_errors(), host.work_folder() as folder:
+    with _reported_errors(), host.work_folder() as folder:
         launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 

@@ -14,13 +14,13 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=1, initializer=_step_back)
+        self._executor = ThreadPoolExecutor(max_workers=1, initializer=_lower_priority)
         self._last: Future[None] | None = None
 
     def submit(self, work: Callable[[], None]) -> None:
         """Begin `work` once the last one has ended. Raises the last one's error."""
         self.wait()
-        self._last = self._threads.submit(work)
+        self._last = self._executor.submit(work)
 
     def check(self) -> None:
         """Raises the last work's error if it has failed already."""
@@ -39,7 +39,7 @@ class BackgroundWriter:
                 self._last = None
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Let training have the core where both want it: on Linux priorities are those of threads."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -27,9 +27,9 @@ from scaling_fl.runtime import signals
 
 OnEvent = Callable[[Event], None]
 
-_START = 60.0  # seconds that a child may take before its first sign: for the fork server's imports
-_SIGN = 5.0  # seconds between a child's signs of life
-_TIDY = 2.0  # seconds for the libraries of a child that has ended by itself
+_STARTUP_GRACE = 60.0  # seconds that a child may take before its first sign: for the fork server's imports
+_HEARTBEAT_INTERVAL = 5.0  # seconds between a child's signs of life
+_CLEANUP_GRACE = 2.0  # seconds for the libraries of a child that has ended by itself
 _CAUSES = {
     signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
     "a smaller batch_size or max_seq_len need less)",
@@ -45,18 +45,20 @@ class Child:
         self.name = name
         self.waiting = False  # for others
         # When it last got on, and when it last gave a sign of life; later than now, until the first one.
-        self.progress_at = self.sign_at = time.monotonic() + _START
+        self.progress_at = self.heartbeat_at = time.monotonic() + _STARTUP_GRACE
         self.failure: Exception | None = None
         self.ended = False
-        self.connection, theirs = context.Pipe()
-        self.output, their_output = context.Pipe(duplex=False)
-        litter = [folder, multiprocessing.util.get_temp_dir()]
+        self.connection, child_end = context.Pipe()
+        self.output, child_output = context.Pipe(duplex=False)
+        leftovers = [folder, multiprocessing.util.get_temp_dir()]
         self.process = context.Process(
-            target=_enter, args=(name, target, job, theirs, their_output, litter, stall_timeout / 5), daemon=True
+            target=_child_main,
+            args=(name, target, job, child_end, child_output, leftovers, stall_timeout / 5),
+            daemon=True,
         )
         self.process.start()
-        theirs.close()
-        their_output.close()
+        child_end.close()
+        child_output.close()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
 
@@ -73,9 +75,9 @@ class Child:
             except (EOFError, OSError):
                 self.connection.close()
             else:
-                self.sign_at = time.monotonic()
+                self.heartbeat_at = time.monotonic()
                 if event["event"] != "alive" or event["progress"]:
-                    self.progress_at = self.sign_at
+                    self.progress_at = self.heartbeat_at
                 if event["event"] == "failed":
                     self.failure = event["failure"]
                 elif event["event"] == "alive":
@@ -101,16 +103,16 @@ class Child:
             last_frame = line.rstrip("\r").rsplit("\r", 1)[-1]  # progress bars return to the line's beginning
             on_event({"event": "output", "source": self.name, "text": last_frame})
 
-    def hangs(self, stall_timeout: float) -> bool:
+    def is_hung(self, stall_timeout: float) -> bool:
         """Whether it should have got on, and hasn't, or gives no sign of life."""
         now = time.monotonic()
-        return now - (self.sign_at if self.waiting else self.progress_at) > stall_timeout
+        return now - (self.heartbeat_at if self.waiting else self.progress_at) > stall_timeout
 
-    def is_stuck(self, stall_timeout: float) -> bool:
+    def is_blocked(self, stall_timeout: float) -> bool:
         """Whether it waits, and nobody lets it go on: of all children at once, that is a hang."""
         return self.waiting and time.monotonic() - self.progress_at > stall_timeout
 
-    def hung(self, stall_timeout: float, on_event: OnEvent) -> Exception:
+    def hang_failure(self, stall_timeout: float, on_event: OnEvent) -> Exception:
         """The failure that this is."""
         return JobFailed(
             f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if that can be: raise "
@@ -130,7 +132,7 @@ class Child:
     def end(self) -> None:
         """Stop it at once if it still runs, and let go of everything."""
         if isinstance(self.failure, UserError):
-            self.process.join(_TIDY)  # nothing is broken: its libraries tidy up
+            self.process.join(_CLEANUP_GRACE)  # nothing is broken: its libraries tidy up
         if self.process.exitcode is None:
             self.process.kill()
         self.process.join()
@@ -146,49 +148,49 @@ def _cause(exit_code: int) -> str:
     return f"killed by {name}; {_CAUSES.get(signal.Signals(-exit_code), 'the likely cause is not known')}"
 
 
-class _Line:
+class _LauncherConnection:
     """A child's line to the launcher (`plan.Send`). Threads take turns."""
 
     def __init__(self, connection: Connection):
-        self._connection, self._turn = connection, threading.Lock()
+        self._connection, self._lock = connection, threading.Lock()
         self.waiting, self._progress = False, 0
         self.on_stop: Callable[[], None] = lambda: self({"event": "stopped"})
 
     def __call__(self, event: Event) -> None:
-        with self._turn:
+        with self._lock:
             self._connection.send(event)
 
     def progress(self) -> None:
         self._progress += 1
 
-    def listen(self, litter: list[str]) -> None:
+    def listen(self, leftovers: list[str]) -> None:
         """Obey the launcher, and tidy up behind it when its end of the connection closes: then nobody else does."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._connection.recv()
                 threading.Thread(target=self.on_stop, daemon=True).start()
-        for folder in litter:
+        for folder in leftovers:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
-    def give_signs(self, interval: float) -> None:
+    def send_heartbeats(self, interval: float) -> None:
         """Tell every `interval` seconds whether this child got on, and whether it waits for others."""
-        told = -1
+        reported = -1
         while True:
             waiting, now = self.waiting, self._progress  # in this order: who ends waiting has got on before
             with contextlib.suppress(OSError):
-                self({"event": "alive", "progress": now != told, "waiting": waiting})
-            told = now
+                self({"event": "alive", "progress": now != reported, "waiting": waiting})
+            reported = now
             time.sleep(interval)
 
 
-def _enter(
+def _child_main(
     name: str,
     target: str,
     job: tuple[Any, ...],
     connection: Connection,
     output: Connection,
-    litter: list[str],
+    leftovers: list[str],
     interval: float,
 ) -> None:
     """The child's side."""
@@ -199,15 +201,15 @@ def _enter(
     output.close()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if os.path.isdir(litter[0]):
-        tempfile.tempdir = litter[0]  # what a killed child leaves goes with the work folder
+    if os.path.isdir(leftovers[0]):
+        tempfile.tempdir = leftovers[0]  # what a killed child leaves goes with the work folder
     faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
-    line = _Line(connection)
-    threading.Thread(target=line.listen, args=(litter,), daemon=True).start()
-    threading.Thread(target=line.give_signs, args=(min(interval, _SIGN),), daemon=True).start()
+    launcher = _LauncherConnection(connection)
+    threading.Thread(target=launcher.listen, args=(leftovers,), daemon=True).start()
+    threading.Thread(target=launcher.send_heartbeats, args=(min(interval, _HEARTBEAT_INTERVAL),), daemon=True).start()
     module, _, function = target.partition(":")
     try:
-        getattr(importlib.import_module(module), function)(line, *job)
+        getattr(importlib.import_module(module), function)(launcher, *job)
     except BaseException as error:
         if isinstance(error, PeerLost):
             failure: Exception = PeerLost(f"{name}: {error}")
@@ -215,7 +217,7 @@ def _enter(
             failure = type(error)(str(error))
         else:
             failure = JobFailed(f"{name} failed:\n{traceback.format_exc().rstrip()}")
-        line({"event": "failed", "failure": failure})
+        launcher({"event": "failed", "failure": failure})
         sys.stdout.flush()
         sys.stderr.flush()
         if isinstance(error, UserError):

@@ -28,8 +28,8 @@ from scaling_fl.runtime.nodes import agreement
 from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
 
-_GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
-_GRACE_OF_NODES = 7.0  # … when another node has to end its processes before it tells
+_CAUSE_GRACE = 2.0  # seconds in which the cause of a failure may still arrive behind its consequences
+_REMOTE_CAUSE_GRACE = 7.0  # … when another node has to end its processes before it tells
 # What the children's libraries read when they start; each was chosen by measurement (benchmarks/README.md).
 SETTINGS = {
     # Threads that spin for long while they wait take the core from a neighbour's thread that has work; threads that
@@ -81,7 +81,7 @@ def train(plan: Plan, on_event: OnEvent, link: ControlLink = ALONE) -> None:
     try:
         jobs = [(plan, rank, memory) for rank in plan.ranks_here]
         names = [plan.worker_name(rank) for rank in plan.ranks_here]
-        with signals.first_signal_noted():
+        with signals.graceful_stop():
             run_children(
                 "scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link
             )
@@ -97,14 +97,14 @@ def run_children(
     on_event: OnEvent,
     stall_timeout: float = 600.0,
     link: ControlLink = ALONE,
-    all_may_wait: bool = False,
+    all_may_block: bool = False,
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have ended well.
 
     `names` stand in messages; `folder` is removed by a child that finds the launcher dead. A child without progress
     for `stall_timeout` seconds counts as failed. Raises the failure of the child that failed first, after all others
     were stopped, and `KeyboardInterrupt` when the job was asked to end, after the first child has published. With other
-    nodes at `link`, what happens there counts as if it happened here. Unless `all_may_wait`, for something outside, it is
+    nodes at `link`, what happens there counts as if it happened here. Unless `all_may_block`, for something outside, it is
     a hang when all children wait and nobody gets on.
     """
     if os.environ.get("SCALING_FL_DEBUG"):  # whom a debugger holds doesn't hang
@@ -119,9 +119,9 @@ def run_children(
                 except (EOFError, ConnectionError) as error:
                     raise JobFailed("the process that starts all others is gone: killed, or out of memory") from error
         link.begin_phase()
-        failure = _watch(children, link, on_event, stall_timeout, all_may_wait)
+        failure = _watch(children, link, on_event, stall_timeout, all_may_block)
     finally:
-        with signals.deferred():
+        with signals.defer_interrupts():
             for child in children:
                 child.end()
     if failure is not None:
@@ -169,7 +169,7 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _watch(
-    children: list[Child], link: ControlLink, on_event: OnEvent, stall_timeout: float, all_may_wait: bool
+    children: list[Child], link: ControlLink, on_event: OnEvent, stall_timeout: float, all_may_block: bool
 ) -> Exception | None:
     """Pass events on until all children, here and on other nodes, have ended, or one has failed.
 
@@ -178,49 +178,51 @@ def _watch(
     When a worker dies, the others' connections to it break, and may be reported before its death is seen: after
     a broken connection the others are heard for a moment, and it gives way to any other cause.
     """
-    lost: Exception | None = None
-    deadline: float | None = None
-    stop_by: float | None = None
+    peer_lost: Exception | None = None
+    cause_deadline: float | None = None
+    stop_deadline: float | None = None
 
     def handle(event: Event) -> None:
         if event["event"] == "stopped":
             raise KeyboardInterrupt
         on_event(event)
 
-    told = False  # the others that this node has done its part
+    phase_reported = False  # the others that this node has done its part
     members: list[Child | Peer] = [*children, *link.peers]
     while running := [member for member in members if not member.ended]:
         signals.check()
-        if signals.stop_requested() and stop_by is None:
-            stop_by = time.monotonic() + signals.grace_period() + link.grace
+        if signals.stop_requested() and stop_deadline is None:
+            stop_deadline = time.monotonic() + signals.grace_period() + link.grace
             on_event({"event": "said", "text": "stopping: the last complete round is published first"})
             if not link.request_stop():
                 with contextlib.suppress(OSError):  # it is ending by itself
                     children[0].connection.send("stop")
-        if stop_by is not None and time.monotonic() > stop_by:
+        if stop_deadline is not None and time.monotonic() > stop_deadline:
             raise KeyboardInterrupt
-        timeout = min(1.0, stall_timeout / 5) if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = min(1.0, stall_timeout / 5) if cause_deadline is None else max(0.0, cause_deadline - time.monotonic())
         waiting_since = time.monotonic()
         ready = wait([signals.wakeup, *(source for member in running for source in member.sources())], timeout)
-        if not ready and deadline is not None:
+        if not ready and cause_deadline is not None:
             break
         if time.monotonic() - waiting_since > timeout + stall_timeout / 5:  # this process was stopped, and they with it
             for member in running:
-                member.progress_at = member.sign_at = time.monotonic()
+                member.progress_at = member.heartbeat_at = time.monotonic()
         for member in running:
             member.receive(handle)
             if isinstance(member.failure, PeerLost):
-                lost = lost or member.failure
-                deadline = deadline or time.monotonic() + (_GRACE_OF_NODES if link.peers else _GRACE)
+                peer_lost = peer_lost or member.failure
+                cause_deadline = cause_deadline or time.monotonic() + (
+                    _REMOTE_CAUSE_GRACE if link.peers else _CAUSE_GRACE
+                )
             elif member.failure is not None:
                 return member.failure
-        if not told and all(child.ended for child in children):
+        if not phase_reported and all(child.ended for child in children):
             link.finish_phase()
-            told = True
-        hanging = [member for member in running if not member.ended and member.hangs(stall_timeout)]
-        link.waits = all(child.is_stuck(stall_timeout) for child in children)
-        stuck = len(running) > 1 and all(member.is_stuck(stall_timeout) for member in running)
-        if hanging or (stuck and not all_may_wait):
-            longest = min(hanging or running, key=lambda member: member.progress_at)
-            return longest.hung(stall_timeout, on_event)
-    return lost
+            phase_reported = True
+        hung = [member for member in running if not member.ended and member.is_hung(stall_timeout)]
+        link.blocked = all(child.is_blocked(stall_timeout) for child in children)
+        deadlock = len(running) > 1 and all(member.is_blocked(stall_timeout) for member in running)
+        if hung or (deadlock and not all_may_block):
+            longest = min(hung or running, key=lambda member: member.progress_at)
+            return longest.hang_failure(stall_timeout, on_event)
+    return peer_lost

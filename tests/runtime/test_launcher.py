@@ -267,7 +267,7 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
     how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_PREEMPTION", 1.0)
+    monkeypatch.setattr(signals, "_PUBLISH_GRACE", 1.0)
     before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
@@ -280,7 +280,7 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
 
     try:
         signals.install()
-        with pytest.raises(KeyboardInterrupt), signals.first_signal_noted():
+        with pytest.raises(KeyboardInterrupt), signals.graceful_stop():
             launcher.run_children(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
         assert signals.exit_status() == 128 + stops[0]
     finally:

@@ -146,7 +146,7 @@ def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        with signals.first_signal_noted(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+        with signals.graceful_stop(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
             train_with_storage("broken", plan, ask)
     finally:
         signal.signal(signal.SIGINT, before)

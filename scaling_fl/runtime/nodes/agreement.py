@@ -10,7 +10,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.nodes.control_link import ControlLink
 
 # What nodes may have of their own.
-_OWN = {
+_PER_NODE_KEYS = {
     "site_ids", "train_path", "test_path", "dataset", "model", "author", "threads_per_site", "checkpoints_dir", "job_name",
     "stall_timeout",
 }  # fmt: skip
@@ -22,7 +22,9 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
         return config
     everyone = link.exchange(config.to_mapping())
     for rank, theirs in enumerate(everyone):
-        differing = [key for key, value in theirs.items() if key not in _OWN and value != everyone[0].get(key)]
+        differing = [
+            key for key, value in theirs.items() if key not in _PER_NODE_KEYS and value != everyone[0].get(key)
+        ]
         if differing or theirs.keys() != everyone[0].keys():
             said = ", ".join(f"{key}={theirs[key]!r} and {everyone[0].get(key)!r}" for key in differing)
             raise UserError(

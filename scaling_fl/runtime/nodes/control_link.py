@@ -19,8 +19,8 @@ from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.peer import Peer
 
-_SIGN = 2.0  # seconds between signs of life
-_MEETING = 1800.0  # seconds in which all nodes must have come: clusters start them one after another
+_HEARTBEAT_INTERVAL = 2.0  # seconds between signs of life
+_RENDEZVOUS_TIMEOUT = 1800.0  # seconds in which all nodes must have come: clusters start them one after another
 
 Say = Callable[[str], None]
 
@@ -32,13 +32,13 @@ class ControlLink:
         """Meet the others. Raises `UserError` where that can't be."""
         self.node, self.peers, self.addresses = node, list[Peer](), [""]
         self._closed = threading.Event()
-        self.waits = False  # whether none of this node's workers gets on
+        self.blocked = False  # whether none of this node's workers gets on
         if node.count > 1:
-            self.addresses = self._listen(say) if node.rank == 0 else self._call(say)
-            threading.Thread(target=self._give_signs, daemon=True).start()
+            self.addresses = self._accept_nodes(say) if node.rank == 0 else self._connect(say)
+            threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def _listen(self, say: Say) -> list[str]:
-        node, deadline = self.node, time.monotonic() + _MEETING
+    def _accept_nodes(self, say: Say) -> list[str]:
+        node, deadline = self.node, time.monotonic() + _RENDEZVOUS_TIMEOUT
         try:
             server = socket.create_server(("", node.port), reuse_port=False)
         except OSError as error:
@@ -51,7 +51,9 @@ class ControlLink:
             server.settimeout(1.0)
             said = 0.0
             while True:
-                found = {rank: entry for rank, entry in found.items() if not entry[0].is_gone()}  # it may come again
+                found = {
+                    rank: entry for rank, entry in found.items() if not entry[0].is_disconnected()
+                }  # it may come again
                 missing = [str(rank) for rank in range(1, node.count) if rank not in found]
                 if not missing:
                     break
@@ -60,9 +62,9 @@ class ControlLink:
                     say(f"node 0 of {node.count} waits at port {node.port} for node {', '.join(missing)}")
                 if time.monotonic() > deadline:
                     for peer, _ in found.values():
-                        peer.tell("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
+                        peer.send("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
                     raise UserError(
-                        f"node {', '.join(missing)} of {node.count} didn't come within {_MEETING / 60:.0f} minutes; is the "
+                        f"node {', '.join(missing)} of {node.count} didn't come within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes; is the "
                         "command running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
                     )
                 signals.check()
@@ -70,14 +72,14 @@ class ControlLink:
                     connection, (host, *_) = server.accept()
                 except TimeoutError:
                     continue
-                rank, refusal = self._greet(connection, found)
+                rank, refusal = self._check_hello(connection, found)
                 if rank is None:  # it is no launcher
                     connection.close()
                     continue
                 peer = Peer(connection, f"node {rank} ({host})")
                 if refusal:
                     say(f"note: a node at {host} is refused: {refusal}")
-                    peer.tell("refused", [0, refusal])
+                    peer.send("refused", [0, refusal])
                     peer.end()
                 else:
                     found[rank] = peer, host
@@ -85,10 +87,10 @@ class ControlLink:
         self.peers = [found[rank][0] for rank in sorted(found)]
         for peer in self.peers:
             peer.progress_at = time.monotonic()
-            peer.tell("value", "welcome")
+            peer.send("value", "welcome")
         return [own, *(found[rank][1] for rank in sorted(found))]
 
-    def _greet(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
+    def _check_hello(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
         """The rank that a caller says it has, if it is a launcher, and why it can't be let in."""
         connection.settimeout(5.0)
         try:
@@ -101,12 +103,12 @@ class ControlLink:
             return rank, f"WORLD_SIZE={count} there, and {self.node.count} at node 0; give all nodes the same"
         if not 1 <= rank < self.node.count:
             return rank, f"RANK={rank}: node 0 is here; give each node its own, from 1 to {self.node.count - 1}"
-        if rank in found and not found[rank][0].is_gone():
+        if rank in found and not found[rank][0].is_disconnected():
             return rank, f"RANK={rank}: the node at {found[rank][1]} has it already; give each node its own"
         return rank, ""
 
-    def _call(self, say: Say) -> list[str]:
-        node, deadline, said = self.node, time.monotonic() + _MEETING, 0.0
+    def _connect(self, say: Say) -> list[str]:
+        node, deadline, said = self.node, time.monotonic() + _RENDEZVOUS_TIMEOUT, 0.0
         where = f"node 0 at {node.address}:{node.port}"
         while True:
             signals.check()
@@ -128,10 +130,10 @@ class ControlLink:
         self._wait_for_values(deadline)
         return [connection.getpeername()[0]]
 
-    def _give_signs(self) -> None:
-        while not self._closed.wait(_SIGN):
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(_HEARTBEAT_INTERVAL):
             for peer in self.peers:
-                peer.tell("alive", self.waits)
+                peer.send("alive", self.blocked)
 
     def interface(self) -> str | None:
         """The network interface over which the others are reached; None where the system doesn't say."""
@@ -149,12 +151,12 @@ class ControlLink:
         if self.node.count == 1:
             return [value]
         if self.node.rank > 0:
-            self.peers[0].tell("value", value)
+            self.peers[0].send("value", value)
             (everything,) = self._wait_for_values()
             return list(everything)
         everything = [value, *self._wait_for_values()]
         for peer in self.peers:
-            peer.tell("value", everything)
+            peer.send("value", everything)
         return everything
 
     def _wait_for_values(self, deadline: float = float("inf")) -> list[Any]:
@@ -162,12 +164,14 @@ class ControlLink:
         while not all(peer.values for peer in self.peers):
             signals.check()
             if time.monotonic() > deadline:
-                raise UserError(f"{self.peers[0].name} didn't let this node in within {_MEETING / 60:.0f} minutes")
+                raise UserError(
+                    f"{self.peers[0].name} didn't let this node in within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes"
+                )
             select.select([source for peer in self.peers for source in peer.sources()], [], [], 1.0)
             for peer in self.peers:
                 peer.receive(lambda event: None)
-                if not peer.values and (peer.failure or (peer.hangs(0) and deadline == float("inf"))):
-                    raise peer.failure or peer.hung(0, lambda event: None)
+                if not peer.values and (peer.failure or (peer.is_hung(0) and deadline == float("inf"))):
+                    raise peer.failure or peer.hang_failure(0, lambda event: None)
         return [peer.values.pop(0) for peer in self.peers]
 
     def begin_phase(self) -> None:
@@ -186,7 +190,7 @@ class ControlLink:
     def finish_phase(self) -> None:
         """This node has done its part of the phase."""
         for peer in self.peers:
-            peer.tell("done", peer.phase)
+            peer.send("done", peer.phase)
 
     @property
     def grace(self) -> float:
@@ -196,18 +200,18 @@ class ControlLink:
     def request_stop(self) -> bool:
         """Have node 0 see to it that the job ends. False: this is node 0."""
         if self.node.rank > 0:
-            self.peers[0].tell("stop", signals.received())
+            self.peers[0].send("stop", signals.received())
         return self.node.rank > 0
 
     def announce_end(self, error: BaseException) -> None:
         """Tell the others why this node ends. What it heard from one of them is passed on as it is."""
         for peer in self.peers:
             if isinstance(error, KeyboardInterrupt):
-                peer.tell("stopped", signals.received())
+                peer.send("stopped", signals.received())
             else:
                 heard = any(error is other.failure for other in self.peers)
                 said = str(error) if heard else f"on node {self.node.rank} ({socket.gethostname()}): {error}"
-                peer.tell("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
+                peer.send("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
 
     def close(self) -> None:
         """Let go of the others."""

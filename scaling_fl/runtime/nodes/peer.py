@@ -16,8 +16,8 @@ from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 
-LOST = 10.0  # seconds without a sign of life, after which a node is lost
-_LONGEST = 2**24  # bytes of a message
+HEARTBEAT_TIMEOUT = 10.0  # seconds without a sign of life, after which a node is lost
+_MAX_MESSAGE_BYTES = 2**24  # bytes of a message
 
 
 class Peer:
@@ -27,12 +27,12 @@ class Peer:
         connection.settimeout(5.0)  # who doesn't even read is lost, and must not hold this node up
         self.name = name
         self.failure: Exception | None = None
-        self.progress_at = self.sign_at = time.monotonic()
+        self.progress_at = self.heartbeat_at = time.monotonic()
         self.done, self.phase = 0, 0  # the last phase that it has done, and that this node is in
         self.attempt = 0  # of all nodes together, after failures
-        self.waits = False  # whether none of its workers gets on
+        self.blocked = False  # whether none of its workers gets on
         self.values: list[Any] = []
-        self._socket, self._turn, self._rest = connection, threading.Lock(), b""
+        self._socket, self._lock, self._buffer = connection, threading.Lock(), b""
 
     @property
     def ended(self) -> bool:
@@ -43,12 +43,12 @@ class Peer:
         """What to wait for."""
         return [self._socket]
 
-    def tell(self, kind: str, value: Any = None) -> None:
+    def send(self, kind: str, value: Any = None) -> None:
         """Send it a message. That it is gone shows elsewhere."""
-        with contextlib.suppress(OSError), self._turn:
+        with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(json.dumps([kind, value]).encode() + b"\n")
 
-    def is_gone(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether it has closed the connection, before it has said anything that is still to be read."""
         try:
             readable = select.select([self._socket], [], [], 0)[0]
@@ -63,12 +63,12 @@ class Peer:
                 data = self._socket.recv(2**16)
             except OSError:
                 data = b""
-            if not data or len(self._rest) > _LONGEST:
+            if not data or len(self._buffer) > _MAX_MESSAGE_BYTES:
                 if not self.ended:
                     self.failure = self.failure or NodeLost(f"{self.name} is lost: its launcher closed the connection")
                 return
             self.progress_at = time.monotonic()
-            *lines, self._rest = (self._rest + data).split(b"\n")
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:
                 try:
                     kind, value = json.loads(line)
@@ -80,7 +80,7 @@ class Peer:
     def _handle(self, kind: str, value: Any, on_event: Callable[[Event], None]) -> None:
         match kind:
             case "alive":
-                self.waits = bool(value)
+                self.blocked = bool(value)
             case "value":
                 self.values.append(value)
             case "done":
@@ -88,22 +88,22 @@ class Peer:
             case "failed" | "refused" if value[0] >= self.attempt:  # not what was over when this node began again
                 self.failure = self.failure or (UserError if kind == "refused" else JobFailed)(value[1])
             case "stop":
-                signals.pass_on(value)
+                signals.receive_remote(value)
             case "stopped":
-                signals.pass_on(value)
+                signals.receive_remote(value)
                 on_event({"event": "stopped"})
 
-    def hangs(self, stall_timeout: float) -> bool:
+    def is_hung(self, stall_timeout: float) -> bool:
         """Whether it has given no sign of life for too long."""
-        return time.monotonic() - self.progress_at > LOST
+        return time.monotonic() - self.progress_at > HEARTBEAT_TIMEOUT
 
-    def is_stuck(self, stall_timeout: float) -> bool:
+    def is_blocked(self, stall_timeout: float) -> bool:
         """Whether that is so of all its workers."""
-        return self.waits
+        return self.blocked
 
-    def hung(self, stall_timeout: float, on_event: Callable[[Event], None]) -> Exception:
+    def hang_failure(self, stall_timeout: float, on_event: Callable[[Event], None]) -> Exception:
         """What its silence means."""
-        return NodeLost(f"{self.name} is lost: no sign of life from it for {LOST:.0f} s")
+        return NodeLost(f"{self.name} is lost: no sign of life from it for {HEARTBEAT_TIMEOUT:.0f} s")
 
     def end(self) -> None:
         """Let go of it."""

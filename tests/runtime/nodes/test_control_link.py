@@ -80,7 +80,7 @@ def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
 
 
 def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "LOST", 0.5)
+    monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", 0.5)
 
     def silent(link: ControlLink) -> Any:
         if link.node.rank == 1:
@@ -104,8 +104,8 @@ def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPa
 
 
 def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "LOST", 1.0)
-    monkeypatch.setattr(link_module, "_SIGN", 0.1)
+    monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr(link_module, "_HEARTBEAT_INTERVAL", 0.1)
 
     def act(link: ControlLink) -> Any:
         if link.node.rank == 1:
@@ -136,7 +136,7 @@ def test_a_node_that_has_done_its_part_may_go() -> None:
 
 def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_passed_on", [])
+    monkeypatch.setattr(signals, "_remote", [])
     events: list[dict[str, Any]] = []
 
     def act(link: ControlLink) -> Any:
@@ -188,7 +188,7 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
 
 
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_MEETING", 1.0)
+    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
     port = free_port()
     with pytest.raises(UserError, match="node 1, 2 of 3 didn't come within 0 minutes; is the command running there"):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
@@ -238,7 +238,7 @@ def test_what_failed_before_all_began_again_is_over() -> None:
 def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
     order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "_MEETING", 10.0)
+    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 10.0)
     port, said = free_port(), list[str]()
     with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
         nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), said.append))]
@@ -263,10 +263,10 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
 def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for asked_first in ("here", "elsewhere"):
         monkeypatch.setattr(signals, "_received", [])
-        monkeypatch.setattr(signals, "_passed_on", [])
-        with signals.first_signal_noted():
+        monkeypatch.setattr(signals, "_remote", [])
+        with signals.graceful_stop():
             for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
-                (signals._received.append if where == "here" else signals.pass_on)(15)
+                (signals._received.append if where == "here" else signals.receive_remote)(15)
                 signals.check()  # it raises where somebody asked twice
             assert signals.stop_requested()
             assert signals.exit_status() == 143
