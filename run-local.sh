@@ -40,25 +40,25 @@ find_python() {
     exit 1
 }
 
-# Bring the virtual environment to the state of one requirements file; do nothing if it is there already.
+# Install one requirements file into the virtual environment, unless it is already up to date.
 renew() {
     local requirements=$1 stamp=$venv/.$1.installed wanted
     wanted=$(cat "$root/requirements.txt" "$root/$requirements" | cksum)
-    local usable=no # not when its Python was upgraded away, or its making broke off
+    local usable=no # its Python may have been upgraded away, or its creation interrupted
     if "$venv/bin/python" -I -c 'import pip' 2>/dev/null; then usable=yes; fi
     [[ $usable == yes && -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     if [[ $usable == no ]]; then
         local python
         python=$(find_python)
-        say "making .venv with $python"
+        say "creating .venv with $python"
         "$python" -m venv --clear "$venv"
     fi
-    say "installing $requirements into .venv; the first time this takes minutes"
+    say "installing $requirements into .venv; the first time, this takes some minutes"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/$requirements" >&2
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# What is missing for a container; nothing if it can run.
+# Print what is missing to run a container; nothing if nothing is.
 missing_for_docker() {
     local answer version
     if ! command -v docker >/dev/null; then
@@ -68,7 +68,7 @@ missing_for_docker() {
     elif ! version=$(docker compose version --short 2>/dev/null); then
         echo 'Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)'
     elif ! printf '%s\n' 2.24 "${version#v}" | sort -CV; then
-        echo "Docker Compose is ${version#v}, and 2.24 is needed"
+        echo "Docker Compose is ${version#v}, but 2.24 or later is needed"
     fi
 }
 
@@ -76,10 +76,10 @@ within() {
     if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
 }
 
-# Run a command in the background and wait for it; `status` is its exit status. Traps act at once.
+# Run a command in the background and wait for it, so that traps run at once; set `status` to its exit status.
 status=0
 job=''
-early='' # a signal that came before there was a job
+early='' # a signal that arrived before the job was started
 follow() {
     job=''
     "$@" <&0 &
@@ -93,14 +93,14 @@ follow() {
 in_container() {
     local name file folder_made='' security engine_runtimes
     local -a files compose terminal=(--no-TTY)
-    # A name of its own for each call, so that calls don't meet.
+    # A unique name, so that concurrent calls don't collide.
     name=scaling_fl-$(date +%Y%m%d-%H%M%S)-$$-$RANDOM
     security=$(docker info --format '{{.SecurityOptions}} {{range $name, $_ := .Runtimes}}{{$name}} {{end}}')
     engine_runtimes=" ${security##*] }"
     export SCALING_FL_FOLDER=$PWD SCALING_FL_USER SCALING_FL_COMMIT SCALING_FL_IMAGE SCALING_FL_CACHE SCALING_FL_CACHE_EXISTS
     SCALING_FL_USER=$(id -u):$(id -g)
-    if [[ $security == *name=rootless* ]]; then SCALING_FL_USER=0:0; fi # there, root in a container is the caller
-    # Two copies of this folder must not run each other's code.
+    if [[ $security == *name=rootless* ]]; then SCALING_FL_USER=0:0; fi # rootless: the container's root is the caller
+    # Each copy of this repository has its own image, so that none runs another's code.
     SCALING_FL_IMAGE=${SCALING_FL_IMAGE:-scaling_fl-$(printf %s "$root" | cksum | cut -d ' ' -f 1)}
     SCALING_FL_CACHE=${SCALING_FL_CACHE:-scaling_fl-cache-${SCALING_FL_USER%:*}}
     SCALING_FL_CACHE_EXISTS=true
@@ -119,7 +119,7 @@ in_container() {
         compose+=(--file "$file")
     done
 
-    # The place where data are mounted must be the caller's: the engine would make it root's.
+    # If data/ is missing, the engine would create the mount point as root.
     if [[ ! -e data ]] && mkdir data 2>/dev/null; then folder_made=$PWD/data; fi
     # shellcheck disable=SC2329  # the trap calls it
     clean_up() {
@@ -136,8 +136,8 @@ in_container() {
     if [[ -n $asked ]]; then exit "$asked"; fi
     docker volume create "$SCALING_FL_CACHE" >/dev/null
 
-    # A terminal in raw mode passes Ctrl-C on as a character. Without one, the signal would reach Compose as well as this
-    # script, and the job twice: so Compose gets a process group of its own.
+    # A terminal in raw mode sends Ctrl-C as a character. Without a terminal, the signal would reach both Compose and
+    # this script, and the job twice: so Compose gets its own process group.
     if [[ -t 0 && -t 1 ]]; then
         terminal=()
     else
@@ -148,17 +148,17 @@ in_container() {
     trap 'pass_on INT' INT
     trap 'pass_on TERM' TERM
     trap 'pass_on HUP' HUP
-    if [[ -n $asked ]]; then exit "$asked"; fi # it came after the image was built
+    if [[ -n $asked ]]; then exit "$asked"; fi # the signal arrived after the build
     follow "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
     exit "$status"
 }
 
-# Say when it takes long, and what went wrong; but nothing when there is nothing to do.
+# Build the image; silent if there is nothing to do.
 build() {
     local log
     log=$(mktemp)
     if [[ -z $(docker image ls --quiet --filter "reference=$SCALING_FL_IMAGE") ]]; then
-        say "building the image $SCALING_FL_IMAGE; the first time this takes minutes"
+        say "building the image $SCALING_FL_IMAGE; the first time, this takes some minutes"
     fi
     follow "${compose[@]}" build main >"$log" 2>&1
     if [[ $status -ne 0 && -z $asked ]]; then
@@ -169,7 +169,7 @@ build() {
     if [[ $status -ne 0 && -z $asked ]]; then exit "$status"; fi
 }
 
-# To the job, as soon as its container's first process takes signals: the system would drop one that comes before.
+# Pass a signal to the job once its container's first process handles signals: the kernel would drop an earlier one.
 pass_on() {
     local tries=0 passed=no
     if [[ -z $job ]]; then early=$1; fi
@@ -183,7 +183,7 @@ pass_on() {
     done
 }
 
-# Docker's init ignores SIGTTIN and SIGTTOU once it holds back all others, to pass them on one by one.
+# Docker's init ignores SIGTTIN and SIGTTOU once it has blocked all other signals to forward them.
 takes_signals() { docker exec "$name" grep -q '^SigIgn:.*[37bf].\{5\}$' /proc/1/status >/dev/null 2>&1; }
 
 docker=yes
@@ -209,11 +209,11 @@ if [[ $docker == yes ]]; then
         say "COMPOSE_FILE asks for a container, but $missing (--no-docker runs without one)"
         exit 1
     elif [[ $missing != 'docker is not installed' ]]; then
-        say "$missing: going on in .venv (--no-docker is silent)"
+        say "$missing: using .venv instead (--no-docker suppresses this note)"
     fi
 fi
 
-if [[ -w $root ]] && command -v flock >/dev/null; then # two calls at once: the second waits
+if [[ -w $root ]] && command -v flock >/dev/null; then # concurrent calls wait for each other
     exec 9>"$root/.venv.lock"
     flock 9
 fi
@@ -223,7 +223,7 @@ case "${1} ${2:-}" in
 esac
 exec 9>&-
 
-# A script of this repository is found from any folder.
+# Find this repository's scripts from any folder.
 if [[ $1 != -* && ! -e $1 && -e $root/$1 ]]; then
     set -- "$root/$1" "${@:2}"
 fi

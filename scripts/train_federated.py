@@ -54,7 +54,7 @@ sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, instal
 from scaling_fl.config import key_help  # noqa: E402
 
 if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__)):  # imports below take a while
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     print(_text, file=sys.stdout if sys.argv[1:] else sys.stderr)
     sys.exit(0 if sys.argv[1:] else 2)
 
@@ -86,18 +86,18 @@ def _has_git_commit() -> bool:
         import git
 
         return bool(git.Repo(ROOT).head.commit.hexsha)
-    except Exception:  # git missing, no repository, no commit, a repository of another user: each its own
+    except Exception:  # no git, no repository, no commit, another user's repository: each raises its own
         return False
 
 
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
-for _name in ("botocore", "aiobotocore"):  # Sacred would show where they found what they were told
+for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
 experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git_commit())
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)
-for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # by itself Sacred takes those whose names are used here
+for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # Sacred alone would record only modules imported here
     experiment.add_source_file(str(_path))
 
 job: Job  # set by `main`
@@ -111,7 +111,7 @@ class _ReportedError(SacredError):
 
 
 class Refused(_ReportedError):
-    """Something that the user can mend."""
+    """Bad input, which the user can correct."""
 
 
 class Failed(_ReportedError):
@@ -144,9 +144,9 @@ def remember_options(options: dict[str, Any]) -> None:
                 check_config_file(word)
     with _reported_errors():
         if options["--queue"]:
-            raise UserError("-q: there is nothing that would start a queued run; leave it out")
+            raise UserError("-q: nothing starts queued runs; leave it out")
         job.unobserved = bool(options["--unobserved"])
-        # Sacred's own observers of these would begin a new run each time, and wait a minute for a server.
+        # Sacred's own observers would create a new run at each start, and wait a minute for a server.
         if folder := options["--file_storage"]:
             job.destinations.folders.append(Path(folder))
         if typed := options["--mongo_db"]:
@@ -156,7 +156,7 @@ def remember_options(options: dict[str, Any]) -> None:
 
 @experiment.config_hook
 def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-    """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
+    """Validate, and prepare everything that training needs, before Sacred starts a run: bad input leaves no record."""
     with _reported_errors():
         checked = job.config_of(config)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
@@ -180,24 +180,24 @@ def sync(_config: dict[str, Any]) -> None:
 
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
-    """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
+    """Preview the task: rows, labels, lengths in tokens, duplicates, examples. Trains and writes nothing."""
     _show("scaling_fl.commands.show_task:show", "the preview", _config)
 
 
 @experiment.command(unobserved=True)
 def show_shards(_config: dict[str, Any]) -> None:
-    """Who would hold what: sites × labels, as a table and as a picture. Nothing is trained or written."""
+    """Preview the partition: sites × labels, as a table and as a picture. Trains and writes nothing."""
     _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
 
 
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     with _reported_errors(), host.work_folder() as folder:
         launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:
-    """Run the command, and exit: no thread of a library that waits, for a store that is away, say, holds that up."""
+    """Run the command, and exit without waiting for library threads that an unreachable store blocks."""
     status = 0
     try:
         _command(argv)
@@ -205,8 +205,8 @@ def main(argv: list[str]) -> None:
         if isinstance(end.code, str):  # the usage
             raise
         status = end.code or 0
-    atexit._run_exitfuncs()  # temporary files go
-    with contextlib.suppress(OSError):  # nobody reads any more
+    atexit._run_exitfuncs()  # removes temporary files
+    with contextlib.suppress(OSError):  # the reader is gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)

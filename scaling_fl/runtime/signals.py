@@ -1,6 +1,6 @@
-"""Being asked to end: by Ctrl-C, by a cluster that takes its machine back, by a closed terminal.
+"""Stop signals: Ctrl-C, a cluster that reclaims the machine (SIGTERM), a closed terminal (SIGHUP).
 
-Asked once, a job in training publishes what is complete and ends; asked twice, it ends at once.
+At the first signal, a job in training publishes the last complete round and ends. At the second, it ends at once.
 """
 
 import contextlib
@@ -11,21 +11,19 @@ import types
 from collections.abc import Iterator
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Clusters kill after 30 s, some after 20.
-_PUBLISH_GRACE = 10.0  # seconds to publish in
-_SHUTDOWN_GRACE = (
-    14.0  # seconds in which the records have had their last words, too; the rest of the end takes 4 at most
-)
-_FORCED_GRACE = 1.0  # seconds for the last words of a user's job who asked twice
+# Clusters kill 20 to 30 s after SIGTERM.
+_PUBLISH_GRACE = 10.0  # seconds for publishing
+_SHUTDOWN_GRACE = 14.0  # seconds for publishing and the last records; the remaining shutdown takes at most 4
+_FORCED_GRACE = 1.0  # seconds for the last records after a second signal
 _received: list[int] = []
 _remote: list[int] = []
-_requested_at: list[float] = []  # when the first of all came
+_requested_at: list[float] = []  # times of all stop requests
 _graceful = _deferring = False
-wakeup, _wakeup_writer = os.pipe()  # what wakes whoever waits for other things
+wakeup, _wakeup_writer = os.pipe()  # wakes the launcher while it waits for its children
 
 
 def install() -> None:
-    """Handle the signals from now on, but for those that `nohup` has turned off."""
+    """Handle the stop signals from now on, except those that `nohup` ignores."""
     os.set_blocking(_wakeup_writer, False)
     for stop in STOPS:
         if signal.getsignal(stop) is not signal.SIG_IGN:
@@ -34,7 +32,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[None]:
-    """Inside, the first signal is only noted: `stop_requested` tells of it. The second raises `KeyboardInterrupt`, as ever."""
+    """Inside, the first signal only makes `stop_requested` true. The second raises `KeyboardInterrupt`."""
     global _graceful
     _graceful = True
     try:
@@ -45,7 +43,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Inside, nothing interrupts: for what must be done to its end, and takes a moment only."""
+    """Inside, no signal raises: for short work that must be completed."""
     global _deferring
     _deferring = True
     try:
@@ -56,7 +54,7 @@ def defer_interrupts() -> Iterator[None]:
 
 def _receive(number: int, frame: types.FrameType | None) -> None:
     _requested_at.append(time.monotonic())
-    if number != signal.SIGHUP or number not in _received:  # of a closed terminal the shell tells, and the system, too
+    if number != signal.SIGHUP or number not in _received:  # the shell and the kernel both signal a closed terminal
         _received.append(number)
     with contextlib.suppress(BlockingIOError):
         os.write(_wakeup_writer, b"!")
@@ -64,14 +62,14 @@ def _receive(number: int, frame: types.FrameType | None) -> None:
 
 
 def check() -> None:
-    """Raises `KeyboardInterrupt` where it is due. Python loses one that is raised while it runs a finaliser."""
+    """Raises `KeyboardInterrupt` if it is due. Needed because Python drops one raised inside a finaliser."""
     times = len(_received) or len(_remote[:1])
     if times > int(_graceful) and not _deferring:
         raise KeyboardInterrupt
 
 
 def stop_requested() -> bool:
-    """Whether the job shall end when it can. Takes the wake-up call."""
+    """Whether the job was asked to stop. Clears `wakeup`."""
     if _received:
         with contextlib.suppress(BlockingIOError):
             os.set_blocking(wakeup, False)
@@ -80,23 +78,23 @@ def stop_requested() -> bool:
 
 
 def receive_remote(number: int) -> None:
-    """Another node was asked to end: it counts as if this one had been, once, whether this one is as well or not."""
+    """Record another node's signal. All remote signals count as one, and as none if this node received its own."""
     _requested_at.append(time.monotonic())
     _remote.append(number)
 
 
 def received() -> int:
-    """The signal that asked first."""
+    """The signal that arrived first."""
     return (_received or _remote or [int(signal.SIGINT)])[0]
 
 
 def grace_period() -> float:
-    """Seconds that the end may take: a user who can ask again has all the time."""
+    """Seconds that publishing may take; unlimited after Ctrl-C, which the user can repeat."""
     return float("inf") if received() == signal.SIGINT else _PUBLISH_GRACE
 
 
 def start_shutdown_timer() -> None:
-    """The end has begun: what still waits when its time is up is interrupted once more, be it a store or a database."""
+    """Interrupt the shutdown again when its time is up, so that no unreachable store or database holds it up."""
     if len(_received) > 1:
         left = _FORCED_GRACE
     elif _requested_at and received() != signal.SIGINT:
@@ -108,12 +106,12 @@ def start_shutdown_timer() -> None:
 
 
 def ignore() -> None:
-    """From now on, since what is left of the end takes a moment, and must be done."""
+    """Ignore all stop signals from now on: the rest of the shutdown is short and must be completed."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
 
 
 def exit_status() -> int:
-    """The shell's status for an end by signal. Above 128, which clusters take for "start it again"."""
+    """The shell's exit status for death by signal: above 128, so that clusters restart the job."""
     return 128 + received()

@@ -216,7 +216,7 @@ def test_a_preparation_that_hangs_ends_the_job(
     broken = job(tmp_path / "job", "")
     struck = broken.run({"place": "preparation", "how": "hang", "marker": str(tmp_path / "marker")})
     assert struck.returncode == 1
-    assert "the preparation made no progress for 10 s and counts as hung (if that can be: raise" in struck.stderr
+    assert "the preparation made no progress for 10 s and counts as hung (if it was only slow, raise" in struck.stderr
     assert "in strike" in struck.stderr, "where it is"
     builders.wait_for_end(processes_in(tmp_path / "job"))
     assert left_behind(broken.folder) == []
@@ -258,7 +258,7 @@ def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - struck < 20
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "stopping: the last complete round is published first" in out
+    assert "stopping: publishing the last complete round first" in out
     rounds = [path.name for path in sorted((asked.folder / "out").glob("round-*"))]
     assert rounds == [f"round-{complete:06d}.safetensors"]
     resumed = asked.run(None, "checkpoint_every=3", *more)

@@ -86,7 +86,7 @@ def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
 
     with container("first", "host", words, **vertex) as (name, process):
         text = wait_for_row(process, 2)
-        assert f"checkpoints_dir={bucket}/news/checkpoints/, which is AIP_CHECKPOINT_DIR" in text
+        assert f"checkpoints_dir={bucket}/news/checkpoints/, from AIP_CHECKPOINT_DIR" in text
         deadline = time.monotonic() + 60
         while not published(fs, f"{bucket}/news/checkpoints") and time.monotonic() < deadline:
             time.sleep(0.1)

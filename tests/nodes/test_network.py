@@ -96,7 +96,7 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
     second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3)
     outputs = end([first, second, third])
     assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
-    assert "waits at port 29500 for node 1" in outputs[0]
+    assert "is waiting on port 29500 for node 1" in outputs[0]
     assert "6 sites on 3 nodes (2 of the processes here) on cpu" in outputs[0]
     assert "this is node 1: node 0 shows the rounds" in outputs[1]
     assert_same(state(machines[0].folder), on_one)
@@ -181,7 +181,7 @@ def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
         assert f"node {victim} (10.77.0.{victim + 1}) is lost: " in said
     if how == "cut off":
         assert processes[victim].returncode == 1
-        assert "node 0 (10.77.0.1) is lost: no sign of life from it for 10 s" in outputs[victim]
+        assert "node 0 (10.77.0.1) is lost: no heartbeat for 10 s" in outputs[victim]
     machines[victim].cut(up=True)
 
     newest = max(int(path.stem[-6:]) for path in (machines[0].folder / "out").glob("round-*"))
@@ -245,7 +245,7 @@ def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], fil
         time.sleep(0.05)
     refused = next(process for process in twins if process.poll() is not None)
     assert refused.returncode == 1
-    assert "RANK=1: the node at 10.77.0.2 has it already; give each node its own" in refused.communicate()[0]
+    assert "RANK=1: already taken by the node at 10.77.0.2; give each node its own rank" in refused.communicate()[0]
     alien = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
     assert "WORLD_SIZE=4 there, and 3 at node 0; give all nodes the same" in end([alien])[0]
     wrong = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
@@ -253,7 +253,10 @@ def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], fil
     other = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
     outputs = end([*processes, *(twin for twin in twins if twin is not refused), other])
     for output in outputs:
-        assert "node 2 and node 0 were told different things: learning_rate=0.5 and 0.01; give all the same" in output
+        assert (
+            "node 2 and node 0 have different configurations: learning_rate=0.5 and 0.01; use the same values on every node"
+            in output
+        )
 
 
 @pytest.mark.thorough

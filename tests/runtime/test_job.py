@@ -45,5 +45,5 @@ def test_a_job_that_is_recorded_as_complete_ends_well(finished: Path, capsys: py
 @pytest.mark.parametrize(("num_nodes", "num_rounds"), [(2, 2), (1, 3)])
 def test_what_nobody_else_knows_or_what_is_missing_is_an_error(finished: Path, num_nodes: int, num_rounds: int) -> None:
     """Other nodes know of no record: they are told by the error, and would wait for this one otherwise."""
-    with pytest.raises(UserError, match="2 rounds are done and recorded, and no checkpoint is there; to train again"):
+    with pytest.raises(UserError, match="2 rounds are done and recorded, but there is no checkpoint; to train again"):
         again(finished, num_nodes, num_rounds)

@@ -63,7 +63,7 @@ def fail(send: Send, how: str) -> None:
     [
         ("raise", JobFailed, r"child 1 failed:\nTraceback (.|\n)*ZeroDivisionError: site arithmetic$"),
         ("refuse", UserError, r"^learning_rate=7: too high$"),
-        ("exit", JobFailed, r"child 1 ended: it exited with status 3 without a word"),
+        ("exit", JobFailed, r"child 1 ended: exit status 3, without a message"),
         ("SIGKILL", JobFailed, r"child 1 ended: killed by SIGKILL; .*out of memory"),
         ("SIGSEGV", JobFailed, r"child 1 ended: killed by SIGSEGV; native code crashed"),
         ("lose the peer", PeerLost, r"child 1: the connection to another worker broke"),
@@ -200,7 +200,7 @@ def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest
     [
         (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
                                         r"File .*test_launcher\.py., line \d+ in get_stuck"),
-        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, and tells nothing"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, so it has no stack trace to show"),
         (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
     ],
 )  # fmt: skip
@@ -258,9 +258,9 @@ def obey(send: Any, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "stops", "said"),
     [
-        ("obeys", [signal.SIGINT], ["stopping: the last complete round is published first", "published"]),
-        ("hangs", [signal.SIGTERM], ["stopping: the last complete round is published first", "published"]),
-        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: the last complete round is published first"]),
+        ("obeys", [signal.SIGINT], ["stopping: publishing the last complete round first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: publishing the last complete round first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: publishing the last complete round first"]),
     ],
 )
 def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
@@ -275,7 +275,7 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
         events.append(event)
         if event["event"] == "ready":
             os.kill(os.getpid(), stops[0])
-        if event.get("text") == "stopping: the last complete round is published first" and len(stops) > 1:
+        if event.get("text") == "stopping: publishing the last complete round first" and len(stops) > 1:
             os.kill(os.getpid(), stops[1])
 
     try:
@@ -339,7 +339,7 @@ def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(monkeypatch: pyte
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
     launcher.start_fork_server()  # it is only early: who needs it says what is wrong
     with pytest.raises(
-        UserError, match=r"TMPDIR=/.*: no socket can be made there \(AF_UNIX path too long\); name another"
+        UserError, match=r"TMPDIR=/.*: can't create a socket there \(AF_UNIX path too long\); choose another"
     ):
         start(speak, (0,))
 

@@ -76,7 +76,7 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     vertex = {"CLUSTER_SPEC": json.dumps(spec), "AIP_CHECKPOINT_DIR": f"{bucket}/news/checkpoints/"} | environ
     process = start(tmp_path, *words, "num_rounds=9999", **vertex)
     text = wait_for_row(process, 2)
-    assert f"checkpoints_dir={bucket}/news/checkpoints/, which is AIP_CHECKPOINT_DIR" in text
+    assert f"checkpoints_dir={bucket}/news/checkpoints/, from AIP_CHECKPOINT_DIR" in text
     deadline = time.monotonic() + 60
     while not fs.glob(f"{bucket}/news/checkpoints/round-*") and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -56,13 +56,13 @@ def test_what_is_recorded_without_checkpoints_is_not_written_over(
     before = record(tmp_path)
     again = command(*words)
     assert again.returncode == 0, again.stderr
-    assert "job j is finished: 2 rounds are done and recorded, and no checkpoint is there" in again.stdout
+    assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout
     for key, why in (
         (
             "checkpoints_dir=new",
-            "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, and no checkpoint",
+            "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, but there is no checkpoint",
         ),
-        ("num_rounds=3", "2 rounds are done and recorded, and no checkpoint is there; to train again, take another"),
+        ("num_rounds=3", "2 rounds are done and recorded, but there is no checkpoint; to train again, use another"),
         ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
         (f"train_path={tmp_path / 'test.csv'}", "the data differ from those it began with"),
     ):

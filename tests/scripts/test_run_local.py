@@ -58,14 +58,14 @@ def test_arguments_and_exit_status_pass_through_unchanged(run: Run, copy: Path) 
 def test_the_environment_is_made_once_and_renewed_when_the_requirements_change(run: Run, copy: Path) -> None:
     shutil.rmtree(copy / ".venv", ignore_errors=True)
     first = run("--no-docker", "scripts/show.py", "0")
-    assert "making .venv" in first.stderr
+    assert "creating .venv" in first.stderr
     assert "installing requirements.txt" in first.stderr
     second = run("--no-docker", "scripts/show.py", "0")
     assert (second.returncode, second.stderr) == (0, ""), "nothing to do, nothing to say"
     (copy / "requirements.txt").write_text("# nothing new\n")
     third = run("--no-docker", "scripts/show.py", "0")
     assert "installing requirements.txt" in third.stderr
-    assert "making .venv" not in third.stderr
+    assert "creating .venv" not in third.stderr
 
 
 @pytest.mark.parametrize("damage", ["bin/python", "lib/python3.*/site-packages/pip"])
@@ -75,7 +75,7 @@ def test_a_broken_environment_is_made_anew(run: Run, copy: Path, damage: str) ->
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     done = run("--no-docker", "scripts/show.py", "3")
     assert done.returncode == 3, done.stderr
-    assert "making .venv" in done.stderr
+    assert "creating .venv" in done.stderr
 
 
 def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> None:
@@ -119,7 +119,7 @@ OLD_COMPOSE = '[ "$1" = info ] || echo v2.23.3'
     [
         (NO_ENGINE, "no Docker engine answers (Cannot connect)"),
         (NO_COMPOSE, "Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)"),
-        (OLD_COMPOSE, "Docker Compose is 2.23.3, and 2.24 is needed"),
+        (OLD_COMPOSE, "Docker Compose is 2.23.3, but 2.24 or later is needed"),
     ],
 )
 def test_what_docker_lacks_is_said_and_the_job_runs_without_it(
@@ -128,7 +128,7 @@ def test_what_docker_lacks_is_said_and_the_job_runs_without_it(
     path = docker(tmp_path, body)
     done = run("scripts/show.py", "3", PATH=path, COMPOSE_FILE="")
     assert done.returncode == 3
-    assert done.stderr == f"run-local.sh: {missing}: going on in .venv (--no-docker is silent)\n"
+    assert done.stderr == f"run-local.sh: {missing}: using .venv instead (--no-docker suppresses this note)\n"
     assert run("--no-docker", "scripts/show.py", "0", PATH=path).stderr == ""
 
 

@@ -346,7 +346,7 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
         os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
     rest = process.communicate(timeout=30)[0]
     assert process.returncode == 128 + how
-    assert "stopping: the last complete round is published first" in rest
+    assert "stopping: publishing the last complete round first" in rest
     assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)

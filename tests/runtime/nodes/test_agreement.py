@@ -49,8 +49,11 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"learning_rate": 0.5}, "node 1 and node 0 were told different things: learning_rate=0.5 and 5e-05; give all"),
-        ({"num_rounds": 3, "seed": 1}, "num_rounds=3 and 10, seed=1 and 20210201; give all the same"),
+        (
+            {"learning_rate": 0.5},
+            "node 1 and node 0 have different configurations: learning_rate=0.5 and 5e-05; use the same",
+        ),
+        ({"num_rounds": 3, "seed": 1}, "num_rounds=3 and 10, seed=1 and 20210201; use the same values on every node"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
@@ -64,9 +67,9 @@ def test_all_else_must_be_the_same(rank: int, change: dict[str, Any], said: str)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"keep_optimiser": True}, "keep_optimiser=True: what sites keep stays on their node"),
-        ({"baseline": "local_only"}, "baseline=local_only: what sites keep stays on their node"),
-        ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes of all nodes"),
+        ({"keep_optimiser": True}, "keep_optimiser=True: sites keep state on their own node"),
+        ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),
+        ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes on all nodes"),
     ],
 )
 def test_what_several_nodes_can_not_do_is_refused(keys: dict[str, Any], said: str) -> None:
@@ -115,7 +118,7 @@ def test_other_data_or_another_model_are_refused_on_every_node() -> None:
 @pytest.mark.parametrize(
     ("theirs", "said"),
     [
-        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; give all the same kind"),
+        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; use the same on every node"),
         ({"environment": {"torch": "2", "precision": "bf16"}}, "node 2 trains on cpu in bf16, node 0 on cpu in fp32"),
     ],
 )
@@ -126,4 +129,4 @@ def test_nodes_that_would_compute_otherwise_are_refused(theirs: dict[str, Any], 
     assert said in str(error.value)
     other = part(environment={"torch": "3", "precision": "fp32"})
     plan = agreement.join_plans(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
-    assert plan.notes == ("node 2 has another environment than node 0 (torch 3, not 2)",)
+    assert plan.notes == ("node 2 has a different environment from node 0 (torch 3, not 2)",)

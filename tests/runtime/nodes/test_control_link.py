@@ -87,7 +87,7 @@ def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPa
             link._closed.set()  # no more signs of life
             time.sleep(2.5)
             return None
-        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no sign of life from it for 0 s"):
+        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no heartbeat for 0 s"):
             link.exchange(1)
         return None
 
@@ -175,7 +175,7 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
                 time.sleep(0.05)
         stranger.sendall(text)
         stranger.close()
-    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, and 2 at node 0"), (Node(0, 2), None)):
+    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, but 2 on node 0"), (Node(0, 2), None)):
         if why is not None:
             with pytest.raises(UserError, match=why):
                 ControlLink(Node(node.rank, node.count, "127.0.0.1", port), said.append)
@@ -184,19 +184,21 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
     thread.join(30)
     link.close()
     assert result == [["zero", "one"]]
-    assert any(line.startswith("note: a node at 127.0.0.1 is refused: WORLD_SIZE=3 there") for line in said)
+    assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in said)
 
 
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
     port = free_port()
-    with pytest.raises(UserError, match="node 1, 2 of 3 didn't come within 0 minutes; is the command running there"):
+    with pytest.raises(
+        UserError, match="node 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
+    ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
     with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
         ControlLink(Node(1, 3, "127.0.0.1", port), lambda text: None)
     with (
         socket.create_server(("127.0.0.1", port)),
-        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen there"),
+        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen on this port"),
     ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
 
