@@ -1,4 +1,4 @@
-"""A job's record when machines are lost, and when a command would write over what another one did."""
+"""A job's record when machines are lost, and when a command would overwrite another job's record."""
 
 import json
 import os
@@ -49,9 +49,7 @@ def test_a_machine_that_is_lost_with_its_disk_leaves_no_gap_in_the_record(
         assert metrics[name]["steps"] == list(range(first, last + 1)), name
 
 
-def test_what_is_recorded_without_checkpoints_is_not_written_over(
-    command: Command, words: list[str], tmp_path: Path
-) -> None:
+def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words: list[str], tmp_path: Path) -> None:
     assert command(*words).returncode == 0
     before = record(tmp_path)
     again = command(*words)

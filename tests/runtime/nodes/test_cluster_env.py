@@ -30,7 +30,7 @@ def spec(**changes: Any) -> dict[str, str]:
         (spec(task={"type": "workerpool1", "index": "0"}), Node(1, 3, "p-0", 2222)),
         (KUBEFLOW, Node(3, 4, "job-0", 29501)),
         (TORCHRUN, Node(1, 2, "h", 29501)),
-        # The first that says anything counts, whatever the others say.
+        # The first set of variables that is set takes precedence.
         (spec() | KUBEFLOW | PLAIN, Node(2, 3, "p-0", 2222)),
         (KUBEFLOW | PLAIN | {"WORLD_SIZE": "8"}, Node(3, 4, "job-0", 29501)),
         (KUBEFLOW | TORCHRUN, Node(3, 4, "job-0", 29502)),
@@ -58,7 +58,7 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
         (spec(task={"type": "evaluator", "index": 0}), "not in Vertex AI's format"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(environ: dict[str, str], said: str) -> None:
+def test_invalid_values_are_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(UserError) as error:
         cluster_env.this_node(environ)
     assert said in str(error.value)
