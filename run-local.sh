@@ -1,16 +1,25 @@
 #!/usr/bin/env bash
-# Run scaling_fl on this machine:
+# Run scaling_fl on this machine, in a container or in a virtual environment.
 #
-#   ./run-local.sh [--no-docker] scripts/train_federated.py with demo
-#   ./run-local.sh [--no-docker] -m pytest
-#   COMPOSE_FILE="docker-compose.yaml:docker-compose.debug.yaml" ./run-local.sh scripts/train_federated.py with demo
+# Usage: ./run-local.sh [--no-docker] SCRIPT.py | -m MODULE [ARGUMENT...]
 #
-# What follows goes to Python as it is; its exit status comes back. Where a Docker engine and Compose answer, that is
-# the Python of an image, which is built first if it isn't up to date; this folder is /workspace in the container, and
-# Ctrl-C and SIGTERM reach the job. Elsewhere, or with --no-docker, it is that of a virtual environment `.venv` beside
-# this file, which is made from requirements.txt at the first call, and brought up to date when that file has changed;
-# modules for development (-m pytest, ruff, mypy) add requirements-dev.txt, and PYTHON names the interpreter to make
-# it with. Settings in `.env` are honoured (see .env.template).
+#   ./run-local.sh scripts/train_federated.py with demo  # fine-tune on four sites
+#   ./run-local.sh scripts/train_federated.py --help     # commands and examples
+#   ./run-local.sh scripts/train_federated.py help       # all keys with defaults
+#   ./run-local.sh -m pytest                             # the tests
+#   COMPOSE_FILE="docker-compose.yaml:docker-compose.debug.yaml" \
+#       ./run-local.sh scripts/train_federated.py with demo  # wait for a debugger
+#
+# Arguments are passed to Python unchanged, and its exit status is returned.
+#
+# If a Docker engine and Compose are available, Python runs in a container, whose
+# image is built first if it is out of date. This folder is /workspace there, and
+# Ctrl-C and SIGTERM reach the job. Otherwise, or with --no-docker, Python runs in
+# .venv beside this script. The first call creates .venv, and later calls update
+# it when requirements.txt has changed; -m pytest, ruff, mypy and mkdocs also need
+# requirements-dev.txt. PYTHON=… names the interpreter to create .venv with.
+#
+# Settings are read from .env (see .env.template). docs/quickstart.md has more.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -31,25 +40,25 @@ find_python() {
     exit 1
 }
 
-# Bring the virtual environment to the state of one requirements file; do nothing if it is there already.
+# Install one requirements file into the virtual environment, unless it is already up to date.
 renew() {
     local requirements=$1 stamp=$venv/.$1.installed wanted
     wanted=$(cat "$root/requirements.txt" "$root/$requirements" | cksum)
-    local usable=no # not when its Python was upgraded away, or its making broke off
+    local usable=no # its Python may have been upgraded away, or its creation interrupted
     if "$venv/bin/python" -I -c 'import pip' 2>/dev/null; then usable=yes; fi
     [[ $usable == yes && -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     if [[ $usable == no ]]; then
         local python
         python=$(find_python)
-        say "making .venv with $python"
+        say "creating .venv with $python"
         "$python" -m venv --clear "$venv"
     fi
-    say "installing $requirements into .venv; the first time this takes minutes"
+    say "installing $requirements into .venv; the first time, this takes some minutes"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/$requirements" >&2
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# What is missing for a container; nothing if it can run.
+# Print what is missing to run a container; nothing if nothing is.
 missing_for_docker() {
     local answer version
     if ! command -v docker >/dev/null; then
@@ -59,7 +68,7 @@ missing_for_docker() {
     elif ! version=$(docker compose version --short 2>/dev/null); then
         echo 'Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)'
     elif ! printf '%s\n' 2.24 "${version#v}" | sort -CV; then
-        echo "Docker Compose is ${version#v}, and 2.24 is needed"
+        echo "Docker Compose is ${version#v}, but 2.24 or later is needed"
     fi
 }
 
@@ -67,10 +76,10 @@ within() {
     if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
 }
 
-# Run a command in the background and wait for it; `status` is its exit status. Traps act at once.
+# Run a command in the background and wait for it, so that traps run at once; set `status` to its exit status.
 status=0
 job=''
-early='' # a signal that came before there was a job
+early='' # a signal that arrived before the job was started
 follow() {
     job=''
     "$@" <&0 &
@@ -84,14 +93,14 @@ follow() {
 in_container() {
     local name file folder_made='' security engine_runtimes
     local -a files compose terminal=(--no-TTY)
-    # A name of its own for each call, so that calls don't meet.
+    # A unique name, so that concurrent calls don't collide.
     name=scaling_fl-$(date +%Y%m%d-%H%M%S)-$$-$RANDOM
     security=$(docker info --format '{{.SecurityOptions}} {{range $name, $_ := .Runtimes}}{{$name}} {{end}}')
     engine_runtimes=" ${security##*] }"
     export SCALING_FL_FOLDER=$PWD SCALING_FL_USER SCALING_FL_COMMIT SCALING_FL_IMAGE SCALING_FL_CACHE SCALING_FL_CACHE_EXISTS
     SCALING_FL_USER=$(id -u):$(id -g)
-    if [[ $security == *name=rootless* ]]; then SCALING_FL_USER=0:0; fi # there, root in a container is the caller
-    # Two copies of this folder must not run each other's code.
+    if [[ $security == *name=rootless* ]]; then SCALING_FL_USER=0:0; fi # rootless: the container's root is the caller
+    # Each copy of this repository has its own image, so that none runs another's code.
     SCALING_FL_IMAGE=${SCALING_FL_IMAGE:-scaling_fl-$(printf %s "$root" | cksum | cut -d ' ' -f 1)}
     SCALING_FL_CACHE=${SCALING_FL_CACHE:-scaling_fl-cache-${SCALING_FL_USER%:*}}
     SCALING_FL_CACHE_EXISTS=true
@@ -110,7 +119,7 @@ in_container() {
         compose+=(--file "$file")
     done
 
-    # The place where data are mounted must be the caller's: the engine would make it root's.
+    # If data/ is missing, the engine would create the mount point as root.
     if [[ ! -e data ]] && mkdir data 2>/dev/null; then folder_made=$PWD/data; fi
     # shellcheck disable=SC2329  # the trap calls it
     clean_up() {
@@ -127,8 +136,8 @@ in_container() {
     if [[ -n $asked ]]; then exit "$asked"; fi
     docker volume create "$SCALING_FL_CACHE" >/dev/null
 
-    # A terminal in raw mode passes Ctrl-C on as a character. Without one, the signal would reach Compose as well as this
-    # script, and the job twice: so Compose gets a process group of its own.
+    # A terminal in raw mode sends Ctrl-C as a character. Without a terminal, the signal would reach both Compose and
+    # this script, and the job twice: so Compose gets its own process group.
     if [[ -t 0 && -t 1 ]]; then
         terminal=()
     else
@@ -139,17 +148,17 @@ in_container() {
     trap 'pass_on INT' INT
     trap 'pass_on TERM' TERM
     trap 'pass_on HUP' HUP
-    if [[ -n $asked ]]; then exit "$asked"; fi # it came after the image was built
+    if [[ -n $asked ]]; then exit "$asked"; fi # the signal arrived after the build
     follow "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
     exit "$status"
 }
 
-# Say when it takes long, and what went wrong; but nothing when there is nothing to do.
+# Build the image; silent if there is nothing to do.
 build() {
     local log
     log=$(mktemp)
     if [[ -z $(docker image ls --quiet --filter "reference=$SCALING_FL_IMAGE") ]]; then
-        say "building the image $SCALING_FL_IMAGE; the first time this takes minutes"
+        say "building the image $SCALING_FL_IMAGE; the first time, this takes some minutes"
     fi
     follow "${compose[@]}" build main >"$log" 2>&1
     if [[ $status -ne 0 && -z $asked ]]; then
@@ -160,7 +169,7 @@ build() {
     if [[ $status -ne 0 && -z $asked ]]; then exit "$status"; fi
 }
 
-# To the job, as soon as its container's first process takes signals: the system would drop one that comes before.
+# Pass a signal to the job once its container's first process handles signals: the kernel would drop an earlier one.
 pass_on() {
     local tries=0 passed=no
     if [[ -z $job ]]; then early=$1; fi
@@ -174,7 +183,7 @@ pass_on() {
     done
 }
 
-# Docker's init ignores SIGTTIN and SIGTTOU once it holds back all others, to pass them on one by one.
+# Docker's init ignores SIGTTIN and SIGTTOU once it has blocked all other signals to forward them.
 takes_signals() { docker exec "$name" grep -q '^SigIgn:.*[37bf].\{5\}$' /proc/1/status >/dev/null 2>&1; }
 
 docker=yes
@@ -182,10 +191,17 @@ if [[ ${1:-} == --no-docker ]]; then
     docker=no
     shift
 fi
-if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+case ${1:-} in
+-h | --help)
+    usage
+    exit
+    ;;
+"")
+    usage >&2
     exit 2
-fi
+    ;;
+esac
 if [[ $docker == yes ]]; then
     missing=$(missing_for_docker)
     if [[ -z $missing ]]; then in_container "$@"; fi
@@ -193,11 +209,11 @@ if [[ $docker == yes ]]; then
         say "COMPOSE_FILE asks for a container, but $missing (--no-docker runs without one)"
         exit 1
     elif [[ $missing != 'docker is not installed' ]]; then
-        say "$missing: going on in .venv (--no-docker is silent)"
+        say "$missing: using .venv instead (--no-docker suppresses this note)"
     fi
 fi
 
-if [[ -w $root ]] && command -v flock >/dev/null; then # two calls at once: the second waits
+if [[ -w $root ]] && command -v flock >/dev/null; then # concurrent calls wait for each other
     exec 9>"$root/.venv.lock"
     flock 9
 fi
@@ -207,7 +223,7 @@ case "${1} ${2:-}" in
 esac
 exec 9>&-
 
-# A script of this repository is found from any folder.
+# Find this repository's scripts from any folder.
 if [[ $1 != -* && ! -e $1 && -e $root/$1 ]]; then
     set -- "$root/$1" "${@:2}"
 fi

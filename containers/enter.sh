@@ -1,22 +1,22 @@
 #!/bin/sh
-# What a container starts: Python with what was typed, such as `scripts/train_federated.py with demo` or `-m pytest`.
+# The image's entry point: Python with the arguments, such as `scripts/train_federated.py with demo` or `-m pytest`.
 set -eu
 
 code=/opt/scaling_fl
 
 case ${1:-} in
 "")
-    echo 'scaling_fl: what shall run? For example: scripts/train_federated.py with demo' >&2
+    echo 'scaling_fl: nothing to run; for example: scripts/train_federated.py with demo' >&2
     exit 2
     ;;
 -*)
     case "$1 ${2:-}" in
-    "-m pytest" | "-m ruff" | "-m mypy") # on this image's code, unless the working folder is a copy of it
+    "-m pytest" | "-m ruff" | "-m mypy") # run on the image's code, unless the working folder is a copy of it
         [ -e pyproject.toml ] || cd "$code"
         ;;
     esac
     ;;
-*) # a script: this image's own, whatever the working folder holds, since it is the version that the run records
+*) # a script: always the image's, because that is the version that the run records
     if [ -e "$code/$1" ]; then
         script=$code/$1
         shift

@@ -1,13 +1,41 @@
 #!/usr/bin/env python
-"""Fine-tune a language model federatedly: N sites, one model, no shared data.
+r"""Fine-tune a language model on many sites without pooling their data.
 
-    ./run-local.sh scripts/train_federated.py with demo
-    ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
-    ./run-local.sh scripts/train_federated.py show_shards with demo partition=dirichlet alpha=0.1 num_sites=32
-    ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] num_rounds=100 model=distilbert \
-        task_name=agnews train_path=train.csv test_path=test.csv job_name=news checkpoints_dir=checkpoints
+Start with:
+  ./run-local.sh scripts/train_federated.py with demo
+  ./run-local.sh scripts/train_federated.py show_task with task_name=imdb
+  ./run-local.sh scripts/train_federated.py show_shards with demo \
+      partition=dirichlet alpha=0.1 num_sites=32
+  ./run-local.sh scripts/train_federated.py print_config with demo num_rounds=3
+  ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] \
+      num_rounds=100 model=distilbert task_name=agnews \
+      train_path=train.csv test_path=test.csv \
+      job_name=news checkpoints_dir=checkpoints/news
 
-docs/configuration.md explains every key. This file only assembles: Sacred's configuration in, preparation, rounds, record.
+Commands:
+  train         train, evaluate and record every round (the default command)
+  show_task     preview a task: rows, labels, lengths in tokens, duplicates
+  show_shards   preview a partition: rows of each label at each site
+  sync          bring a job's records up to date, e.g. after a MongoDB outage
+  print_config  show the configuration that would run
+  help          list all keys with their defaults; or help KEY, help COMMAND
+
+Keys follow `with`, as key=value. `help` lists them; docs/configuration.md has
+the same list. `demo` and `paper` are named configurations: several keys each.
+
+The flags used most, of Sacred's (https://sacred.readthedocs.io):
+  -u            record nothing
+  -c TEXT       add a comment to the record
+  -n NAME       name the experiment in the record
+  -F FOLDER     write a second file record
+  -m HOST:PORT:DB
+                write a second MongoDB record
+  -d            show stack traces
+  -D            start a debugger after a failure
+
+To resume a job, type the same command again, with its job_name and
+checkpoints_dir. docs/quickstart.md explains the output, and
+docs/troubleshooting.md the messages.
 """
 
 import atexit
@@ -20,10 +48,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dotenv
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
+
+from scaling_fl.config import key_help  # noqa: E402
+
+if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__)):  # imports below take a while
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
+    print(_text, file=sys.stdout if sys.argv[1:] else sys.stderr)
+    sys.exit(0 if sys.argv[1:] else 2)
+
+import dotenv  # noqa: E402
 
 from scaling_fl.runtime import launcher  # noqa: E402
 
@@ -51,40 +86,40 @@ def _has_git_commit() -> bool:
         import git
 
         return bool(git.Repo(ROOT).head.commit.hexsha)
-    except Exception:  # git missing, no repository, no commit, a repository of another user: each its own
+    except Exception:  # no git, no repository, no commit, another user's repository: each raises its own
         return False
 
 
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
-for _name in ("botocore", "aiobotocore"):  # Sacred would show where they found what they were told
+for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
 experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git_commit())
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)
-for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # by itself Sacred takes those whose names are used here
+for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # Sacred alone would record only modules imported here
     experiment.add_source_file(str(_path))
 
 job: Job  # set by `main`
 
 
-class _SaidInFull(SacredError):
+class _ReportedError(SacredError):
     """Sacred prints the message alone, unless --debug asks for a traceback."""
 
     def __init__(self, error: Exception):
         super().__init__(str(error), print_traceback=False)
 
 
-class Refused(_SaidInFull):
-    """Something that the user can mend."""
+class Refused(_ReportedError):
+    """Bad input, which the user can correct."""
 
 
-class Failed(_SaidInFull):
+class Failed(_ReportedError):
     """A process of the job failed; the message holds its traceback, or its likely cause."""
 
 
 @contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
+def _reported_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -94,7 +129,7 @@ def _clear_errors() -> Iterator[None]:
         job.link.announce_end(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
-        signals.hurry()
+        signals.start_shutdown_timer()
         job.link.announce_end(error)
         raise
     finally:
@@ -105,13 +140,13 @@ def _clear_errors() -> Iterator[None]:
 def remember_options(options: dict[str, Any]) -> None:
     for word in options["UPDATE"] or []:
         if "=" not in word and word not in NAMED_CONFIGS:
-            with _clear_errors():
+            with _reported_errors():
                 check_config_file(word)
-    with _clear_errors():
+    with _reported_errors():
         if options["--queue"]:
-            raise UserError("-q: there is nothing that would start a queued run; leave it out")
+            raise UserError("-q: nothing starts queued runs; leave it out")
         job.unobserved = bool(options["--unobserved"])
-        # Sacred's own observers of these would begin a new run each time, and wait a minute for a server.
+        # Sacred's own observers would create a new run at each start, and wait a minute for a server.
         if folder := options["--file_storage"]:
             job.destinations.folders.append(Path(folder))
         if typed := options["--mongo_db"]:
@@ -121,8 +156,8 @@ def remember_options(options: dict[str, Any]) -> None:
 
 @experiment.config_hook
 def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-    """Validate, and prepare all that training needs, before Sacred starts a run: bad input leaves no record."""
-    with _clear_errors():
+    """Validate, and prepare everything that training needs, before Sacred starts a run: bad input leaves no record."""
+    with _reported_errors():
         checked = job.config_of(config)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
@@ -132,37 +167,37 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
 @experiment.main
 def train(_run: Run) -> None:
     """Train: rounds of local training, federated averaging and evaluation."""
-    with _clear_errors():
+    with _reported_errors():
         job.train()
 
 
 @experiment.command(unobserved=True)
 def sync(_config: dict[str, Any]) -> None:
     """Bring a job's records up to date from its events: runs/_events/JOB.jsonl, or those in checkpoints_dir."""
-    with _clear_errors():
+    with _reported_errors():
         job.sync(job.config_of(_config))
 
 
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
-    """What the task yields: rows, labels, lengths in tokens, duplicates, examples. Nothing is trained or written."""
+    """Preview the task: rows, labels, lengths in tokens, duplicates, examples. Trains and writes nothing."""
     _show("scaling_fl.commands.show_task:show", "the preview", _config)
 
 
 @experiment.command(unobserved=True)
 def show_shards(_config: dict[str, Any]) -> None:
-    """Who would hold what: sites × labels, as a table and as a picture. Nothing is trained or written."""
+    """Preview the partition: sites × labels, as a table and as a picture. Trains and writes nothing."""
     _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
 
 
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may have seen enough
-    with _clear_errors(), host.work_folder() as folder:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
+    with _reported_errors(), host.work_folder() as folder:
         launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:
-    """Run the command, and exit: no thread of a library that waits, for a store that is away, say, holds that up."""
+    """Run the command, and exit without waiting for library threads that an unreachable store blocks."""
     status = 0
     try:
         _command(argv)
@@ -170,8 +205,8 @@ def main(argv: list[str]) -> None:
         if isinstance(end.code, str):  # the usage
             raise
         status = end.code or 0
-    atexit._run_exitfuncs()  # temporary files go
-    with contextlib.suppress(OSError):  # nobody reads any more
+    atexit._run_exitfuncs()  # removes temporary files
+    with contextlib.suppress(OSError):  # the reader is gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
@@ -179,6 +214,8 @@ def main(argv: list[str]) -> None:
 
 def _command(argv: list[str]) -> None:
     global job
+    if argv[1:2] == ["help"] and argv[2] not in dict(experiment.gather_commands()):
+        sys.exit(f"help {argv[2]}: {key_help.unknown(argv[2])}")
     signals.install()
     with contextlib.ExitStack() as resources:
         job = Job(resources)

@@ -24,21 +24,21 @@ from tests.line import Line
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train_federated.py"
 
-# The same examples in every run, on machines of any speed. Files are written anew for each example.
+# The same examples in every run, on machines of any speed. Each example writes its own files.
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("repeatable")
 
-# What a shell starts in the background ignores Ctrl-C, behind `nohup` SIGHUP, and so does what that starts: the jobs under
-# test must not.
+# A shell's background processes ignore SIGINT, with `nohup` SIGHUP too, and their children inherit this. Jobs under test
+# must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What jobs share on this machine is no business of the tests. Set once: the fork server keeps what it found."""
+    """Keep the tests out of the machine's caches. Set once, because the fork server keeps its first environment."""
     os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -49,7 +49,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Results depend on the number of threads; and two cores are few."""
+    """Results depend on the number of threads, and test machines may have only two cores."""
     torch.set_num_threads(1)
 
 
@@ -66,7 +66,7 @@ def small_config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def run_distributed(tmp_path: Path) -> Callable[..., list[Any]]:
-    """Run `function(rank, num_workers, memory, folder, *args)` in real processes; its results, by rank."""
+    """Run `function(rank, num_workers, memory, folder, *args)` in real processes; returns the results by rank."""
 
     def run(function: Callable[..., Any], num_workers: int, *args: Any) -> list[Any]:
         return builders.run_distributed(function, num_workers, tmp_path, *args)
@@ -93,7 +93,7 @@ def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what a developer's own `.env` or shell may set. Empty wins over `.env`."""
+    """The environment without a developer's own settings. Empty variables take precedence over `.env`."""
     return os.environ | dict.fromkeys(
         ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST", "SACRED_MONGO_URL"), ""
     )
@@ -101,7 +101,7 @@ def clean_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def serve(port: int, *argv: str) -> Iterator[None]:
-    """A server in its own process, once it takes connections."""
+    """Run a server in its own process; enter once it accepts connections."""
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
@@ -139,7 +139,7 @@ def mongo(tmp_path: Path) -> Iterator[str]:
 
 class ObjectStore(NamedTuple):
     bucket: str  # URL of an empty bucket
-    environ: dict[str, str]  # as its users set it
+    environ: dict[str, str]  # as users set it
     fs: AbstractFileSystem
 
 
@@ -169,13 +169,13 @@ def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    """What lies between this process, or its children, and an object store, whose bucket is $TEST_BUCKET."""
+    """The proxy between this process, with its children, and an object store, whose bucket is $TEST_BUCKET."""
     bucket, environ, fs = object_store
-    type(fs).clear_instance_cache()  # fsspec would go on with the last test's
+    type(fs).clear_instance_cache()  # else fsspec reuses the last test's
     opened = Line(int(next(iter(environ.values())).rpartition(":")[2]))
     for name, value in environ.items():
         monkeypatch.setenv(name, value.rpartition(":")[0] + f":{opened.port}" if value.startswith("http") else value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own, which take seconds
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # no retries by botocore, which take seconds
     monkeypatch.setenv("TEST_BUCKET", bucket)
     yield opened
     opened.close()
@@ -184,7 +184,7 @@ def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left() -> Iterator[None]:
-    """All children of the tests are gone when they are through."""
+    """No test leaves a child process behind."""
     yield
     import multiprocessing
 

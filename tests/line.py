@@ -1,4 +1,4 @@
-"""A line to a server, which a test can cut, or answer in the server's stead."""
+"""A TCP proxy to a server: tests can cut it, stall it, or answer in place of the server."""
 
 import contextlib
 import socket
@@ -9,13 +9,15 @@ _METHODS = (b"PUT ", b"POST ", b"DELETE ", b"GET ", b"HEAD ")
 
 
 class Line:
-    """TCP from `port` to a server's. What goes on in it is set from outside, at any moment."""
+    """Forwards TCP from `port` to a server. Tests may change its state at any time."""
 
     def __init__(self, server: int):
-        self.down = False  # connections are closed on whoever asks
-        self.stalled = False  # what is sent goes nowhere, and nothing comes back
-        self.answer: Callable[[str], bytes | None] = lambda method: None  # a whole HTTP answer in the server's stead
-        self._cut_after: int | None = None  # bytes on their way to the server
+        self.down = False  # new connections are closed at once
+        self.stalled = False  # requests are dropped, and nothing is answered
+        self.answer: Callable[[str], bytes | None] = lambda method: (
+            None
+        )  # a whole HTTP response in place of the server's
+        self._cut_after: int | None = None  # bytes sent to the server
         self._on_cut: Callable[[], None] = lambda: None
         self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -23,12 +25,12 @@ class Line:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_after(self, count: int, on_cut: Callable[[], None]) -> None:
-        """Once so many more bytes have gone to the server, none follows: `on_cut` is called, and the line is down."""
+        """After `count` more bytes to the server, call `on_cut` and take the line down."""
         self._cut_after, self._on_cut = count, on_cut
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in it
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._listener.close()
 
     def _accept(self) -> None:
@@ -48,7 +50,7 @@ class Line:
                 if piece.startswith(_METHODS) and (answer := self.answer(piece.split()[0].decode())) is not None:
                     client.sendall(answer)
                     client.shutdown(socket.SHUT_WR)
-                    while client.recv(2**16):  # to close before all is read would take the answer back
+                    while client.recv(2**16):  # closing with unread data would reset the connection and drop the answer
                         pass
                     return
                 if self._cut_after is not None and len(piece) >= self._cut_after:

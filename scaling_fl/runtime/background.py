@@ -1,4 +1,4 @@
-"""Work behind the rounds: one thread, one thing at a time, and no failure goes unseen."""
+"""A background writer: one thread, one task at a time, and no failure goes unnoticed."""
 
 import contextlib
 import os
@@ -8,38 +8,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class BackgroundWriter:
-    """Does one thing in a thread while the caller goes on.
+    """Runs one task in a thread while the caller continues.
 
-    Whoever wants the next thing done waits until the last one has ended, and gets its error if it failed.
+    Submitting the next task waits for the previous one, and raises its error if it failed.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=1, initializer=_step_back)
+        self._executor = ThreadPoolExecutor(max_workers=1, initializer=_lower_priority)
         self._last: Future[None] | None = None
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Begin `work` once the last one has ended. Raises the last one's error."""
+        """Start `work` after the previous task has ended. Raises the previous task's error."""
         self.wait()
-        self._last = self._threads.submit(work)
+        self._last = self._executor.submit(work)
 
     def check(self) -> None:
-        """Raises the last work's error if it has failed already."""
+        """Raise the last task's error if it has already failed."""
         last = self._last
         if last is not None and last.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the last work has ended. Raises its error."""
+        """Wait until the last task has ended. Raises its error."""
         last = self._last
         try:
             if last is not None:
                 last.result()
         finally:
-            if self._last is last:  # only now: another thread may wait for it as well
+            if self._last is last:  # only now, because another thread may be waiting for it too
                 self._last = None
 
 
-def _step_back() -> None:
-    """Let training have the core where both want it: on Linux priorities are those of threads."""
+def _lower_priority() -> None:
+    """Give training precedence on a shared core. On Linux, priorities apply to single threads."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,7 +1,7 @@
-"""A child process, from both sides: the launcher's view of it, and what runs in it.
+"""A child process, from both sides: the launcher's view of it, and the code that runs in it.
 
-Each has a two-way connection to the launcher, over which it sends events and notices the launcher's death, and a
-pipe in place of its standard output and error, so that what it prints is recorded.
+Each child has a two-way connection to the launcher, over which it sends events and notices the launcher's death. A pipe
+replaces its standard output and error, so that its output is recorded.
 """
 
 import codecs
@@ -27,14 +27,14 @@ from scaling_fl.runtime import signals
 
 OnEvent = Callable[[Event], None]
 
-_START = 60.0  # seconds that a child may take before its first sign: for the fork server's imports
-_SIGN = 5.0  # seconds between a child's signs of life
-_TIDY = 2.0  # seconds for the libraries of a child that has ended by itself
+_STARTUP_GRACE = 60.0  # seconds until a child's first heartbeat: the fork server is still importing
+_HEARTBEAT_INTERVAL = 5.0  # seconds
+_CLEANUP_GRACE = 2.0  # seconds for libraries to clean up in a child that exits by itself
 _CAUSES = {
     signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
     "a smaller batch_size or max_seq_len need less)",
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
-    signal.SIGSEGV: "native code crashed: a bug in a library, or versions that don't go together",
+    signal.SIGSEGV: "native code crashed: a bug in a library, or incompatible versions",
 }
 
 
@@ -43,39 +43,41 @@ class Child:
 
     def __init__(self, context: Any, target: str, job: tuple[Any, ...], name: str, folder: str, stall_timeout: float):
         self.name = name
-        self.waiting = False  # for others
-        # When it last got on, and when it last gave a sign of life; later than now, until the first one.
-        self.progress_at = self.sign_at = time.monotonic() + _START
+        self.waiting = False  # for other processes
+        # Times of its last progress and its last heartbeat; in the future until the first heartbeat.
+        self.progress_at = self.heartbeat_at = time.monotonic() + _STARTUP_GRACE
         self.failure: Exception | None = None
         self.ended = False
-        self.connection, theirs = context.Pipe()
-        self.output, their_output = context.Pipe(duplex=False)
-        litter = [folder, multiprocessing.util.get_temp_dir()]
+        self.connection, child_end = context.Pipe()
+        self.output, child_output = context.Pipe(duplex=False)
+        leftovers = [folder, multiprocessing.util.get_temp_dir()]
         self.process = context.Process(
-            target=_enter, args=(name, target, job, theirs, their_output, litter, stall_timeout / 5), daemon=True
+            target=_child_main,
+            args=(name, target, job, child_end, child_output, leftovers, stall_timeout / 5),
+            daemon=True,
         )
         self.process.start()
-        theirs.close()
-        their_output.close()
+        child_end.close()
+        child_output.close()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
 
     def sources(self) -> list[Any]:
-        """What to wait for."""
+        """The objects to `wait` on."""
         return [s for s in (self.connection, self.output) if not s.closed] + [self.process.sentinel]
 
     def receive(self, on_event: OnEvent) -> None:
-        """Handle all that has arrived."""
-        ended = self.process.exitcode is not None  # first: what it sent before its end is handled below
+        """Handle everything that has arrived."""
+        ended = self.process.exitcode is not None  # first: whatever it sent before ending is handled below
         while not self.connection.closed and self.connection.poll():
             try:
                 event = self.connection.recv()
             except (EOFError, OSError):
                 self.connection.close()
             else:
-                self.sign_at = time.monotonic()
+                self.heartbeat_at = time.monotonic()
                 if event["event"] != "alive" or event["progress"]:
-                    self.progress_at = self.sign_at
+                    self.progress_at = self.heartbeat_at
                 if event["event"] == "failed":
                     self.failure = event["failure"]
                 elif event["event"] == "alive":
@@ -98,27 +100,27 @@ class Child:
         *lines, self._line = (self._line + text).split("\n")
         self.progress_at = time.monotonic()
         for line in lines:
-            last_frame = line.rstrip("\r").rsplit("\r", 1)[-1]  # progress bars return to the line's beginning
+            last_frame = line.rstrip("\r").rsplit("\r", 1)[-1]  # progress bars overwrite their line
             on_event({"event": "output", "source": self.name, "text": last_frame})
 
-    def hangs(self, stall_timeout: float) -> bool:
-        """Whether it should have got on, and hasn't, or gives no sign of life."""
+    def is_hung(self, stall_timeout: float) -> bool:
+        """Whether it has made no progress for too long or, while it waits for others, has sent no heartbeat."""
         now = time.monotonic()
-        return now - (self.sign_at if self.waiting else self.progress_at) > stall_timeout
+        return now - (self.heartbeat_at if self.waiting else self.progress_at) > stall_timeout
 
-    def is_stuck(self, stall_timeout: float) -> bool:
-        """Whether it waits, and nobody lets it go on: of all children at once, that is a hang."""
+    def is_blocked(self, stall_timeout: float) -> bool:
+        """Whether it has been waiting for others for too long. If this holds for all children, they are deadlocked."""
         return self.waiting and time.monotonic() - self.progress_at > stall_timeout
 
-    def hung(self, stall_timeout: float, on_event: OnEvent) -> Exception:
-        """The failure that this is."""
+    def hang_failure(self, stall_timeout: float, on_event: OnEvent) -> Exception:
+        """The failure to report for a hung child."""
         return JobFailed(
-            f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if that can be: raise "
-            f"stall_timeout). {self.stack(on_event) or 'It is stopped, and tells nothing.'}"
+            f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if it was only slow, raise "
+            f"stall_timeout). {self.stack(on_event) or 'It is stopped, so it has no stack trace to show.'}"
         )
 
     def stack(self, on_event: OnEvent) -> str:
-        """Where its threads are, as it tells by itself, if it can."""
+        """The stack trace of its threads, which it prints itself; empty if it can't."""
         lines: list[str] = []
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self.process.pid, signal.SIGUSR1)
@@ -128,9 +130,9 @@ class Child:
         return "\n".join(lines)
 
     def end(self) -> None:
-        """Stop it at once if it still runs, and let go of everything."""
+        """Kill it if it is still running, and release its resources."""
         if isinstance(self.failure, UserError):
-            self.process.join(_TIDY)  # nothing is broken: its libraries tidy up
+            self.process.join(_CLEANUP_GRACE)  # a refusal is an orderly exit: let its libraries clean up
         if self.process.exitcode is None:
             self.process.kill()
         self.process.join()
@@ -141,73 +143,73 @@ class Child:
 
 def _cause(exit_code: int) -> str:
     if exit_code >= 0:
-        return f"it exited with status {exit_code} without a word"
+        return f"exit status {exit_code}, without a message"
     name = signal.Signals(-exit_code).name
-    return f"killed by {name}; {_CAUSES.get(signal.Signals(-exit_code), 'the likely cause is not known')}"
+    return f"killed by {name}; {_CAUSES.get(signal.Signals(-exit_code), 'the cause is not known')}"
 
 
-class _Line:
-    """A child's line to the launcher (`plan.Send`). Threads take turns."""
+class _LauncherConnection:
+    """A child's connection to the launcher (`progress.Send`). Thread-safe."""
 
     def __init__(self, connection: Connection):
-        self._connection, self._turn = connection, threading.Lock()
+        self._connection, self._lock = connection, threading.Lock()
         self.waiting, self._progress = False, 0
         self.on_stop: Callable[[], None] = lambda: self({"event": "stopped"})
 
     def __call__(self, event: Event) -> None:
-        with self._turn:
+        with self._lock:
             self._connection.send(event)
 
     def progress(self) -> None:
         self._progress += 1
 
-    def listen(self, litter: list[str]) -> None:
-        """Obey the launcher, and tidy up behind it when its end of the connection closes: then nobody else does."""
+    def listen(self, leftovers: list[str]) -> None:
+        """Obey the launcher. If its end of the connection closes, it is dead: remove its temporary folders and exit."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._connection.recv()
                 threading.Thread(target=self.on_stop, daemon=True).start()
-        for folder in litter:
+        for folder in leftovers:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
-    def give_signs(self, interval: float) -> None:
-        """Tell every `interval` seconds whether this child got on, and whether it waits for others."""
-        told = -1
+    def send_heartbeats(self, interval: float) -> None:
+        """Report every `interval` seconds whether this child has made progress, and whether it waits for others."""
+        reported = -1
         while True:
-            waiting, now = self.waiting, self._progress  # in this order: who ends waiting has got on before
+            waiting, now = self.waiting, self._progress  # in this order: progress is counted before waiting ends
             with contextlib.suppress(OSError):
-                self({"event": "alive", "progress": now != told, "waiting": waiting})
-            told = now
+                self({"event": "alive", "progress": now != reported, "waiting": waiting})
+            reported = now
             time.sleep(interval)
 
 
-def _enter(
+def _child_main(
     name: str,
     target: str,
     job: tuple[Any, ...],
     connection: Connection,
     output: Connection,
-    litter: list[str],
+    leftovers: list[str],
     interval: float,
 ) -> None:
-    """The child's side."""
-    for stop in signals.STOPS:  # they reach the whole group; the launcher acts
+    """Entry point of a child: connect to the launcher, run `target`, and report its failure."""
+    for stop in signals.STOPS:  # they reach the whole process group; only the launcher acts on them
         signal.signal(stop, signal.SIG_IGN)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if os.path.isdir(litter[0]):
-        tempfile.tempdir = litter[0]  # what a killed child leaves goes with the work folder
-    faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
-    line = _Line(connection)
-    threading.Thread(target=line.listen, args=(litter,), daemon=True).start()
-    threading.Thread(target=line.give_signs, args=(min(interval, _SIGN),), daemon=True).start()
+    if os.path.isdir(leftovers[0]):
+        tempfile.tempdir = leftovers[0]  # temporary files of a killed child are removed with the work folder
+    faulthandler.register(signal.SIGUSR1)  # prints the stack trace of a hung child
+    launcher = _LauncherConnection(connection)
+    threading.Thread(target=launcher.listen, args=(leftovers,), daemon=True).start()
+    threading.Thread(target=launcher.send_heartbeats, args=(min(interval, _HEARTBEAT_INTERVAL),), daemon=True).start()
     module, _, function = target.partition(":")
     try:
-        getattr(importlib.import_module(module), function)(line, *job)
+        getattr(importlib.import_module(module), function)(launcher, *job)
     except BaseException as error:
         if isinstance(error, PeerLost):
             failure: Exception = PeerLost(f"{name}: {error}")
@@ -215,7 +217,7 @@ def _enter(
             failure = type(error)(str(error))
         else:
             failure = JobFailed(f"{name} failed:\n{traceback.format_exc().rstrip()}")
-        line({"event": "failed", "failure": failure})
+        launcher({"event": "failed", "failure": failure})
         sys.stdout.flush()
         sys.stderr.flush()
         if isinstance(error, UserError):

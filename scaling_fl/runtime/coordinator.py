@@ -1,4 +1,4 @@
-"""What worker 0 does besides training: it reports rounds, writes checkpoints, and publishes before a job ends early."""
+"""The coordinator, worker 0: it reports rounds, writes checkpoints, and publishes before a job ends early."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from scaling_fl.runtime.background import BackgroundWriter
 
 
 class Coordinator:
-    """Follows the rounds of one worker."""
+    """Reports the rounds of worker 0, and publishes checkpoints and the final model."""
 
     def __init__(
         self,
@@ -37,23 +37,23 @@ class Coordinator:
         state: ServerState,
         store: SiteStateStore | None,
     ):
-        """`block` (1 + moments, size) is the memory of `state`; `store`: what sites keep, if they do."""
+        """`block` (1 + moments, size) is the memory of `state`; `store` holds the site state, if sites keep any."""
         self._send, self._plan, self._model, self._state, self._store = send, plan, model, state, store
         self._writer = BackgroundWriter()
-        # No memory before the first checkpoint, and none of it new after that: new memory takes ten times as long.
-        # Into pinned memory a GPU copies several times as fast.
+        # Reserved once: copying into fresh pages takes ten times as long. A GPU copies several times as fast into
+        # pinned memory.
         kept = block.shape if plan.config.checkpoints_dir is not None else (0,)
         self._block, self._snapshot = block, torch.empty(kept, pin_memory=block.is_cuda)
         self._best = plan.best
-        # The last round that is reported, and the last one that is published with its report.
+        # The last round reported, and the last round published with its report.
         self._reported = self._published = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
         self._history = dict(plan.history)
 
     def report(self, results: dict[str, float]) -> None:
-        """Log the round, then have its checkpoint written behind the next one, where one is due.
+        """Log the round; if a checkpoint is due, write it in the background of the next round.
 
-        Raises what the last checkpoint's writing met with, once that has ended.
+        Raises the error of the last checkpoint if writing it has failed.
         """
         self._writer.check()
         config, round_ = self._plan.config, self._state.round
@@ -64,11 +64,11 @@ class Coordinator:
             self._publish()
 
     def _publish(self) -> None:
-        """Write the state, of which a copy is taken, since the next round changes it; older checkpoints go after that."""
+        """Write a snapshot of the state, since the next round changes it, then prune older checkpoints."""
         config, round_ = self._plan.config, self._state.round
         if config.checkpoints_dir is None or round_ == self._published:
             return
-        self._writer.wait()  # it reads the last copy
+        self._writer.wait()  # it reads the previous snapshot
         reported = self._reported == round_
         results = self._results if reported else finite_or_text(self._state.results)
         best = self._best = best_so_far(config.keep_best, self._best, round_, results)
@@ -91,13 +91,13 @@ class Coordinator:
         self._published = round_
 
     def stop(self) -> None:
-        """The job shall end: publish the last complete round, and hold all others where they are until this ends.
+        """Publish the last complete round before the job ends, holding the server state's lock until the process ends.
 
-        If that round is not evaluated yet, its checkpoint says so, and the job that goes on from it begins with that.
+        If that round is not evaluated yet, its checkpoint says so, and a resume starts with the evaluation.
         """
         self._state.lock.acquire()
         try:
-            if self._state.round > 0 and not self._state.partly_updated:  # if so, aggregation has failed
+            if self._state.round > 0 and not self._state.partly_updated:  # partly updated: aggregation failed half-way
                 self._publish()
             self._writer.wait()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What this machine offers: devices, cores, a compiler, and what bitwise equality depends on."""
+"""The machine's devices, cores and compiler, and the versions that bitwise equality depends on."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from scaling_fl.federated.resident import precision
 
 
 def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
-    """What bitwise equality depends on, beside the number of threads."""
+    """The versions, processor and precision that bitwise equality depends on, besides the number of threads."""
     if devices[0].startswith("cuda"):
         processor = torch.cuda.get_device_name(devices[0])
     else:
@@ -32,6 +32,7 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
 
 
 def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
+    """The torch device of each entry of `site_ids`. Raises `UserError` if a GPU is missing or the GPUs differ."""
     if -1 in config.site_ids:
         return ("cpu",) * len(config.site_ids)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -52,9 +53,10 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
 
 
 def check_compiler(device: str) -> None:
+    """Raises `UserError` if torch.compile doesn't work on `device`."""
     try:
         torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
-    except Exception as error:  # whatever the compilers' many layers raise
+    except Exception as error:  # each layer of the compiler stack raises its own
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "
@@ -63,7 +65,7 @@ def check_compiler(device: str) -> None:
 
 
 def num_cores() -> int:
-    with contextlib.suppress(AttributeError):  # not on every system
+    with contextlib.suppress(AttributeError):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -1,4 +1,4 @@
-"""A job as the command that was typed sees it: who else takes part, who may run it, its records, and its attempts."""
+"""A job as the command sees it: the other nodes, the lock and lease, the records, and the attempts."""
 
 import contextlib
 import dataclasses
@@ -32,32 +32,32 @@ RUNS = Path("runs")  # records of all runs, in the folder where the command is t
 
 
 class Job:
-    """What one command holds until it ends; `resources` are let go of then."""
+    """Everything that one command holds until it ends. `resources` are released then."""
 
     def __init__(self, resources: contextlib.ExitStack):
         self.console = Console()
-        self.unobserved = False  # whether nothing is recorded
+        self.unobserved = False  # True: nothing is recorded
         self.destinations = Destinations([RUNS])
         self.link: ControlLink = ALONE
         self.plan: Plan | None = None
         self._resources = resources
-        self._attempt = resources.enter_context(contextlib.ExitStack())  # what lasts as long as an attempt
+        self._attempt = resources.enter_context(contextlib.ExitStack())  # closed at the end of each attempt
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
         self._written: dict[str, str] = {}
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
-        """What was typed, and where Vertex AI wants the checkpoints, unless that was typed."""
+        """The typed configuration; checkpoints_dir defaults to Vertex AI's AIP_CHECKPOINT_DIR."""
         place = os.environ.get("AIP_CHECKPOINT_DIR")
         if place and values["checkpoints_dir"] is None:
             values = {**values, "checkpoints_dir": place}
-            self.console.line(f"checkpoints_dir={place}, which is AIP_CHECKPOINT_DIR")
+            self.console.line(f"checkpoints_dir={place}, from AIP_CHECKPOINT_DIR")
         return Config.from_mapping(values)
 
     def begin(self, config: Config) -> Tracker | None:
-        """Prepare all that training needs; what will record it, if anything does. Bad input leaves no record.
+        """Prepare everything that training needs; return the tracker, if the run is recorded.
 
-        Exits where the job is finished already.
+        Bad input leaves no record. Exits with status 0 if the job is already finished.
         """
         if config.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -84,7 +84,7 @@ class Job:
         return self._tracker
 
     def train(self) -> None:
-        """Train as it was planned; after a failure again, as often as `max_restarts` allows."""
+        """Train as planned. After a failure, restart up to `max_restarts` times."""
         plan = self.plan
         assert plan is not None, "`begin` made it"
         for note in plan.notes:
@@ -106,28 +106,28 @@ class Job:
                 if self._tracker is not None:
                     self._tracker.restarted(str(error))
                 plan = self.plan = self._prepare(plan.config)
-                if plan.finished:  # it failed when all was done
+                if plan.finished:  # it failed after the last round was published
                     return
 
     def sync(self, config: Config) -> None:
-        """Bring its records up to date from its events."""
+        """Bring the job's records up to date from its events."""
         if config.job_name is None:
-            raise UserError("sync: which job? Write job_name=…, and checkpoints_dir=… if its events are only there")
+            raise UserError("sync: no job_name; add job_name=…, and checkpoints_dir=… if its events are only there")
         history = self._claim(config)
         if history is None or not history.exists():
             raise UserError(
                 f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
-                f"begun, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or give its checkpoints_dir"
+                f"started, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or add its checkpoints_dir"
             )
         if not self.destinations.bring_up_to_date(config, history, self.console.line):
-            raise UserError(f"job_name={config.job_name}: not all of its records are up to date; try again later")
+            raise UserError(f"job_name={config.job_name}: some of its records are not up to date; try again later")
 
     def written(self) -> dict[str, str]:
-        """What is where, for the user."""
+        """The places of everything that was written, by kind."""
         return self._written | (self._tracker.locations() if self._tracker is not None else {})
 
     def _claim(self, config: Config) -> Path | None:
-        """Make sure that no other run has this job; its event file, if the run is recorded."""
+        """Make sure that no other run has this job; return its event file, if the run is recorded."""
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
@@ -142,7 +142,7 @@ class Job:
         return history
 
     def _prepare(self, config: Config) -> Plan:
-        self._attempt.close()  # the one before
+        self._attempt.close()  # the previous attempt
         folder = self._attempt.enter_context(host.work_folder())
         return launcher.prepare(config, folder, self.console.event, self.link)
 
@@ -157,9 +157,9 @@ class Job:
             self.destinations.bring_up_to_date(config, history, self.console.line, finished=plan)
 
     def _check_recorded(self, plan: Plan, history: Path) -> None:
-        """There is no checkpoint to go on from. Raises `UserError` where a new start would replace what is recorded.
+        """Without a checkpoint to resume from, raise `UserError` if a new start would overwrite recorded rounds.
 
-        Exits where the job is finished all the same: it keeps no checkpoints.
+        Exits with status 0 if the job is finished and keeps no checkpoints.
         """
         config, recorded = plan.config, events.read(history)[0]
         done = max(events.rounds_of(recorded), default=0)
@@ -169,10 +169,12 @@ class Job:
         compatibility.check_config(config, record.config)
         compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
-            said = f"{done} rounds are done and recorded, and no checkpoint is there; to train again, take another job_name"
-            if config.checkpoints_dir is not None:  # the model is asked for there
+            said = (
+                f"{done} rounds are done and recorded, but there is no checkpoint; to train again, use another job_name"
+            )
+            if config.checkpoints_dir is not None:  # the user expects the model there
                 raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
-            if config.num_rounds > done or self.link.node.count > 1:  # other nodes know of no record
+            if config.num_rounds > done or self.link.node.count > 1:  # other nodes can't see the record
                 raise UserError(f"job_name={config.job_name}: {said}")
             self.console.line(f"job {config.job_name} is finished: {said}")
             self.destinations.bring_up_to_date(config, history, self.console.line)

@@ -1,7 +1,7 @@
-"""The preparation child: all that is known before a worker starts is checked and built here, once.
+"""The preparation child: it checks and builds once whatever can be known before the workers start.
 
-It reads the data, loads the model, finds the checkpoint to go on from, and leaves in a work folder what the
-workers open: token stores, shards, the model's architecture and tokenizer, and the server state.
+It reads the data, loads the model, finds the checkpoint to resume from, and writes what the workers open to a work
+folder: token stores, shards, the model's architecture and tokenizer, and the server state.
 """
 
 import functools
@@ -57,7 +57,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     with waiting(send):  # for a download, or a slow disk
         loaded = loading.load_model(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
-        raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} can't do that; leave it out")
+        raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
         check_compiler(devices[0])
     loaded.module.config.save_pretrained(work / "model")
@@ -113,7 +113,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             resume.check_origin(config, previous[1], origin)
     if previous is not None and (damaged := previous[2]):
         checkpoints.set_aside(newer_than=round_)
-        notes += [f"{what}; it is set aside, and the one before is used" for what in damaged]
+        notes += [f"{what}; it is set aside, and the previous checkpoint is used" for what in damaged]
     send(
         {
             "event": "prepared",
@@ -166,13 +166,13 @@ def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list
         notes.append(f"{num_held_back:,} of {num_train:,} training rows are held back from all sites")
     if config.keep_best is not None and config.keep_best.startswith("validation."):
         notes.append(
-            f"keep_best={config.keep_best} chooses by the test set: what that measures of the best round is better than "
-            f"new texts will show; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
-            "chooses by rows that nobody trains on"
+            f"keep_best={config.keep_best} chooses by the test set, so the best round's test metrics are better than new "
+            f"texts will show; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
+            "chooses by rows that no site trains on"
         )
     return notes
 
 
 def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
-    """Texts that fill `max_seq_len`: cut, but for the few that fit exactly."""
+    """The number of texts that fill `max_seq_len`: all of them are cut, except the few that fit exactly."""
     return int((token_store.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())

@@ -1,6 +1,6 @@
-"""Being asked to end: by Ctrl-C, by a cluster that takes its machine back, by a closed terminal.
+"""Stop signals: Ctrl-C, a cluster that reclaims the machine (SIGTERM), a closed terminal (SIGHUP).
 
-Asked once, a job in training publishes what is complete and ends; asked twice, it ends at once.
+At the first signal, a job in training publishes the last complete round and ends. At the second, it ends at once.
 """
 
 import contextlib
@@ -11,94 +11,94 @@ import types
 from collections.abc import Iterator
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Clusters kill after 30 s, some after 20.
-_PREEMPTION = 10.0  # seconds to publish in
-_RECORDS = 14.0  # seconds in which the records have had their last words, too; the rest of the end takes 4 at most
-_AT_ONCE = 1.0  # seconds for the last words of a user's job who asked twice
+# Clusters kill 20 to 30 s after SIGTERM.
+_PUBLISH_GRACE = 10.0  # seconds for publishing
+_SHUTDOWN_GRACE = 14.0  # seconds for publishing and the last records; the remaining shutdown takes at most 4
+_FORCED_GRACE = 1.0  # seconds for the last records after a second signal
 _received: list[int] = []
-_passed_on: list[int] = []
-_asked_at: list[float] = []  # when the first of all came
-_asks_first = _defers = False
-wakeup, _alarm = os.pipe()  # what wakes whoever waits for other things
+_remote: list[int] = []
+_requested_at: list[float] = []  # times of all stop requests
+_graceful = _deferring = False
+wakeup, _wakeup_writer = os.pipe()  # wakes the launcher while it waits for its children
 
 
 def install() -> None:
-    """Handle the signals from now on, but for those that `nohup` has turned off."""
-    os.set_blocking(_alarm, False)
+    """Handle the stop signals from now on, except those that `nohup` ignores."""
+    os.set_blocking(_wakeup_writer, False)
     for stop in STOPS:
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, _receive)
 
 
 @contextlib.contextmanager
-def first_signal_noted() -> Iterator[None]:
-    """Inside, the first signal is only noted: `stop_requested` tells of it. The second raises `KeyboardInterrupt`, as ever."""
-    global _asks_first
-    _asks_first = True
+def graceful_stop() -> Iterator[None]:
+    """Inside, the first signal only makes `stop_requested` true. The second raises `KeyboardInterrupt`."""
+    global _graceful
+    _graceful = True
     try:
         yield
     finally:
-        _asks_first = False
+        _graceful = False
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Inside, nothing interrupts: for what must be done to its end, and takes a moment only."""
-    global _defers
-    _defers = True
+def defer_interrupts() -> Iterator[None]:
+    """Inside, no signal raises: for short work that must be completed."""
+    global _deferring
+    _deferring = True
     try:
         yield
     finally:
-        _defers = False
+        _deferring = False
 
 
 def _receive(number: int, frame: types.FrameType | None) -> None:
-    _asked_at.append(time.monotonic())
-    if number != signal.SIGHUP or number not in _received:  # of a closed terminal the shell tells, and the system, too
+    _requested_at.append(time.monotonic())
+    if number != signal.SIGHUP or number not in _received:  # the shell and the kernel both signal a closed terminal
         _received.append(number)
     with contextlib.suppress(BlockingIOError):
-        os.write(_alarm, b"!")
+        os.write(_wakeup_writer, b"!")
     check()
 
 
 def check() -> None:
-    """Raises `KeyboardInterrupt` where it is due. Python loses one that is raised while it runs a finaliser."""
-    times = len(_received) or len(_passed_on[:1])
-    if times > int(_asks_first) and not _defers:
+    """Raises `KeyboardInterrupt` if it is due. Needed because Python drops one raised inside a finaliser."""
+    times = len(_received) or len(_remote[:1])
+    if times > int(_graceful) and not _deferring:
         raise KeyboardInterrupt
 
 
 def stop_requested() -> bool:
-    """Whether the job shall end when it can. Takes the wake-up call."""
+    """Whether the job was asked to stop. Clears `wakeup`."""
     if _received:
         with contextlib.suppress(BlockingIOError):
             os.set_blocking(wakeup, False)
             os.read(wakeup, 64)
-    return bool(_received or _passed_on)
+    return bool(_received or _remote)
 
 
-def pass_on(number: int) -> None:
-    """Another node was asked to end: it counts as if this one had been, once, whether this one is as well or not."""
-    _asked_at.append(time.monotonic())
-    _passed_on.append(number)
+def receive_remote(number: int) -> None:
+    """Record another node's signal. All remote signals count as one, and as none if this node received its own."""
+    _requested_at.append(time.monotonic())
+    _remote.append(number)
 
 
 def received() -> int:
-    """The signal that asked first."""
-    return (_received or _passed_on or [int(signal.SIGINT)])[0]
+    """The signal that arrived first."""
+    return (_received or _remote or [int(signal.SIGINT)])[0]
 
 
 def grace_period() -> float:
-    """Seconds that the end may take: a user who can ask again has all the time."""
-    return float("inf") if received() == signal.SIGINT else _PREEMPTION
+    """Seconds that publishing may take; unlimited after Ctrl-C, which the user can repeat."""
+    return float("inf") if received() == signal.SIGINT else _PUBLISH_GRACE
 
 
-def hurry() -> None:
-    """The end has begun: what still waits when its time is up is interrupted once more, be it a store or a database."""
+def start_shutdown_timer() -> None:
+    """Interrupt the shutdown again when its time is up, so that no unreachable store or database holds it up."""
     if len(_received) > 1:
-        left = _AT_ONCE
-    elif _asked_at and received() != signal.SIGINT:
-        left = max(_AT_ONCE, _asked_at[0] + _RECORDS - time.monotonic())
+        left = _FORCED_GRACE
+    elif _requested_at and received() != signal.SIGINT:
+        left = max(_FORCED_GRACE, _requested_at[0] + _SHUTDOWN_GRACE - time.monotonic())
     else:
         return
     signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -106,12 +106,12 @@ def hurry() -> None:
 
 
 def ignore() -> None:
-    """From now on, since what is left of the end takes a moment, and must be done."""
+    """Ignore all stop signals from now on: the rest of the shutdown is short and must be completed."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
 
 
 def exit_status() -> int:
-    """The shell's status for an end by signal. Above 128, which clusters take for "start it again"."""
+    """The shell's exit status for death by signal: above 128, so that clusters restart the job."""
     return 128 + received()

@@ -1,4 +1,4 @@
-"""A worker process: it opens what the preparation left, and takes its sites through the rounds."""
+"""A worker process: it opens the files of the preparation, and runs its sites through the rounds."""
 
 import time
 from pathlib import Path
@@ -49,14 +49,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     flat = collectives.model_buffer(device)
     model = FlatModel(module, flat, arbitrary=True)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # where the parameters were before
+        torch.cuda.empty_cache()  # the parameters now live in the collectives' buffer
 
-    # The state is one for all workers of a place; the integer buffers are each worker's own.
+    # Workers on one node share the state; each has its own integer buffers.
     if rank == 0 or (collectives.is_leader and not plan.nodes):
         fill_state(model, collectives.state, TensorFiles(folder / "state.safetensors"))
     else:
         model.fill_integers(TensorFiles(folder / "state.safetensors"))
-    collectives.broadcast_state() if plan.nodes else collectives.barrier()  # nobody trains before the state is in place
+    collectives.broadcast_state() if plan.nodes else collectives.barrier()  # no site trains before the state is set
     state = ServerState(
         collectives.state[0],
         model.layout.trained,
@@ -95,14 +95,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
 
 def set_up_gpu(device: torch.device, tf32: bool) -> None:
-    """What holds for a whole process that trains on a GPU."""
+    """Settings of a process that trains on a GPU."""
     torch.cuda.set_device(device)
     loading.disable_mask_inspection()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 class _Progress:
-    """Counts the steps of a round and tells the launcher, a few times a second at most."""
+    """Counts the steps of a round, and reports them to the launcher at most four times a second."""
 
     def __init__(self, send: Send, rank: int):
         self.send, self.rank = send, rank

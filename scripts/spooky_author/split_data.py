@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Cut Kaggle's training file of the spooky author task into a training and a test file, author by author.
+"""Split Kaggle's training file of the spooky author task into a training and a test file, stratified by author.
 
     ./run-local.sh scripts/spooky_author/split_data.py \
         --full-path data/spooky/full.csv --train-path data/spooky/train.csv --test-path data/spooky/test.csv
 
-Kaggle's own test file has no authors. Paths are fsspec paths: local, s3:// or gs://. The same seed cuts the same way.
+Kaggle's own test file has no authors. Paths are fsspec paths: local, s3:// or gs://. The split depends only on the seed.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from scaling_fl.errors import UserError
 
 
 def split(full_path: str, train_path: str, test_path: str, train_size: float, seed: int, force: bool) -> str:
-    """Write the two files, and return the report: rows per author. Raises `UserError` before anything is written."""
+    """Write the two files, and return a report of rows per author. Raises `UserError` before writing anything."""
     if not 0 < train_size < 1:
-        raise UserError(f"--train-size={train_size}: expected a share between 0 and 1, such as 0.75")
+        raise UserError(f"--train-size={train_size}: expected a number between 0 and 1, such as 0.75")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed={seed}: expected a whole number from 0 to 4294967295")
     sources = formats.expand(full_path, "--full-path")
@@ -44,13 +44,13 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
     labels = table.classes("author", spooky_author.CLASSES)
     for path in (train_path, test_path):
         if not path.endswith(".csv"):
-            raise UserError(f"{path}: what is written is CSV; choose a name that ends in .csv")
+            raise UserError(f"{path}: the output is CSV; choose a name ending in .csv")
         with _reachable(path):
             fs, place = fsspec.url_to_fs(path)
             if fs.isdir(place):
-                raise UserError(f"{path}: it is a folder; choose another path")
+                raise UserError(f"{path}: found a folder, expected a file; choose another path")
             if fs.exists(place) and not force:
-                raise UserError(f"{path}: it is there already; choose another path, or write --force to replace it")
+                raise UserError(f"{path}: already exists; choose another path, or add --force to replace it")
 
     in_train = np.zeros(len(authors), bool)
     in_train[stratified(labels, round(train_size * len(authors)), seed)] = True
@@ -83,18 +83,18 @@ def _reachable(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # each file system has its own
-        raise UserError(f"{path}: it can't be written: {type(error).__name__}: {error}") from error
+    except Exception as error:  # each file system raises its own
+        raise UserError(f"{path}: can't write to it: {type(error).__name__}: {error}") from error
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full-path", required=True, help="Kaggle's training file: id,text,author")
-    parser.add_argument("--train-path", required=True, help="written: the training part")
-    parser.add_argument("--test-path", required=True, help="written: the test part")
+    parser.add_argument("--train-path", required=True, help="output: the training part")
+    parser.add_argument("--test-path", required=True, help="output: the test part")
     parser.add_argument("--train-size", type=float, default=0.75, help="share of each author's rows (default: 0.75)")
     parser.add_argument("--seed", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     options = parser.parse_args(argv)
     try:
         print(split(**vars(options)))

@@ -1,8 +1,8 @@
-"""Faults that strike once, at a named place of a job, in one of its real processes.
+"""Fault injection: a fault strikes once, at a named place of a job, in one of its real processes.
 
 `python tests/chaos/faults.py ARGUMENTS` is `scripts/train_federated.py ARGUMENTS` with the fault that the variable
-CHAOS describes: {"place", "how", "worker", "round", "marker"}. The file `marker` is made when it strikes; where it
-exists, nothing happens.
+CHAOS describes: {"place", "how", "worker", "round", "marker"}. The fault creates the file `marker` when it strikes, and
+doesn't strike if the file exists.
 """
 
 import json
@@ -16,12 +16,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("preparation", "start-up", "training", "aggregation", "evaluation", "checkpoint", "model", "end")
-# What happens there: to the process itself, or to the launcher.
+# What happens, to the process itself or to the launcher.
 HOWS = ("raise", "memory", "kill", "stop", "launcher SIGKILL", "launcher SIGTERM", "launcher SIGINT")
 
 
 def strike(fault: dict[str, Any]) -> None:
-    """Let it happen, if it hasn't yet."""
+    """Let the fault happen, unless it already has."""
     try:
         Path(fault["marker"]).touch(exist_ok=False)
     except FileExistsError:
@@ -41,7 +41,7 @@ def strike(fault: dict[str, Any]) -> None:
             time.sleep(1000)
         case ["launcher", name]:
             os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
-            time.sleep(0.5)  # so that it strikes here
+            time.sleep(0.5)  # so that the signal arrives here
         case ["launcher", name, "slow"]:
             os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
             time.sleep(60)

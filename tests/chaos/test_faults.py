@@ -1,4 +1,4 @@
-"""Each fault strikes a job of three sites at a named place; the job is typed again, and nothing may have been lost."""
+"""Each fault strikes a job of three sites at a named place; the job is resumed, and nothing may be lost."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NUM_ROUNDS = 3
 
 
 class Job(NamedTuple):
-    """A command, and what came of it."""
+    """A command, and the files that it wrote."""
 
     words: list[str]
     folder: Path
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         return {name: array.tobytes() for name, array in tensors.items()}
 
     def record(self) -> dict[str, Any]:
-        """What must not depend on faults: the metrics but for times, the shard table, how it ended."""
+        """What must not depend on faults: the metrics without times, the shard table, the status."""
         (folder,) = (self.folder / "runs").glob("[0-9]*")
         run, info, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("run", "info", "metrics"))
         timeless = {
@@ -91,7 +91,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return whole
 
 
-# What the command says last, and its status, for each thing that can happen.
+# The exit status and last message of the command, by kind of fault.
 ENDINGS = {
     "raise": (1, "ZeroDivisionError: a bug at site"),
     "memory": (1, "MemoryError: no memory left"),
@@ -104,8 +104,8 @@ ENDINGS = {
 
 
 def schedule() -> list[Any]:
-    """Every place with every kind of fault; which worker and which round, a seed decides. The quick part has each
-    place and each kind at least once."""
+    """Every place with every kind of fault; a seed chooses worker and round. The quick part has each place and each
+    kind at least once."""
     draw = random.Random(20210201)
     cases = []
     for number, place in enumerate(faults.PLACES):
@@ -124,20 +124,20 @@ def schedule() -> list[Any]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Temporary files, half-written ones, and memory with a name, of this time, that nobody uses any more."""
+    """Temporary files, partial files and named shared memory that the job has left behind."""
     temporary, since = Path(os.environ["TMPDIR"]), (folder / "train.csv").stat().st_mtime
     return [path.name for path in (*temporary.iterdir(), *folder.glob("out/.*"), *memory_since(since))]
 
 
 def memory_since(since: float) -> list[Path]:
-    """Memory with a name that is made since then, and stays though no process has it."""
+    """Named shared memory created since then that stays although no process maps it."""
 
     def now() -> set[Path]:
         used = "".join(map(maps, Path("/proc").glob("[0-9]*")))
         return {path for path in Path("/dev/shm").glob("*") if changed(path) > since and str(path) not in used}
 
     found = now()
-    if found:  # others, too, make some for a moment
+    if found:  # other programs create some for a moment
         time.sleep(3)
     return sorted(found & now())
 
@@ -171,7 +171,7 @@ def test_nothing_is_lost(
     assert struck.returncode == status, struck.stderr + struck.stdout
     if status > 128 and fault["place"] == "preparation":
         said = "interrupted"
-    # Behind an error of its own, a site is named with the round that it was in.
+    # After a site's own error, a line names the site and its round.
     assert said in "".join([line for line in struck.stderr.strip().splitlines() if not line.startswith("at site")][-1:])
     builders.wait_for_end(processes_in(tmp_path / "job"))
     left = left_behind(broken.folder)
@@ -196,7 +196,7 @@ def test_nothing_is_lost(
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Processes whose working folder this is: those of a job that was typed there."""
+    """Processes whose working folder is `folder`: those of the job typed there."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -216,7 +216,7 @@ def test_a_preparation_that_hangs_ends_the_job(
     broken = job(tmp_path / "job", "")
     struck = broken.run({"place": "preparation", "how": "hang", "marker": str(tmp_path / "marker")})
     assert struck.returncode == 1
-    assert "the preparation made no progress for 10 s and counts as hung (if that can be: raise" in struck.stderr
+    assert "the preparation made no progress for 10 s and counts as hung (if it was only slow, raise" in struck.stderr
     assert "in strike" in struck.stderr, "where it is"
     builders.wait_for_end(processes_in(tmp_path / "job"))
     assert left_behind(broken.folder) == []
@@ -247,7 +247,7 @@ def test_sites_that_are_started_again_by_themselves_reach_the_same_result(
 def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
     undisturbed: Job, kept: Job, tmp_path: Path, place: str, how: str, complete: int, more: list[str]
 ) -> None:
-    """Within the time that a cluster gives: a round is complete before its evaluation, however long that takes."""
+    """Within a cluster's grace period. A round is complete before its evaluation, however long that takes."""
     asked, expected = job(tmp_path / "job", ""), kept if more else undisturbed
     fault = {"place": place, "how": how, "worker": 1, "round": 2, "marker": str(tmp_path / "marker")}
     process = asked.start(fault, "checkpoint_every=3", *more)
@@ -258,7 +258,7 @@ def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - struck < 20
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "stopping: the last complete round is published first" in out
+    assert "stopping: publishing the last complete round first" in out
     rounds = [path.name for path in sorted((asked.folder / "out").glob("round-*"))]
     assert rounds == [f"round-{complete:06d}.safetensors"]
     resumed = asked.run(None, "checkpoint_every=3", *more)
@@ -274,7 +274,7 @@ def test_a_cohort_that_was_killed_goes_on_bitwise_on_another_number_of_processes
     done = whole.run(None, *keys)
     assert done.returncode == 0, done.stderr
     assert "7 sites, 4 a round, in 3 processes on cpu" in done.stdout
-    # In round 3: the checkpoint of round 2 may still be on its way, that of round 1 isn't.
+    # In round 3 the checkpoint of round 2 may still be in progress; that of round 1 is complete.
     fault = {"place": "training", "how": how, "worker": 1, "round": 3, "marker": str(tmp_path / "marker")}
     struck = broken.run(fault, *keys)
     assert struck.returncode == (1 if how == "kill" else -signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A database that is away, comes and goes: the job doesn't wait for it, and its entry is complete in the end."""
+"""A database that is unreachable for a while: the job doesn't wait for it, and its entry is complete in the end."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.chaos
 
 
 class Server:
-    """A MongoDB-wire server that can be lost, and comes back with what it had."""
+    """A MongoDB-wire server that can be killed, and restarts with its data."""
 
     def __init__(self, folder: Path):
         self.folder, self.port = folder, free_port()
@@ -59,7 +59,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def assert_complete(server: Server, done: Job) -> None:
-    """The entry in the database tells what the file record tells."""
+    """The entry in the database equals the file record."""
     database = server.database(done.environ["SACRED_DATABASE"])
     (entry,) = database.runs.find()
     (folder,) = (done.folder / "runs").glob("[0-9]*")
@@ -78,7 +78,7 @@ def events_of(done: Job) -> list[dict[str, Any]]:
 
 
 def seconds_per_round(done: Job, since: float = 0.0) -> float:
-    """From one round's end to the next's, on average, by the time stamps in the event file."""
+    """The mean time between the ends of rounds, from the event file's time stamps."""
     ends = [event["time"] for event in events_of(done) if event["event"] == "round" and event["time"] >= since]
     assert len(ends) > 3
     return (ends[-1] - ends[0]) / (len(ends) - 1)
@@ -105,7 +105,7 @@ def test_a_server_that_comes_and_goes_has_all_of_it_in_the_end(server: Server, t
 @pytest.mark.thorough
 def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(server: Server, tmp_path: Path) -> None:
     lost, alone = job(tmp_path / "job", server.address), job(tmp_path / "alone", "")
-    # Until the outage is known, nothing could wait for its end.
+    # The pause ensures that rounds follow after the outage is known.
     pause = {"place": "training", "how": "pause", "worker": 1, "round": 2, "marker": str(tmp_path / "m")}
     done = lost.run(pause, "num_rounds=6")
     assert done.returncode == 0, done.stderr
@@ -166,7 +166,7 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
 def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp_path: Path) -> None:
     server.begin()
     here = job(tmp_path / "here", server.address)
-    for machine in ("a", "b"):  # where locks of the one are not seen by the other
+    for machine in ("a", "b"):  # each has its own locks
         (tmp_path / machine).mkdir()
     process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"), **here.environ)
     wait_for_row(process, 1)
@@ -195,7 +195,7 @@ ESCAPED = SECRET.replace("/", "%2F").replace("@", "%40")
 
 def test_no_secret_is_ever_written_or_shown(server: Server, tmp_path: Path) -> None:
     server.begin()
-    # This server refuses the usual kinds of log-in, and lets everyone in who sends the password as it is.
+    # This server refuses the usual authentication, and accepts any password in plain text.
     plain = f"mongodb://me:{ESCAPED}@{server.address}/lab?authMechanism=PLAIN&authSource=admin"
     url = f"mongodb://{server.address}/lab?appName={ESCAPED}"
     for environ in (
@@ -214,7 +214,7 @@ def test_no_secret_is_ever_written_or_shown(server: Server, tmp_path: Path) -> N
             for path in files:
                 assert secret.encode() not in path.read_bytes(), path
     assert server.database("lab").runs.count_documents({"status": "COMPLETED"}) == 2
-    # Not its log, in which such a server writes all that it is told.
+    # Not its log, in which this server writes every message it receives.
     stored = [path.read_bytes() for path in (tmp_path / "server" / "mongo").rglob("*") if path.is_file()]
     assert any(tracked.folder.name.encode() in content for content in stored)
     for content in stored:

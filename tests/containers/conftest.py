@@ -1,4 +1,4 @@
-"""An engine, a copy of the program, and its image. What needs them is marked `containers`."""
+"""An engine, a copy of the program, and its image, for tests marked `containers`."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SECRET = f"secret-{uuid.uuid4().hex}"  # in every place that must not get into an image
+SECRET = f"secret-{uuid.uuid4().hex}"  # put into every place that images must not contain
 
 
 def docker(*words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -28,7 +28,7 @@ def _answers() -> bool:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The engine that answers here, or one that is started for these tests, and removed."""
+    """The running engine, or one that is started for these tests and removed afterwards."""
     if _answers():
         yield
         return
@@ -49,7 +49,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environ(engine: None) -> Iterator[dict[str, str]]:
-    """For run-local.sh: an image and a volume of the tests' own, and nothing that a developer has set."""
+    """For run-local.sh: the tests' own image and volume, and none of a developer's settings."""
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     dropped = ("COMPOSE_FILE", "DATA_MOUNT_DIR", "NVIDIA_VISIBLE_DEVICES", "SCALING_FL_DEBUG")
     values = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SACRED_")}
@@ -63,7 +63,7 @@ def environ(engine: None) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is in the repository, in a folder that holds secrets and data besides."""
+    """A copy of the repository, in a folder that also contains secrets and data."""
     folder = tmp_path_factory.mktemp("a copy")
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -90,7 +90,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(environ: dict[str, str], copy: Path) -> str:
-    """Of the stage `train`, as run-local.sh builds it."""
+    """The image of stage `train`, as run-local.sh builds it."""
     built = subprocess.run(
         [str(copy / "run-local.sh"), "-c", ""],
         env=environ,

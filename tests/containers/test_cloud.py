@@ -1,4 +1,4 @@
-"""The image as clouds run it: by the files in cloud/, under the clouds' variables, and on machines that are taken away."""
+"""The image as clouds run it: the jobs of cloud/, the clouds' variables, and machines that are reclaimed."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def entry(name: str, container: Mapping[str, Any]) -> list[str]:
 def container(
     host: str, network: str, words: list[str], *options: str, **environ: str
 ) -> "Iterator[tuple[str, Process[str]]]":
-    """A container that begins with nothing, and leaves nothing; its name, and its console."""
+    """A fresh container, removed with its volumes at the end; yields its name and its console."""
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     variables = [word for key, value in environ.items() for word in ("--env", f"{key}={value}")]
     process = subprocess.Popen(
@@ -67,7 +67,7 @@ def published(fs: Any, folder: str) -> list[int]:
 def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
     image: str, object_store: ObjectStore, tmp_path: Path
 ) -> None:
-    """Its memory and disk are gone; only the bucket is left. Another job is never interrupted, to compare with."""
+    """Only the bucket is left. The result is compared with an uninterrupted job's."""
     bucket, environ, fs = object_store
     for name, count, seed in (("train.csv", 60, 0), ("test.csv", 9, 1)):
         fs.put_file(str(write_news(tmp_path / name, count, seed)), f"{bucket}/agnews/{name}")
@@ -86,7 +86,7 @@ def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
 
     with container("first", "host", words, **vertex) as (name, process):
         text = wait_for_row(process, 2)
-        assert f"checkpoints_dir={bucket}/news/checkpoints/, which is AIP_CHECKPOINT_DIR" in text
+        assert f"checkpoints_dir={bucket}/news/checkpoints/, from AIP_CHECKPOINT_DIR" in text
         deadline = time.monotonic() + 60
         while not published(fs, f"{bucket}/news/checkpoints") and time.monotonic() < deadline:
             time.sleep(0.1)

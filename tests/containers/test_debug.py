@@ -1,4 +1,4 @@
-"""A debugger at a container: it attaches to the launcher and to every process that follows, as editors do."""
+"""A debugger attaches to the launcher in a container and to each of its child processes, as editors do."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ WORDS = [
 
 
 class Client(threading.Thread):
-    """One session of the debug adapter protocol. It sets the breakpoint, and holds whoever comes there until `go_on`."""
+    """A session of the debug adapter protocol. It sets the breakpoint, and holds each process there until `go_on`."""
 
     def __init__(self, debugger: "Debugger", attach: dict[str, Any]):
         super().__init__(daemon=True)
@@ -124,7 +124,7 @@ def job(copy: Path, tmp_path: Path, environ: dict[str, str]) -> Iterator["tuple[
 def attached(port: int, root: Path) -> Debugger:
     debugger = Debugger(port, root)
     deadline = time.monotonic() + 60
-    while True:  # the engine takes connections before the debugger listens, and drops them
+    while True:  # before the debugger listens, the engine accepts connections and drops them
         debugger.attach({"connect": {"host": "127.0.0.1", "port": port}})
         time.sleep(1)
         if debugger.clients[-1].is_alive():
@@ -135,7 +135,7 @@ def attached(port: int, root: Path) -> Debugger:
 def test_a_breakpoint_in_a_site_holds_the_job_and_lets_it_go_on(
     job: "tuple[subprocess.Popen[str], int]", copy: Path, tmp_path: Path
 ) -> None:
-    """One site stands for longer than stall_timeout, and the other waits for it."""
+    """One site is held for longer than stall_timeout while the other waits for it."""
     process, port = job
     assert (
         docker("ps", "--format", "{{.Ports}}", "--filter", "name=scaling_fl-").stdout == f"127.0.0.1:{port}->5678/tcp\n"

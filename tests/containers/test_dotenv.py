@@ -1,4 +1,4 @@
-"""`.env` means the same to Docker Compose, inside a container, and to Python, outside."""
+"""Docker Compose and Python read the same values from `.env`."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_the_template_explains_every_variable_that_compose_reads() -> None:
     files = "".join(path.read_text() for path in ROOT.glob("docker-compose*.yaml"))
     read = set(re.findall(r"\$\{(\w+)", files)) | set(re.findall(r"^      ([A-Z_]+):$", files, re.MULTILINE))
     template = (ROOT / ".env.template").read_text()
-    # Those of run-local.sh, and those of clusters and the hub, which .env is no place for.
+    # Set by run-local.sh, by clusters or for the hub, and not meant for .env.
     set_elsewhere = {name for name in read if name.startswith("SCALING_FL_")} | {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "HF_ENDPOINT", "HF_HUB_OFFLINE"}  # fmt: skip
     assert [
         name for name in sorted(read - set_elsewhere) if not re.search(rf"^#? ?{name}=", template, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What is in the image, and what isn't."""
+"""The content of the image."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def test_no_secret_is_in_any_layer_or_in_the_history(image: str) -> None:
 
 
 def _files(layer: Any) -> Iterator[tuple[str, bytes]]:
-    """Names and content of a layer's files; large ones come without."""
+    """Names and content of a layer's files, without the content of large ones."""
     with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=layer, mode="r|") as files:  # not all are layers
         for file in files:
             small = file.isreg() and file.size < 100_000
@@ -101,7 +101,7 @@ def test_the_image_alone_runs_scripts_and_tests(image: str) -> None:
 
 
 def test_jobs_on_the_cpu_need_no_dev_shm(image: str) -> None:
-    """Their memory has no name. If this fails, docker-compose.yaml must say how much they need."""
+    """They share anonymous memory. If this fails, docker-compose.yaml must say how much /dev/shm they need."""
     words = [
         "scripts/train_federated.py",
         "with",

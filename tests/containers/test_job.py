@@ -1,4 +1,4 @@
-"""Jobs in containers, typed as outside."""
+"""Jobs in containers, typed as on the host."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ USER = 4321  # has no entry in /etc/passwd, here or in the image
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where commands are typed: not the program's folder, and with a blank in its name."""
+    """The folder where commands are typed: not the repository, and with a space in its name."""
     folder = tmp_path / "my folder"
     folder.mkdir()
     return folder
@@ -50,7 +50,7 @@ def run(copy: Path, folder: Path, environ: dict[str, str]) -> Run:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(engine: None) -> Iterator[None]:
-    """Containers and networks are gone after each call, however it ended."""
+    """No call leaves a container or network, however it ended."""
     before = docker("network", "ls", "-q").stdout
     yield
     assert docker("ps", "-aq", "--filter", "name=scaling_fl-").stdout == ""
@@ -152,7 +152,7 @@ def test_dev_shm_is_as_large_as_asked(run: Run) -> None:
 
 
 def test_gpus_are_asked_of_the_engine(run: Run) -> None:
-    """By a reservation, which this engine has to refuse, and for the runtime by the variable."""
+    """By a reservation, which this engine must refuse, and by the runtime's variable."""
     if "nvidia" in docker("info", "--format", "{{.Runtimes}}").stdout:
         pytest.skip("this engine has GPUs")
     files = "docker-compose.yaml:docker-compose.gpu.yaml"
@@ -188,7 +188,7 @@ def test_a_job_that_is_asked_to_end_publishes_and_tells_by_its_status(
     os.killpg(job.pid, number)
     output += job.communicate(timeout=60)[0]
     assert job.returncode == status, output
-    assert output.count("stopping: the last complete round is published first") == 1, output
+    assert output.count("stopping: publishing the last complete round first") == 1, output
     assert list((folder / "out").glob("round-*.safetensors"))
 
 
@@ -209,7 +209,7 @@ print(received)
 def test_a_signal_reaches_the_job_once(
     copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals
 ) -> None:
-    """Twice would end a job without publishing. It goes to the whole group, as a terminal's does."""
+    """A second one would end the job without publishing. It is sent to the whole process group, as by a terminal."""
     job = subprocess.Popen(
         [str(copy / "run-local.sh"), "-c", COUNT], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -245,12 +245,12 @@ def test_ctrl_c_in_a_terminal_reaches_the_job(copy: Path, folder: Path, environ:
     if not pressed:
         os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, output.decode()
-    assert b"stopping: the last complete round is published first" in output
+    assert b"stopping: publishing the last complete round first" in output
     os.close(terminal)
 
 
 def test_a_signal_before_the_job_runs_is_not_lost(copy: Path, folder: Path, environ: dict[str, str]) -> None:
-    for delay in (0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6):  # some of them before the container runs, some just then
+    for delay in (0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6):  # before, and just as, the container starts
         job = subprocess.Popen(
             [str(copy / "run-local.sh"), "-c", "import time; time.sleep(100)"], cwd=folder, env=environ,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

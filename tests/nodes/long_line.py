@@ -1,6 +1,6 @@
-"""A long line in a network: what goes in at one end comes out at the other, later.
+"""A network link with latency, for kernels whose traffic control has no `netem`.
 
-For systems whose traffic control knows no delay (`netem`): two devices of the system, and a thread that hands frames over.
+Two TAP devices, and a thread that forwards frames between them after a delay.
 """
 
 import collections
@@ -17,7 +17,7 @@ _LONGEST = 2**16  # bytes of a frame
 
 
 class LongLine:
-    """Each end is a network device, made in this process's namespace, from which it may be moved."""
+    """Each end is a network device in this process's namespace, and may be moved to another."""
 
     def __init__(self, ends: tuple[str, str], seconds: float):
         self._seconds, self._closed = seconds, threading.Event()

@@ -1,4 +1,4 @@
-"""Machines of a network: namespaces of the system, each with an interface and an address of its own, on one bridge."""
+"""Machines on a network: namespaces, each with its own interface and address, on one bridge."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def _ip(*words: str) -> str:
 
 
 def missing() -> str:
-    """Why there can't be such a network here; empty if it can be."""
+    """Why such a network can't be created here; empty if it can."""
     name = f"sf{os.getpid()}probe"
     try:
         _ip("netns", "add", name)
@@ -36,14 +36,16 @@ def missing() -> str:
 
 
 class Machine:
-    """One of them; number N has the address 10.77.0.(N + 1)."""
+    """A machine; number N has the address 10.77.0.(N + 1)."""
 
     def __init__(self, number: int, switch: str, folder: Path):
         self.number, self.address = number, f"10.77.0.{number + 1}"
         self.namespace, self._switch, self._port = f"sf{os.getpid()}m{number}", switch, f"port{number}"
         self.folder = folder / f"machine{number}"
         self.folder.mkdir()
-        self._temporary = tempfile.mkdtemp(prefix=f"sf{os.getpid()}-", dir="/tmp")  # short, as names of sockets must be
+        self._temporary = tempfile.mkdtemp(
+            prefix=f"sf{os.getpid()}-", dir="/tmp"
+        )  # short, because socket paths must be
         _ip("netns", "add", self.namespace)
         self._line: LongLine | None = None
         _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
@@ -57,7 +59,7 @@ class Machine:
             _ip("-n", self.namespace, *words)
 
     def start(self, *arguments: str, count: int, rank: int | None = None, **environ: str) -> "subprocess.Popen[str]":
-        """The command, as node `rank` (this machine's number) of `count`."""
+        """Start the command as node `rank` (default: this machine's number) of `count`."""
         plain = {
             "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
             "RANK": str(self.number if rank is None else rank), "TMPDIR": self._temporary, "PYTHONUNBUFFERED": "1",
@@ -69,11 +71,11 @@ class Machine:
         )  # fmt: skip
 
     def cut(self, up: bool = False) -> None:
-        """Take the machine off the network, or connect it again."""
+        """Disconnect the machine from the network, or reconnect it."""
         _ip("-n", self._switch, "link", "set", self._port, "up" if up else "down")
 
     def move_away(self, seconds: float) -> None:
-        """Put so long a way between it and the others, in each direction."""
+        """Add latency between it and the others, in each direction."""
         ends = f"{self.namespace}a", f"{self.namespace}b"
         self._line = LongLine(ends, seconds)
         _ip("-n", self._switch, "link", "del", self._port)
@@ -82,12 +84,12 @@ class Machine:
         self._connect()
 
     def slow_down(self, *how: str) -> None:
-        """Have the traffic control of the system limit what the machine sends."""
+        """Limit the machine's outgoing traffic by traffic control."""
         words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *how]
         subprocess.run(words, check=True, capture_output=True)
 
     def sent(self) -> int:
-        """Bytes that it has sent so far."""
+        """Bytes sent so far."""
         found: list[dict[str, Any]] = json.loads(_ip("-n", self.namespace, "-s", "-j", "link", "show", "eth0"))
         return int(found[0]["stats64"]["tx"]["bytes"])
 
@@ -103,8 +105,8 @@ class Machine:
 
 @contextlib.contextmanager
 def network(count: int, folder: Path) -> Iterator[list[Machine]]:
-    """So many machines; with all that runs on them, they go at the end."""
-    switch = f"sf{os.getpid()}switch"  # a namespace as well: no firewall of this machine's has a say in it
+    """Create `count` machines; remove them, with all their processes, at the end."""
+    switch = f"sf{os.getpid()}switch"  # in its own namespace, out of reach of this machine's firewall
     _ip("netns", "add", switch)
     machines: list[Machine] = []
     try:

@@ -1,4 +1,4 @@
-"""A job on several machines with addresses of their own: the same result as on one, and no machine left waiting."""
+"""A job on several machines with their own addresses: the same result as on one, and no machine is left waiting."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Process = subprocess.Popen
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each machine has a copy of."""
+    """The files that each machine has a copy of."""
     folder = tmp_path_factory.mktemp("files")
     builders.write_csv(folder / "train.csv", 59)
     builders.write_csv(folder / "t.csv", 23, 1)
@@ -56,7 +56,7 @@ def begin(machines: Sequence[Machine], files: Path, *more: str, **environ: str) 
 
 
 def end(processes: Sequence["Process[str]"], seconds: float = 90) -> list[str]:
-    """Their output, once all have ended."""
+    """The output of all, once all have ended."""
     deadline = time.monotonic() + seconds
     return [process.communicate(timeout=max(0.1, deadline - time.monotonic()))[0] for process in processes]
 
@@ -85,7 +85,7 @@ def on_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 def test_six_sites_on_three_machines_are_six_sites_on_one(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:
-    """Node 1 comes late; a network of 100 Mbit/s is slow, and changes nothing. Then all is done, and is said to be."""
+    """Node 1 starts late, over 100 Mbit/s, with the same result. Typed again, the job says that it is finished."""
     for machine in machines:
         machine.slow_down("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
     first, third = (
@@ -96,7 +96,7 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
     second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3)
     outputs = end([first, second, third])
     assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
-    assert "waits at port 29500 for node 1" in outputs[0]
+    assert "is waiting on port 29500 for node 1" in outputs[0]
     assert "6 sites on 3 nodes (2 of the processes here) on cpu" in outputs[0]
     assert "this is node 1: node 0 shows the rounds" in outputs[1]
     assert_same(state(machines[0].folder), on_one)
@@ -109,7 +109,7 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
     assert [process.returncode for process in processes] == [0, 0, 0]
 
 
-def test_a_long_way_between_machines_changes_nothing(
+def test_latency_between_machines_changes_no_result(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:
     """50 ms in each direction, and 100 Mbit/s."""
@@ -149,7 +149,7 @@ def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(
         for name, array in state(machines[0].folder, 12, f"out{len(SITES[2])}").items()
         if array.dtype == np.float32
     )
-    ring = 2 * 2 / 3 * 8 * size  # of 64-bit numbers, between three leaders
+    ring = 2 * 2 / 3 * 8 * size  # bytes of 64-bit numbers between three leaders
     with capsys.disabled():
         for sites, sent in zip((3, 6), per_round, strict=True):
             print(
@@ -181,7 +181,7 @@ def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
         assert f"node {victim} (10.77.0.{victim + 1}) is lost: " in said
     if how == "cut off":
         assert processes[victim].returncode == 1
-        assert "node 0 (10.77.0.1) is lost: no sign of life from it for 10 s" in outputs[victim]
+        assert "node 0 (10.77.0.1) is lost: no heartbeat for 10 s" in outputs[victim]
     machines[victim].cut(up=True)
 
     newest = max(int(path.stem[-6:]) for path in (machines[0].folder / "out").glob("round-*"))
@@ -207,12 +207,12 @@ def test_a_site_that_fails_on_another_machine_is_named_here(machines: list[Machi
 
 
 def worker_on(machine: Machine) -> int:
-    """A site's process: those have most threads."""
+    """The pid of a site's process: sites have the most threads."""
     pids = subprocess.check_output(["ip", "netns", "pids", machine.namespace], text=True).split()
     return int(max(pids, key=lambda pid: len(list(Path(f"/proc/{pid}/task").iterdir()))))
 
 
-def test_asked_on_any_machine_all_stop_and_what_is_complete_is_published(machines: list[Machine], files: Path) -> None:
+def test_a_signal_on_any_machine_stops_all_after_publishing(machines: list[Machine], files: Path) -> None:
     processes = begin(machines, files, "num_rounds=999", "checkpoint_every=500")
     wait_for_row(processes[0], 2)
     processes[1].send_signal(signal.SIGTERM)
@@ -221,7 +221,7 @@ def test_asked_on_any_machine_all_stop_and_what_is_complete_is_published(machine
     assert len(list((machines[0].folder / "out").glob("round-*"))) == 1
 
 
-def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], files: Path, tmp_path: Path) -> None:
+def test_nodes_that_differ_are_refused_with_the_reason(machines: list[Machine], files: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()
     for path in files.iterdir():
@@ -245,7 +245,7 @@ def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], fil
         time.sleep(0.05)
     refused = next(process for process in twins if process.poll() is not None)
     assert refused.returncode == 1
-    assert "RANK=1: the node at 10.77.0.2 has it already; give each node its own" in refused.communicate()[0]
+    assert "RANK=1: already taken by the node at 10.77.0.2; give each node its own rank" in refused.communicate()[0]
     alien = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
     assert "WORLD_SIZE=4 there, and 3 at node 0; give all nodes the same" in end([alien])[0]
     wrong = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
@@ -253,7 +253,10 @@ def test_nodes_that_do_not_fit_together_are_told_so(machines: list[Machine], fil
     other = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
     outputs = end([*processes, *(twin for twin in twins if twin is not refused), other])
     for output in outputs:
-        assert "node 2 and node 0 were told different things: learning_rate=0.5 and 0.01; give all the same" in output
+        assert (
+            "node 2 and node 0 have different configurations: learning_rate=0.5 and 0.01; use the same values on every node"
+            in output
+        )
 
 
 @pytest.mark.thorough

@@ -16,14 +16,14 @@ def test_the_caller_goes_on_while_the_work_is_done() -> None:
         done.append(threading.current_thread())
 
     behind.submit(work)
-    assert done == [], "the caller is here, and the work waits for it"
+    assert done == [], "the caller continues while the work waits"
     go.set()
     behind.wait()
     assert len(done) == 1
     assert done != [threading.current_thread()]
 
 
-def test_there_is_never_more_than_one_thing_at_a_time() -> None:
+def test_tasks_never_run_at_the_same_time() -> None:
     behind, running, most = BackgroundWriter(), 0, 0
     lock = threading.Lock()
 
@@ -44,7 +44,7 @@ def test_there_is_never_more_than_one_thing_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("then", ["do", "wait"])
-def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
+def test_a_failure_is_raised_once_at_the_next_call(then: str) -> None:
     behind, done = BackgroundWriter(), []
 
     def fail() -> None:
@@ -57,7 +57,7 @@ def test_a_failure_is_raised_at_the_next_turn_once(then: str) -> None:
     assert done == []
 
 
-def test_a_failure_can_be_asked_for_and_what_goes_on_is_not_waited_for() -> None:
+def test_check_raises_a_failure_without_waiting() -> None:
     behind, go = BackgroundWriter(), threading.Event()
 
     def fail() -> None:
@@ -79,7 +79,7 @@ def asked_until(behind: BackgroundWriter, deadline: float) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has thread priorities")
 def test_the_work_gives_way_to_the_caller() -> None:
     behind, found = BackgroundWriter(), list[int]()
     behind.submit(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
@@ -88,8 +88,8 @@ def test_the_work_gives_way_to_the_caller() -> None:
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 10
 
 
-def test_two_may_wait_for_the_same_thing() -> None:
-    """The end of a job, and who is asked to end it meanwhile: neither may go before it is done."""
+def test_two_threads_may_wait_for_the_same_task() -> None:
+    """The end of a job and a stop request during it: neither may return before the task is done."""
     behind, done = BackgroundWriter(), threading.Event()
     behind.submit(lambda: (time.sleep(0.3), done.set())[1])
     first = threading.Thread(target=behind.wait)

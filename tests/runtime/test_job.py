@@ -1,4 +1,4 @@
-"""A job as its command sees it."""
+"""A job that is typed again after it was recorded."""
 
 import contextlib
 from dataclasses import replace
@@ -28,7 +28,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def again(history: Path, num_nodes: int, num_rounds: int = 2) -> None:
-    """Type it again."""
+    """Type the job again."""
     plan = builders.plan(round_=0)
     job = Job(contextlib.ExitStack())
     job.link = Mock(node=Mock(count=num_nodes))
@@ -44,6 +44,6 @@ def test_a_job_that_is_recorded_as_complete_ends_well(finished: Path, capsys: py
 
 @pytest.mark.parametrize(("num_nodes", "num_rounds"), [(2, 2), (1, 3)])
 def test_what_nobody_else_knows_or_what_is_missing_is_an_error(finished: Path, num_nodes: int, num_rounds: int) -> None:
-    """Other nodes know of no record: they are told by the error, and would wait for this one otherwise."""
-    with pytest.raises(UserError, match="2 rounds are done and recorded, and no checkpoint is there; to train again"):
+    """Other nodes can't see the record: without the error they would wait for this node."""
+    with pytest.raises(UserError, match="2 rounds are done and recorded, but there is no checkpoint; to train again"):
         again(finished, num_nodes, num_rounds)

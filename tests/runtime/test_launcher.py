@@ -20,7 +20,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def start(function: Callable[..., None], *jobs: tuple[Any, ...], folder: str = "/none") -> list[dict[str, Any]]:
-    """Run a function of this module in one child per job; the events."""
+    """Run a function of this module in one child per job; return the events."""
     events: list[dict[str, Any]] = []
     names = [f"child {number}" for number in range(len(jobs))]
     launcher.run_children(f"{__name__}:{function.__name__}", jobs, names, folder, events.append)
@@ -63,7 +63,7 @@ def fail(send: Send, how: str) -> None:
     [
         ("raise", JobFailed, r"child 1 failed:\nTraceback (.|\n)*ZeroDivisionError: site arithmetic$"),
         ("refuse", UserError, r"^learning_rate=7: too high$"),
-        ("exit", JobFailed, r"child 1 ended: it exited with status 3 without a word"),
+        ("exit", JobFailed, r"child 1 ended: exit status 3, without a message"),
         ("SIGKILL", JobFailed, r"child 1 ended: killed by SIGKILL; .*out of memory"),
         ("SIGSEGV", JobFailed, r"child 1 ended: killed by SIGSEGV; native code crashed"),
         ("lose the peer", PeerLost, r"child 1: the connection to another worker broke"),
@@ -77,7 +77,7 @@ def test_the_first_failure_ends_all_and_is_raised(how: str, kind: type[Exception
 
 
 @pytest.mark.parametrize("cause", ["raise", "SIGKILL"])
-def test_a_lost_connection_is_not_named_where_there_is_another_cause(cause: str) -> None:
+def test_a_lost_connection_gives_way_to_any_other_cause(cause: str) -> None:
     with pytest.raises(JobFailed, match=r"child 2 (failed|ended)"):
         start(fail, ("lose the peer",), ("lose the peer",), (cause,))
 
@@ -89,7 +89,7 @@ def report_pid(send: Send, number: int) -> None:
 
 
 def orphan(send: Send, folder: str) -> None:
-    """A launcher in a child: it starts two children of its own, says who they are, and is killed."""
+    """A launcher in a child: it starts two children, reports their pids, and is killed."""
 
     def on_event(event: dict[str, Any]) -> None:
         send(event)
@@ -102,7 +102,7 @@ def orphan(send: Send, folder: str) -> None:
 
     own = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     own |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
-    multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own: it must go with it
+    multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own, which must end with it
     launcher.run_children(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
 
 
@@ -115,7 +115,7 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
     pids = [event["pid"] for event in events if event["event"] == "pid"]
     assert len(pids) == 2
     builders.wait_for_end(pids)
-    assert list(tmp_path.iterdir()) == [], "neither the work folder nor that of the fork server"
+    assert list(tmp_path.iterdir()) == [], "neither the work folder nor the fork server's is left"
 
 
 def test_the_launcher_imports_no_torch() -> None:
@@ -131,7 +131,7 @@ def refuse_and_tidy_up(send: Send, marker: str) -> None:
     raise UserError("no")
 
 
-def test_a_child_that_refuses_may_tidy_up(tmp_path: Path) -> None:
+def test_a_child_that_refuses_may_clean_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no"):
         start(refuse_and_tidy_up, (str(tmp_path / "tidy"),))
     assert (tmp_path / "tidy").exists()
@@ -143,9 +143,7 @@ def _send_on(send: Send) -> None:
         time.sleep(0.01)
 
 
-def test_an_interrupt_that_comes_while_a_finaliser_runs_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_during_a_finaliser_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = signal.signal(signal.SIGUSR1, signals._receive)
 
@@ -183,7 +181,7 @@ def pause(send: Any) -> None:
     time.sleep(2)
 
 
-def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_under_a_debugger_is_never_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_FL_DEBUG", "1")
     launcher.run_children(
         f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
@@ -200,11 +198,11 @@ def test_whom_a_debugger_holds_does_not_hang(tmp_path: Path, monkeypatch: pytest
     [
         (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
                                         r"File .*test_launcher\.py., line \d+ in get_stuck"),
-        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, and tells nothing"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, so it has no stack trace to show"),
         (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
     ],
 )  # fmt: skip
-def test_a_child_without_progress_ends_the_job_and_tells_where_it_is(children: tuple[str, ...], message: str) -> None:
+def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tuple[str, ...], message: str) -> None:
     began = time.monotonic()
     names = [f"child {number}" for number in range(len(children))]
     with pytest.raises(JobFailed, match=message):
@@ -225,7 +223,7 @@ def wait_long_and_get_on(send: Any, number: int) -> None:
         time.sleep(3)
 
 
-def test_who_waits_for_a_worker_that_gets_on_does_not_hang() -> None:
+def test_waiting_for_a_worker_that_makes_progress_is_no_hang() -> None:
     launcher.run_children(
         f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
     )
@@ -237,7 +235,7 @@ def wait_for_something_outside(send: Any) -> None:
     time.sleep(0.5)
 
 
-def test_who_waited_for_something_outside_is_given_time_again() -> None:
+def test_the_stall_timeout_restarts_after_waiting_for_something_outside() -> None:
     launcher.run_children(
         f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0
     )
@@ -258,16 +256,16 @@ def obey(send: Any, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "stops", "said"),
     [
-        ("obeys", [signal.SIGINT], ["stopping: the last complete round is published first", "published"]),
-        ("hangs", [signal.SIGTERM], ["stopping: the last complete round is published first", "published"]),
-        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: the last complete round is published first"]),
+        ("obeys", [signal.SIGINT], ["stopping: publishing the last complete round first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: publishing the last complete round first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: publishing the last complete round first"]),
     ],
 )
-def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
+def test_the_first_signal_publishes_and_the_second_ends_at_once(
     how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_PREEMPTION", 1.0)
+    monkeypatch.setattr(signals, "_PUBLISH_GRACE", 1.0)
     before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
@@ -275,12 +273,12 @@ def test_asked_to_end_a_job_publishes_first_and_asked_twice_it_ends_at_once(
         events.append(event)
         if event["event"] == "ready":
             os.kill(os.getpid(), stops[0])
-        if event.get("text") == "stopping: the last complete round is published first" and len(stops) > 1:
+        if event.get("text") == "stopping: publishing the last complete round first" and len(stops) > 1:
             os.kill(os.getpid(), stops[1])
 
     try:
         signals.install()
-        with pytest.raises(KeyboardInterrupt), signals.first_signal_noted():
+        with pytest.raises(KeyboardInterrupt), signals.graceful_stop():
             launcher.run_children(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
         assert signals.exit_status() == 128 + stops[0]
     finally:
@@ -294,7 +292,7 @@ def take_a_moment(send: Any, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_a_launcher_that_was_stopped_itself_takes_nobody_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_was_suspended_itself_reports_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     naps = [2.5]
 
     def slow_wait(*args: Any) -> list[Any]:
@@ -310,12 +308,12 @@ def test_a_launcher_that_was_stopped_itself_takes_nobody_for_hung(monkeypatch: p
     assert not naps
 
 
-def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_fork_servers_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
 
     def ensure_running() -> None:
-        signal.raise_signal(signal.SIGTERM)  # to this thread: others, if there are any, don't block it
+        signal.raise_signal(signal.SIGTERM)  # to this thread: other threads don't block it
         done.append("started")
 
     done: list[str] = []
@@ -329,22 +327,22 @@ def test_a_signal_that_comes_while_the_fork_server_starts_is_not_lost(monkeypatc
         for stop, handler in before.items():
             signal.signal(stop, handler)
     assert done == ["started"], "after it"
-    assert os.environ.get("PYTHONPATH") == path, "whatever is raised then, the environment is as it was"
+    assert os.environ.get("PYTHONPATH") == path, "the environment is restored whatever is raised"
 
 
-def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def ensure_running() -> None:
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
-    launcher.start_fork_server()  # it is only early: who needs it says what is wrong
+    launcher.start_fork_server()  # an early start ignores the error; `run_children` reports it
     with pytest.raises(
-        UserError, match=r"TMPDIR=/.*: no socket can be made there \(AF_UNIX path too long\); name another"
+        UserError, match=r"TMPDIR=/.*: can't create a socket there \(AF_UNIX path too long\); choose another"
     ):
         start(speak, (0,))
 
 
-def test_a_signal_that_comes_while_children_are_ended_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_children_are_ended_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
     plain = launcher.Child.end

@@ -68,7 +68,7 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     assert any("threads_per_site was 7, is 1" in note for note in plan.notes)
     assert any("another environment (torch 1.0 → " in note for note in plan.notes)
     plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
-    assert plan.threads == 7, "without a setting of its own, a resume takes the checkpoint's"
+    assert plan.threads == 7, "if threads_per_site is not set, a resume uses the checkpoint's"
 
 
 @pytest.mark.parametrize(("kind", "typed"), [("bert", True), ("distilbert", False)])
@@ -111,7 +111,7 @@ def test_a_second_job_on_the_same_data_does_not_tokenise_again(
 def test_compile_without_a_compiler_is_refused(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled earlier helps
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # no cached compilation
     (tmp_path / "work").mkdir()
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
@@ -121,10 +121,10 @@ def test_compile_without_a_compiler_is_refused(
 
 
 @pytest.mark.parametrize("far", [True, False])
-def test_only_what_may_be_long_without_a_word_may_take_its_time(
+def test_only_slow_steps_without_progress_count_as_waiting(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: bool
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # else there may be nothing to tokenise
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # an earlier test may have filled the cache
     send, waited = Mock(), dict[str, bool]()
 
     def watch(owner: Any, name: str) -> None:

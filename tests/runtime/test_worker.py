@@ -29,7 +29,7 @@ def test_checkpoints_come_when_they_are_due_and_after_the_last_round(small_confi
     assert store.Checkpoints(str(tmp_path / "out")).rounds() == [5, 4, 2]
 
 
-def test_a_model_that_was_not_written_to_its_end_is_written_again(small_config: Config, tmp_path: Path) -> None:
+def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Path) -> None:
     launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
     assert prepare(small_config, tmp_path / "second").finished
     weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
@@ -64,7 +64,7 @@ def train_with_a_slow_coordinator(plan: Plan, on_event: Callable[[dict[str, Any]
 
 
 def slow_coordinator(send: Any, plan: Plan, rank: int, memory: SharedMemory) -> None:
-    """A worker, of which number 0 takes its time to put the server state in place."""
+    """A worker; worker 0 is slow to fill the server state."""
     fill = FlatModel.fill
 
     def slow_fill(*args: Any) -> None:
@@ -86,7 +86,7 @@ def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]]
 
 
 def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: str) -> None:
-    """A worker whose checkpoints are slow to be written, or can't be written from round 2 on."""
+    """A worker that writes checkpoints slowly, or fails to write them from round 2 on."""
     save = store.Checkpoints.save
 
     def other_save(self: Any, round_: int, *args: Any) -> str:
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
     small_config: Config, tmp_path: Path, every: int
 ) -> None:
     rounds_seen: list[int] = []
-    # Rounds that last long enough for the writing to have failed behind the next one.
+    # Rounds long enough for the background write to fail during the next one.
     config = dataclasses.replace(small_config, num_rounds=9, num_local_epochs=100, checkpoint_every=every)
     plan = prepare(config, tmp_path / "work")
     with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
@@ -146,7 +146,7 @@ def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        with signals.first_signal_noted(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+        with signals.graceful_stop(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
             train_with_storage("broken", plan, ask)
     finally:
         signal.signal(signal.SIGINT, before)

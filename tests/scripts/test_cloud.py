@@ -1,6 +1,4 @@
-"""The jobs that are given to clouds: what is in them exists, and a machine that is taken away is replaced by one that
-goes on.
-"""
+"""The cloud job files: they are valid, and a machine that replaces a reclaimed one resumes the job."""
 
 import json
 import os
@@ -25,7 +23,7 @@ def read(name: str) -> Any:
 
 
 def assert_kept(given: Any, back: Any) -> None:
-    """All that is given is in what a model of it has understood."""
+    """Everything in `given` survives a round trip through its published model."""
     if isinstance(given, dict):
         for key, value in given.items():
             assert key in back, f"{key} is no field"
@@ -58,7 +56,7 @@ def test_the_commands_of_the_jobs_are_sound(name: str) -> None:
         assert word == "with"
         values = dict(key.split("=", 1) for key in keys)
         Config.from_mapping({key: yaml.safe_load(value) for key, value in values.items()})
-        assert values["job_name"], "or a machine that replaces another would begin a job of its own"
+        assert values["job_name"], "else a replacement machine would start a new job"
 
 
 @pytest.mark.parametrize("object_store", ["gs"], indirect=True)
@@ -76,12 +74,12 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     vertex = {"CLUSTER_SPEC": json.dumps(spec), "AIP_CHECKPOINT_DIR": f"{bucket}/news/checkpoints/"} | environ
     process = start(tmp_path, *words, "num_rounds=9999", **vertex)
     text = wait_for_row(process, 2)
-    assert f"checkpoints_dir={bucket}/news/checkpoints/, which is AIP_CHECKPOINT_DIR" in text
+    assert f"checkpoints_dir={bucket}/news/checkpoints/, from AIP_CHECKPOINT_DIR" in text
     deadline = time.monotonic() + 60
     while not fs.glob(f"{bucket}/news/checkpoints/round-*") and time.monotonic() < deadline:
         time.sleep(0.1)
         fs.invalidate_cache()
-    os.killpg(process.pid, signal.SIGKILL)  # the machine is taken away, with its disk
+    os.killpg(process.pid, signal.SIGKILL)  # the machine is reclaimed, with its disk
     process.communicate()
     shutil.rmtree(tmp_path / "runs")
     fs.invalidate_cache()

@@ -1,4 +1,4 @@
-"""A job's record when machines are lost, and when a command would write over what another one did."""
+"""A job's record when machines are lost, and when a command would overwrite another job's record."""
 
 import json
 import os
@@ -49,20 +49,18 @@ def test_a_machine_that_is_lost_with_its_disk_leaves_no_gap_in_the_record(
         assert metrics[name]["steps"] == list(range(first, last + 1)), name
 
 
-def test_what_is_recorded_without_checkpoints_is_not_written_over(
-    command: Command, words: list[str], tmp_path: Path
-) -> None:
+def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words: list[str], tmp_path: Path) -> None:
     assert command(*words).returncode == 0
     before = record(tmp_path)
     again = command(*words)
     assert again.returncode == 0, again.stderr
-    assert "job j is finished: 2 rounds are done and recorded, and no checkpoint is there" in again.stdout
+    assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout
     for key, why in (
         (
             "checkpoints_dir=new",
-            "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, and no checkpoint",
+            "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, but there is no checkpoint",
         ),
-        ("num_rounds=3", "2 rounds are done and recorded, and no checkpoint is there; to train again, take another"),
+        ("num_rounds=3", "2 rounds are done and recorded, but there is no checkpoint; to train again, use another"),
         ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
         (f"train_path={tmp_path / 'test.csv'}", "the data have changed since the job started"),
     ):

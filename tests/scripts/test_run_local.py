@@ -19,7 +19,7 @@ SHOW = "import json, os, sys; print(json.dumps([sys.prefix, sys.argv[1:], os.get
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose name holds a space, with a script of its own."""
+    """A folder whose name contains a space, with its own script."""
     folder = tmp_path_factory.mktemp("a copy")
     shutil.copy(ROOT / "run-local.sh", folder)
     (folder / "requirements.txt").write_text("# nothing\n")
@@ -58,24 +58,24 @@ def test_arguments_and_exit_status_pass_through_unchanged(run: Run, copy: Path) 
 def test_the_environment_is_made_once_and_renewed_when_the_requirements_change(run: Run, copy: Path) -> None:
     shutil.rmtree(copy / ".venv", ignore_errors=True)
     first = run("--no-docker", "scripts/show.py", "0")
-    assert "making .venv" in first.stderr
+    assert "creating .venv" in first.stderr
     assert "installing requirements.txt" in first.stderr
     second = run("--no-docker", "scripts/show.py", "0")
     assert (second.returncode, second.stderr) == (0, ""), "nothing to do, nothing to say"
     (copy / "requirements.txt").write_text("# nothing new\n")
     third = run("--no-docker", "scripts/show.py", "0")
     assert "installing requirements.txt" in third.stderr
-    assert "making .venv" not in third.stderr
+    assert "creating .venv" not in third.stderr
 
 
 @pytest.mark.parametrize("damage", ["bin/python", "lib/python3.*/site-packages/pip"])
-def test_a_broken_environment_is_made_anew(run: Run, copy: Path, damage: str) -> None:
+def test_a_broken_environment_is_recreated(run: Run, copy: Path, damage: str) -> None:
     run("--no-docker", "scripts/show.py", "0")
     for path in (copy / ".venv").glob(damage):
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     done = run("--no-docker", "scripts/show.py", "3")
     assert done.returncode == 3, done.stderr
-    assert "making .venv" in done.stderr
+    assert "creating .venv" in done.stderr
 
 
 def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> None:
@@ -102,7 +102,7 @@ def test_scripts_are_found_from_any_folder(run: Run, tmp_path: Path) -> None:
 
 
 def docker(folder: Path, body: str) -> str:
-    """A PATH on which `docker` does this."""
+    """A PATH on which `docker` runs `body`."""
     script = folder / "docker"
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
@@ -119,20 +119,20 @@ OLD_COMPOSE = '[ "$1" = info ] || echo v2.23.3'
     [
         (NO_ENGINE, "no Docker engine answers (Cannot connect)"),
         (NO_COMPOSE, "Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)"),
-        (OLD_COMPOSE, "Docker Compose is 2.23.3, and 2.24 is needed"),
+        (OLD_COMPOSE, "Docker Compose is 2.23.3, but 2.24 or later is needed"),
     ],
 )
-def test_what_docker_lacks_is_said_and_the_job_runs_without_it(
+def test_what_docker_lacks_is_reported_and_the_job_runs_without_it(
     run: Run, tmp_path: Path, body: str, missing: str
 ) -> None:
     path = docker(tmp_path, body)
     done = run("scripts/show.py", "3", PATH=path, COMPOSE_FILE="")
     assert done.returncode == 3
-    assert done.stderr == f"run-local.sh: {missing}: going on in .venv (--no-docker is silent)\n"
+    assert done.stderr == f"run-local.sh: {missing}: using .venv instead (--no-docker suppresses this note)\n"
     assert run("--no-docker", "scripts/show.py", "0", PATH=path).stderr == ""
 
 
-def test_who_names_compose_files_gets_a_container_or_an_error(run: Run, tmp_path: Path) -> None:
+def test_compose_files_require_a_container(run: Run, tmp_path: Path) -> None:
     done = run("scripts/show.py", "0", PATH=docker(tmp_path, NO_ENGINE), COMPOSE_FILE="docker-compose.yaml")
     assert (done.returncode, done.stdout) == (1, "")
     assert "COMPOSE_FILE asks for a container, but no Docker engine answers (Cannot connect)" in done.stderr
@@ -162,21 +162,30 @@ def test_gpus_are_reserved_where_the_engine_has_them(
 
 @pytest.mark.parametrize(("kind", "user"), [("rootless", "0:0"), ("", f"{os.getuid()}:{os.getgid()}")])
 def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind: str, user: str) -> None:
-    """With a rootless engine, the container's root is who started the engine."""
+    """With a rootless engine, the container's root is the user who started the engine."""
     path, record = docker(tmp_path, RECORD), tmp_path / "record"
     run("a.py", "a b", PATH=path, RECORD=str(record), RUNTIME="", KIND=kind, COMPOSE_FILE="", cwd=tmp_path)
     assert record.read_text().startswith(f"{user}\n{tmp_path}\n")
     assert "<main><a.py><a b>" in record.read_text()
 
 
-def test_without_arguments_it_explains_itself(run: Run) -> None:
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_goes_to_stdout(run: Run, flag: str) -> None:
+    done = run(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nUsage: ./run-local.sh [--no-docker] SCRIPT.py | -m MODULE [ARGUMENT...]\n" in done.stdout
+    assert "  ./run-local.sh scripts/train_federated.py with demo " in done.stdout
+    assert "set -euo" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_without_arguments_the_help_goes_to_stderr(run: Run) -> None:
     done = run()
-    assert done.returncode == 2
-    assert "./run-local.sh [--no-docker] scripts/train_federated.py with demo" in done.stderr
-    assert "set -euo" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
 
 
-def test_a_machine_without_a_fitting_python_is_told_so(run: Run, copy: Path, tmp_path: Path) -> None:
+def test_a_machine_without_a_suitable_python_is_refused(run: Run, copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / ".venv", ignore_errors=True)
     for name in ("bash", "dirname", "cat", "cksum", "sed", "flock", "env"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))

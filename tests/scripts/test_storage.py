@@ -1,4 +1,4 @@
-"""The command when the place of its checkpoints fills up, or vanishes, in the middle of a run."""
+"""The command when the storage of its checkpoints fills up, or vanishes, in the middle of a run."""
 
 import shlex
 import subprocess
@@ -26,12 +26,12 @@ def words(tmp_path: Path) -> list[str]:
 def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
-    words.append("model=tiny")  # whose state is larger than the file of events
+    words.append("model=tiny")  # its state must be larger than the event file
     first = command(*words, "num_rounds=1", "checkpoints_dir=one", "job_name=one")
     assert first.returncode == 0, first.stderr
     size, events = ((tmp_path / "one" / name).stat().st_size for name in ("round-000001.safetensors", "events.jsonl"))
     assert events < size / 3
-    # A disk of the job's own, in a namespace of its own, which takes it away; so its content is copied out at the end.
+    # A small file system in a mount namespace, with which it vanishes; so its content is copied out at the end.
     argv = shlex.join([sys.executable, str(SCRIPT), *words, "num_rounds=9", "checkpoints_dir=small"])
     script = (
         f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2 + 2 * events} none small || exit 77; "
@@ -42,7 +42,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
         cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if "unshare" in done.stderr or done.returncode == 77:
-        pytest.skip("this machine lets nobody mount anything")
+        pytest.skip("this machine allows no mounts in user namespaces")
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "checkpoints_dir=small: cannot write round-00000" in last

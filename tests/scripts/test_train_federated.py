@@ -55,7 +55,7 @@ def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
 
 
 def start(folder: Path, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-    """The command, running; its standard output can be read line by line. In its own process group."""
+    """Start the command in its own process group; its standard output can be read line by line."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments],
         cwd=folder, env=clean_environment() | {"PYTHONUNBUFFERED": "1"} | environ, text=True, start_new_session=True,
@@ -64,7 +64,7 @@ def start(folder: Path, *arguments: str, **environ: str) -> "subprocess.Popen[st
 
 
 def wait_for_row(process: "subprocess.Popen[str]", round_: int, text: str = "") -> str:
-    """Read until the table's row of a round has come; all that was read, behind `text`."""
+    """Read until the table's row of a round; returns `text` and everything read."""
     assert process.stdout is not None
     for line in process.stdout:
         text += line
@@ -74,7 +74,7 @@ def wait_for_row(process: "subprocess.Popen[str]", round_: int, text: str = "") 
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """All processes of the job but the launcher, by their session."""
+    """All processes of the job except the launcher, found by their session."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -221,7 +221,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
 def test_all_sites_start_from_the_same_parameters_new_head_included(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
-    # A step so small that it changes nothing: what moves the mean can only be a site that began elsewhere.
+    # Steps too small to change anything: only a site with other initial parameters could move the mean.
     done = command(*words, "optimiser=sgd", "learning_rate=1e-30", "num_rounds=1", "checkpoints_dir=out", "-u")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs").exists(), "-u: unobserved"
@@ -237,7 +237,7 @@ def test_all_sites_start_from_the_same_parameters_new_head_included(
 def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
-    # Rounds of about a second, so that the kill falls into the middle of one.
+    # Rounds of about a second, so that the kill hits the middle of one.
     builders.write_csv(tmp_path / "a folder" / "train.csv", 2000)
     words += ["num_rounds=4", "batch_size=4", "job_name=lost"]
     undisturbed = command(*words, "checkpoints_dir=whole", "job_name=undisturbed", "-F", "elsewhere")
@@ -288,7 +288,7 @@ def test_a_job_lives_in_an_object_store(
     in_store = [*words, f"checkpoints_dir={bucket}/jobs/remote"]
     first = command(*in_store, "num_rounds=1", **environ)
     assert first.returncode == 0, first.stderr
-    shutil.rmtree(tmp_path / "runs")  # another machine goes on
+    shutil.rmtree(tmp_path / "runs")  # as on another machine
     resumed = command(*in_store, "num_rounds=2", **environ)
     assert resumed.returncode == 0, resumed.stderr
     assert "job remote resumes after round 1" in resumed.stdout
@@ -343,10 +343,10 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     if how is signal.SIGTERM:
         os.kill(process.pid, how)
     else:
-        os.killpg(process.pid, how)  # as a terminal does: everyone in the group gets it
+        os.killpg(process.pid, how)  # as a terminal does: to the whole process group
     rest = process.communicate(timeout=30)[0]
     assert process.returncode == 128 + how
-    assert "stopping: the last complete round is published first" in rest
+    assert "stopping: publishing the last complete round first" in rest
     assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)
@@ -357,7 +357,7 @@ def test_an_interrupt_that_ends_the_reader_of_the_output_too_is_still_one(words:
     process = start(tmp_path, *words, "num_rounds=9999", "checkpoint_every=9999", "job_name=tee", "checkpoints_dir=out")
     wait_for_row(process, 2)
     assert process.stdout is not None
-    process.stdout.close()  # as `| tee log` does it
+    process.stdout.close()  # as `| tee log` does
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
@@ -367,7 +367,7 @@ def test_an_interrupt_that_ends_the_reader_of_the_output_too_is_still_one(words:
 def test_a_terminal_that_is_closed_ends_the_job_and_what_was_complete_is_published(
     words: list[str], tmp_path: Path
 ) -> None:
-    """Its shell and the system each hang up on the job, which is one end of one terminal."""
+    """The shell and the kernel both send SIGHUP for one closed terminal."""
     terminal, inside = pty.openpty()
     shell = subprocess.Popen(
         ["setsid", "--ctty", "bash", "--norc", "-i"],

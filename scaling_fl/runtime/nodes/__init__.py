@@ -1,4 +1,4 @@
-"""Several nodes as one job: who is who in the cluster, the control link between launchers, and what they agree on.
+"""Several nodes as one job: each node's rank, the control link between launchers, and the agreement on a plan.
 
-Here: one launcher talking to others. Not here: the workers' collectives (`distributed`).
+Here: launchers talking to each other. Not here: the workers' collectives (`distributed`).
 """

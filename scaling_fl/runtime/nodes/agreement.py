@@ -1,4 +1,4 @@
-"""Several nodes as one job: what all must have alike, and the plan that they make together."""
+"""Agreement between nodes: the keys, data and models that must be the same, and the joint plan."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,34 +9,38 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.nodes.control_link import ControlLink
 
-# What nodes may have of their own.
-_OWN = {
+# Keys that may differ between nodes.
+_PER_NODE_KEYS = {
     "site_ids", "train_path", "test_path", "dataset", "model", "author", "threads_per_site", "checkpoints_dir", "job_name",
     "stall_timeout",
 }  # fmt: skip
 
 
 def agree_on_config(config: Config, link: ControlLink) -> Config:
-    """The configuration with what concerns all nodes. Raises `UserError` where they contradict each other."""
+    """The configuration, completed from all nodes. Raises `UserError` if their configurations differ."""
     if link.node.count == 1:
         return config
     everyone = link.exchange(config.to_mapping())
     for rank, theirs in enumerate(everyone):
-        differing = [key for key, value in theirs.items() if key not in _OWN and value != everyone[0].get(key)]
+        differing = [
+            key for key, value in theirs.items() if key not in _PER_NODE_KEYS and value != everyone[0].get(key)
+        ]
         if differing or theirs.keys() != everyone[0].keys():
             said = ", ".join(f"{key}={theirs[key]!r} and {everyone[0].get(key)!r}" for key in differing)
             raise UserError(
-                f"node {rank} and node 0 were told different things: {said or 'other keys'}; give all the same"
+                f"node {rank} and node 0 have different configurations: {said or 'other keys'}; use the same values on "
+                "every node"
             )
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
     if config.keeps_site_state:
         raise UserError(
-            f"{'keep_optimiser=True' if config.keep_optimiser else 'baseline=local_only'}: what sites keep stays on their "
-            "node, so that no checkpoint could hold it; use one node, or leave it out"
+            f"{'keep_optimiser=True' if config.keep_optimiser else 'baseline=local_only'}: sites keep state on their own "
+            "node, where no checkpoint could include it; use one node, or leave it out"
         )
     if config.num_sites is not None and config.num_sites < total:
         raise UserError(
-            f"num_sites={config.num_sites}: fewer than the {total} processes of all nodes; use fewer of them"
+            f"num_sites={config.num_sites}: fewer than the {total} processes on all nodes; raise num_sites or shorten "
+            "site_ids"
         )
     one_per_process = config.num_sites is None and config.partition != "column"
     return dataclasses.replace(
@@ -48,7 +52,7 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
 
 
 def join_plans(plan: Plan, link: ControlLink) -> Plan:
-    """The plan of all nodes together, on each of them. Raises `UserError` where their data or models differ."""
+    """The joint plan of all nodes, on each node. Raises `UserError` if their data or models differ."""
     if link.node.count == 1:
         return plan
     mine = {
@@ -81,18 +85,18 @@ def _check_same(rank: int, theirs: Mapping[str, Any], first: Mapping[str, Any]) 
         if theirs["digests"][what] != digest:
             raise UserError(
                 f"node {rank} and node 0 have different {what} (digest {theirs['digests'][what][:12]}… and {digest[:12]}…); "
-                "give all nodes the same files, and the same versions of the libraries"
+                "use the same files and library versions on every node"
             )
     kinds = [(node["devices"][0].partition(":")[0], node["environment"]["precision"]) for node in (theirs, first)]
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"node {rank} trains on {kinds[0][0]} in {kinds[0][1]}, node 0 on {kinds[1][0]} in {kinds[1][1]}; give all the "
-            "same kind (site_ids=[-1] for the CPU, precision=…), and see whether each node's GPUs are there"
+            f"node {rank} trains on {kinds[0][0]} in {kinds[0][1]}, node 0 on {kinds[1][0]} in {kinds[1][1]}; use the "
+            "same on every node (site_ids=[-1] for the CPU, precision=…), and check that each node sees its GPUs"
         )
 
 
 def _differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes on environments that differ, so that results may not agree bitwise with those of others."""
+    """Notes on environments that differ, because results may then not be bitwise reproducible."""
     first, notes = everyone[0]["environment"], []
     for rank, theirs in enumerate(everyone):
         changed = [
@@ -101,5 +105,5 @@ def _differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
             if value != first.get(name)
         ]
         if changed:
-            notes.append(f"node {rank} has another environment than node 0 ({', '.join(changed)})")
+            notes.append(f"node {rank} has a different environment from node 0 ({', '.join(changed)})")
     return notes

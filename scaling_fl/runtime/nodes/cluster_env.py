@@ -1,4 +1,4 @@
-"""Which node of how many this machine is, as its cluster tells in the environment."""
+"""This node's rank and the number of nodes, from the environment variables that clusters set."""
 
 import dataclasses
 import json
@@ -19,15 +19,15 @@ class Node:
 
 
 def this_node(environ: Mapping[str, str]) -> Node:
-    """What this node is, from the first of these that says anything; one node alone where none does.
+    """This node, from the first of these sets of variables that is set; a single node if none is.
 
     Vertex AI (`CLUSTER_SPEC`), Kubeflow (`PET_NNODES`, `PET_NODE_RANK`, …), torchrun with one process per node, the plain
-    `WORLD_SIZE` (of nodes), `RANK`, `MASTER_ADDR`, `MASTER_PORT`. Raises `UserError` where they make no sense.
+    `WORLD_SIZE` (of nodes), `RANK`, `MASTER_ADDR`, `MASTER_PORT`. Raises `UserError` if the values are invalid.
     """
     if int(environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
         raise UserError(
             f"LOCAL_WORLD_SIZE={environ['LOCAL_WORLD_SIZE']}: start one process per node (torchrun --nproc-per-node=1): "
-            "it starts one more for each entry of site_ids by itself"
+            "it starts one process per entry of site_ids itself"
         )
     if environ.get("CLUSTER_SPEC"):
         node = _vertex(environ["CLUSTER_SPEC"])
@@ -35,17 +35,17 @@ def this_node(environ: Mapping[str, str]) -> Node:
         node = _variables(environ, "PET_NODE_RANK", "PET_NNODES", "PET_MASTER_ADDR", "PET_MASTER_PORT")
     else:
         node = _variables(environ, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if environ.get("TORCHELASTIC_RUN_ID"):  # torchrun itself listens at that port
+    if environ.get("TORCHELASTIC_RUN_ID"):  # torchrun itself listens on that port
         node = dataclasses.replace(node, port=node.port + 1)
     if not 0 <= node.rank < node.count:
         raise UserError(
-            f"node {node.rank} of {node.count}: ranks go from 0 to {node.count - 1}; give each node its own"
+            f"node {node.rank} of {node.count}: ranks go from 0 to {node.count - 1}; give each node its own rank"
         )
     return node
 
 
 def _vertex(text: str) -> Node:
-    """Pool 0 has one replica, the primary; other pools follow in the order of their numbers."""
+    """Node 0 is the only replica of pool 0; the replicas of the other pools follow, in pool order."""
     try:
         spec = json.loads(text)
         pools = sorted(
@@ -57,8 +57,7 @@ def _vertex(text: str) -> Node:
         return Node(rank, sum(len(hosts) for _, hosts in pools), host, int(port))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
-            f"CLUSTER_SPEC={text!r}: it isn't what Vertex AI writes there ({type(error).__name__}: {error}); unset it, or "
-            "mend it"
+            f"CLUSTER_SPEC={text!r}: not in Vertex AI's format ({type(error).__name__}: {error}); unset or correct it"
         ) from error
 
 

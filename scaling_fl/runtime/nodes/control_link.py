@@ -1,6 +1,6 @@
-"""The line between the launchers of several nodes: who is there, do all have the same, is everyone alive.
+"""The control link between the launchers of several nodes: rendezvous, exchange of values, heartbeats, failures.
 
-Each launcher has one connection to that of node 0, over which both send JSON lines, a sign of life every 2 s among them.
+Each launcher has one connection to node 0. Both ends send JSON lines, including a heartbeat every 2 s.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.peer import Peer
 
-_SIGN = 2.0  # seconds between signs of life
-_MEETING = 1800.0  # seconds in which all nodes must have come: clusters start them one after another
+_HEARTBEAT_INTERVAL = 2.0  # seconds
+_RENDEZVOUS_TIMEOUT = 1800.0  # seconds: clusters start nodes one after another
 
 Say = Callable[[str], None]
 
 
 class ControlLink:
-    """This node's connections: to all others from node 0, to node 0 from the others. Alone: none."""
+    """Connections from node 0 to all other nodes, or from another node to node 0; none for a single node."""
 
     def __init__(self, node: Node, say: Say):
-        """Meet the others. Raises `UserError` where that can't be."""
+        """Wait until all nodes are connected. Raises `UserError` if they can't be."""
         self.node, self.peers, self.addresses = node, list[Peer](), [""]
         self._closed = threading.Event()
-        self.waits = False  # whether none of this node's workers gets on
+        self.blocked = False  # whether all of this node's workers are blocked
         if node.count > 1:
-            self.addresses = self._listen(say) if node.rank == 0 else self._call(say)
-            threading.Thread(target=self._give_signs, daemon=True).start()
+            self.addresses = self._accept_nodes(say) if node.rank == 0 else self._connect(say)
+            threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def _listen(self, say: Say) -> list[str]:
-        node, deadline = self.node, time.monotonic() + _MEETING
+    def _accept_nodes(self, say: Say) -> list[str]:
+        node, deadline = self.node, time.monotonic() + _RENDEZVOUS_TIMEOUT
         try:
             server = socket.create_server(("", node.port), reuse_port=False)
         except OSError as error:
             raise UserError(
-                f"MASTER_PORT={node.port}: node 0 can't listen there ({error}); give another one"
+                f"MASTER_PORT={node.port}: node 0 can't listen on this port ({error}); choose another one"
             ) from error
         found: dict[int, tuple[Peer, str]] = {}
         own = ""
@@ -51,33 +51,35 @@ class ControlLink:
             server.settimeout(1.0)
             said = 0.0
             while True:
-                found = {rank: entry for rank, entry in found.items() if not entry[0].is_gone()}  # it may come again
+                found = {
+                    rank: entry for rank, entry in found.items() if not entry[0].is_disconnected()
+                }  # a lost node may reconnect
                 missing = [str(rank) for rank in range(1, node.count) if rank not in found]
                 if not missing:
                     break
                 if time.monotonic() - said > 30:
                     said = time.monotonic()
-                    say(f"node 0 of {node.count} waits at port {node.port} for node {', '.join(missing)}")
+                    say(f"node 0 of {node.count} is waiting on port {node.port} for node {', '.join(missing)}")
                 if time.monotonic() > deadline:
                     for peer, _ in found.values():
-                        peer.tell("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
+                        peer.send("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
                     raise UserError(
-                        f"node {', '.join(missing)} of {node.count} didn't come within {_MEETING / 60:.0f} minutes; is the "
-                        "command running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
+                        f"node {', '.join(missing)} of {node.count} didn't connect within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes; check that "
+                        "the command is running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
                     )
                 signals.check()
                 try:
                     connection, (host, *_) = server.accept()
                 except TimeoutError:
                     continue
-                rank, refusal = self._greet(connection, found)
-                if rank is None:  # it is no launcher
+                rank, refusal = self._check_hello(connection, found)
+                if rank is None:  # not a launcher
                     connection.close()
                     continue
                 peer = Peer(connection, f"node {rank} ({host})")
                 if refusal:
-                    say(f"note: a node at {host} is refused: {refusal}")
-                    peer.tell("refused", [0, refusal])
+                    say(f"note: refused a node at {host}: {refusal}")
+                    peer.send("refused", [0, refusal])
                     peer.end()
                 else:
                     found[rank] = peer, host
@@ -85,11 +87,11 @@ class ControlLink:
         self.peers = [found[rank][0] for rank in sorted(found)]
         for peer in self.peers:
             peer.progress_at = time.monotonic()
-            peer.tell("value", "welcome")
+            peer.send("value", "welcome")
         return [own, *(found[rank][1] for rank in sorted(found))]
 
-    def _greet(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
-        """The rank that a caller says it has, if it is a launcher, and why it can't be let in."""
+    def _check_hello(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
+        """The rank that a connecting launcher claims, None for a stranger; and why it is refused, if it is."""
         connection.settimeout(5.0)
         try:
             kind, rank, count = json.loads(connection.makefile("rb").readline(200))
@@ -98,15 +100,18 @@ class ControlLink:
         if kind != "scaling_fl" or type(rank) is not int:
             return None, ""
         if count != self.node.count:
-            return rank, f"WORLD_SIZE={count} there, and {self.node.count} at node 0; give all nodes the same"
+            return rank, f"WORLD_SIZE={count} there, but {self.node.count} on node 0; use the same value on every node"
         if not 1 <= rank < self.node.count:
-            return rank, f"RANK={rank}: node 0 is here; give each node its own, from 1 to {self.node.count - 1}"
-        if rank in found and not found[rank][0].is_gone():
-            return rank, f"RANK={rank}: the node at {found[rank][1]} has it already; give each node its own"
+            return (
+                rank,
+                f"RANK={rank}: node 0 is this one; give each other node its own rank, from 1 to {self.node.count - 1}",
+            )
+        if rank in found and not found[rank][0].is_disconnected():
+            return rank, f"RANK={rank}: already taken by the node at {found[rank][1]}; give each node its own rank"
         return rank, ""
 
-    def _call(self, say: Say) -> list[str]:
-        node, deadline, said = self.node, time.monotonic() + _MEETING, 0.0
+    def _connect(self, say: Say) -> list[str]:
+        node, deadline, said = self.node, time.monotonic() + _RENDEZVOUS_TIMEOUT, 0.0
         where = f"node 0 at {node.address}:{node.port}"
         while True:
             signals.check()
@@ -116,25 +121,25 @@ class ControlLink:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"{where} doesn't answer ({error}); is the command running there, and are MASTER_ADDR and "
-                        "MASTER_PORT its own?"
+                        f"{where} doesn't answer ({error}); check that the command is running there, and that "
+                        "MASTER_ADDR and MASTER_PORT are node 0's"
                     ) from error
                 if time.monotonic() - said > 30:
                     said = time.monotonic()
-                    say(f"node {node.rank} of {node.count} waits for {where}")
+                    say(f"node {node.rank} of {node.count} is waiting for {where}")
                 time.sleep(0.5)
         connection.sendall(json.dumps(["scaling_fl", node.rank, node.count]).encode() + b"\n")
         self.peers = [Peer(connection, f"node 0 ({connection.getpeername()[0]})")]
         self._wait_for_values(deadline)
         return [connection.getpeername()[0]]
 
-    def _give_signs(self) -> None:
-        while not self._closed.wait(_SIGN):
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(_HEARTBEAT_INTERVAL):
             for peer in self.peers:
-                peer.tell("alive", self.waits)
+                peer.send("alive", self.blocked)
 
     def interface(self) -> str | None:
-        """The network interface over which the others are reached; None where the system doesn't say."""
+        """The network interface that leads to the other nodes; None if the system doesn't say."""
         own = self.addresses[0] if self.node.rank == 0 else self.peers[0].sources()[0].getsockname()[0]
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             for _, name in socket.if_nameindex():
@@ -145,16 +150,16 @@ class ControlLink:
         return None
 
     def exchange(self, value: Any) -> list[Any]:
-        """The values (plain JSON) of all nodes, by rank, on every node. Raises what another node ends with."""
+        """The values (plain JSON) of all nodes, by rank, on every node. Raises the failure of another node."""
         if self.node.count == 1:
             return [value]
         if self.node.rank > 0:
-            self.peers[0].tell("value", value)
+            self.peers[0].send("value", value)
             (everything,) = self._wait_for_values()
             return list(everything)
         everything = [value, *self._wait_for_values()]
         for peer in self.peers:
-            peer.tell("value", everything)
+            peer.send("value", everything)
         return everything
 
     def _wait_for_values(self, deadline: float = float("inf")) -> list[Any]:
@@ -162,21 +167,23 @@ class ControlLink:
         while not all(peer.values for peer in self.peers):
             signals.check()
             if time.monotonic() > deadline:
-                raise UserError(f"{self.peers[0].name} didn't let this node in within {_MEETING / 60:.0f} minutes")
+                raise UserError(
+                    f"{self.peers[0].name} didn't admit this node within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes"
+                )
             select.select([source for peer in self.peers for source in peer.sources()], [], [], 1.0)
             for peer in self.peers:
                 peer.receive(lambda event: None)
-                if not peer.values and (peer.failure or (peer.hangs(0) and deadline == float("inf"))):
-                    raise peer.failure or peer.hung(0, lambda event: None)
+                if not peer.values and (peer.failure or (peer.is_hung(0) and deadline == float("inf"))):
+                    raise peer.failure or peer.hang_failure(0, lambda event: None)
         return [peer.values.pop(0) for peer in self.peers]
 
     def begin_phase(self) -> None:
-        """A phase begins, which has ended when all nodes have done their part."""
+        """Begin a phase, which ends when all nodes have finished their part."""
         for peer in self.peers:
             peer.phase += 1
 
     def restart(self) -> None:
-        """After a failure of which all have heard, all begin again."""
+        """Begin another attempt, after a failure that all nodes know of."""
         for peer in self.peers:
             peer.attempt += 1
             peer.values.clear()
@@ -184,33 +191,33 @@ class ControlLink:
                 peer.failure = None
 
     def finish_phase(self) -> None:
-        """This node has done its part of the phase."""
+        """Tell the other nodes that this node has finished its part of the phase."""
         for peer in self.peers:
-            peer.tell("done", peer.phase)
+            peer.send("done", peer.phase)
 
     @property
     def grace(self) -> float:
-        """Seconds that this node gives the others, beside what it gives itself, to end as they were asked."""
+        """Extra seconds that this node waits for node 0 to stop the job."""
         return 5.0 if self.node.rank > 0 else 0.0
 
     def request_stop(self) -> bool:
-        """Have node 0 see to it that the job ends. False: this is node 0."""
+        """Ask node 0 to stop the job. Returns False on node 0 itself."""
         if self.node.rank > 0:
-            self.peers[0].tell("stop", signals.received())
+            self.peers[0].send("stop", signals.received())
         return self.node.rank > 0
 
     def announce_end(self, error: BaseException) -> None:
-        """Tell the others why this node ends. What it heard from one of them is passed on as it is."""
+        """Tell the other nodes why this node ends. A failure that came from a node is passed on unchanged."""
         for peer in self.peers:
             if isinstance(error, KeyboardInterrupt):
-                peer.tell("stopped", signals.received())
+                peer.send("stopped", signals.received())
             else:
                 heard = any(error is other.failure for other in self.peers)
                 said = str(error) if heard else f"on node {self.node.rank} ({socket.gethostname()}): {error}"
-                peer.tell("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
+                peer.send("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
 
     def close(self) -> None:
-        """Let go of the others."""
+        """Close all connections."""
         self._closed.set()
         for peer in self.peers:
             peer.end()

@@ -1,6 +1,6 @@
-"""Another node's launcher, as this one's sees it: what it says, and whether it is still there.
+"""Another node's launcher, as seen from this node: its messages, and whether it is alive.
 
-Nothing that comes over the connection is ever unpickled.
+Nothing received over the connection is ever unpickled.
 """
 
 import contextlib
@@ -16,40 +16,40 @@ from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 
-LOST = 10.0  # seconds without a sign of life, after which a node is lost
-_LONGEST = 2**24  # bytes of a message
+HEARTBEAT_TIMEOUT = 10.0  # seconds without a heartbeat after which a node is lost
+_MAX_MESSAGE_BYTES = 2**24  # bytes of a message
 
 
 class Peer:
-    """Another node's launcher; to this one's watch it is one more child."""
+    """Another node's launcher, which this node watches like a child (`Child`)."""
 
     def __init__(self, connection: socket.socket, name: str):
-        connection.settimeout(5.0)  # who doesn't even read is lost, and must not hold this node up
+        connection.settimeout(5.0)  # a peer that stops reading must not block this node
         self.name = name
         self.failure: Exception | None = None
-        self.progress_at = self.sign_at = time.monotonic()
-        self.done, self.phase = 0, 0  # the last phase that it has done, and that this node is in
-        self.attempt = 0  # of all nodes together, after failures
-        self.waits = False  # whether none of its workers gets on
+        self.progress_at = self.heartbeat_at = time.monotonic()
+        self.done, self.phase = 0, 0  # the last phase it finished, and this node's current phase
+        self.attempt = 0  # counts the restarts of all nodes
+        self.blocked = False  # whether all of its workers are blocked
         self.values: list[Any] = []
-        self._socket, self._turn, self._rest = connection, threading.Lock(), b""
+        self._socket, self._lock, self._buffer = connection, threading.Lock(), b""
 
     @property
     def ended(self) -> bool:
-        """Whether it has done its part of this phase, if one has begun."""
+        """Whether it has finished its part of the current phase."""
         return self.done >= self.phase > 0
 
     def sources(self) -> list[Any]:
-        """What to wait for."""
+        """The objects to `wait` on."""
         return [self._socket]
 
-    def tell(self, kind: str, value: Any = None) -> None:
-        """Send it a message. That it is gone shows elsewhere."""
-        with contextlib.suppress(OSError), self._turn:
+    def send(self, kind: str, value: Any = None) -> None:
+        """Send a message. A broken connection is noticed in `receive`."""
+        with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(json.dumps([kind, value]).encode() + b"\n")
 
-    def is_gone(self) -> bool:
-        """Whether it has closed the connection, before it has said anything that is still to be read."""
+    def is_disconnected(self) -> bool:
+        """Whether it has closed the connection and nothing is left to read."""
         try:
             readable = select.select([self._socket], [], [], 0)[0]
             return bool(readable) and not self._socket.recv(1, socket.MSG_PEEK)
@@ -57,56 +57,56 @@ class Peer:
             return True
 
     def receive(self, on_event: Callable[[Event], None]) -> None:
-        """Handle all that has arrived."""
+        """Handle everything that has arrived."""
         while select.select([self._socket], [], [], 0)[0]:
             try:
                 data = self._socket.recv(2**16)
             except OSError:
                 data = b""
-            if not data or len(self._rest) > _LONGEST:
+            if not data or len(self._buffer) > _MAX_MESSAGE_BYTES:
                 if not self.ended:
                     self.failure = self.failure or NodeLost(f"{self.name} is lost: its launcher closed the connection")
                 return
             self.progress_at = time.monotonic()
-            *lines, self._rest = (self._rest + data).split(b"\n")
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:
                 try:
                     kind, value = json.loads(line)
                 except (ValueError, TypeError):
-                    self.failure = NodeLost(f"{self.name} is no launcher of this program: it says {line[:40]!r}")
+                    self.failure = NodeLost(f"{self.name} is not a scaling_fl launcher: it sent {line[:40]!r}")
                     return
                 self._handle(kind, value, on_event)
 
     def _handle(self, kind: str, value: Any, on_event: Callable[[Event], None]) -> None:
         match kind:
             case "alive":
-                self.waits = bool(value)
+                self.blocked = bool(value)
             case "value":
                 self.values.append(value)
             case "done":
                 self.done = value
-            case "failed" | "refused" if value[0] >= self.attempt:  # not what was over when this node began again
+            case "failed" | "refused" if value[0] >= self.attempt:  # not a failure from before this node's restart
                 self.failure = self.failure or (UserError if kind == "refused" else JobFailed)(value[1])
             case "stop":
-                signals.pass_on(value)
+                signals.receive_remote(value)
             case "stopped":
-                signals.pass_on(value)
+                signals.receive_remote(value)
                 on_event({"event": "stopped"})
 
-    def hangs(self, stall_timeout: float) -> bool:
-        """Whether it has given no sign of life for too long."""
-        return time.monotonic() - self.progress_at > LOST
+    def is_hung(self, stall_timeout: float) -> bool:
+        """Whether it has sent no heartbeat for too long."""
+        return time.monotonic() - self.progress_at > HEARTBEAT_TIMEOUT
 
-    def is_stuck(self, stall_timeout: float) -> bool:
-        """Whether that is so of all its workers."""
-        return self.waits
+    def is_blocked(self, stall_timeout: float) -> bool:
+        """Whether all of its workers are blocked."""
+        return self.blocked
 
-    def hung(self, stall_timeout: float, on_event: Callable[[Event], None]) -> Exception:
-        """What its silence means."""
-        return NodeLost(f"{self.name} is lost: no sign of life from it for {LOST:.0f} s")
+    def hang_failure(self, stall_timeout: float, on_event: Callable[[Event], None]) -> Exception:
+        """The failure to report for a silent node."""
+        return NodeLost(f"{self.name} is lost: no heartbeat for {HEARTBEAT_TIMEOUT:.0f} s")
 
     def end(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -12,7 +12,7 @@ from tests.tracking import builders
 
 
 class Told:
-    """A link on which the others have said their part already."""
+    """A link on which the other nodes' values have already arrived."""
 
     def __init__(self, rank: int, others: dict[int, Any]):
         self.node, self.others = Node(rank, len(others) + 1, "10.0.0.1"), others
@@ -49,12 +49,15 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"learning_rate": 0.5}, "node 1 and node 0 were told different things: learning_rate=0.5 and 5e-05; give all"),
-        ({"num_rounds": 3, "seed": 1}, "num_rounds=3 and 10, seed=1 and 20210201; give all the same"),
+        (
+            {"learning_rate": 0.5},
+            "node 1 and node 0 have different configurations: learning_rate=0.5 and 5e-05; use the same",
+        ),
+        ({"num_rounds": 3, "seed": 1}, "num_rounds=3 and 10, seed=1 and 20210201; use the same values on every node"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_else_must_be_the_same(rank: int, change: dict[str, Any], said: str) -> None:
+def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], said: str) -> None:
     configs = [Config(), Config(**change)]
     with pytest.raises(UserError) as error:
         agreed(rank, configs[rank], configs[1 - rank])
@@ -64,18 +67,18 @@ def test_all_else_must_be_the_same(rank: int, change: dict[str, Any], said: str)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"keep_optimiser": True}, "keep_optimiser=True: what sites keep stays on their node"),
-        ({"baseline": "local_only"}, "baseline=local_only: what sites keep stays on their node"),
-        ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes of all nodes"),
+        ({"keep_optimiser": True}, "keep_optimiser=True: sites keep state on their own node"),
+        ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),
+        ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes on all nodes"),
     ],
 )
-def test_what_several_nodes_can_not_do_is_refused(keys: dict[str, Any], said: str) -> None:
+def test_keys_that_need_a_single_node_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         agreed(0, Config(**keys), Config(**keys))
     assert said in str(error.value)
 
 
-def test_a_lone_node_keeps_its_configuration_and_plan() -> None:
+def test_a_single_node_keeps_its_configuration_and_plan() -> None:
     config, plan = Config(keep_optimiser=True), builders.plan()
     assert agreement.agree_on_config(config, Told(0, {})) is config  # type: ignore[arg-type]
     assert agreement.join_plans(plan, Told(0, {})) is plan  # type: ignore[arg-type]
@@ -102,7 +105,7 @@ def test_the_plan_of_all_nodes_is_that_of_node_0_with_everyones_processes() -> N
     assert (plan.rendezvous, plan.interface) == ("tcp://10.0.0.1:4711", "eth7")
 
 
-def test_other_data_or_another_model_are_refused_on_every_node() -> None:
+def test_different_data_or_models_are_refused_on_every_node() -> None:
     mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
     other = part(digests={"data": "d" * 64, "models": "x" * 64})
     for others in ({0: part(), 2: other}, {0: other, 2: part()}):
@@ -115,15 +118,15 @@ def test_other_data_or_another_model_are_refused_on_every_node() -> None:
 @pytest.mark.parametrize(
     ("theirs", "said"),
     [
-        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; give all the same kind"),
+        ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; use the same on every node"),
         ({"environment": {"torch": "2", "precision": "bf16"}}, "node 2 trains on cpu in bf16, node 0 on cpu in fp32"),
     ],
 )
-def test_nodes_that_would_compute_otherwise_are_refused(theirs: dict[str, Any], said: str) -> None:
+def test_nodes_with_different_devices_or_precision_are_refused(theirs: dict[str, Any], said: str) -> None:
     mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
     with pytest.raises(UserError) as error:
         agreement.join_plans(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
     assert said in str(error.value)
     other = part(environment={"torch": "3", "precision": "fp32"})
     plan = agreement.join_plans(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
-    assert plan.notes == ("node 2 has another environment than node 0 (torch 3, not 2)",)
+    assert plan.notes == ("node 2 has a different environment from node 0 (torch 3, not 2)",)

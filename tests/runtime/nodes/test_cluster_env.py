@@ -30,7 +30,7 @@ def spec(**changes: Any) -> dict[str, str]:
         (spec(task={"type": "workerpool1", "index": "0"}), Node(1, 3, "p-0", 2222)),
         (KUBEFLOW, Node(3, 4, "job-0", 29501)),
         (TORCHRUN, Node(1, 2, "h", 29501)),
-        # The first that says anything counts, whatever the others say.
+        # The first set of variables that is set takes precedence.
         (spec() | KUBEFLOW | PLAIN, Node(2, 3, "p-0", 2222)),
         (KUBEFLOW | PLAIN | {"WORLD_SIZE": "8"}, Node(3, 4, "job-0", 29501)),
         (KUBEFLOW | TORCHRUN, Node(3, 4, "job-0", 29502)),
@@ -44,7 +44,7 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        (PLAIN | {"RANK": "3"}, "node 3 of 3: ranks go from 0 to 2; give each node its own"),
+        (PLAIN | {"RANK": "3"}, "node 3 of 3: ranks go from 0 to 2; give each node its own rank"),
         (PLAIN | {"RANK": "-1"}, "node -1 of 3: ranks go from 0 to 2"),
         (PLAIN | {"RANK": ""}, "WORLD_SIZE=3: RANK must say which node this is, from 0 to 2"),
         (PLAIN | {"MASTER_ADDR": ""}, "WORLD_SIZE=3: MASTER_ADDR must name node 0's host; set it on all nodes"),
@@ -52,13 +52,13 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
         (PLAIN | {"WORLD_SIZE": "0", "RANK": "0"}, "node 0 of 0"),
         (KUBEFLOW | {"PET_NNODES": "1:4"}, "PET_NNODES='1:4': expected a whole number"),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4: start one process per node (torchrun --nproc-per-node=1)"),
-        ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC='{': it isn't what Vertex AI writes there"),
-        ({"CLUSTER_SPEC": "[1]"}, "CLUSTER_SPEC='[1]': it isn't what Vertex AI writes there"),
-        (spec(cluster={}), "it isn't what Vertex AI writes there"),
-        (spec(task={"type": "evaluator", "index": 0}), "it isn't what Vertex AI writes there"),
+        ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC='{': not in Vertex AI's format"),
+        ({"CLUSTER_SPEC": "[1]"}, "CLUSTER_SPEC='[1]': not in Vertex AI's format"),
+        (spec(cluster={}), "not in Vertex AI's format"),
+        (spec(task={"type": "evaluator", "index": 0}), "not in Vertex AI's format"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(environ: dict[str, str], said: str) -> None:
+def test_invalid_values_are_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(UserError) as error:
         cluster_env.this_node(environ)
     assert said in str(error.value)

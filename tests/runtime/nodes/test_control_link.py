@@ -1,4 +1,4 @@
-"""Launchers that meet, over this machine's loopback; each in a thread of its own."""
+"""Launchers that connect over the loopback interface, each in its own thread."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tests.conftest import free_port
 
 
 def all_of(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
-    """`act` with each node's link, in threads; ended when all have."""
+    """Run `act` with each node's link, in threads; return when all have ended."""
     port, said = free_port(), list[str]()
 
     def one(rank: int) -> Any:
@@ -48,7 +48,7 @@ def test_nodes_meet_and_exchange_values_by_rank() -> None:
         assert set(addresses) == {"127.0.0.1"}
 
 
-def test_a_lone_node_asks_nobody() -> None:
+def test_a_single_node_connects_to_nobody() -> None:
     link = ControlLink(Node(), pytest.fail)
     assert link.exchange(7) == [7]
     assert link.peers == []
@@ -79,15 +79,15 @@ def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
         assert rank == failing or str(error).startswith(f"on node {failing} (")
 
 
-def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "LOST", 0.5)
+def test_a_silent_or_disconnected_node_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", 0.5)
 
     def silent(link: ControlLink) -> Any:
         if link.node.rank == 1:
-            link._closed.set()  # no more signs of life
+            link._closed.set()  # no more heartbeats
             time.sleep(2.5)
             return None
-        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no sign of life from it for 0 s"):
+        with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no heartbeat for 0 s"):
             link.exchange(1)
         return None
 
@@ -103,9 +103,9 @@ def test_a_node_that_says_nothing_or_closes_is_lost(monkeypatch: pytest.MonkeyPa
             future.result(30)
 
 
-def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "LOST", 1.0)
-    monkeypatch.setattr(link_module, "_SIGN", 0.1)
+def test_heartbeats_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr(link_module, "_HEARTBEAT_INTERVAL", 0.1)
 
     def act(link: ControlLink) -> Any:
         if link.node.rank == 1:
@@ -116,7 +116,7 @@ def test_signs_of_life_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None
         assert future.result(30) == [0, 1]
 
 
-def test_a_node_that_has_done_its_part_may_go() -> None:
+def test_a_node_that_has_finished_its_part_may_leave() -> None:
     def act(link: ControlLink) -> Any:
         link.begin_phase()
         link.finish_phase()
@@ -131,12 +131,12 @@ def test_a_node_that_has_done_its_part_may_go() -> None:
 
     done, failure = all_of(2, act)[0].result(30)
     assert done == 1
-    assert failure == "node 1 (127.0.0.1) is lost: its launcher closed the connection", "once there is more to do"
+    assert failure == "node 1 (127.0.0.1) is lost: its launcher closed the connection", "once another phase has begun"
 
 
-def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_request_reaches_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_passed_on", [])
+    monkeypatch.setattr(signals, "_remote", [])
     events: list[dict[str, Any]] = []
 
     def act(link: ControlLink) -> Any:
@@ -155,7 +155,7 @@ def test_an_end_that_was_asked_for_reaches_all(monkeypatch: pytest.MonkeyPatch) 
     assert signals.stop_requested(), "and the exit status is that of the signal"
 
 
-def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     port, said = free_port(), list[str]()
     result: list[Any] = []
 
@@ -175,7 +175,7 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
                 time.sleep(0.05)
         stranger.sendall(text)
         stranger.close()
-    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, and 2 at node 0"), (Node(0, 2), None)):
+    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, but 2 on node 0"), (Node(0, 2), None)):
         if why is not None:
             with pytest.raises(UserError, match=why):
                 ControlLink(Node(node.rank, node.count, "127.0.0.1", port), said.append)
@@ -184,24 +184,26 @@ def test_strangers_and_those_who_do_not_belong_are_turned_away(monkeypatch: pyte
     thread.join(30)
     link.close()
     assert result == [["zero", "one"]]
-    assert any(line.startswith("note: a node at 127.0.0.1 is refused: WORLD_SIZE=3 there") for line in said)
+    assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in said)
 
 
-def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_MEETING", 1.0)
+def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
     port = free_port()
-    with pytest.raises(UserError, match="node 1, 2 of 3 didn't come within 0 minutes; is the command running there"):
+    with pytest.raises(
+        UserError, match="node 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
+    ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
     with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
         ControlLink(Node(1, 3, "127.0.0.1", port), lambda text: None)
     with (
         socket.create_server(("127.0.0.1", port)),
-        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen there"),
+        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen on this port"),
     ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
 
 
-def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
+def test_a_refusal_before_the_first_phase_reaches_nodes_already_in_it() -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
             link.announce_end(UserError("job_name=news: a run of this job is alive"))
@@ -218,7 +220,7 @@ def test_a_refusal_before_the_first_phase_reaches_those_who_are_in_it() -> None:
     assert "a run of this job is alive" in str(failure)
 
 
-def test_what_failed_before_all_began_again_is_over() -> None:
+def test_a_failure_before_a_restart_is_forgotten() -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
             link.announce_end(JobFailed("a bug"))
@@ -235,10 +237,10 @@ def test_what_failed_before_all_began_again_is_over() -> None:
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
+def test_a_node_that_reconnects_replaces_its_dead_predecessor(
     order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "_MEETING", 10.0)
+    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 10.0)
     port, said = free_port(), list[str]()
     with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
         nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), said.append))]
@@ -249,7 +251,7 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
             except ConnectionRefusedError:
                 time.sleep(0.05)
         dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
-        time.sleep(0.3)  # until it was let in
+        time.sleep(0.3)  # until it was admitted
         dead.close()
         for rank in order:
             nodes.append(pool.submit(lambda rank=rank: ControlLink(Node(rank, 3, "127.0.0.1", port), said.append)))
@@ -260,14 +262,14 @@ def test_a_node_that_comes_again_takes_the_place_of_its_dead_predecessor(
         assert [result.result(30) for result in results] == [[0, 1, 2]] * 3
 
 
-def test_all_nodes_may_be_asked_at_once_and_that_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for asked_first in ("here", "elsewhere"):
         monkeypatch.setattr(signals, "_received", [])
-        monkeypatch.setattr(signals, "_passed_on", [])
-        with signals.first_signal_noted():
+        monkeypatch.setattr(signals, "_remote", [])
+        with signals.graceful_stop():
             for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
-                (signals._received.append if where == "here" else signals.pass_on)(15)
-                signals.check()  # it raises where somebody asked twice
+                (signals._received.append if where == "here" else signals.receive_remote)(15)
+                signals.check()  # would raise if this counted twice
             assert signals.stop_requested()
             assert signals.exit_status() == 143
             signals._received.append(15)

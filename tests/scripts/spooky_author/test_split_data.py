@@ -52,7 +52,7 @@ def test_the_seed_selects_the_rows_and_files_are_replaced_only_with_force(full: 
     first = (full.parent / "train.csv").read_text()
     again = run(full, "--seed", "2")
     assert again.returncode == 1
-    assert again.stderr == "train.csv: it is there already; choose another path, or write --force to replace it\n"
+    assert again.stderr == "train.csv: already exists; choose another path, or add --force to replace it\n"
     assert run(full, "--force").returncode == 0
     assert (full.parent / "train.csv").read_text() == first
     assert run(full, "--force", "--seed", "2").returncode == 0
@@ -62,14 +62,14 @@ def test_the_seed_selects_the_rows_and_files_are_replaced_only_with_force(full: 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--train-size", "1.5"], "--train-size=1.5: expected a share between 0 and 1"),
+        (["--train-size", "1.5"], "--train-size=1.5: expected a number between 0 and 1"),
         (["--train-size", "0.001"], "--train-size=0.001: it leaves no row for train.csv"),
         (["--test-path", "train.csv"], "must be three different files"),
         (["--test-path", "./train.csv"], "must be three different files"),
         (["--train-path", "../{folder}/full.csv", "--force"], "must be three different files"),
-        (["--test-path", "test.csv.gz"], "test.csv.gz: what is written is CSV; choose a name that ends in .csv"),
-        (["--test-path", "full.csv/x.csv"], "full.csv/x.csv: it can't be written: FileExistsError"),
-        (["--test-path", "nope://x.csv"], "nope://x.csv: it can't be written: ValueError"),
+        (["--test-path", "test.csv.gz"], "test.csv.gz: the output is CSV; choose a name ending in .csv"),
+        (["--test-path", "full.csv/x.csv"], "full.csv/x.csv: can't write to it: FileExistsError"),
+        (["--test-path", "nope://x.csv"], "nope://x.csv: can't write to it: ValueError"),
         (["--seed", "-1"], "--seed=-1: expected a whole number from 0 to 4294967295"),
         (["--full-path", "no.csv"], "--full-path='no.csv': there is no such file"),
     ],
@@ -85,7 +85,10 @@ def test_invalid_input_is_refused_and_nothing_is_written(full: Path, more: list[
 def test_a_folder_is_never_replaced_and_blank_lines_are_noted(full: Path) -> None:
     (full.parent / "test.csv").mkdir()
     refused = run(full, "--force")
-    assert (refused.returncode, refused.stderr) == (1, "test.csv: it is a folder; choose another path\n")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "test.csv: found a folder, expected a file; choose another path\n",
+    )
     assert not (full.parent / "train.csv").exists()
     full.write_text(full.read_text() + "\n\n")
     done = run(full, test="other.csv")

@@ -1,0 +1,70 @@
+"""The keys by section, with default and help text: for `train_federated.py help`, and for docs/configuration.md."""
+
+import dataclasses
+import difflib
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scaling_fl.config.schema import Config
+
+_INTRODUCTION = (
+    "Write keys after `with`, as key=value, lists without spaces. A key with the default None is not set. "
+    "`help KEY` also shows the valid values; docs/configuration.md has the same list."
+)
+
+
+def as_typed(value: object) -> str:
+    """A value as it is written on the command line."""
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def sections(config: type = Config) -> Iterator[tuple[str, list["dataclasses.Field[Any]"]]]:
+    """The heading and the keys of each class that defines keys, in the order of definition."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for owner in config.__mro__:
+        # An overridden key belongs to the class that overrides it.
+        own = [fields.pop(name) for name in inspect.get_annotations(owner) if name in fields]
+        if own:
+            yield _heading(owner), own
+
+
+def asked_for(words: Sequence[str], overview: str) -> str:
+    """The help that a command line asks for: `overview`, all keys, or some; "" if none, or if a word is not a key."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    width = min(shutil.get_terminal_size().columns, 120)
+    if not words or {"-h", "--help"} & set(words):
+        return overview.rstrip()
+    if words[0] != "help" or not fields.keys() >= set(words[1:]):
+        return ""
+    if words[1:]:
+        return "\n".join(_entry(fields[name], width, with_valid=True) for name in words[1:])
+    parts = [textwrap.fill(_INTRODUCTION, width)]
+    for heading, own in sections():
+        parts += [heading.upper(), "\n".join(_entry(field, width) for field in own)]
+    return "\n\n".join(parts)
+
+
+def unknown(word: str) -> str:
+    """What to tell a user who asked for help on a word that is neither a key nor a command."""
+    close = difflib.get_close_matches(word, [field.name for field in dataclasses.fields(Config)], n=1)
+    hint = f"did you mean {close[0]}?" if close else "`help` lists the keys, `--help` the commands"
+    return f"there is no such key or command; {hint}"
+
+
+def _heading(owner: type) -> str:
+    """The first line of the class's docstring, without its full stop; its name if it has no docstring."""
+    doc = inspect.cleandoc(owner.__doc__ or "")
+    if not doc or doc.startswith(f"{owner.__name__}("):  # written by @dataclass
+        return owner.__name__
+    return doc.splitlines()[0].rstrip(".")
+
+
+def _entry(field: "dataclasses.Field[Any]", width: int, with_valid: bool = False) -> str:
+    texts = [field.metadata["help"]]
+    if with_valid and field.metadata["expected"]:
+        texts.append(f"valid: {field.metadata['expected']}")
+    wrap = textwrap.TextWrapper(width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return "\n".join([f"  {field.name}={as_typed(field.default)}", *map(wrap.fill, texts)])
