@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Aggregation of 110 M parameters between the sites of a machine, beside gloo's all-reduce and the memory's bandwidth.
+"""Aggregation of 110 M parameters between the sites of one machine, against gloo's all-reduce and memory bandwidth.
 
     ./run-local.sh benchmarks/aggregation.py
 
-Ours is the whole phase of a round: weights and checks exchanged, weighted mean, server step, everyone waits for everyone.
-The bytes that must move are those of N reads and 1 write; a copy is 1 read and 1 write. Sums of floats (exact_sum=False)
-and sums in fixed point, the default, are measured one after the other: with a worker per site, and with workers that add
-up the deltas of several sites first. gloo, which sums floats, is measured in turn with floats.
+Our time covers the whole aggregation phase of a round: exchange of weights and checks, weighted mean, server step,
+barrier. N reads and 1 write must move through memory; a copy is 1 read and 1 write. Float sums (exact_sum=False) and
+fixed-point sums (the default) are measured one after the other, with one site per worker and with several. gloo sums
+floats, so its runs alternate with ours for floats.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from scaling_fl.runtime import launcher
 with torch.device("meta"):
     TENSORS = [p.numel() for p in transformers.BertForSequenceClassification(transformers.BertConfig()).parameters()]
 
-HOSTS, HOSTED = 2, 4  # workers, and the sites that each of them hosts
-# Seconds of a round of 12,000 AG News texts on MiniLM: at 52.9 texts/s, a rate that local_training.py measured.
+HOSTS, HOSTED = 2, 4  # workers, and sites per worker
+# Seconds of a round of 12,000 AG News texts on MiniLM, at the 52.9 texts/s that local_training.py measured.
 MINILM, EPOCH = 22.7e6, 12_000 / 52.9
 
 
 def work(
     send: Any, rank: int, num_workers: int, memory: SharedMemory, folder: str, repeats: int, exact: bool, hosted: int
 ) -> None:
-    """One worker: each way in turn, `repeats` times. The seconds of a repeat are those of the slowest worker.
+    """One worker: run each variant in turn, `repeats` times. The slowest worker's seconds count.
 
-    With `hosted`, it has so many sites, and no peers; else one, whose delta lies in its row.
+    `hosted` is the number of sites per worker, without peers; 0 means one site, whose delta is already in its row.
     """
     torch.set_num_threads(max(1, measure.CORES // num_workers))
     size = sum(TENSORS)
@@ -82,7 +82,7 @@ def work(
 
 
 def medians(num_workers: int, repeats: int, exact: bool, hosted: int = 0) -> dict[str, float]:
-    """Seconds of each way, in the middle of its repeats."""
+    """Median seconds of each variant."""
     seconds: dict[str, list[float]] = {}
 
     def keep(event: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def medians(num_workers: int, repeats: int, exact: bool, hosted: int = 0) -> dic
 
 
 def share(claim: str, exact: float, floats: float, bar: str) -> tuple[str, str, str, str, str]:
-    """What exact sums add to a round, were the model MiniLM, as a share of the round's local training."""
+    """What exact sums add to a round of MiniLM, as a share of the round's local training."""
     added = (exact - floats) * MINILM / sum(TENSORS)
     return claim, f"{added * 1e3:.1f} ms", f"{EPOCH:.0f} s", f"{added / EPOCH:.5f}", bar
 
@@ -118,7 +118,7 @@ def main() -> None:
     print(f"{size / 1e6:.0f} MB of parameters")
     claims = []
     for sites in options.sites:
-        before = measure.copy_bandwidth()  # a machine's neighbours take their share of it, now less, now more
+        before = measure.copy_bandwidth()  # other tenants of the machine make it vary
         peers = medians(sites, options.repeats, exact=False)
         floats = peers.pop("ours")
         between = measure.copy_bandwidth()

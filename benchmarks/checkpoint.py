@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""How much longer a round takes while a checkpoint is written behind it, to storage that takes 50 MB/s.
+"""How much longer a round takes while the previous checkpoint is written to storage of 50 MB/s.
 
     ./run-local.sh benchmarks/checkpoint.py
 
-The real preparation and the real workers, in processes that know a file system of this script's: a folder behind a slow
-line. With checkpoint_every=2, every second round has a write behind it and its neighbours have none, so that both are
-measured in turn within one job: the delay is the median of what rounds with a write take longer than the mean of their
-neighbours, its error estimated from the quartiles. The first rounds don't count. Rounds last longer than a write. Two cases: one site on one
-thread, which leaves a core free for the writing (as sites on GPUs do), and a site per core, where the writing takes its time
-from the training. The peer is a copy of the state within memory.
+The real preparation and workers run in processes that register this script's file system, a folder behind a slow line.
+With checkpoint_every=2, every second round overlaps a write and its neighbours don't, so one job measures both in turn.
+The delay is the median difference between a round with a write and the mean of its neighbours; its error is estimated
+from the quartiles. The first rounds don't count. Rounds last longer than a write. There are two cases: one site on one
+thread, which leaves a core free for the writer (as sites on GPUs do), and one site per core, where the writer competes
+with training. The peer is a copy of the state in memory.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PIECE = 2**20  # bytes
 
 
 class Throttled(DirFileSystem):
-    """Storage behind a line of `SPEED`: to the writer, an object store. What comes out at the other end isn't kept."""
+    """A remote store behind a line of `SPEED`. It discards what it receives."""
 
     protocol = "throttled"
 
@@ -59,17 +59,17 @@ fsspec.register_implementation("throttled", Throttled)
 
 
 def prepare(send: Send, config: Config, folder: str) -> None:
-    """The preparation, in a process that knows the file system."""
+    """The preparation, in a process that has registered the file system."""
     preparation.prepare(send, config, folder)
 
 
 def work(send: Send, plan: Plan, rank: int, memory: Any) -> None:
-    """A worker, likewise."""
+    """A worker, in such a process."""
     worker.work(send, plan, rank, memory)
 
 
 def run(config: Config) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the rounds, by which those with a write behind them were longer than their neighbours, and of the writes."""
+    """Seconds of the rounds, delays of the rounds that overlap a write, and seconds of the writes."""
     times: dict[int, float] = {}
     writes: list[float] = []
     plans: list[Plan] = []
@@ -95,12 +95,12 @@ def run(config: Config) -> tuple[list[float], list[float], list[float]]:
         seconds[number] - (seconds[number - 1] + seconds[number + 1]) / 2 for number in range(5, config.num_rounds, 2)
     ]
     if max(writes) > min(seconds.values()):
-        print("note: a write took longer than a round; give more --examples")
+        print("note: a write took longer than a round; raise --examples")
     return list(seconds.values()), delays, writes
 
 
 def copy_seconds(size: int, repeats: int = 9) -> tuple[float, float]:
-    """Seconds to copy a state of so many float32 values, with one thread: into memory in use, and into fresh memory."""
+    """Seconds to copy `size` float32 values with one thread, into touched and into fresh memory."""
     torch.set_num_threads(1)
     source = torch.ones(size)
     target = torch.zeros(size)
@@ -141,7 +141,7 @@ def main() -> None:
             )
             seconds, delays, writes = run(config)
             lower, delay, upper = statistics.quantiles(delays, n=4)
-            error = 0.93 * (upper - lower) / len(delays) ** 0.5  # of a median, as if the delays were normal
+            error = 0.93 * (upper - lower) / len(delays) ** 0.5  # standard error of a median of normal values
             print(
                 f"{case}: rounds of {statistics.median(seconds):.2f} s, writes of {statistics.median(writes):.1f} s "
                 f"(at most {max(writes):.1f}), delays in ms: {[round(1e3 * value) for value in delays]}",

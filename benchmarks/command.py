@@ -1,4 +1,4 @@
-"""The real command in a folder of its own, on models with random weights and on synthetic texts."""
+"""Run the real command in its own folder, on models with random weights and synthetic texts."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
 
 
 def model_folder(folder: Path, shape: str) -> tuple[Path, int]:
-    """A model of this shape with random weights, whose tokenizer has a token for each of `WORDS`; its parameters."""
+    """Write a model of this shape with random weights and a tokenizer for `WORDS`. Returns folder and parameter count."""
     vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(tokenizer_models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -50,7 +50,7 @@ def model_folder(folder: Path, shape: str) -> tuple[Path, int]:
 
 
 def data(folder: Path, rows: int, test_rows: int, words: int) -> dict[str, Any]:
-    """The keys of a task with two classes: files of so many texts of so many words."""
+    """Write training and test files of two classes. Returns the keys of the task."""
     rng, vocabulary = np.random.default_rng(0), np.array(WORDS)
     for name, number in (("train.csv", rows), ("test.csv", test_rows)):
         with open(folder / name, "w", newline="") as file:
@@ -62,12 +62,12 @@ def data(folder: Path, rows: int, test_rows: int, words: int) -> dict[str, Any]:
 
 
 def sites(number: int) -> str:
-    """The value of `site_ids` for so many sites."""
+    """The value of `site_ids` for `number` sites on the CPU."""
     return f"[{','.join(['-1'] * number)}]"
 
 
 class Job:
-    """The command, typed in a new folder in `parent`. As a context, it is stopped at the end if it still runs."""
+    """The command, started in a new folder in `parent`. On exit from the context it is interrupted if it still runs."""
 
     def __init__(self, parent: Path, keys: dict[str, Any], *python: str, **environ: str):
         self.folder = Path(tempfile.mkdtemp(dir=parent))
@@ -91,11 +91,11 @@ class Job:
             self.process.wait()
 
     def output(self) -> str:
-        """What it printed so far."""
+        """The console output so far."""
         return (self.folder / "output").read_text()
 
     def rounds(self) -> dict[int, dict[str, Any]]:
-        """The events of the rounds that have ended."""
+        """The events of the complete rounds, by round."""
         found = {}
         for path in (self.folder / "runs" / "_events").glob("*.jsonl"):
             for line in path.read_text().splitlines(keepends=True):
@@ -104,7 +104,7 @@ class Job:
         return found
 
     def wait_for(self, round_: int) -> dict[str, Any]:
-        """The event of a round, once it is there."""
+        """Wait for a round. Returns its event."""
         while round_ not in (rounds := self.rounds()):
             if self.process.poll() is not None and round_ not in self.rounds():
                 sys.exit(f"the command ended before round {round_}:\n{self.output()[-4000:]}")
@@ -112,27 +112,27 @@ class Job:
         return rounds[round_]
 
     def end(self) -> dict[int, dict[str, Any]]:
-        """All rounds, once it has ended well."""
+        """Wait for exit status 0. Returns the events of all rounds."""
         if self.process.wait() != 0:
             sys.exit(f"the command failed:\n{self.output()[-4000:]}")
         return self.rounds()
 
     def memory(self) -> int:
-        """Bytes of memory of all its processes."""
+        """Bytes of memory of all its processes together."""
         return memory(self.process.pid)
 
 
 def memory(process: int, itself: bool = True) -> int:
-    """Bytes of memory of a process, or not of `itself`, and of those that came from it.
+    """Bytes of memory of a process and its descendants; without the process if not `itself`.
 
-    What several of them share counts once (proportional set size).
+    Shared memory counts once (proportional set size).
     """
     total = 0
     for pid in _family(process)[not itself :]:
         try:
             with open(f"/proc/{pid}/smaps_rollup") as file:
                 total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-        except (OSError, StopIteration):  # it has ended
+        except (OSError, StopIteration):  # the process has ended
             continue
     return total
 
@@ -146,6 +146,6 @@ def _family(process: int) -> list[int]:
             continue
         children.setdefault(parent, []).append(int(path.parent.name))
     found = [process]
-    for pid in found:  # it grows
+    for pid in found:  # the list grows
         found += children.get(pid, [])
     return found

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""One GPU: local training beside the Hugging Face Trainer, and 1 to 16 sites that share the GPU. No network is needed.
+"""One GPU: local training against the Hugging Face Trainer, and 1 to 16 sites that share the GPU. Needs no network.
 
     ./run-local.sh benchmarks/gpu.py
 
-Shapes of BERT-base and DistilBERT with random weights, batches of 32 texts of 8 to 128 tokens, AdamW, bf16 where the GPU has
-it. Model FLOPs are 6 × (parameters outside the embeddings) × (real tokens), set against the rate of large matrix
-products in the same precision. Aggregation must move N reads and 1 write; a copy is 1 read and 1 write.
+The models are BERT-base and DistilBERT with random weights, trained with AdamW on batches of 32 texts of 8 to 128 tokens,
+in bf16 if the GPU supports it. Model FLOPs are 6 × (parameters outside the embeddings) × (tokens without padding),
+compared with the rate of large matrix products in the same precision. Aggregation needs N reads and 1 write; a copy is 1
+read and 1 write.
 """
 
 import argparse
@@ -40,9 +41,11 @@ from scaling_fl.runtime import launcher
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
 VOCABULARY = 30522
-BATCH, WARM_UP = 32, 4  # the second: batches that don't count
+BATCH, WARM_UP = 32, 4  # WARM_UP batches don't count
 OURS = "import sys, json, gpu; print(json.dumps(gpu.ours(sys.argv[1], int(sys.argv[2]), sys.argv[3])))"
-LIMITS = "import sys, json, gpu; print(json.dumps(gpu.limits(sys.argv[1])))"  # apart: it takes its memory with it
+LIMITS = (
+    "import sys, json, gpu; print(json.dumps(gpu.limits(sys.argv[1])))"  # in its own process, which frees the memory
+)
 TRAINER = (
     "import sys, json, gpu; print(json.dumps(gpu.trainer(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])))"
 )
@@ -54,14 +57,14 @@ def module(shape: str) -> Any:
 
 
 def examples(count: int) -> tuple[list[list[int]], np.ndarray]:
-    """Random token ids; the lengths spread like those of news."""
+    """Random token ids and labels; lengths are distributed like those of news texts."""
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.lognormal(3.9, 0.4, count).astype(int), 8, 128)
     return [rng.integers(1000, VOCABULARY, length).tolist() for length in lengths], rng.integers(0, 4, count)
 
 
 class Tokenized:
-    """In the place of a tokenizer: what it is given are token ids already."""
+    """A tokenizer whose input is token ids already."""
 
     def __len__(self) -> int:
         return VOCABULARY
@@ -91,12 +94,14 @@ def ours(shape: str, batches: int, precision: str) -> tuple[float, float]:
         params, everything = home.model.flat.clone(), np.arange(batches * BATCH)
         Site(0, everything[: WARM_UP * BATCH], home).train(params, 1)  # warm up
         torch.cuda.synchronize()
-        seconds = measure.timed(lambda: Site(0, everything, home).train(params, 2))  # it ends with a read of the loss
+        seconds = measure.timed(
+            lambda: Site(0, everything, home).train(params, 2)
+        )  # training ends with a read of the loss, which synchronises
         return len(everything) / seconds, flops(home.model.module, int(home.train.lengths.sum())) / seconds
 
 
 def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[float, float]:
-    """The same of the Hugging Face Trainer."""
+    """Examples and model FLOPs per second of the Hugging Face Trainer."""
     ids, labels = examples(batches * BATCH)
     rows = [
         {"input_ids": i, "attention_mask": [1] * len(i), "labels": int(n)} for i, n in zip(ids, labels, strict=True)
@@ -126,7 +131,7 @@ def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[fl
         built = module(shape)
         transformers.Trainer(
             built, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]
-        ).train()  # it ends with a read of the loss
+        ).train()  # training ends with a read of the loss, which synchronises
         seconds = time.perf_counter() - times[WARM_UP - 1]
     part = (len(times) - WARM_UP) / len(times)
     return part * len(rows) / seconds, part * flops(built, sum(map(len, ids))) / seconds
@@ -135,7 +140,7 @@ def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[fl
 def work(
     send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str, precision: str, count: int, free: int
 ) -> None:
-    """One of several sites on the GPU: three rounds over fixed data, and a check of the mean. `free`: bytes, before."""
+    """One of several sites on the GPU: time three rounds and check the mean. `free`: free bytes before the start."""
     torch.set_num_threads(max(1, measure.CORES // num_sites))
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
@@ -150,7 +155,7 @@ def work(
     collectives.barrier()
     state = ServerState(collectives.state[0], home.model.layout.trained, 0)
     shard = np.arange(rank, count, num_sites)
-    some = slice(size // 2, size // 2 + 100_000)  # of the encoder's matrices
+    some = slice(size // 2, size // 2 + 100_000)  # part of the encoder's matrices
     result: dict[str, Any] = {"through": collectives.transport_note or "CUDA IPC", "train": [], "aggregate": []}
     for round_ in range(1, 5):
         collectives.barrier()
@@ -199,7 +204,7 @@ def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
 
 
 def limits(precision: str) -> tuple[float, float]:
-    """FLOP/s of matrix products, and bytes per second that a copy reads and writes."""
+    """FLOP/s of matrix products, and bytes per second read and written by a copy."""
     a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=getattr(torch, precision)) for _ in range(2))
     source = torch.ones(2**28, device=DEVICE)
     target = torch.empty_like(source)
@@ -223,13 +228,13 @@ def main() -> None:
     measure.wait_until_quiet()
     precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     python, samplings = sys.executable, {"random": "the Trainer's default", "group_by_length": "its `group_by_length`"}
-    if importlib.util.find_spec("accelerate") is None:  # which the Trainer needs
+    if importlib.util.find_spec("accelerate") is None:  # the Trainer needs it
         try:
             python = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
         except subprocess.CalledProcessError:
-            print("note: accelerate isn't here, and can't be had: the Trainer is left out", flush=True)
+            print("note: accelerate is neither installed nor installable: the Trainer is left out", flush=True)
             samplings = {}
-    # One GPU alone: with several the Trainer would spread over all.
+    # Show one GPU only: the Trainer would use all of them.
     one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     here = {"PYTHONPATH": f"{measure.ROOT}:{Path(__file__).parent}", "CUDA_VISIBLE_DEVICES": one}
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]

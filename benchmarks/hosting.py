@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Rounds of 100 sites out of 10,000, and out of 100: the same time and memory; and pfl-research on the 10,000.
+"""Time and memory of rounds of 100 sites out of 10,000, against 100 out of 100 and against pfl-research.
 
     ./run-local.sh benchmarks/hosting.py
 
-The real command with a process per core, on a model of BERT-tiny's shape (4.4 M random parameters), one SGD step per site
-and round on 4 texts of 16 tokens, dropout as it is by default; no checkpoint, and no evaluation in the rounds that
-count. The first round warms up and doesn't count. pfl-research as in round_overhead.py, in one process with all threads and
-with a process per core; the faster one stands in the table. Memory is that of all processes together (of ours the
-launcher's, too, and of pfl-research torchrun's), what they share counted once: the highest within the rounds that count.
+The real command runs with a process per core on a model of BERT-tiny's shape (4.4 M random parameters). Each site makes
+one SGD step per round on 4 texts of 16 tokens, with default dropout. There is no checkpoint, and no evaluation in the
+rounds that count. The first round is a warm-up. pfl-research runs as in round_overhead.py, in one process with all
+threads and with a process per core; the table shows the faster. Memory is the peak over the rounds that count, of all
+processes together (our launcher and pfl-research's torchrun included), shared memory counted once.
 """
 
 import argparse
@@ -30,11 +30,11 @@ import transformers
 
 BATCH_SIZE, LENGTH = 4, 16
 Row = tuple[str, str, str, str, str]
-_INTERVAL = 0.25  # seconds between two looks at the memory
+_INTERVAL = 0.25  # seconds between samples
 
 
 class Memory:
-    """As a context, looks at the memory of all processes that this one has started, again and again."""
+    """Sample the memory of all child processes while the context is open."""
 
     def __init__(self) -> None:
         self._looks: list[tuple[float, int]] = []  # time, bytes
@@ -54,19 +54,19 @@ class Memory:
             self._looks.append((time.time(), command.memory(os.getpid(), itself=False)))
 
     def highest(self, start: float, end: float) -> int:
-        """The most bytes between two times."""
+        """Peak bytes between two times."""
         return max(used for when, used in self._looks if start <= when <= end)
 
 
 def data(folder: Path, num_sites: int) -> dict[str, Any]:
-    """The keys of a federation of so many sites."""
+    """Write the data of `num_sites` sites. Returns the keys of the job."""
     place = folder / f"{num_sites} sites"
     place.mkdir()
     return command.data(place, num_sites * BATCH_SIZE, test_rows=2, words=LENGTH - 2) | {"num_sites": num_sites}
 
 
 def write_batches(folder: Path, keys: dict[str, Any]) -> None:
-    """Leave the training texts for pfl-research, which doesn't read text: token ids (user, row, token)."""
+    """Write the training texts as token ids (user, row, token), since pfl-research reads no text."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     with open(keys["train_path"], newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
@@ -74,7 +74,7 @@ def write_batches(folder: Path, keys: dict[str, Any]) -> None:
 
 
 def measured(run: Callable[[], list[float]]) -> dict[str, Any]:
-    """Seconds of each round but the first, and the highest memory meanwhile, in bytes. `run` gives the rounds' ends."""
+    """Seconds of each round but the first, and peak memory in bytes. `run` returns the end time of each round."""
     with Memory() as memory:
         ends = run()
     seconds = [round(after - before, 3) for before, after in itertools.pairwise(ends)]
@@ -98,7 +98,7 @@ def main() -> None:
         measure.wait_until_quiet()
 
         def ours(keys: dict[str, Any]) -> list[float]:
-            """The ends of the rounds, but for the last, which is evaluated."""
+            """End times of all rounds but the last, which is evaluated."""
             own = {
                 "model": folder / "model", "site_ids": command.sites(measure.CORES), "threads_per_site": 1,
                 "sites_per_round": cohort, "batch_size": BATCH_SIZE, "max_seq_len": LENGTH,

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Local training of one site, beside the Hugging Face Trainer: examples per second, and use of the processor.
+"""Local training of one site against the Hugging Face Trainer: examples per second, and use of the processor.
 
     ./run-local.sh benchmarks/local_training.py --model models/all-MiniLM-L6-v2 --train-path data/agnews/train.csv
 
-Same model, texts, length limit (128), batch size (32), AdamW and threads for all; ours with the settings that its launcher
-makes for workers, the Trainer with the defaults. The Trainer shuffles plainly by default;
-`train_sampling_strategy="group_by_length"` is its nearest to ours.
+Both train the same model on the same texts, with the same length limit (128), batch size (32), AdamW and threads. Ours
+uses the environment that the launcher sets for workers, the Trainer the defaults. The Trainer shuffles plainly by
+default; `train_sampling_strategy="group_by_length"` comes closest to our batches.
 """
 
 import argparse
@@ -20,18 +20,21 @@ OURS = """
 import dataclasses, json, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
-from scaling_fl import models, tasks, tokens
-from scaling_fl.config import Config
-from scaling_fl.flat import FlatModel, Layout
-from scaling_fl.site import Resident, Site
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.data.task_loader import load_task
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.site import Site
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.models.loading import load_model
 model, path, threads, batches = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
 config = Config(task_name="agnews", train_path=path, test_path=path, model=model)
-task = tasks.load(config)
-loaded = models.load(model, task.label_names, [], config.max_seq_len, 1)
+task = load_task(config)
+loaded = load_model(model, task.label_names, [], config.max_seq_len, 1)
 with tempfile.TemporaryDirectory() as folder:
-    tokens.write(Path(folder) / "train", loaded.tokenizer, task.train.texts, task.train.labels, config.max_seq_len)
-    store = tokens.TokenStore(Path(folder) / "train", loaded.tokenizer.pad_token_id)
+    token_store.write(Path(folder) / "train", loaded.tokenizer, task.train.texts, task.train.labels, config.max_seq_len)
+    store = token_store.TokenStore(Path(folder) / "train", loaded.tokenizer.pad_token_id)
     flat = torch.zeros(Layout(loaded.module).size)
     times = []
     resident = Resident(config, FlatModel(loaded.module, flat), store, store, torch.device("cpu"),
@@ -50,12 +53,12 @@ TRAINER = """
 import json, sys, tempfile, time
 import numpy as np, torch, transformers
 sys.path.insert(0, sys.argv[7])
-from scaling_fl import tasks
-from scaling_fl.config import Config
+from scaling_fl.config.schema import Config
+from scaling_fl.data.task_loader import load_task
 model, path, threads, batches, sampling = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[6]
 torch.set_num_threads(threads)
 config = Config(task_name="agnews", train_path=path, test_path=path, model=model)
-task = tasks.load(config)
+task = load_task(config)
 tokenizer = transformers.AutoTokenizer.from_pretrained(model)
 module = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=4, dtype=torch.float32)
 order = np.random.default_rng(int(sys.argv[5])).permutation(len(task.train))[: batches * config.batch_size]

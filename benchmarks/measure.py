@@ -1,4 +1,4 @@
-"""What the benchmarks share: a quiet machine, its own limits, peers in environments of their own, runs in turn."""
+"""Shared by the benchmarks: waiting for a quiet machine, its limits, peers in virtual environments, alternating runs."""
 
 import json
 import os
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl" / "benchmarks"
 CORES = len(os.sched_getaffinity(0))
-ROWS = "SCALING_FL_BENCHMARK_ROWS"  # names a file that takes the rows of `table` as well, as lines of JSON
+ROWS = "SCALING_FL_BENCHMARK_ROWS"  # names a file to which `table` appends its rows as JSON lines
 
 
 def wait_until_quiet(minutes: float = 10) -> None:
-    """Wait until other processes use less than a tenth of a core, and print what was found."""
+    """Wait until other processes use less than a tenth of a core, then print machine and load."""
     deadline = time.monotonic() + 60 * minutes
     while (busy := _busy_cores(2.0)) > 0.1 and time.monotonic() < deadline:
         pass
@@ -44,7 +44,7 @@ def _busy_cores(seconds: float) -> float:
 
 
 def copy_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes per second that a copy in memory moves with all cores, counting each byte read and written."""
+    """Bytes per second of a copy in memory with all cores, each byte counted as read and as written."""
     torch.set_num_threads(CORES)
     source = torch.ones(megabytes * 2**20 // 4)
     target = torch.zeros_like(source)
@@ -61,14 +61,14 @@ def matrix_product_rate(size: int = 2048, repeats: int = 7) -> float:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Seconds of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def peer(name: str, *requirements: str) -> str:
-    """The Python of a virtual environment with a peer and this program's torch; made at the first call."""
+    """The Python of a virtual environment with a peer and our version of torch, created at the first call."""
     python = PEERS / name / "bin" / "python"
     stamp = PEERS / name / "installed"
     wanted = "\n".join(requirements)
@@ -84,7 +84,7 @@ def peer(name: str, *requirements: str) -> str:
 
 
 def script(python: str, code: str, *arguments: Any, **environ: str) -> Any:
-    """Run Python code in a process of its own; its last line of output is JSON, which is returned."""
+    """Run Python code in a new process. Returns its last line of output, parsed as JSON."""
     done = subprocess.run(
         [python, "-c", code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"} | environ,
@@ -96,7 +96,7 @@ def script(python: str, code: str, *arguments: Any, **environ: str) -> Any:
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
-    """Every run once, then every run again, …: a machine that gets slower does so for all."""
+    """Alternate the runs, `repeats` times, so that a slow machine slows all of them."""
     results: dict[str, list[Any]] = {name: [] for name in runs}
     for number in range(repeats):
         for name, run in runs.items():
@@ -106,7 +106,7 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, li
 
 
 def table(claims: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """Print claims as rows: what, ours, peer, ratio, bar."""
+    """Print claims as table rows: claim, ours, peer, ratio, bar."""
     print("| claim | ours | peer | ratio | bar |\n| --- | --- | --- | --- | --- |")
     for row in claims:
         print(f"| {' | '.join(row)} |", flush=True)

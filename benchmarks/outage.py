@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How much longer a round takes while MongoDB is away: its machine refuses, or takes the connection and never answers.
+"""How much longer a round takes while MongoDB is out: connections are refused, or accepted and never answered.
 
     ./run-local.sh benchmarks/outage.py
 
-The real command with a tiny model, 2 sites on the CPU, checkpoints on. Against the same job without a database, in turn:
-the median of all rounds but the first, and the longest.
+The real command trains a tiny model on 2 sites on the CPU, with checkpoints. Its runs alternate with the same job without
+a database. Compared are the median of all rounds but the first, and the longest round.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Seconds and memory to read a data set of Yelp's size, beside pandas and `datasets` on the same file.
+"""Seconds and memory to read a data set of Yelp's size, against pandas and `datasets` on the same file.
 
     ./run-local.sh benchmarks/reading.py
 
-Writes a synthetic training file (650,000 reviews of 20 to 1,000 words) and a test file to a temporary folder, and reads
-the training file with each reader in a process of its own, in turn, so that a noisy machine is noisy for all. Ours
-also checks every value, and does the whole of the task: stars to classes, escapes to line breaks, refusal by row.
+The script writes a synthetic training file (650,000 reviews of 20 to 1,000 words) and a test file to a temporary folder.
+Each reader reads the training file in its own process, and the readers alternate, so that noise hits all of them. Ours
+also checks every value and loads the whole task: stars to classes, escapes to line breaks, errors by row.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from pathlib import Path
 import measure
 import numpy as np
 
-# Each reads argv[1] (and, ours, argv[2]) and prints its own seconds and peak memory above what its imports took.
+# Each reads argv[1] (ours argv[2] as well) and prints seconds and peak memory, both without the imports.
 READERS = {
     "scaling_fl, task yelp": """
-from scaling_fl import tasks
-from scaling_fl.config import Config
+from scaling_fl.config.schema import Config
+from scaling_fl.data.task_loader import load_task
 config = Config(task_name="yelp", train_path=sys.argv[1], test_path=sys.argv[2])
-tasks.load(Config(task_name="yelp", train_path=sys.argv[2], test_path=sys.argv[2]))  # imports
+load_task(Config(task_name="yelp", train_path=sys.argv[2], test_path=sys.argv[2]))  # imports
 started()
-task = tasks.load(config)
+task = load_task(config)
 assert len(task.train) == int(sys.argv[3])
 """,
     "pandas.read_csv": """
@@ -58,7 +58,7 @@ print(json.dumps([time.perf_counter() - began, peak() - before]))
 
 
 def write(path: Path, rows: int, seed: int) -> None:
-    """Reviews of log-normal lengths (median 100 words), a tenth with quotes, breaks and letters beyond ASCII."""
+    """Write reviews of log-normal lengths (median 100 words), a tenth with quotes, line breaks and non-ASCII letters."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(30_000)])

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""A round in which the sites hardly train, beside pfl-research, Flower's simulation, and the bare steps of the sites.
+"""A round with almost no training, against pfl-research, Flower's simulation, and the bare training steps.
 
     ./run-local.sh benchmarks/round_overhead.py
 
-DistilBERT's shape (67 M random parameters), 8 sites on the CPU, one SGD step per site and round on 4 texts of 16 tokens,
-dropout as it is by default; no checkpoint, and no evaluation in the rounds that count. Ours is the real command. Peers
-as their documentation has it, in the fastest of the ways tried: pfl-research in one process with all threads, or with a
-process per core; Flower with an actor per core, each of which keeps its model, rather than one actor with all threads. Peers and
-bare steps run with torch's and the system's defaults; a second run of the bare steps has what our launcher sets for
-memory (launch.SETTINGS), which any program could set.
+8 sites on the CPU train DistilBERT's shape (67 M random parameters). Each makes one SGD step per round on 4 texts of 16
+tokens, with default dropout. There is no checkpoint, and no evaluation in the rounds that count. Ours is the real
+command. The peers follow their documentation, in the fastest of the variants tried: pfl-research in one process with
+all threads, or with a process per core; Flower with an actor per core that keeps its model, which beats one actor with
+all threads. Peers and bare steps run with the defaults of torch and the system. A second run of the bare steps uses the
+launcher's memory settings (launcher.SETTINGS), which any program could use.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tokenizers.models import WordPiece
 from scaling_fl.runtime import launcher
 
 NUM_SITES, BATCH_SIZE, LENGTH, LEARNING_RATE = 8, 4, 16, 5e-5
-# Each prints, as JSON, the times at which its rounds ended.
+# Each prints the end times of its rounds as JSON.
 BARE = """
 import functools, json, multiprocessing, sys, time
 import numpy as np, torch, transformers
@@ -93,7 +93,7 @@ class Model(torch.nn.Module):
     def loss(self, ids, mask, labels):
         self.train()
         return self.body(input_ids=ids, attention_mask=mask, labels=labels).loss
-    def metrics(self, ids, mask, labels):  # it is asked for in the first round only, whatever the frequency
+    def metrics(self, ids, mask, labels):  # called in the first round only, whatever the frequency
         return {"loss": Weighted(0.0, len(labels))}
 class Clock(TrainingProcessCallback):
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
@@ -164,7 +164,7 @@ def main():
 
 
 def make(folder: Path) -> None:
-    """A model, the texts for it, and the same texts as token ids (site, row, token) for those who don't read text."""
+    """Write a model, its texts, and the texts as token ids (site, row, token) for the peers, which read no text."""
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     words = [f"w{number}" for number in range(1000)]
     vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(words)}
@@ -185,11 +185,13 @@ def make(folder: Path) -> None:
     for name, rows in (("train", texts), ("test", texts[:2])):
         with open(folder / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *((text, row % 2) for row, text in enumerate(rows))])
-    (folder / "flower_rounds.py").write_text(FLOWER)  # a module: actors would unpickle what `-c` defines at each call
+    (folder / "flower_rounds.py").write_text(
+        FLOWER
+    )  # a module, since actors would unpickle code given by `-c` at each call
 
 
 def scaling_fl(folder: Path, num_rounds: int, exact_sum: bool = True) -> list[float]:
-    """The ends of the rounds of the real command, but for the last, which is evaluated."""
+    """End times of the real command's rounds, but for the last, which is evaluated."""
     config = {
         "task_name": "csv", "train_path": folder / "train.csv", "test_path": folder / "test.csv",
         "text_column": "text", "label_column": "label", "model": folder / "model", "max_seq_len": LENGTH,
@@ -207,11 +209,11 @@ def scaling_fl(folder: Path, num_rounds: int, exact_sum: bool = True) -> list[fl
             sys.exit(f"the command failed:\n{done.stderr[-4000:]}")
         (log,) = Path(place).glob("runs/_events/*.jsonl")
         events = [json.loads(line) for line in log.read_text().splitlines()]
-    return [event["time"] for event in events if event["event"] == "round"][1:-1]  # the first precedes round 1
+    return [event["time"] for event in events if event["event"] == "round"][1:-1]  # the first is round 0
 
 
 def pfl_research(python: str, folder: Path, num_rounds: int, processes: int, cohort: int) -> list[float]:
-    """The ends of the rounds of pfl-research on the model and the batches (users, row, token) in `folder`."""
+    """End times of pfl-research's rounds on the model and the batches (user, row, token) in `folder`."""
     (folder / "pfl_rounds.py").write_text(PFL)
     torchrun = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
     arguments = ["--standalone", "--nproc-per-node", processes, folder / "pfl_rounds.py"]

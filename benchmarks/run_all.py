@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Every benchmark that needs no GPU, one after another; their rows as one table, here and in benchmarks/README.md.
+"""Run every benchmark that needs no GPU, and write their rows as one table to the console and benchmarks/README.md.
 
     ./run-local.sh benchmarks/run_all.py --model models/all-MiniLM-L6-v2 --train-path data/agnews/train.csv
 
-A script that fails is named, the others still run, and the exit status is 1. A missed bar is told in the table. With
---only, the rows of the other scripts stay as they are, with the commit that they are of.
+If a script fails, it is named, the others still run, and the exit status is 1. The table shows missed bars. With --only,
+the other scripts keep their rows, each with the commit it was measured at.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
         "token_store": ["--model", options.model],
     }
     rows: dict[str, list[str]] = {name: [] for name in SCRIPTS}
-    for line in RESULTS.read_text().splitlines():  # of scripts that don't run now the last rows stand
+    for line in RESULTS.read_text().splitlines():  # scripts that don't run keep their rows
         name = line.removeprefix("| `").split("`")[0]
         if name in rows and name not in options.only:
             rows[name].append(line)
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def met(ratio: str, bar: str) -> str:
-    """Whether a ratio keeps to its bar, "≥ 0.45" or "≤ 1.5"; nothing where there is no bar."""
+    """Whether a ratio meets its bar, such as "≥ 0.45" or "≤ 1.5"; empty without a bar."""
     if not bar:
         return ""
     relation, limit = bar.split()
@@ -82,7 +82,7 @@ def met(ratio: str, bar: str) -> str:
 
 
 def machine() -> str:
-    """The line that says on what, and when, the last figures were measured."""
+    """The line that names machine, versions and date."""
     processor = platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
@@ -92,7 +92,7 @@ def machine() -> str:
 
 
 def described() -> str:
-    """The commit that is measured, and whether more has changed since than the results."""
+    """The measured commit, with "-dirty" if anything but the results has changed since."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -105,10 +105,12 @@ def described() -> str:
 
 
 def publish(results: str) -> None:
-    """Put the results between the marks in benchmarks/README.md."""
+    """Write the results between the markers in benchmarks/README.md."""
     text = RESULTS.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit(f"{RESULTS}: expected {BEGIN} and {END} once each; the results stand above only")
+        sys.exit(
+            f"{RESULTS}: expected {BEGIN} and {END} once each; restore these lines (the results are printed above)"
+        )
     before, rest = text.split(BEGIN)
     RESULTS.write_text(f"{before}{BEGIN}\n{results}\n{END}{rest.split(END)[1]}")
 

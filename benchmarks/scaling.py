@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Seconds per round when the same data lie with 1, 2, 4 or 8 sites, which share this machine's cores.
+"""Seconds per round when 1, 2, 4 or 8 sites hold the same data and share this machine's cores.
 
     ./run-local.sh benchmarks/scaling.py
 
-The real command, on a model of MiniLM's shape (or --model) with AdamW and batches of 16. A round is all that lies
-between two rounds' events: local training, aggregation, and everything else; neither evaluation (but one example after the
-last round) nor checkpoints. The first round warms up and doesn't count. All texts have the same number of tokens, so that
-batches of few and of many examples to choose from are padded alike.
+The real command trains a model of MiniLM's shape (or --model) with AdamW and batches of 16. A round is the time between
+two rounds' events: local training, aggregation and everything else. There are no checkpoints, and the only evaluation is
+of one example after the last round. The first round is a warm-up. All texts have the same number of tokens, so that
+large and small shards are padded alike.
 """
 
 import argparse

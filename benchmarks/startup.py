@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Seconds from the command typed until every site is ready for its first local step, and the memory of a further site.
+"""Seconds from the command line until every site is ready for its first local step, and the memory of a further site.
 
     ./run-local.sh benchmarks/startup.py
 
-The real command, on model folders with random weights and a few rows. Ready: the event of round 0, which comes when all
-workers hold model and state and have evaluated (one example, which is worker 0's). Where the time goes is measured apart,
-by the same command with a clock at its borders; "fork server" is what is left to wait for when Sacred is ready. Memory: the highest proportional set size during round 2 of AdamW, summed
-over all processes of the command, of 8 sites less that of 4, a quarter of it; one text of 8 tokens per step, so that
-activations hardly count. Its peer is what a site must hold: parameters, gradients and two moments, 4 bytes each.
+The real command runs on model folders with random weights and a few rows. The sites are ready at the event of round 0,
+when all workers hold model and state and have evaluated (one example, on worker 0). Separate runs of the same command,
+with clocks between its phases, show where the time goes; "fork server" is the wait that remains when Sacred is ready.
+The memory of a further site is a quarter of the difference between 8 and 4 sites: the peak proportional set size of all
+processes during round 2 of AdamW, with one text of 8 tokens per step, so that activations hardly count. Its peer is what
+a site must hold: parameters, gradients and two moments, 4 bytes each.
 """
 
 import argparse
@@ -31,13 +32,13 @@ times = [time.time()]
 import importlib.util, json, os, sys
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(os.path.dirname(sys.argv[0])))
-from scaling_fl import launch
-launch.begin()  # as the script does when it is typed
+from scaling_fl.runtime import launcher
+launcher.start_fork_server()  # as the script does when it is run
 spec = importlib.util.spec_from_file_location("train_federated", sys.argv[0])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 times.append(time.time())
-prepare, train = script.launch.prepare, script.launch.train
+prepare, train = launcher.prepare, launcher.train
 def timed_prepare(config, folder, on_event, *more):
     times.append(time.time())
     def first(event):
@@ -55,7 +56,7 @@ def timed_train(plan, on_event, *more):
             print("CLOCK", json.dumps(times), flush=True)
         on_event(event)
     train(plan, first, *more)
-script.launch.prepare, script.launch.train = timed_prepare, timed_train
+launcher.prepare, launcher.train = timed_prepare, timed_train
 script.main(sys.argv)
 """
 
@@ -77,7 +78,7 @@ def main() -> None:
             for sites in options.sites:
                 own = keys | {"model": models[shape][0], "site_ids": command.sites(sites)}
                 runs[f"{shape}, {sites} sites"] = partial(until_ready, folder, own)
-        runs[next(iter(runs))]()  # warm up: files in the system's cache, tokens in ours
+        runs[next(iter(runs))]()  # warm-up: fills the system's file cache and our token cache
         for number, run in list(runs.items())[:: len(runs) - 1]:
             runs[f"phases of {number}"] = partial(phases, *run.args)
         results = measure.in_turn(runs, options.repeats)
@@ -124,7 +125,7 @@ def phases(parent: Path, keys: dict[str, Any]) -> list[float]:
 
 
 def highest_memory(parent: Path, keys: dict[str, Any]) -> int:
-    """The highest memory of all processes together that was seen during round 2."""
+    """Peak memory of all processes together during round 2, in bytes."""
     with command.Job(parent, keys) as job:
         job.wait_for(1)
         seen = []

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Seconds, memory and bytes on disk to tokenise a data set of Yelp's size, and to open what an earlier job tokenised.
+"""Seconds, memory and bytes on disk to tokenise a data set of Yelp's size, and to reopen the cached tokens.
 
     ./run-local.sh benchmarks/token_store.py --model models/all-MiniLM-L6-v2
 
-The texts are those of benchmarks/reading.py: 650,000 synthetic reviews; the length limit is 128 tokens.
+The texts are the 650,000 synthetic reviews of benchmarks/reading.py. The length limit is 128 tokens.
 """
 
 import argparse
@@ -17,24 +17,26 @@ import reading
 JOB = """
 import json, os, resource, sys, time
 from pathlib import Path
-from scaling_fl import models, tasks, token_cache, tokens
-from scaling_fl.config import Config
-from scaling_fl.report import unreported
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_cache, token_store
+from scaling_fl.data.task_loader import load_task
+from scaling_fl.models.loading import load_tokenizer, silence_library
+from scaling_fl.progress import unreported
 path, test_path, model, folder, cache = sys.argv[1:]
 os.environ["XDG_CACHE_HOME"] = cache
-models.quiet()
+silence_library()
 config = Config(task_name="yelp", train_path=path, test_path=test_path, model=model)
-split = tasks.load(config).train
-tokenizer = models.tokenizer(model, [], config.max_seq_len)
+split = load_task(config).train
+tokenizer = load_tokenizer(model, [], config.max_seq_len)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 files = [Path(file) for file in tokenizer.save_pretrained(folder)]
 key = token_cache.key(split.digest, files, config.max_seq_len, False)
 def build(place):
-    tokens.write(place, tokenizer, split.texts, split.labels, config.max_seq_len)
+    token_store.write(place, tokenizer, split.texts, split.labels, config.max_seq_len)
 token_cache.link(Path(folder) / "store", key, build, unreported)
 seconds = time.perf_counter() - start
-store = tokens.TokenStore(Path(folder) / "store", tokenizer.pad_token_id)
+store = token_store.TokenStore(Path(folder) / "store", tokenizer.pad_token_id)
 size = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
 memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 print(json.dumps([seconds, memory, size, len(store.tokens), str(store.tokens.dtype)]))

@@ -14,7 +14,8 @@ from scaling_fl.config.sections.data import TASKS
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.glob("*.md"))]
+NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
+PAGES = [*(ROOT / name for name in NAMES), *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # help texts may name pages, which are links there
 
