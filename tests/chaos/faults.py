@@ -39,12 +39,13 @@ def strike(fault: dict[str, Any]) -> None:
             time.sleep(8)
         case ["hang"]:
             time.sleep(1000)
-        case ["launcher", name]:
-            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
-            time.sleep(0.5)  # so that it strikes here
-        case ["launcher", name, "slow"]:
-            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
-            time.sleep(60)
+        case ["launcher", name, *slow]:
+            launcher = int(os.environ["CHAOS_LAUNCHER"])
+            os.kill(launcher, getattr(signal, name))
+            # So that it strikes here, this process goes on only after it was asked to stop, or never.
+            while slow or name == "SIGKILL" or not Path(fault["marker"] + " stopping").exists():
+                time.sleep(0.01)
+            time.sleep(0.5)
 
 
 def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:
@@ -117,14 +118,22 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     sys.path.insert(1, str(ROOT / "scripts"))
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
-    import train_federated
-
     from scaling_fl.runtime import launcher
+
+    launcher.start_fork_server()  # as the command does it: first
+    import train_federated
 
     plain = launcher.run_children
 
-    def run(target: str, *args: Any, **kwargs: Any) -> None:
-        plain("tests.chaos.faults:" + target.partition(":")[2], *args, **kwargs)
+    marker = json.loads(os.environ["CHAOS"])["marker"]
+
+    def run(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
+        def noted(event: dict[str, Any]) -> None:
+            on_event(event)
+            if event.get("text", "").startswith("stopping: "):
+                Path(f"{marker} stopping").touch()
+
+        plain("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, noted, *args)
 
     launcher.run_children = run
     train_federated.main(sys.argv)
