@@ -125,7 +125,7 @@ def test_a_target_that_is_away_is_told_of_once_and_once_more_when_it_is_back(
         tracker.event({"event": "progress", "worker": 0, "round": 1, "done": 1})
 
     def until(troubled: bool) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while (replay.trouble is not None) != troubled and time.monotonic() < deadline:
             time.sleep(0.01)
         progress()

@@ -24,7 +24,7 @@ ROOT = "aclImdb"
 
 
 def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, content: bytes | None = None) -> str:
-    """12,500 reviews in each of four folders, among what else the original holds. `change` renames or leaves out."""
+    """12,500 reviews, or fewer, in each of four folders, among what else the original holds. `change` renames or leaves out."""
 
     def add(name: str, data: bytes) -> None:
         changed = change(name)
@@ -38,7 +38,7 @@ def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, co
         for split in ("test", "train"):
             add(f"{ROOT}/{split}/urls_pos.txt", b"http://")
             for label, rating in (("neg", 2), ("pos", 9)):
-                for number in reversed(range(12_500)):
+                for number in reversed(range(imdb.PER_LABEL)):
                     text = f"{split} {label} {number}<br /><br />caf\u00e9\x85second line"
                     add(f"{ROOT}/{split}/{label}/{number}_{rating}.txt", content or text.encode())
         for number in range(3):
@@ -48,8 +48,29 @@ def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, co
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pack(tmp_path_factory.mktemp("imdb") / "aclImdb_v1.tar.gz")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """An archive with as many reviews as are expected at the moment, made once."""
+    folder = tmp_path_factory.mktemp("imdb")
+
+    def get() -> str:
+        path = folder / str(imdb.PER_LABEL) / "aclImdb_v1.tar.gz"
+        if not path.exists():
+            path.parent.mkdir()
+            pack(path)
+        return str(path)
+
+    return get
+
+
+@pytest.fixture
+def archive(packed: Callable[[], str]) -> str:
+    return packed()
+
+
+@pytest.fixture
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what doesn't depend on the number of reviews: a twenty-fifth of them."""
+    monkeypatch.setattr(imdb, "PER_LABEL", 500)
 
 
 def load(path: str, **keys: object) -> Task:
@@ -66,6 +87,7 @@ def test_the_archive_yields_every_labelled_review_whole(archive: str) -> None:
     assert "<br /> became a space in 25,000 test reviews (keep_br_tags=True keeps it)" in task.notes
 
 
+@pytest.mark.usefixtures("fewer")
 def test_breaks_are_kept_on_request(archive: str) -> None:
     task = load_task(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
     assert (len(task.train), len(task.test), task.notes) == (10, 4, ())
@@ -116,6 +138,7 @@ def test_what_is_not_the_archive_is_refused(archive: str, tmp_path: Path) -> Non
         load_task(archive, test_path="x")
 
 
+@pytest.mark.usefixtures("fewer")
 def test_archive_and_folder_may_be_elsewhere(
     archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +151,7 @@ def test_archive_and_folder_may_be_elsewhere(
     type(object_store.fs).clear_instance_cache()
 
 
+@pytest.mark.usefixtures("fewer")
 def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
     memory = fsspec.filesystem("memory")
     with tarfile.open(archive) as packed:
@@ -143,6 +167,7 @@ def test_a_folder_elsewhere_is_read_in_bunches(archive: str) -> None:
         memory.store.clear()
 
 
+@pytest.mark.usefixtures("fewer")
 def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
     archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +180,7 @@ def test_without_a_path_the_archive_is_downloaded_and_goes_on_where_it_was_cut(
     assert task.digest() == load_task(archive).digest()
     assert [start > 0 for start in server.requests] == [False, True]
     assert {what for what, *_ in seen} == {"downloading file.bin", "reading reviews"}
-    assert seen[-1] == ("reading reviews", 50_000, 50_000, "reviews")
+    assert seen[-1] == ("reading reviews", 2_000, 2_000, "reviews")
     cached = Path(os.environ["XDG_CACHE_HOME"]) / "scaling_fl" / "file.bin"
     cached.write_bytes(content[:-5000])
     with pytest.raises(UserError, match=r"file\.bin \(delete it, and it is downloaded again\): it can't be read"):
