@@ -65,6 +65,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     from scaling_fl.checkpoint import store
     from scaling_fl.distributed.collectives import Collectives
     from scaling_fl.federated import rounds, site
+    from scaling_fl.models.flat_parameters import FlatModel
     from scaling_fl.runtime import worker
 
     fault = json.loads(os.environ["CHAOS"])
@@ -81,7 +82,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
             case "start-up":
                 before(worker, "Collectives", fault)
             case "training":
-                before(site.FlatModel, "load", fault, here)
+                before(FlatModel, "load", fault, here)
             case "aggregation":
                 mean = Collectives.weighted_mean
 

@@ -6,7 +6,9 @@ import random
 import re
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,12 +159,17 @@ def maps(process: Path) -> str:
         return ""
 
 
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for temporary files of the test's own. Its path is short: there are sockets in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("fault", schedule())
-def test_nothing_is_lost(
-    fault: dict[str, Any], undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+def test_nothing_is_lost(fault: dict[str, Any], undisturbed: Job, tmp_path: Path) -> None:
     broken = job(tmp_path / "job", "")
     struck = broken.run(fault | {"marker": str(tmp_path / "marker")})
     assert (tmp_path / "marker").exists(), "the fault never struck"
@@ -207,11 +214,8 @@ def processes_in(folder: Path) -> list[int]:
 
 
 @pytest.mark.thorough
-def test_a_preparation_that_hangs_ends_the_job(
-    undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+@pytest.mark.usefixtures("temporary")
+def test_a_preparation_that_hangs_ends_the_job(undisturbed: Job, tmp_path: Path) -> None:
     broken = job(tmp_path / "job", "")
     struck = broken.run({"place": "preparation", "how": "hang", "marker": str(tmp_path / "marker")})
     assert struck.returncode == 1
