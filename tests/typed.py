@@ -36,7 +36,7 @@ SCRIPT = ROOT / "scripts" / "train_federated.py"
 _FREE = ("SACRED_", "AWS_", "CHAOS", "PYTEST_", "SCALING_FL_", "AIP_", "GCSFS_")
 _FREE_NAMES = {
     "TMPDIR", "CLUSTER_SPEC", "STORAGE_EMULATOR_HOST", "TEST_BUCKET", "PYTHONUNBUFFERED", "MASTER_ADDR", "MASTER_PORT",
-    "WORLD_SIZE", "RANK",
+    "WORLD_SIZE", "RANK", "TOKENIZERS_PARALLELISM",
 }  # fmt: skip
 _MODULES = (
     "scaling_fl.runtime.preparation", "scaling_fl.runtime.worker", "scaling_fl.runtime.job", "scaling_fl.commands.show_task",
