@@ -186,7 +186,7 @@ def _become(files: list[int], argv: list[str], folder: str, environ: dict[str, s
             setattr(sys, name, text)
             setattr(sys, f"__{name}__", text)
         sys.argv, sys.path[0] = argv, str(Path(argv[0]).resolve().parent)
-        multiprocessing.util.spawnv_passfds = _spawn
+        multiprocessing.util.spawnv_passfds = _spawn  # type: ignore[assignment]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__file__ = argv[0]
         try:
