@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,7 +127,9 @@ def main() -> None:
 
     plain = launcher.run_children
 
-    marker = json.loads(os.environ["CHAOS"])["marker"]
+    from scaling_fl.tracking import mongo
+
+    marker, trains = json.loads(os.environ["CHAOS"])["marker"], False
 
     def run(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
         def noted(event: dict[str, Any]) -> None:
@@ -134,7 +137,20 @@ def main() -> None:
             if event.get("text", "").startswith("stopping: "):
                 Path(f"{marker} stopping").touch()
 
-        plain("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, noted, *args)
+        nonlocal trains
+        trains = target.endswith(":work")
+        try:
+            plain("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, noted, *args)
+        finally:
+            trains = False
+
+    def database(self: Any) -> Any:
+        if trains and threading.current_thread() is threading.main_thread():  # which passes the rounds on
+            Path(f"{marker} waits for MongoDB").touch()
+        return plain_database(self)
+
+    plain_database = mongo.MongoEntry._database
+    mongo.MongoEntry._database = database  # type: ignore[method-assign]
 
     launcher.run_children = run
     train_federated.main(sys.argv)
