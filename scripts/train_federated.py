@@ -67,7 +67,7 @@ if __name__ == "__main__":
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
-from sacred import SETTINGS, Experiment  # noqa: E402
+from sacred import SETTINGS, Experiment, dependencies  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
@@ -80,20 +80,26 @@ from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo_address  # noqa: E402
 
 
-def _has_git_commit() -> bool:
-    """Whether Sacred can record the commit. It would crash without git, in a copy, or before the first commit."""
+def _ask_git_once() -> bool:
+    """Whether Sacred can record the commit. It would crash without git, in a copy, or before the first commit.
+
+    By itself it asks anew for each of a hundred files of this one repository: three programs each, and seconds in all.
+    """
     try:
         import git
 
-        return bool(git.Repo(ROOT).head.commit.hexsha)
+        git.Repo(ROOT).head.commit.hexsha  # noqa: B018
+        answer = dependencies.get_commit_if_possible(str(ROOT / "scripts" / "train_federated.py"), True)
     except Exception:  # no git, no repository, no commit, another user's repository: each raises its own
         return False
+    dependencies.get_commit_if_possible = lambda filename, save_git_info: answer
+    return True
 
 
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
 for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
-experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_has_git_commit())
+experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_ask_git_once())
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)

@@ -169,7 +169,7 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
     return [results[rank] for rank in range(num_workers)]
 
 
-def wait_for_end(pids: Sequence[int], seconds: float = 15) -> None:
+def wait_for_end(pids: Sequence[int], seconds: float = 240) -> None:
     """Wait until these processes, not necessarily children, have ended; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     for pid in pids:

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from hypothesis import HealthCheck, settings
 
 from scaling_fl.config.schema import Config
-from tests import builders
+from tests import builders, typed
 from tests.line import Line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +40,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tests out of the machine's caches. Set once, because the fork server keeps its first environment."""
     os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    typed.start_with(clean_environment())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -78,16 +79,8 @@ def run_distributed(tmp_path: Path) -> Callable[..., list[Any]]:
 def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Type `scripts/train_federated.py` with arguments, in an empty folder."""
 
-    def run(*arguments: str, timeout: float = 120, **environ: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, str(SCRIPT), *arguments],
-            cwd=tmp_path,
-            env=clean_environment() | environ,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+    def run(*arguments: str, cold: bool = False, **environ: str) -> "subprocess.CompletedProcess[str]":
+        return typed.run(*arguments, cold=cold, cwd=tmp_path, env=clean_environment() | environ)
 
     return run
 
@@ -104,7 +97,7 @@ def serve(port: int, *argv: str) -> Iterator[None]:
     """Run a server in its own process; enter once it accepts connections."""
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

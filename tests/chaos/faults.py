@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,12 +40,13 @@ def strike(fault: dict[str, Any]) -> None:
             time.sleep(8)
         case ["hang"]:
             time.sleep(1000)
-        case ["launcher", name]:
-            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
-            time.sleep(0.5)  # so that the signal arrives here
-        case ["launcher", name, "slow"]:
-            os.kill(int(os.environ["CHAOS_LAUNCHER"]), getattr(signal, name))
-            time.sleep(60)
+        case ["launcher", name, *slow]:
+            launcher = int(os.environ["CHAOS_LAUNCHER"])
+            os.kill(launcher, getattr(signal, name))
+            # So that the signal arrives here, this process goes on only after it was asked to stop, or never.
+            while slow or name == "SIGKILL" or not Path(fault["marker"] + " stopping").exists():
+                time.sleep(0.01)
+            time.sleep(0.5)
 
 
 def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:
@@ -64,6 +66,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     from scaling_fl.checkpoint import store
     from scaling_fl.distributed.collectives import Collectives
     from scaling_fl.federated import rounds, site
+    from scaling_fl.models.flat_parameters import FlatModel
     from scaling_fl.runtime import worker
 
     fault = json.loads(os.environ["CHAOS"])
@@ -80,7 +83,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
             case "start-up":
                 before(worker, "Collectives", fault)
             case "training":
-                before(site.FlatModel, "load", fault, here)
+                before(FlatModel, "load", fault, here)
             case "aggregation":
                 mean = Collectives.weighted_mean
 
@@ -117,14 +120,37 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     sys.path.insert(1, str(ROOT / "scripts"))
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
-    import train_federated
-
     from scaling_fl.runtime import launcher
+
+    launcher.start_fork_server()  # as the command does it: first
+    import train_federated
 
     plain = launcher.run_children
 
-    def run(target: str, *args: Any, **kwargs: Any) -> None:
-        plain("tests.chaos.faults:" + target.partition(":")[2], *args, **kwargs)
+    from scaling_fl.tracking import mongo
+
+    marker, trains = json.loads(os.environ["CHAOS"])["marker"], False
+
+    def run(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
+        def noted(event: dict[str, Any]) -> None:
+            on_event(event)
+            if event.get("text", "").startswith("stopping: "):
+                Path(f"{marker} stopping").touch()
+
+        nonlocal trains
+        trains = target.endswith(":work")
+        try:
+            plain("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, noted, *args)
+        finally:
+            trains = False
+
+    def database(self: Any) -> Any:
+        if trains and threading.current_thread() is threading.main_thread():  # which passes the rounds on
+            Path(f"{marker} waits for MongoDB").touch()
+        return plain_database(self)
+
+    plain_database = mongo.MongoEntry._database
+    mongo.MongoEntry._database = database  # type: ignore[method-assign]
 
     launcher.run_children = run
     train_federated.main(sys.argv)

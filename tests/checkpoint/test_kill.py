@@ -46,7 +46,7 @@ def test_a_writer_killed_around_the_rename_leaves_published_checkpoints_intact(
     tmp_path: Path, moment: str, published: int
 ) -> None:
     process = start(str(tmp_path / "c"), moment)
-    assert process.communicate(timeout=60)[0].split() == ["1", "2"]
+    assert process.communicate()[0].split() == ["1", "2"]
     assert process.returncode == -9
     checkpoints = Checkpoints(str(tmp_path / "c"))
     assert checkpoints.rounds() == list(range(published, 0, -1))
@@ -63,7 +63,7 @@ def test_a_writer_killed_while_writing_a_file_leaves_the_previous_checkpoint_int
     for line in process.stdout:
         if line == "2\n":
             break
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list((tmp_path / "c").glob(".partial-*/round-*")):
         assert time.monotonic() < deadline
     process.kill()
@@ -82,7 +82,7 @@ def test_a_writer_killed_during_an_upload_leaves_the_previous_checkpoint_intact(
         if text == "2\n":
             break
     line.cut_after(sent, process.kill)  # nothing follows, not even the system's buffers
-    lines = process.communicate(timeout=60)[0].split()
+    lines = process.communicate()[0].split()
     assert process.returncode == -9
     line.down = False
     assert_sound(Checkpoints(url), int(lines[-1]) if lines else 2, tmp_path)

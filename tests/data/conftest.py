@@ -4,7 +4,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
         self.cuts: list[int] = []  # bytes after which each of the next connections breaks
         self.ranges = True
         self.pause = 0.0
+        self.hold: Callable[[], object] = lambda: None  # until when an answer is held back
         self.url = f"http://127.0.0.1:{self.server_port}/data/file.bin"
 
 
@@ -46,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         time.sleep(server.pause)
+        server.hold()
         end = start + server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start:end])
 

@@ -107,24 +107,29 @@ def test_the_key_depends_on_everything_that_tokens_depend_on(tmp_path: Path, mon
     assert len(others - {first}) == 5
 
 
-def _slowly(folder: Path) -> None:
-    time.sleep(3)
-    Builder(str(os.getpid()).encode())(folder)
-
-
-def _job(place: str, results: Any) -> None:
+def _job(place: str, other_waits: Any, results: Any) -> None:
     reports: list[str] = []
-    token_cache.link(Path(place), "k", _slowly, lambda what, *_: reports.append(what))
+
+    def build(folder: Path) -> None:
+        other_waits.wait()
+        Builder(str(os.getpid()).encode())(folder)
+
+    def report(what: str, *_: object) -> None:
+        reports.append(what)
+        if what.startswith("waiting"):
+            other_waits.set()
+
+    token_cache.link(Path(place), "k", build, report)
     results.put(((Path(place) / "tokens.bin").read_bytes(), reports))
 
 
 def test_of_two_concurrent_jobs_one_builds_and_the_other_waits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), results)) for n in range(2)]
+    results, waits = context.Queue(), context.Event()
+    jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), waits, results)) for n in range(2)]
     for job in jobs:
         job.start()
-    (first, reports), (second, more_reports) = (results.get(timeout=60) for _ in jobs)
+    (first, reports), (second, more_reports) = (results.get() for _ in jobs)
     for job in jobs:
         job.join()
     assert first == second

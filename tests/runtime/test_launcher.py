@@ -70,10 +70,8 @@ def fail(send: Send, how: str) -> None:
     ],
 )
 def test_the_first_failure_ends_all_and_is_raised(how: str, kind: type[Exception], message: str) -> None:
-    began = time.monotonic()
     with pytest.raises(kind, match=message):
         start(fail, ("wait for a peer",), (how,), ("wait for a peer",))
-    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("cause", ["raise", "SIGKILL"])
@@ -177,19 +175,19 @@ def get_stuck(send: Any, how: str) -> None:
         time.sleep(0.05)
 
 
-def pause(send: Any) -> None:
-    time.sleep(2)
+def pause(send: Any, seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def test_a_process_under_a_debugger_is_never_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_FL_DEBUG", "1")
     launcher.run_children(
-        f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
+        f"{__name__}:pause", [(2,)], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
     )
     monkeypatch.delenv("SCALING_FL_DEBUG")
     with pytest.raises(JobFailed, match="one made no progress"):
         launcher.run_children(
-            f"{__name__}:pause", [()], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
+            f"{__name__}:pause", [(1000,)], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
         )
 
 
@@ -203,41 +201,39 @@ def test_a_process_under_a_debugger_is_never_hung(tmp_path: Path, monkeypatch: p
     ],
 )  # fmt: skip
 def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tuple[str, ...], message: str) -> None:
-    began = time.monotonic()
     names = [f"child {number}" for number in range(len(children))]
     with pytest.raises(JobFailed, match=message):
         launcher.run_children(
             f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0
         )
-    assert time.monotonic() - began < 15
     assert multiprocessing.active_children() == []
 
 
 def wait_long_and_get_on(send: Any, number: int) -> None:
     if number == 0:
-        for _ in range(30):
+        for _ in range(50):
             time.sleep(0.1)
             send.progress()
     else:
         send.waiting = True
-        time.sleep(3)
+        time.sleep(5)
 
 
 def test_waiting_for_a_worker_that_makes_progress_is_no_hang() -> None:
     launcher.run_children(
-        f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=1.5
+        f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=4.0
     )
 
 
 def wait_for_something_outside(send: Any) -> None:
     with waiting(send):
-        time.sleep(2.5)
+        time.sleep(5)
     time.sleep(0.5)
 
 
 def test_the_stall_timeout_restarts_after_waiting_for_something_outside() -> None:
     launcher.run_children(
-        f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=1.0
+        f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0
     )
 
 
@@ -288,22 +284,27 @@ def test_the_first_signal_publishes_and_the_second_ends_at_once(
     assert multiprocessing.active_children() == []
 
 
-def take_a_moment(send: Any, seconds: float) -> None:
-    time.sleep(seconds)
+def wait_for(send: Any, file: str) -> None:
+    send({"event": "hello"})
+    while not Path(file).exists():
+        time.sleep(0.01)
 
 
-def test_a_launcher_that_was_suspended_itself_reports_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    naps = [2.5]
+def test_a_launcher_that_was_suspended_itself_reports_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[dict[str, Any]] = []
+    naps = [5.0]
 
     def slow_wait(*args: Any) -> list[Any]:
-        if naps:
+        if not naps:
+            (tmp_path / "awake").touch()
+        if events and naps:
             time.sleep(naps.pop())
         return plain(*args)
 
     plain = launcher.wait
     monkeypatch.setattr(launcher, "wait", slow_wait)
     launcher.run_children(
-        f"{__name__}:take_a_moment", [(3.2,)], ["child"], "/none", lambda event: None, stall_timeout=2.0
+        f"{__name__}:wait_for", [(str(tmp_path / "awake"),)], ["child"], "/none", events.append, stall_timeout=4.0
     )
     assert not naps
 

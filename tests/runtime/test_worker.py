@@ -14,6 +14,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
+from scaling_fl.federated.site import Site
 from scaling_fl.models.flat_parameters import FlatModel
 from scaling_fl.runtime import launcher, signals, worker
 
@@ -86,18 +87,35 @@ def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]]
 
 
 def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: str) -> None:
-    """A worker that writes checkpoints slowly, or fails to write them from round 2 on."""
-    save = store.Checkpoints.save
+    """A worker that writes checkpoints slowly, or fails to write them from round 2 on.
+
+    slow: that of round 1 is written once the file `round 2` is there; seen: round 3 begins once that of round 2 has failed.
+    """
+    save, train = store.Checkpoints.save, Site.train
+    failed, reported = Path(plan.folder, "failed"), Path(plan.folder, "round 2")
 
     def other_save(self: Any, round_: int, *args: Any) -> str:
         if how == "slow":
-            time.sleep(1)
+            wait_for(reported)
         elif round_ > 1:
+            failed.touch()
             raise UserError("checkpoints_dir=out: it can't be written")
         return save(self, round_, *args)
 
+    def late(self: Any, params: Any, round_: int) -> Any:
+        if how == "seen" and round_ == 3:
+            wait_for(failed)
+            time.sleep(0.1)
+        return train(self, params, round_)
+
+    Site.train = late  # type: ignore[method-assign]
     store.Checkpoints.save = other_save  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.01)
 
 
 def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_path: Path) -> None:
@@ -107,6 +125,8 @@ def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_pa
     def keep(event: dict[str, Any]) -> None:
         if event["event"] in ("round", "checkpoint"):
             events.append((event["event"], event["round"]))
+        if event["event"] == "round" and event["round"] == 2:
+            (tmp_path / "slow" / "round 2").touch()
 
     train_with_storage("slow", prepare(config, tmp_path / "slow"), keep)
     assert events.index(("round", 2)) < events.index(("checkpoint", 1))
@@ -125,11 +145,10 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
     small_config: Config, tmp_path: Path, every: int
 ) -> None:
     rounds_seen: list[int] = []
-    # Rounds long enough for the background write to fail during the next one.
-    config = dataclasses.replace(small_config, num_rounds=9, num_local_epochs=100, checkpoint_every=every)
+    config = dataclasses.replace(small_config, num_rounds=9, checkpoint_every=every)
     plan = prepare(config, tmp_path / "work")
     with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
-        train_with_storage("broken", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
+        train_with_storage("seen", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
     assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails behind round 3"
     assert store.Checkpoints(str(tmp_path / "out")).rounds() == [1] * (every == 1)
 

@@ -75,7 +75,7 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     process = start(tmp_path, *words, "num_rounds=9999", **vertex)
     text = wait_for_row(process, 2)
     assert f"checkpoints_dir={bucket}/news/checkpoints/, from AIP_CHECKPOINT_DIR" in text
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not fs.glob(f"{bucket}/news/checkpoints/round-*") and time.monotonic() < deadline:
         time.sleep(0.1)
         fs.invalidate_cache()
@@ -86,7 +86,7 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     newest = max(int(path[-18:-12]) for path in fs.glob(f"{bucket}/news/checkpoints/round-*"))
 
     again = start(tmp_path, *words, f"num_rounds={newest + 1}", **vertex)
-    rest = again.communicate(timeout=60)[0]
+    rest = again.communicate()[0]
     assert again.returncode == 0, rest
     assert f"job news resumes after round {newest}" in rest
     assert fs.exists(f"{bucket}/news/checkpoints/model/model.safetensors")

@@ -13,14 +13,15 @@ from tests.conftest import ROOT
 from tests.line import Line
 from tests.scripts.test_train_federated import start, wait_for_row, workers_of
 
-WORKER_DIES, ASKED, ASKED_TWICE = 15.0, 20.0, 8.0  # seconds to the exit
+# A request that isn't answered is given up after 120 s, and tried again: who ends before that hasn't waited for one.
+UNANSWERED = 115.0
 # Host names that no longer resolve once the file LOST exists.
 NO_NAMES = """
 import os, socket, time
 plain = socket.getaddrinfo
 def slow(host, *args, **kwargs):
     if host == "localhost" and os.path.exists(os.environ["LOST"]):
-        time.sleep(60)
+        time.sleep(1000)
     return plain(host, *args, **kwargs)
 socket.getaddrinfo = slow
 """
@@ -77,29 +78,24 @@ def test_an_unreachable_store_delays_no_exit(
         database.stalled = away == "stalled"
         if away == "nameless":
             (tmp_path / "lost").touch()
-        began = time.monotonic()
         match end:
             case "SIGTERM":
-                status, said, seconds = 128 + signal.SIGTERM, "the same command resumes", ASKED
+                status, said = 128 + signal.SIGTERM, "the same command resumes"
                 process.terminate()
             case "SIGINT twice":
-                status, said, seconds = 128 + signal.SIGINT, "the same command resumes", ASKED_TWICE
+                status, said = 128 + signal.SIGINT, "the same command resumes"
                 os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
                 time.sleep(2)
                 assert process.poll() is None, "after one Ctrl-C it may take any time"
-                began = time.monotonic()
                 os.killpg(process.pid, signal.SIGINT)
             case _:
-                status, said, seconds = 1, "ended: killed by SIGKILL; ", WORKER_DIES
+                status, said = 1, "ended: killed by SIGKILL; "
                 os.kill(workers[1], signal.SIGKILL)
-        rest = process.communicate(timeout=120)[0]
-        took = time.monotonic() - began
-        print(f"{away}, {end}: {took:.1f} s")
+        rest = process.communicate(timeout=UNANSWERED)[0]
         builders.wait_for_end(children)
         assert process.returncode == status, rest
         assert said in rest.strip().splitlines()[-1]
         assert "Traceback" not in rest
-        assert took < seconds
     finally:
         process.kill()
         process.wait()

@@ -1,3 +1,4 @@
+import threading
 import time
 from pathlib import Path
 
@@ -89,13 +90,13 @@ def test_the_thread_writes_every_event_including_the_last(tmp_path: Path, monkey
     log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
     replay.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not target.written and time.monotonic() < deadline:
         time.sleep(0.01)
     builders.round_(log, 3, 0.1)
     log.append("completed")
     replay.finish()
-    assert replay.wait(10)
+    assert replay.wait(120)
     assert sum(events for events, _ in target.written) == len(log.path.read_bytes().splitlines())
     assert target.written[-1][1] == 3
     log.close()
@@ -104,12 +105,14 @@ def test_the_thread_writes_every_event_including_the_last(tmp_path: Path, monkey
 def test_a_hanging_target_is_not_waited_for(tmp_path: Path) -> None:
     log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
-    target.open = lambda job_id: time.sleep(1) or 0.0  # type: ignore[method-assign]
+    answers = threading.Event()
+    target.open = lambda job_id: answers.wait(120) and 0.0  # type: ignore[method-assign]
     replay.start()
     replay.finish()
     assert not replay.wait(0.01)
     assert replay.describe_trouble() == "the flaky target: no answer in time"
-    assert replay.wait(10)
+    answers.set()
+    assert replay.wait(120)
     log.close()
 
 

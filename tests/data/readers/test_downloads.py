@@ -125,20 +125,26 @@ def test_a_cache_that_is_not_writable_is_reported(server: Server, tmp_path: Path
         fetch(server)
 
 
-def _fetch_in_process(url: str, results: Any) -> None:
+def _fetch_in_process(url: str, other_waits: Any, results: Any) -> None:
     reports: list[str] = []
-    path = downloads.cached(url, MD5, "", lambda what, *_: reports.append(what))
+
+    def report(what: str, *_: object) -> None:
+        reports.append(what)
+        if what.startswith("waiting"):
+            other_waits.set()
+
+    path = downloads.cached(url, MD5, "", report)
     results.put((hashlib.md5(path.read_bytes()).hexdigest(), set(reports)))
 
 
 def test_of_two_concurrent_jobs_one_downloads_and_the_other_waits(server: Server) -> None:
-    server.pause = 3
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    jobs = [context.Process(target=_fetch_in_process, args=(server.url, results)) for _ in range(2)]
+    results, waits = context.Queue(), context.Event()
+    server.hold = waits.wait  # it sends nothing until the other waits
+    jobs = [context.Process(target=_fetch_in_process, args=(server.url, waits, results)) for _ in range(2)]
     for job in jobs:
         job.start()
-    (first, _), (second, _) = outcomes = [results.get(timeout=60) for _ in jobs]
+    (first, _), (second, _) = outcomes = [results.get() for _ in jobs]
     for job in jobs:
         job.join()
     assert first == second == MD5

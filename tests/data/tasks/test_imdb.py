@@ -24,7 +24,7 @@ ROOT = "aclImdb"
 
 
 def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, content: bytes | None = None) -> str:
-    """12,500 reviews in each of four folders, among the original's other files. `change` renames members; None: leaves out."""
+    """12,500 reviews, or fewer, in each of four folders, among the original's other files. `change` renames members; None: leaves out."""
 
     def add(name: str, data: bytes) -> None:
         changed = change(name)
@@ -38,7 +38,7 @@ def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, co
         for split in ("test", "train"):
             add(f"{ROOT}/{split}/urls_pos.txt", b"http://")
             for label, rating in (("neg", 2), ("pos", 9)):
-                for number in reversed(range(12_500)):
+                for number in reversed(range(imdb.PER_LABEL)):
                     text = f"{split} {label} {number}<br /><br />caf\u00e9\x85second line"
                     add(f"{ROOT}/{split}/{label}/{number}_{rating}.txt", content or text.encode())
         for number in range(3):
@@ -48,8 +48,29 @@ def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, co
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pack(tmp_path_factory.mktemp("imdb") / "aclImdb_v1.tar.gz")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """An archive with as many reviews as are expected at the moment, made once."""
+    folder = tmp_path_factory.mktemp("imdb")
+
+    def get() -> str:
+        path = folder / str(imdb.PER_LABEL) / "aclImdb_v1.tar.gz"
+        if not path.exists():
+            path.parent.mkdir()
+            pack(path)
+        return str(path)
+
+    return get
+
+
+@pytest.fixture
+def archive(packed: Callable[[], str]) -> str:
+    return packed()
+
+
+@pytest.fixture
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what doesn't depend on the number of reviews: a twenty-fifth of them."""
+    monkeypatch.setattr(imdb, "PER_LABEL", 500)
 
 
 def load(path: str, **keys: object) -> Task:
@@ -66,6 +87,7 @@ def test_the_archive_yields_every_labelled_review(archive: str) -> None:
     assert "<br /> became a space in 25,000 test reviews (keep_br_tags=True keeps it)" in task.notes
 
 
+@pytest.mark.usefixtures("fewer")
 def test_br_tags_are_kept_on_request(archive: str) -> None:
     task = load(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
     assert (len(task.train), len(task.test), task.notes) == (10, 4, ())
@@ -73,13 +95,14 @@ def test_br_tags_are_kept_on_request(archive: str) -> None:
     assert all("<br /><br />" in text for text in task.train.texts)
 
 
+@pytest.mark.usefixtures("fewer")
 def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_path: Path) -> None:
     shutil.unpack_archive(archive, tmp_path)
     digest = load(archive).digest()
     assert load(str(tmp_path)).digest() == digest
     assert load(str(tmp_path / ROOT)).digest() == digest
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
-    with pytest.raises(UserError, match=r"expected 12,500 reviews in test/pos, found 12,499; aclImdb_v1 is incomplete"):
+    with pytest.raises(UserError, match=r"expected 500 reviews in test/pos, found 499; aclImdb_v1 is incomplete"):
         load(str(tmp_path))
     (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
     with pytest.raises(
@@ -88,6 +111,7 @@ def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_
         load(str(tmp_path))
 
 
+@pytest.mark.usefixtures("fewer")
 def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -96,8 +120,8 @@ def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
         link = tarfile.TarInfo("aclImdb/train/neg/0_2.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         links.addfile(link)
-    assert len(load(path).train) == 25_000, "names of members identify reviews, but are never used as paths"
-    with pytest.raises(UserError, match="expected 12,500 reviews in train/neg, found 0"):
+    assert len(load(path).train) == 1_000, "names of members identify reviews, but are never used as paths"
+    with pytest.raises(UserError, match="expected 500 reviews in train/neg, found 0"):
         load(str(inside / "links.tar.gz"))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar.gz", "inside", "links.tar.gz"]
 
@@ -118,6 +142,7 @@ def test_damaged_missing_and_foreign_archives_are_refused(archive: str, tmp_path
         load(archive, test_path="x")
 
 
+@pytest.mark.usefixtures("fewer")
 def test_the_archive_may_be_in_an_object_store(
     archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +155,7 @@ def test_the_archive_may_be_in_an_object_store(
     type(object_store.fs).clear_instance_cache()
 
 
+@pytest.mark.usefixtures("fewer")
 def test_a_remote_folder_is_read_in_chunks(archive: str) -> None:
     memory = fsspec.filesystem("memory")
     with tarfile.open(archive) as packed:
@@ -145,6 +171,7 @@ def test_a_remote_folder_is_read_in_chunks(archive: str) -> None:
         memory.store.clear()
 
 
+@pytest.mark.usefixtures("fewer")
 def test_without_a_path_the_archive_is_downloaded_and_a_broken_transfer_resumes(
     archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +184,7 @@ def test_without_a_path_the_archive_is_downloaded_and_a_broken_transfer_resumes(
     assert task.digest() == load(archive).digest()
     assert [start > 0 for start in server.requests] == [False, True]
     assert {what for what, *_ in seen} == {"downloading file.bin", "reading reviews"}
-    assert seen[-1] == ("reading reviews", 50_000, 50_000, "reviews")
+    assert seen[-1] == ("reading reviews", 2_000, 2_000, "reviews")
     cached = Path(os.environ["XDG_CACHE_HOME"]) / "scaling_fl" / "file.bin"
     cached.write_bytes(content[:-5000])
     with pytest.raises(UserError, match=r"file\.bin \(delete it to download it again\): cannot read it"):

@@ -31,7 +31,7 @@ def full(tmp_path: Path) -> Path:
 def run(full: Path, *more: str, train: str = "train.csv", test: str = "test.csv") -> "subprocess.CompletedProcess[str]":
     argv = ["--full-path", str(full), "--train-path", train, "--test-path", test, *more]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *argv], cwd=full.parent, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(SCRIPT), *argv], cwd=full.parent, capture_output=True, text=True, check=False
     )
 
 
