@@ -100,6 +100,7 @@ SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
 for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
 experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_ask_git_once())
+experiment.doc = __doc__.splitlines()[0]  # docopt would read the flags in the rest as further options
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)

@@ -1,6 +1,7 @@
 """`train_federated.py --help` and `help`: what a newcomer needs first, and every key."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,15 @@ def test_the_examples_of_the_overview_are_valid(command: Command) -> None:
     for words in examples:
         keys, named = get_config_updates(keep_text(words)[words.index("with") + 1 :])
         Config.from_mapping({key: value for name in named for key, value in NAMED_CONFIGS[name].items()} | keys)
+
+
+def test_the_flags_of_the_overview_are_accepted(command: Command) -> None:
+    values = {"TEXT": "text", "NAME": "name", "FOLDER": "folder", "HOST:PORT:DB": "127.0.0.1:1:db"}
+    flags = re.findall(r"^  (-\w)(?: (\S+))?", command("--help").stdout, re.MULTILINE)
+    assert [flag for flag, _ in flags] == ["-u", "-c", "-n", "-F", "-m", "-d", "-D"]
+    done = command("print_config", *(word for flag, kind in flags for word in (flag, values.get(kind)) if word))
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "name - Completed" in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("columns", [80, 200])
