@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from scaling_fl.checkpoint import store
-from tests import builders, typed
+from tests import builders, zygote
 from tests.chaos import faults
 from tests.conftest import clean_environment
 
@@ -33,7 +33,7 @@ class Job(NamedTuple):
     def start(self, fault: dict[str, Any] | None = None, *more: str, cold: bool = False) -> "subprocess.Popen[str]":
         environ = clean_environment() | self.environ
         environ["CHAOS"] = json.dumps(fault or {"place": "", "how": "", "worker": -1, "round": -1, "marker": "/"})
-        return typed.popen(
+        return zygote.popen(
             *self.words, *more, script=Path(faults.__file__), cold=cold, cwd=self.folder, env=environ,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

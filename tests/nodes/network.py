@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import typed
+from tests import zygote
 from tests.conftest import clean_environment
 from tests.nodes.long_line import LongLine
 
@@ -66,7 +66,7 @@ class Machine:
             "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
             "RANK": str(self.number if rank is None else rank), "TMPDIR": self._temporary, "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        return typed.popen(
+        return zygote.popen(
             "with", *arguments, cold=cold, network=self.namespace,
             cwd=self.folder, env=clean_environment() | plain | environ, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import pytest
 
 from scaling_fl.checkpoint.store import Checkpoints
 from scaling_fl.state_file import read_state
-from tests import builders, typed
+from tests import builders, zygote
 from tests.conftest import SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -62,7 +62,7 @@ def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
     words: list[str], tmp_path: Path, object_store: ObjectStore
 ) -> None:
     bucket, environ, fs = object_store
-    process = typed.popen(
+    process = zygote.popen(
         *words, "num_rounds=99999", "checkpoint_every=20", f"checkpoints_dir={bucket}/jobs/j",
         cwd=tmp_path, env=clean_environment() | environ | {"PYTHONUNBUFFERED": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -20,7 +20,7 @@ import pytest
 import transformers
 
 from scaling_fl.checkpoint import store
-from tests import builders, typed
+from tests import builders, zygote
 from tests.conftest import ROOT, SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -56,7 +56,7 @@ def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
 
 def start(folder: Path, *arguments: str, cold: bool = False, **environ: str) -> "subprocess.Popen[str]":
     """Start the command in its own process group; its standard output can be read line by line."""
-    return typed.popen(
+    return zygote.popen(
         *arguments, cold=cold,
         cwd=folder, env=clean_environment() | {"PYTHONUNBUFFERED": "1"} | environ, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
