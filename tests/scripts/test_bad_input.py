@@ -1,7 +1,7 @@
 """Invalid input of every kind: one message with the thing and the remedy; nothing written; no site started.
 
-Each row of the tables spoils one thing in a valid job and its folder. Most jobs are prepared in this process, as in the
-preparation child, which starts no site; the others are run from the command line.
+Each row of the tables spoils one thing in a valid job or its folder. Most jobs are prepared in this process, without
+sites, as in the preparation child; the others are run from the command line.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.preparation import prepare
 from tests import builders
 
-# The valid job, in a folder with these files and with `out`, which holds the checkpoint of its first round.
+# The valid job, in a folder with these files and with `out`, which contains the checkpoint of its first round.
 SOUND: dict[str, Any] = {
     "site_ids": [-1, -1], "num_rounds": 2, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
     "text_column": "body", "label_column": "topic", "model": "./model", "max_seq_len": 16, "batch_size": 8,
@@ -401,8 +401,8 @@ def test_damaged_files_that_can_be_rebuilt_or_replaced_do_not_end_the_job(
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def typed(keys: Mapping[str, Any]) -> list[str]:
-    """The command line. A word whose value is None is written without a value; options come first."""
+def arguments(keys: Mapping[str, Any]) -> list[str]:
+    """The command's arguments: the valid job's keys, changed by `keys`. Names with the value None are flags."""
     words = [
         name if value is None else f"{name}={value}".replace(", ", ",") for name, value in (SOUND | dict(keys)).items()
     ]
@@ -415,7 +415,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 ) -> None:
     row.spoil()
     before = content(home)
-    done = command(*typed(row.keys))
+    done = command(*arguments(row.keys))
     assert done.returncode == 1
     assert done.stderr.startswith("Refused: ")
     assert done.stderr.strip().count("\n") == 0, done.stderr
@@ -426,7 +426,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 
 
 def test_debug_shows_the_stack_trace(command: Command) -> None:
-    done = command("--debug", *typed({"train_path": "no.csv"}), cold=True)
+    done = command("--debug", *arguments({"train_path": "no.csv"}), cold=True)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "train_path='no.csv': there is no such file" in done.stderr.splitlines()[-1]
