@@ -313,7 +313,7 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     assert "3 sites on cpu" in text
     second = command(*words)
     assert second.returncode == 1
-    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait until it ends" in second.stderr
+    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait for it to end" in second.stderr
     # Only workers map the token store, not the fork server or the resource tracker.
     workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3
