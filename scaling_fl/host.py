@@ -87,7 +87,7 @@ def _lock(name: str, key: str, in_use: str) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError) as error:
             file.seek(0)
             process = file.read().strip() or "?"
-            raise UserError(f"{in_use} (process {process}); wait until it ends, or choose another {key}") from error
+            raise UserError(f"{in_use} (process {process}); wait for it to end, or choose another {key}") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

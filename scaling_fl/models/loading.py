@@ -148,7 +148,7 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
     except Exception as error:  # broken files can raise anything
         reason = textwrap.shorten(str(error), 250, placeholder=" …")  # transformers' messages run to paragraphs
         raise UserError(
-            f"model={model}: it can't be loaded: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
+            f"model={model}: cannot load it: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
             "weights and a tokenizer that transformers reads without custom code"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What README and docs/ say of keys, tasks and files is what there is."""
+"""README.md and docs/ describe the existing keys, tasks and files."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 PAGES = [*(ROOT / name for name in NAMES), *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # help texts may name pages, which are links there
+KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # pages named in help texts are links there
 
 
 def as_typed(value: object) -> str:
@@ -95,7 +95,7 @@ def test_keys_of_several_classes_get_a_table_each(script: ModuleType) -> None:
         f"### Rounds and epochs\n\n{head}| `num_rounds` | `10` | rounds; see [docs/tasks.md](tasks.md) |\n\n"
         f"### Sites\n\n{head}| `site_ids` | `[0,0]` | one \\| other |"
     )
-    assert script.key_tables(Rounds).startswith(head)  # one class: no heading
+    assert script.key_tables(Rounds).startswith(head)  # a single class gets no heading
 
 
 def test_every_task_is_explained() -> None:
@@ -111,7 +111,7 @@ def test_the_architecture_names_every_package() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_file_that_is_named_exists(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     named = re.findall(
         r"`(?:\./)?((?:scaling_fl|scripts|benchmarks|cloud|docs|tests)/[\w/.-]*|run-local\.sh|\.env\.template)`",
         page.read_text(),

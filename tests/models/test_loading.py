@@ -55,11 +55,11 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model=\./typo: there is no such folder"):
         load("./typo")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+    with pytest.raises(UserError, match=f"model={tmp_path}: cannot load it: "):
         load(str(tmp_path))
     builders.pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+    with pytest.raises(UserError, match=f"model={tmp_path}: cannot load it: "):
         load(str(tmp_path))
 
 

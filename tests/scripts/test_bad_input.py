@@ -1,7 +1,7 @@
 """Invalid input of every kind: one message with the thing and the remedy; nothing written; no site started.
 
-Each row of the tables spoils one thing in a valid job and its folder. Most jobs are prepared in this process, as in the
-preparation child, which starts no site; the others are run from the command line.
+Each row of the tables spoils one thing in a valid job or its folder. Most jobs are prepared in this process, without
+sites, as in the preparation child; the others are run from the command line.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.preparation import prepare
 from tests import builders
 
-# The valid job, in a folder with these files and with `out`, which holds the checkpoint of its first round.
+# The valid job, in a folder with these files and with `out`, which contains the checkpoint of its first round.
 SOUND: dict[str, Any] = {
     "site_ids": [-1, -1], "num_rounds": 2, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
     "text_column": "body", "label_column": "topic", "model": "./model", "max_seq_len": 16, "batch_size": 8,
@@ -226,19 +226,19 @@ MODELS = (
     Row("a missing model folder", ("model=./no: there is no such folder; give albert, bert, distilbert, tiny",), {"model": "./no"}),
     Row("an invalid hub id", ("model=no such: there is no such folder, and", "is not a valid hub id; give the path"), {"model": "no such"}),
     Row("the hub in offline mode", ("model=lab/m: it is not on this machine", "give the path of a local model folder"), {"model": "lab/m"}),
-    Row("no config.json", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=remove("config.json")),
-    Row("config.json isn't JSON", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=cut("model/config.json")),
-    Row("config.json is a list", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=put("model/config.json", "[]")),
-    Row("an unknown architecture", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(model_type="none")),
-    Row("text for a width", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(hidden_size="wide")),
-    Row("a negative width", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(hidden_size=-16)),
-    Row("a model with its own code", ("model=./model: it can't be loaded: ", "without custom code"), spoil=own_code),
-    Row("no weights", ("model=./model: it can't be loaded: ", "It needs config.json, weights"), spoil=remove("model.safetensors")),
-    Row("truncated weights", ("model=./model: it can't be loaded: SafetensorError: ", "is it complete?"), spoil=cut("model/model.safetensors")),
-    Row("a hostile pickle", ("model=./model: it can't be loaded: UnpicklingError: ",), spoil=lambda: (remove("model.safetensors")(), put("model/pytorch_model.bin", pickle.dumps(Hostile(), 2))())),
+    Row("no config.json", ("model=./model: cannot load it: ", "It needs config.json"), spoil=remove("config.json")),
+    Row("config.json isn't JSON", ("model=./model: cannot load it: ", "It needs config.json"), spoil=cut("model/config.json")),
+    Row("config.json is a list", ("model=./model: cannot load it: ", "It needs config.json"), spoil=put("model/config.json", "[]")),
+    Row("an unknown architecture", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(model_type="none")),
+    Row("text for a width", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(hidden_size="wide")),
+    Row("a negative width", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(hidden_size=-16)),
+    Row("a model with its own code", ("model=./model: cannot load it: ", "without custom code"), spoil=own_code),
+    Row("no weights", ("model=./model: cannot load it: ", "It needs config.json, weights"), spoil=remove("model.safetensors")),
+    Row("truncated weights", ("model=./model: cannot load it: SafetensorError: ", "is it complete?"), spoil=cut("model/model.safetensors")),
+    Row("a hostile pickle", ("model=./model: cannot load it: UnpicklingError: ",), spoil=lambda: (remove("model.safetensors")(), put("model/pytorch_model.bin", pickle.dumps(Hostile(), 2))())),
     Row("weights that are not finite", ("model=./model: ", "word_embeddings.weight contains NaN or infinite values; restore it"), spoil=nan_weights),
     Row("no tokenizer", ("model=./model: its tokenizer has no vocabulary; save the tokenizer's files",), spoil=remove("tokenizer.json", "tokenizer_config.json")),
-    Row("a truncated tokenizer", ("model=./model: it can't be loaded: ", "a tokenizer"), spoil=cut("model/tokenizer.json")),
+    Row("a truncated tokenizer", ("model=./model: cannot load it: ", "a tokenizer"), spoil=cut("model/tokenizer.json")),
     Row("a tokenizer of another model", ("model=./model: it can't take 16 tokens of its tokenizer's vocabulary", "check that model and tokenizer belong together"), spoil=lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained("model", vocab_size=9)).save_pretrained("model")),
 )  # fmt: skip
 
@@ -401,8 +401,8 @@ def test_damaged_files_that_can_be_rebuilt_or_replaced_do_not_end_the_job(
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def typed(keys: Mapping[str, Any]) -> list[str]:
-    """The command line. A word whose value is None is written without a value; options come first."""
+def arguments(keys: Mapping[str, Any]) -> list[str]:
+    """The command's arguments: the valid job's keys, changed by `keys`. Names with the value None are flags."""
     words = [
         name if value is None else f"{name}={value}".replace(", ", ",") for name, value in (SOUND | dict(keys)).items()
     ]
@@ -415,7 +415,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 ) -> None:
     row.spoil()
     before = content(home)
-    done = command(*typed(row.keys))
+    done = command(*arguments(row.keys))
     assert done.returncode == 1
     assert done.stderr.startswith("Refused: ")
     assert done.stderr.strip().count("\n") == 0, done.stderr
@@ -426,7 +426,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 
 
 def test_debug_shows_the_stack_trace(command: Command) -> None:
-    done = command("--debug", *typed({"train_path": "no.csv"}), cold=True)
+    done = command("--debug", *arguments({"train_path": "no.csv"}), cold=True)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "train_path='no.csv': there is no such file" in done.stderr.splitlines()[-1]
