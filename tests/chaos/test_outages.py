@@ -102,7 +102,7 @@ def test_a_server_that_stays_down_delays_nothing_and_sync_completes_the_entry(se
     done = unrecorded.run(pause, "num_rounds=6")
     assert done.returncode == 0, done.stderr
     notes = [
-        event for event in events_of(unrecorded) if event["event"] == "output" and "training goes on" in event["text"]
+        event for event in events_of(unrecorded) if event["event"] == "output" and "training continues" in event["text"]
     ]
     assert len(notes) == 1, "the outage is reported once"
     assert not (tmp_path / "m waits for MongoDB").exists(), (
@@ -178,7 +178,7 @@ def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Serve
     process.kill()
     process.communicate()
     resumed = there.run(None, "num_rounds=2")
-    assert "waiting for up to" in resumed.stdout
+    assert "waiting up to" in resumed.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert list((here.folder / "out").glob("lease.json")) == []
 

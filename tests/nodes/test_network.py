@@ -252,7 +252,7 @@ def test_nodes_that_differ_are_refused_and_the_difference_is_named(
     assert refused.returncode == 1
     assert "RANK=1: already taken by the node at 10.77.0.2; give each node its own rank" in refused.communicate()[0]
     other_world = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
-    assert "WORLD_SIZE=4 there, and 3 at node 0; give all nodes the same" in outputs_of([other_world])[0]
+    assert "WORLD_SIZE=4 there, but 3 on node 0; use the same value on every node" in outputs_of([other_world])[0]
     wrong_rank = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
     assert "node 3 of 3: ranks go from 0 to 2" in outputs_of([wrong_rank])[0]
     other_config = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
