@@ -94,7 +94,7 @@ def test_an_earlier_job_is_refused_where_its_meaning_would_change(command: Comma
     words = [word.replace("learning_rate=0.03", "learning_rate=0.04") for word in KEYS]
     done = command(*words, "num_rounds=4")
     assert done.returncode == 1
-    assert "learning_rate was 0.03, is 0.04" in done.stdout + done.stderr
+    assert "learning_rate was 0.03, is now 0.04" in done.stdout + done.stderr
     assert (folder / "runs" / "_events" / "earlier.jsonl").read_bytes() == (
         EARLIER / "runs" / "_events" / "earlier.jsonl"
     ).read_bytes()
