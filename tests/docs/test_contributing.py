@@ -77,7 +77,7 @@ def test_a_hunk_is_found_where_lines_have_moved_and_refused_where_they_have_chan
         apply(diff, tmp_path)
 
 
-def test_the_drawing_shows_the_floors_that_the_linter_holds() -> None:
+def test_the_drawing_shows_the_layers_that_the_linter_enforces() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = next(c["layers"] for c in config["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     (drawing,) = re.findall(r"^┌.*?^└", TEXT, re.DOTALL | re.MULTILINE)
