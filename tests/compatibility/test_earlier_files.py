@@ -92,7 +92,7 @@ def test_resuming_an_earlier_job_with_changed_keys_is_refused(command: Command, 
     changed = [key.replace("learning_rate=0.03", "learning_rate=0.04") for key in KEYS]
     done = command(*changed, "num_rounds=4")
     assert done.returncode == 1
-    assert "learning_rate was 0.03, is 0.04" in done.stdout + done.stderr
+    assert "learning_rate was 0.03, is now 0.04" in done.stdout + done.stderr
     assert (folder / "runs" / "_events" / "earlier.jsonl").read_bytes() == (
         EARLIER / "runs" / "_events" / "earlier.jsonl"
     ).read_bytes()

@@ -40,7 +40,7 @@ def test_a_store_is_built_once_and_shared_by_all_jobs(tmp_path: Path) -> None:
     assert build.built == 2
 
 
-@pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the seal", "empty the seal"])
+@pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the manifest", "empty the manifest"])
 def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how: str) -> None:
     build = Builder()
     token_cache.link(tmp_path / "first", "k", build, unreported)
@@ -52,9 +52,9 @@ def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how
             file.write_bytes(b"token")
         case "lose a file":
             file.unlink()
-        case "lose the seal":
+        case "lose the manifest":
             (cache / "k" / "seal.json").unlink()
-        case "empty the seal":
+        case "empty the manifest":
             (cache / "k" / "seal.json").write_text("{}")
     (note,) = token_cache.link(tmp_path / "second", "k", build, unreported)
     assert "are damaged; they were rebuilt" in note

@@ -20,7 +20,7 @@ LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # pages named in help texts are links there
 
 
-def as_typed(value: object) -> str:
+def as_command_line(value: object) -> str:
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
 
 
@@ -36,14 +36,16 @@ def script() -> ModuleType:
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
 def test_every_key_is_explained(field: "dataclasses.Field[object]") -> None:
-    default = "" if field.default is None else f"`{as_typed(field.default)}`"
+    default = "" if field.default is None else f"`{as_command_line(field.default)}`"
     help_ = field.metadata["help"].replace("|", r"\|")
     assert f"| `{field.name}` | {default} | {help_} |\n".replace("|  |", "| |") in KEYS
 
 
 def test_named_configurations_are_shown() -> None:
     for name, values in NAMED_CONFIGS.items():
-        shown = " ".join(f"{key}={as_typed(tuple(v) if isinstance(v, list) else v)}" for key, v in values.items())
+        shown = " ".join(
+            f"{key}={as_command_line(tuple(v) if isinstance(v, list) else v)}" for key, v in values.items()
+        )
         assert f"| `{name}` | `{shown}` |" in KEYS
 
 

@@ -13,7 +13,7 @@ from tests import builders
 NAMES = ("World", "Sports", "Sci/Tech")
 
 
-def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.Loaded:
+def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.LoadedModel:
     return loading.load_model(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
 
 

@@ -156,7 +156,8 @@ def test_traffic_between_machines_does_not_grow_with_the_number_of_sites(
     with capsys.disabled():
         for sites, sent in zip((3, 6), per_round, strict=True):
             print(
-                f"\n{sites} sites on 3 nodes: {[round(value) for value in sent]} bytes sent a round; a ring's sum: {ring:.0f}"
+                f"\n{sites} sites on 3 nodes: {[round(value) for value in sent]} bytes sent per node and round; "
+                f"a ring all-reduce would send {ring:.0f}"
             )
     for sent in per_round:
         assert max(sent) < 1.1 * ring, "10% for headers and the control plane"

@@ -43,7 +43,7 @@ def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_confi
     launcher.train(prepare(config, tmp_path / "first"), lambda event: None)
     newest = tmp_path / "out" / "round-000002.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"seed was 20210201, is 5"):
+    with pytest.raises(UserError, match=r"seed was 20210201, is now 5"):
         prepare(dataclasses.replace(config, seed=5), tmp_path / "second")
     assert newest.exists()
     plan = prepare(config, tmp_path / "third")

@@ -11,7 +11,7 @@ import pytest
 from sacred.arg_parser import get_config_updates
 
 from scaling_fl.config.command_line import NAMED_CONFIGS, keep_text
-from scaling_fl.config.key_help import as_typed, sections, unknown
+from scaling_fl.config.key_help import as_command_line, sections, unknown
 from scaling_fl.config.schema import Config
 from tests.conftest import SCRIPT, clean_environment
 
@@ -64,7 +64,7 @@ def test_help_lists_every_key_by_section(command: Command, columns: int) -> None
     for heading, fields in sections():
         position = text.index(f" {heading.upper()} ", position)
         for field in fields:
-            entry = f" {field.name}={as_typed(field.default)} {field.metadata['help']}"
+            entry = f" {field.name}={as_command_line(field.default)} {field.metadata['help']}"
             position = text.index(entry, position)
     assert sum(len(fields) for _, fields in sections()) == len(dataclasses.fields(Config))
 

@@ -61,7 +61,7 @@ def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words
             "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, but there is no checkpoint",
         ),
         ("num_rounds=3", "2 rounds are done and recorded, but there is no checkpoint; to train again, use another"),
-        ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
+        ("learning_rate=0.5", "learning_rate was 5e-05, is now 0.5. Use the earlier values, or a new job_name"),
         (f"train_path={tmp_path / 'test.csv'}", "the data have changed since the job started"),
     ):
         refused = command(*words, key)

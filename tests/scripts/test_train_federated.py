@@ -266,7 +266,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     assert f"job lost is finished: {last} rounds are done" in again.stdout
     changed = command(*words, "checkpoints_dir=broken", "learning_rate=0.02", "num_local_epochs=1")
     assert changed.returncode == 1
-    assert "num_local_epochs was 2, is 1; learning_rate was 0.01, is 0.02" in changed.stderr
+    assert "num_local_epochs was 2, is now 1; learning_rate was 0.01, is now 0.02" in changed.stderr
     other_name = command(*words, "checkpoints_dir=broken", "job_name=other")
     assert other_name.returncode == 1
     assert "it holds the checkpoints of job lost; write job_name=lost to resume it" in other_name.stderr
@@ -313,7 +313,10 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     assert "3 sites on cpu" in text
     second = command(*words)
     assert second.returncode == 1
-    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait for it to end" in second.stderr
+    assert (
+        f"is in progress on this machine, recorded in runs/1 (process {process.pid}); wait for it to end"
+        in second.stderr
+    )
     # Only workers map the token store, not the fork server or the resource tracker.
     workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3

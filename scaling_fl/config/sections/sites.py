@@ -15,7 +15,7 @@ class SiteKeys:
     site_ids: tuple[int, ...] = key(
         (0, 0),
         "one process per entry; each entry is the index of the process's GPU, or -1 for the CPU",
-        "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
+        "a list of GPU indices such as [0,0,1,1], or of -1 for the CPU, without mixing the two",
         lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
         may_change=True,  # the number of sites may not: see config/compatibility.py
     )
@@ -56,7 +56,7 @@ class SiteKeys:
         lambda alpha: 1e-9 <= alpha <= 1e9,
     )
     balanced: bool = key(
-        False, "for `partition=dirichlet`: True makes all sites the same size; False also draws the sizes at random"
+        False, "for `partition=dirichlet`: True makes all sites the same size; False lets their sizes vary at random"
     )
     labels_per_site: int | None = key(
         None,

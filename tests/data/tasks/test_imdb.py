@@ -105,7 +105,9 @@ def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_
     assert load(str(tmp_path)).digest() == digest
     assert load(str(tmp_path / ROOT)).digest() == digest
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
-    with pytest.raises(UserError, match=r"expected 500 reviews in test/pos, found 499; aclImdb_v1 is incomplete"):
+    with pytest.raises(
+        UserError, match=r"expected 500 reviews in test/pos, found 499; use a complete copy of aclImdb_v1"
+    ):
         load(str(tmp_path))
     (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
     with pytest.raises(
