@@ -70,7 +70,7 @@ def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 
 def fixed(environ: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that a process must have from its start on."""
-    free = _FREE_NAMES | launcher.SETTINGS.keys()
+    free = _FREE_NAMES | launcher.LIBRARY_ENVIRONMENT.keys()
     return {name: value for name, value in environ.items() if name not in free and not name.startswith(_FREE)}
 
 
@@ -105,7 +105,7 @@ class _Nursery:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.typed", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
-                env=self.environ | launcher.SETTINGS | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
+                env=self.environ | launcher.LIBRARY_ENVIRONMENT | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
             )  # fmt: skip
         atexit.register(self._end)
         self._socket = ours
@@ -217,7 +217,7 @@ def _spawn(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
         return child
     try:
         signal.set_wakeup_fd(-1)
-        for number in signals.STOPS:  # as a new program has them
+        for number in signals.STOP_SIGNALS:  # as a new program has them
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         multiprocessing.util.spawnv_passfds = _plain_spawn

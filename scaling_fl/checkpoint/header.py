@@ -25,7 +25,7 @@ def checkpoint_header(
     reported: bool = True,
     history: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Build the header of a checkpoint; `Checkpoints.save` adds the round.
+    """Build the header of a checkpoint; `CheckpointStore.save` adds the round.
 
     `reported`: whether `results` are final. If not, the resumed job evaluates the round first.
     `history`: the results of earlier rounds, by round.

@@ -13,7 +13,7 @@ from scaling_fl.state_file import Arrays, Damaged, read_state, write_state
 _NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 
-class Checkpoints(Storage):
+class CheckpointStore(Storage):
     """The checkpoints in `checkpoints_dir`, one file for each round."""
 
     def rounds(self) -> list[int]:

@@ -50,10 +50,10 @@ class Child:
         self.ended = False
         self.connection, child_end = context.Pipe()
         self.output, child_output = context.Pipe(duplex=False)
-        leftovers = [folder, multiprocessing.util.get_temp_dir()]
+        temporary_folders = [folder, multiprocessing.util.get_temp_dir()]
         self.process = context.Process(
             target=_child_main,
-            args=(name, target, job, child_end, child_output, leftovers, stall_timeout / 5),
+            args=(name, target, job, child_end, child_output, temporary_folders, stall_timeout / 5),
             daemon=True,
         )
         self.process.start()
@@ -163,13 +163,13 @@ class _LauncherConnection:
     def progress(self) -> None:
         self._progress += 1
 
-    def listen(self, leftovers: list[str]) -> None:
+    def listen(self, temporary_folders: list[str]) -> None:
         """Obey the launcher. If its end of the connection closes, it is dead: remove its temporary folders and exit."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._connection.recv()
                 threading.Thread(target=self.on_stop, daemon=True).start()
-        for folder in leftovers:
+        for folder in temporary_folders:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
@@ -190,22 +190,22 @@ def _child_main(
     job: tuple[Any, ...],
     connection: Connection,
     output: Connection,
-    leftovers: list[str],
+    temporary_folders: list[str],
     interval: float,
 ) -> None:
     """Entry point of a child: connect to the launcher, run `target`, and report its failure."""
-    for stop in signals.STOPS:  # they reach the whole process group; only the launcher acts on them
+    for stop in signals.STOP_SIGNALS:  # they reach the whole process group; only the launcher acts on them
         signal.signal(stop, signal.SIG_IGN)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if os.path.isdir(leftovers[0]):
-        tempfile.tempdir = leftovers[0]  # temporary files of a killed child are removed with the work folder
+    if os.path.isdir(temporary_folders[0]):
+        tempfile.tempdir = temporary_folders[0]  # temporary files of a killed child are removed with the work folder
     faulthandler.register(signal.SIGUSR1)  # prints the stack trace of a hung child
     launcher = _LauncherConnection(connection)
-    threading.Thread(target=launcher.listen, args=(leftovers,), daemon=True).start()
+    threading.Thread(target=launcher.listen, args=(temporary_folders,), daemon=True).start()
     threading.Thread(target=launcher.send_heartbeats, args=(min(interval, _HEARTBEAT_INTERVAL),), daemon=True).start()
     module, _, function = target.partition(":")
     try:

@@ -13,7 +13,7 @@ import torch
 from scaling_fl import state_file
 from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.checkpoint.header import checkpoint_header
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated.best_round import best_so_far
 from scaling_fl.federated.metrics import finite_or_text
@@ -72,7 +72,7 @@ class Coordinator:
         reported = self._reported == round_
         results = self._results if reported else finite_or_text(self._state.results)
         best = self._best = best_so_far(config.keep_best, self._best, round_, results)
-        folder = Checkpoints(config.checkpoints_dir)
+        folder = CheckpointStore(config.checkpoints_dir)
         tensors: state_file.Arrays = state_arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
@@ -121,6 +121,6 @@ class Coordinator:
             self._model.module.save_pretrained(staging)
             files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
             (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
-            folder = Checkpoints(self._plan.config.checkpoints_dir)
+            folder = CheckpointStore(self._plan.config.checkpoints_dir)
             name = folder.publish_folder(Path(staging), "model", COMPLETE, self._send.progress)
         self._send({"event": "model", "path": name})

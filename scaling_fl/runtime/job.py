@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling_fl import host
 from scaling_fl.checkpoint.lease import Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import JobFailed, NodeLost, UserError
@@ -21,7 +21,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
-from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
+from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.tracking import events, mongo_address, secret_manager
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
@@ -38,7 +38,7 @@ class Job:
         self.console = Console()
         self.unobserved = False  # True: nothing is recorded
         self.destinations = Destinations([RUNS])
-        self.link: ControlLink = ALONE
+        self.link: ControlLink = SINGLE_NODE
         self.plan: Plan | None = None
         self._resources = resources
         self._attempt = resources.enter_context(contextlib.ExitStack())  # closed at the end of each attempt
@@ -133,7 +133,7 @@ class Job:
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
         self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
         if config.checkpoints_dir is not None:
-            self._lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
+            self._lease = Lease(CheckpointStore(config.checkpoints_dir), str(config.job_name))
             self._lease.wait_until_free(self.console.line)
         if self.unobserved:
             return None

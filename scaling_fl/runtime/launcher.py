@@ -25,13 +25,13 @@ from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.child_process import Child, OnEvent
 from scaling_fl.runtime.nodes import agreement
-from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
+from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
 
 _CAUSE_GRACE = 2.0  # seconds to wait for the cause of a failure after its consequences
 _REMOTE_CAUSE_GRACE = 7.0  # the same if another node must end its processes before it reports
 # Environment variables that the children's libraries read at start-up, chosen by measurement (benchmarks/README.md).
-SETTINGS = {
+LIBRARY_ENVIRONMENT = {
     # Threads that spin for long take the core from another site's thread that has work. Without any spinning, the
     # step of a lone site takes 5 % longer. So threads spin briefly.
     "GOMP_SPINCOUNT": "10000",
@@ -51,7 +51,7 @@ def start_fork_server() -> None:
         _fork_server()
 
 
-def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = ALONE) -> Plan:
+def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> Plan:
     """Run the preparation child on every node; return the joint plan. Raises `UserError` on bad input, or `JobFailed`."""
     plans: list[Plan] = []
 
@@ -75,7 +75,7 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = 
     return agreement.join_plans(plans[0], link)
 
 
-def train(plan: Plan, on_event: OnEvent, link: ControlLink = ALONE) -> None:
+def train(plan: Plan, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> None:
     """Run this node's workers until all are done. Raises `JobFailed` with the first failure."""
     memory = SharedMemory()
     try:
@@ -96,7 +96,7 @@ def run_children(
     folder: str,
     on_event: OnEvent,
     stall_timeout: float = 600.0,
-    link: ControlLink = ALONE,
+    link: ControlLink = SINGLE_NODE,
     all_may_block: bool = False,
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have succeeded.
@@ -132,7 +132,7 @@ def run_children(
 
 def _fork_server() -> Any:
     """The context of the fork server, which the first call starts. Raises `UserError` if it can't be started."""
-    for name, value in SETTINGS.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         if name not in os.environ and not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
             os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
@@ -141,7 +141,7 @@ def _fork_server() -> Any:
     multiprocessing.resource_tracker.ensure_running()  # first, because it changes the blocked signals
     # Only the launcher handles stop signals. The fork server inherits the blocked mask, and ends with the launcher. A
     # signal that arrives meanwhile is delivered afterwards.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
     try:
         # The server doesn't inherit sys.path, and silently skips preload modules that it can't find.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))

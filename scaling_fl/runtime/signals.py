@@ -10,7 +10,7 @@ import time
 import types
 from collections.abc import Iterator
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Clusters kill 20 to 30 s after SIGTERM.
 _PUBLISH_GRACE = 10.0  # seconds for publishing
 _SHUTDOWN_GRACE = 14.0  # seconds for publishing and the last records; the remaining shutdown takes at most 4
@@ -25,7 +25,7 @@ wakeup, _wakeup_writer = os.pipe()  # wakes the launcher while it waits for its 
 def install() -> None:
     """Handle the stop signals from now on, except those that `nohup` ignores."""
     os.set_blocking(_wakeup_writer, False)
-    for stop in STOPS:
+    for stop in STOP_SIGNALS:
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, _receive)
 
@@ -108,7 +108,7 @@ def start_shutdown_timer() -> None:
 def ignore() -> None:
     """Ignore all stop signals from now on: the rest of the shutdown is short and must be completed."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    for stop in STOPS:
+    for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
 
 

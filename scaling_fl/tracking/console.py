@@ -84,7 +84,7 @@ class Console:
         )
         self.line(
             f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
-            f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
+            f"{len(plan.label_names)} classes; {plan.num_truncated:,} training texts fill max_seq_len={config.max_seq_len}"
         )
         sizes, entropies = plan.shard_sizes, plan.shard_entropies
         device = "  device" if plan.one_site_per_worker else ""

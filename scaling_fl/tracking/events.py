@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
@@ -119,7 +119,7 @@ def merge_mirror(runs: Path, config: Config) -> Path:
     """
     path = path_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
-    there = (config.checkpoints_dir is not None and Checkpoints(config.checkpoints_dir).read(MIRROR)) or b""
+    there = (config.checkpoints_dir is not None and CheckpointStore(config.checkpoints_dir).read(MIRROR)) or b""
     mine, theirs = (_created_event(merge(copy)) for copy in (here, there))
     if theirs is not None and theirs["job_name"] != config.job_name:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scaling_fl.checkpoint.lease import Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
@@ -46,7 +46,7 @@ class Mirror:
 
     name, title, throttled = "the copy of the events beside the checkpoints", "", False
 
-    def __init__(self, checkpoints: Checkpoints, lease: Lease | None = None):
+    def __init__(self, checkpoints: CheckpointStore, lease: Lease | None = None):
         self._checkpoints, self._lease = checkpoints, lease
 
     def open(self, job_id: str) -> float:

@@ -72,9 +72,9 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     fault = json.loads(os.environ["CHAOS"])
     now = {"round": 0, "steps": 0}
     if fault["place"] == "checkpoint" and rank == 0:
-        before(store.Checkpoints, "_publish", fault, lambda *args: now["round"] >= fault["round"])
+        before(store.CheckpointStore, "_publish", fault, lambda *args: now["round"] >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
-        before(store.Checkpoints, "publish_folder", fault)
+        before(store.CheckpointStore, "publish_folder", fault)
     elif fault["place"] == "end" and rank == 0:
         before(Collectives, "close", fault)
     elif rank == fault["worker"]:

@@ -311,7 +311,7 @@ def test_a_launcher_that_was_suspended_itself_reports_no_hang(tmp_path: Path, mo
 
 def test_a_signal_during_the_fork_servers_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
 
     def ensure_running() -> None:
         signal.raise_signal(signal.SIGTERM)  # to this thread: other threads don't block it
@@ -345,7 +345,7 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
 
 def test_a_signal_while_children_are_ended_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
     plain = launcher.Child.end
 
     def end(child: launcher.Child) -> None:

@@ -27,7 +27,7 @@ def prepare(config: Config, folder: Path) -> Plan:
 def test_checkpoints_come_when_they_are_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config, num_rounds=5, checkpoint_every=2)
     launcher.train(prepare(config, tmp_path / "work"), lambda event: None)
-    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [5, 4, 2]
+    assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [5, 4, 2]
 
 
 def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: st
 
     slow: that of round 1 is written once the file `round 2` is there; seen: round 3 begins once that of round 2 has failed.
     """
-    save, train = store.Checkpoints.save, Site.train
+    save, train = store.CheckpointStore.save, Site.train
     failed, reported = Path(plan.folder, "failed"), Path(plan.folder, "round 2")
 
     def other_save(self: Any, round_: int, *args: Any) -> str:
@@ -109,7 +109,7 @@ def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: st
         return train(self, params, round_)
 
     Site.train = late  # type: ignore[method-assign]
-    store.Checkpoints.save = other_save  # type: ignore[method-assign]
+    store.CheckpointStore.save = other_save  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
 
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
     with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
         train_with_storage("seen", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
     assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails behind round 3"
-    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [1] * (every == 1)
+    assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [1] * (every == 1)
 
 
 def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(

@@ -315,7 +315,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     with contextlib.chdir(folder):
         plan = prepared(work, {})
-        checkpoints = store.Checkpoints("out")
+        checkpoints = store.CheckpointStore("out")
         checkpoints.probe()
         checkpoints.save(1, store.read_state(work / "state.safetensors")[0], checkpoint_header(plan, {}, None))
     return folder

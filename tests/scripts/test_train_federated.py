@@ -244,7 +244,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     process.communicate()
     builders.wait_for_end(children)
     assert not (tmp_path / "broken" / "model").exists()
-    left = store.Checkpoints(str(tmp_path / "broken")).rounds()
+    left = store.CheckpointStore(str(tmp_path / "broken")).rounds()
     assert left[0] >= 1
     last = left[0] + 2
     words.append(f"num_rounds={last}")

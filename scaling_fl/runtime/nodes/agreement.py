@@ -20,7 +20,7 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
     """The configuration, completed from all nodes. Raises `UserError` if their configurations differ."""
     if link.node.count == 1:
         return config
-    everyone = link.exchange(config.to_mapping())
+    everyone = link.all_gather(config.to_mapping())
     for rank, theirs in enumerate(everyone):
         differing = [
             key for key, value in theirs.items() if key not in _PER_NODE_KEYS and value != everyone[0].get(key)
@@ -60,7 +60,7 @@ def join_plans(plan: Plan, link: ControlLink) -> Plan:
         "finished": plan.finished, "reported": plan.reported, "metrics": plan.metrics, "port": plan.port,
         "environment": plan.environment,
     }  # fmt: skip
-    everyone = link.exchange(mine)
+    everyone = link.all_gather(mine)
     first = everyone[0]
     for rank, theirs in enumerate(everyone):
         _check_same(rank, theirs, first)

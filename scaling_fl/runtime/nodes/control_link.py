@@ -72,7 +72,7 @@ class ControlLink:
                     connection, (host, *_) = server.accept()
                 except TimeoutError:
                     continue
-                rank, refusal = self._check_hello(connection, found)
+                rank, refusal = self._check_handshake(connection, found)
                 if rank is None:  # not a launcher
                     connection.close()
                     continue
@@ -90,7 +90,7 @@ class ControlLink:
             peer.send("value", "welcome")
         return [own, *(found[rank][1] for rank in sorted(found))]
 
-    def _check_hello(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
+    def _check_handshake(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
         """The rank that a connecting launcher claims, None for a stranger; and why it is refused, if it is."""
         connection.settimeout(5.0)
         try:
@@ -149,7 +149,7 @@ class ControlLink:
                         return name
         return None
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values (plain JSON) of all nodes, by rank, on every node. Raises the failure of another node."""
         if self.node.count == 1:
             return [value]
@@ -223,4 +223,4 @@ class ControlLink:
             peer.end()
 
 
-ALONE = ControlLink(Node(), print)
+SINGLE_NODE = ControlLink(Node(), print)
