@@ -26,7 +26,7 @@ class Plan:
     shard_entropies: tuple[float, ...]  # bits
     num_train: int  # examples in the shards
     num_test: int
-    num_truncated: int  # training texts that fill max_seq_len
+    num_truncated: int  # training texts that reach max_seq_len
     data_digest: str
     pad_token_id: int
     environment: dict[str, str]  # what bitwise reproducibility depends on: versions, processor

@@ -31,8 +31,8 @@ _STARTUP_GRACE = 60.0  # seconds until a child's first heartbeat: the fork serve
 _HEARTBEAT_INTERVAL = 5.0  # seconds
 _CLEANUP_GRACE = 2.0  # seconds for libraries to clean up in a child that exits by itself
 _CAUSES = {
-    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
-    "a smaller batch_size or max_seq_len need less)",
+    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; a smaller "
+    "batch_size or max_seq_len, or fewer sites, use less memory)",
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
     signal.SIGSEGV: "native code crashed: a bug in a library, or incompatible versions",
 }
@@ -43,7 +43,7 @@ class Child:
 
     def __init__(self, context: Any, target: str, job: tuple[Any, ...], name: str, folder: str, stall_timeout: float):
         self.name = name
-        self.waiting = False  # for other processes
+        self.waiting = False  # whether it waits for other processes
         # Times of its last progress and its last heartbeat; in the future until the first heartbeat.
         self.progress_at = self.heartbeat_at = time.monotonic() + _STARTUP_GRACE
         self.failure: Exception | None = None
@@ -114,9 +114,10 @@ class Child:
 
     def hang_failure(self, stall_timeout: float, on_event: OnEvent) -> Exception:
         """The failure to report for a hung child."""
+        stack = self.stack(on_event) or "It is suspended, so it can't print its stack trace."
         return JobFailed(
             f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if it was only slow, raise "
-            f"stall_timeout). {self.stack(on_event) or 'It is stopped, so it has no stack trace to show.'}"
+            f"stall_timeout). {stack}"
         )
 
     def stack(self, on_event: OnEvent) -> str:
@@ -164,7 +165,7 @@ class _LauncherConnection:
         self._progress += 1
 
     def listen(self, temporary_folders: list[str]) -> None:
-        """Obey the launcher. If its end of the connection closes, it is dead: remove its temporary folders and exit."""
+        """Stop when the launcher says so. If it dies, its end closes: remove its temporary folders and exit."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._connection.recv()

@@ -28,7 +28,7 @@ from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.tracker import Tracker
 
-RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
+RUNS = Path("runs")  # records of all runs, in the current directory
 
 
 class Job:
@@ -106,7 +106,7 @@ class Job:
                 if self._tracker is not None:
                     self._tracker.restarted(str(error))
                 plan = self.plan = self._prepare(plan.config)
-                if plan.finished:  # it failed after the last round was published
+                if plan.finished:  # it failed after the last round was saved
                     return
 
     def sync(self, config: Config) -> None:
@@ -116,7 +116,7 @@ class Job:
         history = self._claim(config)
         if history is None or not history.exists():
             raise UserError(
-                f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
+                f"job_name={config.job_name}: it has no events in {RUNS}/_events; run the command where the job was "
                 f"started, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or add its checkpoints_dir"
             )
         if not self.destinations.bring_up_to_date(config, history, self.console.line):
@@ -127,7 +127,7 @@ class Job:
         return self._written | (self._tracker.locations() if self._tracker is not None else {})
 
     def _claim(self, config: Config) -> Path | None:
-        """Make sure that no other run has this job; return its event file, if the run is recorded."""
+        """Make sure that no other run of this job is in progress; return its event file, if the run is recorded."""
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))

@@ -83,10 +83,26 @@ def train(plan: Plan, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> Non
         names = [plan.worker_name(rank) for rank in plan.ranks_here]
         with signals.graceful_stop():
             run_children(
-                "scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link
+                "scaling_fl.runtime.worker:work",
+                jobs,
+                names,
+                plan.folder,
+                on_event,
+                plan.config.stall_timeout,
+                link,
+                stop_note=_stop_note(plan),
             )
     finally:
         memory.close()
+
+
+def _stop_note(plan: Plan) -> str:
+    """What the job does at the first stop signal, for the user."""
+    if plan.node > 0:  # only node 0 knows `checkpoints_dir`
+        return "stopping: asking node 0 to stop the job"
+    if plan.config.checkpoints_dir is None:
+        return "stopping: nothing is saved, because checkpoints_dir is not set"
+    return "stopping: saving the last complete round first"
 
 
 def run_children(
@@ -98,14 +114,15 @@ def run_children(
     stall_timeout: float = 600.0,
     link: ControlLink = SINGLE_NODE,
     all_may_block: bool = False,
+    stop_note: str = "stopping",
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have succeeded.
 
-    Messages use `names`. A child that finds the launcher dead removes `folder`. A child without progress for
-    `stall_timeout` seconds counts as failed. So do children that all wait at once, unless `all_may_block`, for children
-    that may wait for something outside the job. Failures on the nodes of `link` count like failures here.
-    Raises the first failure after stopping all children, and `KeyboardInterrupt` if the job is stopped, after the first
-    child has published.
+    Messages use `names`. A child that notices the launcher's death removes `folder`. A child without progress for
+    `stall_timeout` seconds counts as failed. So do children that all wait for each other, unless `all_may_block` says
+    that they may wait for something outside the job. Failures on the nodes of `link` count like failures here.
+    Raises the first failure after stopping all children. Raises `KeyboardInterrupt` if the job is stopped, after
+    printing `stop_note` and giving the first child time to save.
     """
     if os.environ.get("SCALING_FL_DEBUG"):  # a process stopped by a debugger isn't hung
         stall_timeout = float("inf")
@@ -121,7 +138,7 @@ def run_children(
                         "the fork server is gone: it was killed, or the system ran out of memory"
                     ) from error
         link.begin_phase()
-        failure = _watch(children, link, on_event, stall_timeout, all_may_block)
+        failure = _watch(children, link, on_event, stall_timeout, all_may_block, stop_note)
     finally:
         with signals.defer_interrupts():
             for child in children:
@@ -171,7 +188,12 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _watch(
-    children: list[Child], link: ControlLink, on_event: OnEvent, stall_timeout: float, all_may_block: bool
+    children: list[Child],
+    link: ControlLink,
+    on_event: OnEvent,
+    stall_timeout: float,
+    all_may_block: bool,
+    stop_note: str,
 ) -> Exception | None:
     """Pass on events until all children, here and on other nodes, have ended or one has failed; return the root cause.
 
@@ -193,7 +215,7 @@ def _watch(
         signals.check()
         if signals.stop_requested() and stop_deadline is None:
             stop_deadline = time.monotonic() + signals.grace_period() + link.grace
-            on_event({"event": "said", "text": "stopping: publishing the last complete round first"})
+            on_event({"event": "said", "text": stop_note})
             if not link.request_stop():
                 with contextlib.suppress(OSError):  # it is already ending
                     children[0].connection.send("stop")

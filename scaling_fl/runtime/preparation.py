@@ -1,4 +1,4 @@
-"""The preparation child: it checks and builds once whatever can be known before the workers start.
+"""The preparation child: it checks all input, and builds once what all workers need.
 
 It reads the data, loads the model, finds the checkpoint to resume from, and writes what the workers open to a work
 folder: token stores, shards, the model's architecture and tokenizer, and the server state.
@@ -166,13 +166,13 @@ def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list
         notes.append(f"{num_held_back:,} of {num_train:,} training rows are held back from all sites")
     if config.keep_best is not None and config.keep_best.startswith("validation."):
         notes.append(
-            f"keep_best={config.keep_best} chooses by the test set, so the best round's test metrics are better than new "
-            f"texts will show; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
+            f"keep_best={config.keep_best} chooses by the test set, so the best round's test metrics are too "
+            f"optimistic; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
             "chooses by rows that no site trains on"
         )
     return notes
 
 
 def _num_truncated(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
-    """The number of texts that fill `max_seq_len`: all of them are cut, except the few that fit exactly."""
+    """The number of texts that reach `max_seq_len`: all of them are truncated, except the few that fit exactly."""
     return int((token_store.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())

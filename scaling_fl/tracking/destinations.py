@@ -39,7 +39,7 @@ class Destinations:
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
         """Raises `UserError` if a folder isn't writable, or a database has another job of this name.
 
-        Prints a note about a database that fails otherwise. Leaves no trace.
+        Prints a note about a database that fails for any other reason. Leaves no trace.
         """
         for folder in self.folders:
             events.check_writable(folder)

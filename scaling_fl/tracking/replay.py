@@ -65,7 +65,7 @@ class Mirror:
 
 
 class Replay:
-    """Keeps one target up to date, once started in a background thread."""
+    """Keeps one target up to date; after `start`, in a background thread."""
 
     def __init__(self, path: Path, target: Target):
         self.path, self.target = path, target
@@ -96,7 +96,7 @@ class Replay:
                 self._record.entry["heartbeat"] = utc(time.time())
             self.target.write(self._record, events, self.path)
             self._offset, self.trouble = offset, None
-        except Exception as error:  # each target has its own; no target may stop a job
+        except Exception as error:  # every target raises its own exceptions; none may stop a job
             self._record, self.trouble = None, error
 
     def start(self) -> None:

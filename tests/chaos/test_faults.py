@@ -101,8 +101,8 @@ ENDINGS = {
     "kill": (1, "ended: killed by SIGKILL; "),
     "stop": (1, "made no progress for 10 s and counts as hung"),
     "launcher SIGKILL": (-signal.SIGKILL, ""),
-    "launcher SIGTERM": (128 + signal.SIGTERM, "the same command resumes"),
-    "launcher SIGINT": (128 + signal.SIGINT, "the same command resumes"),
+    "launcher SIGTERM": (128 + signal.SIGTERM, "run the same command again to resume"),
+    "launcher SIGINT": (128 + signal.SIGINT, "run the same command again to resume"),
 }
 
 
@@ -259,7 +259,7 @@ def test_a_job_that_is_asked_to_end_publishes_what_is_complete(
         time.sleep(0.01)
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "stopping: publishing the last complete round first" in out
+    assert "stopping: saving the last complete round first" in out
     rounds = [path.name for path in sorted((asked.folder / "out").glob("round-*"))]
     assert rounds == [f"round-{complete:06d}.safetensors"]
     resumed = asked.run(None, "checkpoint_every=3", *more)

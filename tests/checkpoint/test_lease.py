@@ -65,7 +65,9 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
         began = now
         Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(messages.append)
         assert now - began == pytest.approx(wait)
-    assert messages[0].startswith("job news: a run on far was alive 1 s ago; waiting up to 2 s for its next heartbeat")
+    assert messages[0].startswith(
+        "job news: a run on far renewed its lease 1 s ago; waiting up to 2 s for its next heartbeat"
+    )
     assert len(messages) == 2
 
 
@@ -75,7 +77,7 @@ def test_a_live_run_on_another_machine_keeps_others_out(tmp_path: Path) -> None:
     def renew(text: str) -> None:
         write_other_lease(tmp_path, age=0.0)
 
-    with pytest.raises(UserError, match=r"a run on far \(process 7\) is alive and writes to it; wait for it to end"):
+    with pytest.raises(UserError, match=r"a run on far \(process 7\) is still writing to it; wait for it to end"):
         Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(renew)
 
 
@@ -91,7 +93,7 @@ def test_a_file_that_is_not_a_lease_is_named_and_left_alone(tmp_path: Path, cont
     (tmp_path / FILE).write_text(content)
     with pytest.raises(
         UserError,
-        match=rf"{tmp_path}/lease\.json: the file is not a lease, expected .* remove the file, or choose another",
+        match=rf"{tmp_path}/lease\.json: the file is not a lease; expected .* remove the file, or choose another",
     ):
         Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(pytest.fail)
     assert (tmp_path / FILE).read_text() == content

@@ -126,9 +126,9 @@ def prepare(config: Config, folder: Path) -> Plan:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_weights, r"digest of the weights was \w{12}…, is \w{12}…; restore that model"),
-        (change_tokens, r"digest of the tokens was \w{12}…, is \w{12}…; restore that model"),
-        (increase_dropout, "hidden_dropout_prob was 0.1, is 0.3; restore that model"),
+        (change_weights, r"digest of the weights was \w{12}…, is now \w{12}…; restore that model"),
+        (change_tokens, r"digest of the tokens was \w{12}…, is now \w{12}…; restore that model"),
+        (increase_dropout, "hidden_dropout_prob was 0.1, is now 0.3; restore that model"),
     ],
     ids=["weights", "tokens", "architecture"],
 )

@@ -54,7 +54,7 @@ def test_a_folder_without_a_sound_checkpoint_is_not_started_over(checkpoints: Ch
     checkpoints.probe()
     checkpoints.save(3, TENSORS, HEADER)
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
-    with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"found only damaged checkpoints: round-000003\.safetensors is damaged"):
         checkpoints.fetch_newest(tmp_path / "newest")
     assert checkpoints.rounds() == [3]
 
@@ -165,7 +165,10 @@ def test_a_checkpoint_that_cannot_be_removed_is_not_an_error(tmp_path: Path, mon
         checkpoints.save(round_, TENSORS, HEADER)
     monkeypatch.setattr(checkpoints.fs, "rm_file", refuse)  # root may remove anything
     trouble = checkpoints.prune(1, None)
-    assert trouble == f"checkpoints_dir={tmp_path}/c: cannot remove old checkpoints (PermissionError: [Errno 1] no)"
+    assert (
+        trouble
+        == f"checkpoints_dir={tmp_path}/c: cannot remove old checkpoints (PermissionError: [Errno 1] no); check the permissions"
+    )
     assert checkpoints.rounds() == [2, 1]
 
 

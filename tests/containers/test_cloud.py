@@ -98,7 +98,7 @@ def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
     with container("second", "host", words, **vertex) as (_, process):
         text = process.communicate(timeout=180)[0]
         assert process.returncode == 0, text
-    assert "job news: a run on first was alive" in text, "for its lease hasn't run out"
+    assert "job news: a run on first renewed its lease" in text, "for its lease hasn't run out"
     assert f"job news resumes after round {newest}" in text
     with container("whole", "host", words, **variables, AIP_CHECKPOINT_DIR=f"{bucket}/whole/checkpoints/") as (
         _,
@@ -153,7 +153,7 @@ def test_containers_on_a_network_are_one_job_as_each_cloud_says(image: str, tmp_
                 processes.append(stack.enter_context(node)[1])
             outputs = [process.communicate(timeout=180)[0] for process in processes]
             assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
-        assert "3 sites on 3 nodes (1 of the processes here)" in outputs[0]
+        assert "3 sites on 3 nodes (1 process here)" in outputs[0]
         assert "this is node 2: node 0 shows the rounds" in outputs[2]
     finally:
         docker("network", "rm", network)

@@ -15,6 +15,7 @@ from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.progress import waiting
 from scaling_fl.runtime import launcher, signals
 from tests import builders
+from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -196,7 +197,7 @@ def test_a_process_under_a_debugger_is_never_hung(tmp_path: Path, monkeypatch: p
     [
         (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
                                         r"File .*test_launcher\.py., line \d+ in get_stuck"),
-        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, so it has no stack trace to show"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is suspended, so it can't print its stack trace"),
         (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
     ],
 )  # fmt: skip
@@ -252,16 +253,16 @@ def obey(send: Any, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "stops", "said"),
     [
-        ("obeys", [signal.SIGINT], ["stopping: publishing the last complete round first", "published"]),
-        ("hangs", [signal.SIGTERM], ["stopping: publishing the last complete round first", "published"]),
-        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: publishing the last complete round first"]),
+        ("obeys", [signal.SIGINT], ["stopping: saving the last complete round first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: saving the last complete round first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: saving the last complete round first"]),
     ],
 )
 def test_the_first_signal_publishes_and_the_second_ends_at_once(
     how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_PUBLISH_GRACE", 1.0)
+    monkeypatch.setattr(signals, "_SAVE_GRACE", 1.0)
     before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
@@ -269,19 +270,39 @@ def test_the_first_signal_publishes_and_the_second_ends_at_once(
         events.append(event)
         if event["event"] == "ready":
             os.kill(os.getpid(), stops[0])
-        if event.get("text") == "stopping: publishing the last complete round first" and len(stops) > 1:
+        if event.get("text") == "stopping: saving the last complete round first" and len(stops) > 1:
             os.kill(os.getpid(), stops[1])
 
     try:
         signals.install()
         with pytest.raises(KeyboardInterrupt), signals.graceful_stop():
-            launcher.run_children(f"{__name__}:obey", [(how,)], ["child"], "/none", on_event)
+            launcher.run_children(
+                f"{__name__}:obey", [(how,)], ["child"], "/none", on_event,
+                stop_note="stopping: saving the last complete round first",
+            )  # fmt: skip
         assert signals.exit_status() == 128 + stops[0]
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
     assert [event["text"] for event in events if event["event"] == "said"] == said
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("checkpoints_dir", "node", "said"),
+    [
+        ("out", 0, "stopping: saving the last complete round first"),
+        (None, 0, "stopping: nothing is saved, because checkpoints_dir is not set"),
+        (None, 1, "stopping: asking node 0 to stop the job"),  # node 0 alone has checkpoints_dir
+    ],
+)
+def test_the_note_at_a_stop_signal_says_what_is_saved(
+    checkpoints_dir: str | None, node: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note: notes.append(stop_note))
+    launcher.train(plan(checkpoints_dir, node=node, nodes=(0, 1)), pytest.fail)
+    assert notes == [said]
 
 
 def wait_for(send: Any, file: str) -> None:

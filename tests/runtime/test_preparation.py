@@ -65,7 +65,7 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     again = dataclasses.replace(small_config, num_rounds=2)
     plan = prepare(again, tmp_path / "second")
     assert (plan.round, plan.threads) == (1, 1)
-    assert any("threads_per_site was 7, is 1" in note for note in plan.notes)
+    assert any("threads_per_site was 7, is now 1" in note for note in plan.notes)
     assert any("another environment (torch 1.0 → " in note for note in plan.notes)
     plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
     assert plan.threads == 7, "if threads_per_site is not set, a resume uses the checkpoint's"

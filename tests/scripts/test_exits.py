@@ -80,10 +80,10 @@ def test_an_unreachable_store_delays_no_exit(
             (tmp_path / "lost").touch()
         match end:
             case "SIGTERM":
-                status, said = 128 + signal.SIGTERM, "the same command resumes"
+                status, said = 128 + signal.SIGTERM, "run the same command again to resume"
                 process.terminate()
             case "SIGINT twice":
-                status, said = 128 + signal.SIGINT, "the same command resumes"
+                status, said = 128 + signal.SIGINT, "run the same command again to resume"
                 os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
                 time.sleep(2)
                 assert process.poll() is None, "after one Ctrl-C it may take any time"

@@ -133,7 +133,7 @@ def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
 
     until(troubled=True)
     assert messages == [
-        "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries follow"
+        "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries will be written later"
     ]
     target.reachable = True
     until(troubled=False)

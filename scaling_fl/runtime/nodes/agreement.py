@@ -28,8 +28,8 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
         if differing or theirs.keys() != everyone[0].keys():
             said = ", ".join(f"{key}={theirs[key]!r} and {everyone[0].get(key)!r}" for key in differing)
             raise UserError(
-                f"node {rank} and node 0 have different configurations: {said or 'other keys'}; use the same values on "
-                "every node"
+                f"node {rank} and node 0 have different configurations: {said or 'different sets of keys'}; use "
+                "the same values on every node"
             )
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
     if config.keeps_site_state:

@@ -193,7 +193,7 @@ def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
     port = free_port()
     with pytest.raises(
-        UserError, match="node 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
+        UserError, match="nodes 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
     ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
     with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
