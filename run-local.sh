@@ -19,7 +19,8 @@
 # it when requirements.txt has changed; -m pytest, ruff, mypy and mkdocs also need
 # requirements-dev.txt. PYTHON=… names the interpreter to create .venv with.
 #
-# Settings are read from .env (see .env.template). docs/quickstart.md has more.
+# Settings are read from .env (see .env.template). docs/docker-and-debugging.md
+# has more.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -41,7 +42,7 @@ find_python() {
 }
 
 # Install one requirements file into the virtual environment, unless it is already up to date.
-renew() {
+install_requirements() {
     local requirements=$1 stamp=$venv/.$1.installed wanted
     wanted=$(cat "$root/requirements.txt" "$root/$requirements" | cksum)
     local usable=no # its Python may have been upgraded away, or its creation interrupted
@@ -53,17 +54,17 @@ renew() {
         say "creating .venv with $python"
         "$python" -m venv --clear "$venv"
     fi
-    say "installing $requirements into .venv; the first time, this takes some minutes"
+    say "installing $requirements into .venv; the first time, this takes a few minutes"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/$requirements" >&2
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# Print what is missing to run a container; nothing if nothing is.
+# Print what a container run lacks; print nothing if it lacks nothing.
 missing_for_docker() {
     local answer version
     if ! command -v docker >/dev/null; then
         echo 'docker is not installed'
-    elif ! answer=$(within 10 docker info --format '{{.ServerVersion}}' 2>&1); then
+    elif ! answer=$(with_timeout 10 docker info --format '{{.ServerVersion}}' 2>&1); then
         echo "no Docker engine answers (${answer##*$'\n'})"
     elif ! version=$(docker compose version --short 2>/dev/null); then
         echo 'Docker has no Compose v2 (package docker-compose-plugin or docker-compose-v2)'
@@ -72,7 +73,7 @@ missing_for_docker() {
     fi
 }
 
-within() {
+with_timeout() {
     if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
 }
 
@@ -80,7 +81,7 @@ within() {
 status=0
 job=''
 early='' # a signal that arrived before the job was started
-follow() {
+run_job() {
     job=''
     "$@" <&0 &
     job=$!
@@ -129,11 +130,11 @@ in_container() {
     }
     trap clean_up EXIT
 
-    local asked=''
-    trap 'asked=130; kill -TERM "$job" 2>/dev/null || true' INT
-    trap 'asked=143; kill -TERM "$job" 2>/dev/null || true' TERM HUP
+    local stop_status='' # set by a signal before the job starts
+    trap 'stop_status=130; kill -TERM "$job" 2>/dev/null || true' INT
+    trap 'stop_status=143; kill -TERM "$job" 2>/dev/null || true' TERM HUP
     build
-    if [[ -n $asked ]]; then exit "$asked"; fi
+    if [[ -n $stop_status ]]; then exit "$stop_status"; fi
     docker volume create "$SCALING_FL_CACHE" >/dev/null
 
     # A terminal in raw mode sends Ctrl-C as a character. Without a terminal, the signal would reach both Compose and
@@ -148,8 +149,8 @@ in_container() {
     trap 'pass_on INT' INT
     trap 'pass_on TERM' TERM
     trap 'pass_on HUP' HUP
-    if [[ -n $asked ]]; then exit "$asked"; fi # the signal arrived after the build
-    follow "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
+    if [[ -n $stop_status ]]; then exit "$stop_status"; fi # the signal arrived after the build
+    run_job "${compose[@]}" --progress quiet run --rm --name "$name" --service-ports ${terminal[@]+"${terminal[@]}"} main "$@"
     exit "$status"
 }
 
@@ -158,15 +159,15 @@ build() {
     local log
     log=$(mktemp)
     if [[ -z $(docker image ls --quiet --filter "reference=$SCALING_FL_IMAGE") ]]; then
-        say "building the image $SCALING_FL_IMAGE; the first time, this takes some minutes"
+        say "building the image $SCALING_FL_IMAGE; the first build takes a few minutes"
     fi
-    follow "${compose[@]}" build main >"$log" 2>&1
-    if [[ $status -ne 0 && -z $asked ]]; then
+    run_job "${compose[@]}" build main >"$log" 2>&1
+    if [[ $status -ne 0 && -z $stop_status ]]; then
         cat "$log" >&2
         say 'the image could not be built (--no-docker runs without one)'
     fi
     rm -f "$log"
-    if [[ $status -ne 0 && -z $asked ]]; then exit "$status"; fi
+    if [[ $status -ne 0 && -z $stop_status ]]; then exit "$status"; fi
 }
 
 # Pass a signal to the job once its container's first process handles signals: the kernel would drop an earlier one.
@@ -206,7 +207,7 @@ if [[ $docker == yes ]]; then
     missing=$(missing_for_docker)
     if [[ -z $missing ]]; then in_container "$@"; fi
     if [[ -n ${COMPOSE_FILE:-} ]]; then
-        say "COMPOSE_FILE asks for a container, but $missing (--no-docker runs without one)"
+        say "COMPOSE_FILE requires a container, but $missing (--no-docker runs without one)"
         exit 1
     elif [[ $missing != 'docker is not installed' ]]; then
         say "$missing: using .venv instead (--no-docker suppresses this note)"
@@ -218,8 +219,8 @@ if [[ -w $root ]] && command -v flock >/dev/null; then # concurrent calls wait f
     flock 9
 fi
 case "${1} ${2:-}" in
-"-m pytest" | "-m ruff" | "-m mypy" | "-m mkdocs") renew requirements-dev.txt ;;
-*) renew requirements.txt ;;
+"-m pytest" | "-m ruff" | "-m mypy" | "-m mkdocs") install_requirements requirements-dev.txt ;;
+*) install_requirements requirements.txt ;;
 esac
 exec 9>&-
 

@@ -101,7 +101,7 @@ def main() -> None:
             measure.CORES,
             options.batches,
             0,
-            **launcher.SETTINGS,
+            **launcher.LIBRARY_ENVIRONMENT,
         )
 
     def peer(sampling: str, batches: int) -> list[float]:

@@ -8,7 +8,7 @@ tokens, with default dropout. There is no checkpoint, and no evaluation in the r
 command. The peers follow their documentation, in the fastest of the variants tried: pfl-research in one process with
 all threads, or with a process per core; Flower with an actor per core that keeps its model, which beats one actor with
 all threads. Peers and bare steps run with the defaults of torch and the system. A second run of the bare steps uses the
-launcher's memory settings (launcher.SETTINGS), which any program could use.
+launcher's memory settings (launcher.LIBRARY_ENVIRONMENT), which any program could use.
 """
 
 import argparse
@@ -261,7 +261,7 @@ def main() -> None:
             "scaling_fl": lambda: scaling_fl(folder, num_rounds),
             "scaling_fl, floats": lambda: scaling_fl(folder, num_rounds, exact_sum=False),
             "bare steps, a process per site": lambda: bare(NUM_SITES),
-            "bare steps, our settings": lambda: bare(NUM_SITES, **launcher.SETTINGS),
+            "bare steps, our settings": lambda: bare(NUM_SITES, **launcher.LIBRARY_ENVIRONMENT),
             "bare steps, one process": lambda: bare(1),
             "pfl-research, one process": lambda: pfl_research(pfl, folder, num_rounds, 1, NUM_SITES),
             "pfl-research, a process per core": lambda: pfl_research(pfl, folder, num_rounds, measure.CORES, NUM_SITES),

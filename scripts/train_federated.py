@@ -23,7 +23,7 @@ Commands:
 Keys follow `with`, as key=value. `help` lists them; docs/configuration.md has
 the same list. `demo` and `paper` are named configurations: several keys each.
 
-The flags used most, of Sacred's (https://sacred.readthedocs.io):
+Sacred's most used flags (https://sacred.readthedocs.io):
   -u            record nothing
   -c TEXT       add a comment to the record
   -n NAME       name the experiment in the record
@@ -33,7 +33,7 @@ The flags used most, of Sacred's (https://sacred.readthedocs.io):
   -d            show stack traces
   -D            start a debugger after a failure
 
-To resume a job, type the same command again, with its job_name and
+To resume a job, run the same command again, with its job_name and
 checkpoints_dir. docs/quickstart.md explains the output, and
 docs/troubleshooting.md the messages.
 """
@@ -90,7 +90,7 @@ def _cache_git_commit() -> bool:
 
         git.Repo(ROOT).head.commit.hexsha  # noqa: B018
         answer = dependencies.get_commit_if_possible(str(ROOT / "scripts" / "train_federated.py"), True)
-    except Exception:  # no git, no repository, no commit, another user's repository: each raises its own
+    except Exception:  # no git, no repository, no commit, another user's repository: each raises its own exception
         return False
     dependencies.get_commit_if_possible = lambda filename, save_git_info: answer
     return True
@@ -233,7 +233,9 @@ def _command(argv: list[str]) -> None:
                 job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
             signals.ignore()
-            resumes = "; with job_name and checkpoints_dir, the same command resumes" if job.plan else ""
+            resumes = (
+                "; if job_name and checkpoints_dir are set, run the same command again to resume" if job.plan else ""
+            )
             print(f"interrupted{resumes}", file=sys.stderr)
             sys.exit(signals.exit_status())
 

@@ -69,7 +69,7 @@ def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 
 def import_time_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that may be read on import, and so must match the zygote's."""
-    free = _FREE_VARIABLES | launcher.SETTINGS.keys()
+    free = _FREE_VARIABLES | launcher.LIBRARY_ENVIRONMENT.keys()
     return {name: value for name, value in environ.items() if name not in free and not name.startswith(_FREE_PREFIXES)}
 
 
@@ -104,7 +104,7 @@ class _Zygote:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.zygote", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
-                env=self.environ | launcher.SETTINGS | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
+                env=self.environ | launcher.LIBRARY_ENVIRONMENT | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
             )  # fmt: skip
         atexit.register(self._stop)
         self._socket = ours
@@ -216,7 +216,7 @@ def _fork_the_fork_server(path: Any, args: Sequence[Any], inherited: Sequence[in
         return child
     try:
         signal.set_wakeup_fd(-1)
-        for stop in signals.STOPS:  # exec would reset handlers, but keep ignored signals ignored
+        for stop in signals.STOP_SIGNALS:  # exec would reset handlers, but keep ignored signals ignored
             if signal.getsignal(stop) is not signal.SIG_IGN:
                 signal.signal(stop, signal.default_int_handler if stop == signal.SIGINT else signal.SIG_DFL)
         multiprocessing.util.spawnv_passfds = _spawn

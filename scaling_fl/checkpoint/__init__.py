@@ -1,4 +1,4 @@
-"""Checkpoints: publishing the server state atomically, finding the newest sound one, and resuming from it.
+"""Checkpoints: publishing the server state atomically, finding the newest intact one, and resuming from it.
 
 Only this package writes through fsspec. storage: files in a local folder or an object store; retries: which of its
 errors are transient; store: checkpoints by round; final_model: the exported model; header: what a checkpoint says about

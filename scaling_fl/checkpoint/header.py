@@ -1,4 +1,4 @@
-"""The header of a checkpoint: what it records about the job, and the check that a resume can read it."""
+"""The header of a checkpoint: what it records about the job, and the check that a resumed job can read it."""
 
 import dataclasses
 import time
@@ -8,7 +8,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated.best_round import BestRound
 from scaling_fl.federated.run_plan import Plan
 
-# The fields that a resume reads. The checksum detects damage, but a sound file may come from another program.
+# The fields that a resumed job reads. The checksum detects damage, but an intact file may come from another program.
 _HEADER_TYPES = {
     "job_name": str, "round": int, "threads": int, "data_digest": str, "environment": dict, "config": dict,
     "metrics": dict, "history": dict, "reported": bool,
@@ -25,7 +25,7 @@ def checkpoint_header(
     reported: bool = True,
     history: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Build the header of a checkpoint; `Checkpoints.save` adds the round.
+    """Build the header of a checkpoint; `CheckpointStore.save` adds the round.
 
     `reported`: whether `results` are final. If not, the resumed job evaluates the round first.
     `history`: the results of earlier rounds, by round.
@@ -47,7 +47,7 @@ def checkpoint_header(
 
 
 def check_header(source: str, header: dict[str, Any]) -> None:
-    """Raises `UserError` if a field that a resume reads is missing or has the wrong type."""
+    """Raises `UserError` if a field that a resumed job reads is missing or has the wrong type."""
     wrong = [key for key, kind in _HEADER_TYPES.items() if type(header.get(key)) is not kind]
     if "history" not in wrong and not all(
         round_.isdecimal() and type(metrics) is dict for round_, metrics in header["history"].items()

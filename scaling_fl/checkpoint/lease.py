@@ -54,7 +54,7 @@ class Lease:
             return
         deadline = time.monotonic() + (DURATION - age if age >= 0 else DURATION)  # negative: the clocks differ
         say(
-            f"job {self._job_name}: a run on {found['host']} was alive {max(age, 0):.0f} s ago; "
+            f"job {self._job_name}: a run on {found['host']} renewed its lease {max(age, 0):.0f} s ago; "
             f"waiting up to {deadline - time.monotonic():.0f} s for its next heartbeat"
         )
         while time.monotonic() < deadline:
@@ -66,7 +66,7 @@ class Lease:
                 recorded = f", recorded in {again['runs']}" if again.get("runs") else ""
                 raise UserError(
                     f"checkpoints_dir={self._storage.url}: a run on {again['host']} (process {again['process']}"
-                    f"{recorded}) is alive and writes to it; wait for it to end, or choose another job_name and "
+                    f"{recorded}) is still writing to it; wait for it to end, or choose another job_name and "
                     "checkpoints_dir"
                 )
 
@@ -81,7 +81,7 @@ class Lease:
         if self.taken_over_by is not None:
             raise UserError(
                 f"job {self._job_name}: a run on {self.taken_over_by} has taken over, because this run did not renew its "
-                f"lease for {DURATION:.0f} s; nothing is lost, and there is nothing to do"
+                f"lease for {DURATION:.0f} s; nothing is lost, and no action is needed"
             )
 
     def release(self) -> None:
@@ -122,15 +122,15 @@ class Lease:
             return None
         try:
             found: dict[str, Any] = json.loads(content)
-            sound = (
+            valid = (
                 all(isinstance(found[name], kind) for name, kind in _FIELD_TYPES.items()) and abs(found["time"]) < 1e12
             )
         except (ValueError, RecursionError, KeyError, TypeError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise UserError(
-                f"{self._storage.url_of(FILE)}: the file is not a lease, expected JSON that names the run that writes there; "
-                "if there is no such run, remove the file, or choose another checkpoints_dir"
+                f"{self._storage.url_of(FILE)}: the file is not a lease; expected JSON that names the run that writes "
+                "there; if there is no such run, remove the file, or choose another checkpoints_dir"
             )
         return found
 

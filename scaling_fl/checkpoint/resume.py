@@ -1,4 +1,4 @@
-"""Whether a job can resume from a checkpoint: same job, same meaning, same data, same model, finite tensors."""
+"""Whether a job can resume from a checkpoint: same job, same settings, same data, same model, finite tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +74,7 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None
     if header["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
-            f"write job_name={header['job_name']} to resume it, or choose another folder"
+            f"set job_name={header['job_name']} to resume it, or choose another folder"
         )
     # The model's path may change if the header identifies the model.
     compatibility.check_config(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
@@ -89,12 +89,14 @@ def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str,
     """
     before = header.get("origin") or {}
     changed = [
-        f"digest of the {what} was {before[what][:12]}…, is {origin[what][:12]}…"
+        f"digest of the {what} was {before[what][:12]}…, is now {origin[what][:12]}…"
         for what in ("weights", "tokens")
         if what in before and what in origin and before[what] != origin[what]
     ]
     was, now = before.get("architecture", {}), origin["architecture"]
-    changed += [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]]
+    changed += [
+        f"{key} was {was[key]!r}, is now {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]
+    ]
     if changed:
         raise UserError(
             f"job_name={config.job_name}: model={config.model} differs from the model the job started with "
@@ -108,7 +110,7 @@ def agree_on_threads(config: Config, threads: int, header: dict[str, Any], notes
         return int(header["threads"])
     if threads != header["threads"]:
         notes.append(
-            f"threads_per_site was {header['threads']}, is {threads}: results will agree closely, but not bitwise"
+            f"threads_per_site was {header['threads']}, is now {threads}: results will agree closely, but not bitwise"
         )
     return threads
 

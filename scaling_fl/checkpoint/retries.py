@@ -6,16 +6,19 @@ from collections.abc import Callable
 from fsspec import AbstractFileSystem
 
 # Seconds between attempts. Within an attempt s3fs retries for about 10 s, and gcsfs for half a minute. Together they
-# outlast an outage of two minutes, and a job that must fail does so before anyone would call it hung.
+# outlast an outage of two minutes, and a job that must fail does so well within the default stall_timeout.
 DELAYS = (2.0, 8.0, 30.0, 60.0)
 
 
 def retry(work: Callable[[], None], fs: AbstractFileSystem, on_wait: Callable[[], None]) -> None:
-    """Call `work`, which must be repeatable, and again after transient errors. Raises any other error, and the last one."""
+    """Call `work`, which must be repeatable, and call it again after transient errors.
+
+    Raises permanent errors at once, and a transient one after the last attempt.
+    """
     for wait in DELAYS:
         try:
             return work()
-        except Exception as error:  # each file system has its own
+        except Exception as error:  # every file system raises its own exceptions
             if not is_transient(error, fs):
                 raise
         on_wait()

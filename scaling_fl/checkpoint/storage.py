@@ -105,7 +105,7 @@ class Storage:
     def publish_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = no_progress) -> str:
         """Publish the files of a local folder, the file `last` at the end: if it exists, the folder is complete.
 
-        Returns the full name. Transient errors are retried for some minutes. Raises `UserError` after that.
+        Returns the full name. Transient errors are retried for a few minutes, then raised as `UserError`.
         """
 
         def publish() -> None:
@@ -142,7 +142,7 @@ class Storage:
             yield
         except UserError:
             raise
-        except Exception as error:  # each file system has its own
+        except Exception as error:  # every file system raises its own exceptions
             raise UserError(
                 f"checkpoints_dir={self.url}: {failure} ({type(error).__name__}: {error}); "
                 "check the path or URL, free space, permissions and credentials"

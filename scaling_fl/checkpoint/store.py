@@ -1,4 +1,4 @@
-"""Checkpoints by round: saving the server state, finding the newest sound one, and removing old ones."""
+"""Checkpoints by round: saving the server state, finding the newest intact one, and removing old ones."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from scaling_fl.state_file import Arrays, Damaged, read_state, write_state
 _NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 
-class Checkpoints(Storage):
+class CheckpointStore(Storage):
     """The checkpoints in `checkpoints_dir`, one file for each round."""
 
     def rounds(self) -> list[int]:
@@ -28,7 +28,7 @@ class Checkpoints(Storage):
     ) -> str:
         """Publish the state after `round_` atomically, and return its full name.
 
-        Transient errors of an object store are retried for some minutes. Raises `UserError` after that.
+        Transient errors of an object store are retried for a few minutes, then raised as `UserError`.
         """
         name = _file_name(round_)
         with self._as_user_error(f"cannot write {name}"), self._workspace() as folder:
@@ -38,10 +38,10 @@ class Checkpoints(Storage):
         return self.url_of(name)
 
     def fetch_newest(self, path: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
-        """Copy the newest sound checkpoint to `path`; return its tensors, its header, and the faults of newer ones.
+        """Copy the newest intact checkpoint to `path`; return its tensors, its header and the damage to newer ones.
 
         Damaged checkpoints stay in place until `set_aside`. Returns `None` if there are no checkpoints. Raises
-        `UserError` if there are some, but none is sound: a new start would overwrite them.
+        `UserError` if all are damaged: a new start would overwrite them.
         """
         damaged: list[str] = []
         with self._as_user_error("cannot read it"):
@@ -60,7 +60,7 @@ class Checkpoints(Storage):
                     damaged.append(f"{name} is damaged ({error})")
         if damaged:
             raise UserError(
-                f"checkpoints_dir={self.url}: no checkpoint in it is sound: {'; '.join(damaged)}. "
+                f"checkpoints_dir={self.url}: found only damaged checkpoints: {'; '.join(damaged)}. "
                 "Restore one, or choose another folder to start again"
             )
         return None
@@ -80,8 +80,11 @@ class Checkpoints(Storage):
             for round_ in self.rounds()[keep:] if keep else ():
                 if round_ != best:
                     self.fs.rm_file(f"{self.root}/{_file_name(round_)}")
-        except Exception as error:  # each file system has its own
-            return f"checkpoints_dir={self.url}: cannot remove old checkpoints ({type(error).__name__}: {error})"
+        except Exception as error:  # every file system raises its own exceptions
+            return (
+                f"checkpoints_dir={self.url}: cannot remove old checkpoints ({type(error).__name__}: {error}); check "
+                "the permissions"
+            )
         return None
 
 

@@ -51,11 +51,11 @@ class Collectives(ControlPlane):
     ):
         """Join the process group and map the memory; every worker must call this.
 
-        `devices`: of every worker. `size`: of the flat buffer. `memory`: used unless all workers have GPUs whose memory
-        can be shared. `rendezvous`: URL of a file, or of a port of worker 0. `num_moments`: rows of the server optimiser.
-        `on_wait(waiting)`: called when this worker starts and stops waiting for others. `exact`: sum in fixed point.
-        `single_site`: no worker trains more than one site per round. `nodes`: of every worker, empty for one node; nodes
-        reach each other over the network `interface`.
+        `devices`: each worker's device. `size`: length of the flat buffer. `memory`: used unless all workers have GPUs
+        whose memory can be shared. `rendezvous`: URL of a file, or of a port of worker 0. `num_moments`: rows of the
+        server optimiser. `on_wait(waiting)`: called when this worker starts and stops waiting for others. `exact`: sum in
+        fixed point. `single_site`: no worker trains more than one site per round. `nodes`: each worker's node, empty for
+        one node; nodes reach each other over the network `interface`.
         """
         super().__init__(rank, devices, rendezvous, on_wait, nodes, interface)
         self._num_moments = num_moments

@@ -70,9 +70,9 @@ def nccl_shared_memory_shortage(message: str, place: str = "/dev/shm") -> str:
     total, free = (found.f_frsize * count / 2**20 for count in (found.f_blocks, found.f_bavail))
     return (
         f"NCCL can't allocate {int(wanted[1]) / 2**20:.1f} MiB for the traffic between GPUs: {place} has {total:.0f} MiB, "
-        f"of which {free:.0f} MiB are free, and 1024 MiB are enough; set SHM_SIZE=1g with run-local.sh, --shm-size 1g with "
-        f"`docker run`, or on Kubernetes mount a volume (emptyDir, medium: Memory) at {place}; or do without it, more "
-        "slowly: NCCL_SHM_DISABLE=1"
+        f"of which {free:.0f} MiB are free, expected 1024 MiB; set SHM_SIZE=1g with run-local.sh, --shm-size 1g with "
+        f"`docker run`, or on Kubernetes mount a volume (emptyDir, medium: Memory) at {place}; or set "
+        "NCCL_SHM_DISABLE=1, which is slower"
     )
 
 

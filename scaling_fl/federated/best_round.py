@@ -19,8 +19,8 @@ def best_so_far(
 ) -> BestRound | None:
     """Return the better of `before` and `round_`; the earlier wins a tie. Lower is better for losses, higher otherwise.
 
-    A round without a finite value doesn't count: it was not evaluated, or its value was NaN or infinite and hence
-    text. Returns None if there is no metric, or no such round yet.
+    A round without a finite value doesn't count: it was not evaluated, or its value was NaN or infinite, which
+    is stored as text. Returns None if there is no metric, or no such round yet.
     """
     value = None if metric is None else results.get(metric)
     if metric is None or not isinstance(value, int | float):

@@ -21,7 +21,7 @@ def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> 
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 
 
-def draw(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
+def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
     """Sample the cohort of a round; return each site's aggregation weight, in ascending order of sites.
 
     A function of (seed, round). `sizes` are the sites' numbers of examples; the weights sum to 1. Uniform sampling is

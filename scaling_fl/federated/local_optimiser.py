@@ -11,7 +11,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 
 # All are elementwise: a step over one flat tensor equals a step over each of its parts.
-OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+TORCH_OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"fused": True}),
     "adam": (torch.optim.Adam, {"fused": True}),
     "sgd": (torch.optim.SGD, {"fused": True}),
@@ -36,7 +36,7 @@ def local_optimiser(config: Config, model: FlatModel) -> torch.optim.Optimizer:
         segment = torch.nn.Parameter(model.flat[start:stop])
         segment.grad = model.gradient[start:stop]
         groups.append({"params": [segment], "weight_decay": decay})
-    kind, options = OPTIMISERS[config.optimiser]
+    kind, options = TORCH_OPTIMISERS[config.optimiser]
     return kind(groups, lr=config.learning_rate, **options)
 
 

@@ -58,7 +58,7 @@ def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float
 
 
 def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dict[str, float]:
-    """Return `<name>.*` of one model. Sums run in batch order, so that the number of workers doesn't change a bit."""
+    """Return `<name>.*` of one model. Sums run in batch order: the number of workers doesn't affect the result."""
     ordered = sorted(batches, key=lambda b: b.batch)
     confusion = np.sum([b.confusion for b in ordered], axis=0)
     count = int(confusion.sum())

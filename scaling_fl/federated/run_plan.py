@@ -26,7 +26,7 @@ class Plan:
     shard_entropies: tuple[float, ...]  # bits
     num_train: int  # examples in the shards
     num_test: int
-    num_cut: int  # training texts that fill max_seq_len
+    num_truncated: int  # training texts that reach max_seq_len
     data_digest: str
     pad_token_id: int
     environment: dict[str, str]  # what bitwise reproducibility depends on: versions, processor
@@ -76,7 +76,7 @@ class Plan:
         """Local steps of the round's whole cohort; 0 for round 0."""
         if round_ == 0:
             return 0
-        sizes = [self.shard_sizes[site] for site in cohort.draw(self.config, self.shard_sizes, round_)]
+        sizes = [self.shard_sizes[site] for site in cohort.sample(self.config, self.shard_sizes, round_)]
         if self.config.baseline == "centralised":
             sizes = [sum(sizes)]
         return sum(map(self._steps, sizes))

@@ -49,7 +49,8 @@ class Site:
         model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)
-        # Lower than torch's 2^16: the scaler restarts every round, and a site may have few steps to lose to overflows.
+        # Lower than torch's 2^16: the scaler restarts every round, and a site may have too few steps to lose any to
+        # overflows.
         fp16 = precision(config, resident.device) == "fp16"
         scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
         step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)

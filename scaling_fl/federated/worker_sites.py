@@ -53,7 +53,7 @@ class WorkerSites:
         Every worker computes the same assignment. The weights of all workers together sum to 1.
         """
         config, sizes = self.resident.config, self.shards.sizes
-        weights = cohort.draw(config, sizes, round_)
+        weights = cohort.sample(config, sizes, round_)
         if config.baseline == "centralised":  # one site with the whole cohort's examples
             if self.rank == 0:
                 examples = np.sort(np.concatenate([self.shards[site] for site in weights]))

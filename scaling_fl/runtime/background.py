@@ -1,4 +1,4 @@
-"""A background writer: one thread, one task at a time, and no failure goes unnoticed."""
+"""A background writer: one thread, one task at a time, and every failure is raised."""
 
 import contextlib
 import os

@@ -31,8 +31,8 @@ _STARTUP_GRACE = 60.0  # seconds until a child's first heartbeat: the fork serve
 _HEARTBEAT_INTERVAL = 5.0  # seconds
 _CLEANUP_GRACE = 2.0  # seconds for libraries to clean up in a child that exits by itself
 _CAUSES = {
-    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; fewer sites, "
-    "a smaller batch_size or max_seq_len need less)",
+    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; a smaller "
+    "batch_size or max_seq_len, or fewer sites, use less memory)",
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
     signal.SIGSEGV: "native code crashed: a bug in a library, or incompatible versions",
 }
@@ -43,17 +43,17 @@ class Child:
 
     def __init__(self, context: Any, target: str, job: tuple[Any, ...], name: str, folder: str, stall_timeout: float):
         self.name = name
-        self.waiting = False  # for other processes
+        self.waiting = False  # whether it waits for other processes
         # Times of its last progress and its last heartbeat; in the future until the first heartbeat.
         self.progress_at = self.heartbeat_at = time.monotonic() + _STARTUP_GRACE
         self.failure: Exception | None = None
         self.ended = False
         self.connection, child_end = context.Pipe()
         self.output, child_output = context.Pipe(duplex=False)
-        leftovers = [folder, multiprocessing.util.get_temp_dir()]
+        temporary_folders = [folder, multiprocessing.util.get_temp_dir()]
         self.process = context.Process(
             target=_child_main,
-            args=(name, target, job, child_end, child_output, leftovers, stall_timeout / 5),
+            args=(name, target, job, child_end, child_output, temporary_folders, stall_timeout / 5),
             daemon=True,
         )
         self.process.start()
@@ -114,9 +114,10 @@ class Child:
 
     def hang_failure(self, stall_timeout: float, on_event: OnEvent) -> Exception:
         """The failure to report for a hung child."""
+        stack = self.stack(on_event) or "It is suspended, so it can't print its stack trace."
         return JobFailed(
             f"{self.name} made no progress for {stall_timeout:.0f} s and counts as hung (if it was only slow, raise "
-            f"stall_timeout). {self.stack(on_event) or 'It is stopped, so it has no stack trace to show.'}"
+            f"stall_timeout). {stack}"
         )
 
     def stack(self, on_event: OnEvent) -> str:
@@ -163,13 +164,13 @@ class _LauncherConnection:
     def progress(self) -> None:
         self._progress += 1
 
-    def listen(self, leftovers: list[str]) -> None:
-        """Obey the launcher. If its end of the connection closes, it is dead: remove its temporary folders and exit."""
+    def listen(self, temporary_folders: list[str]) -> None:
+        """Stop when the launcher says so. If it dies, its end closes: remove its temporary folders and exit."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._connection.recv()
                 threading.Thread(target=self.on_stop, daemon=True).start()
-        for folder in leftovers:
+        for folder in temporary_folders:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
@@ -190,22 +191,22 @@ def _child_main(
     job: tuple[Any, ...],
     connection: Connection,
     output: Connection,
-    leftovers: list[str],
+    temporary_folders: list[str],
     interval: float,
 ) -> None:
     """Entry point of a child: connect to the launcher, run `target`, and report its failure."""
-    for stop in signals.STOPS:  # they reach the whole process group; only the launcher acts on them
+    for stop in signals.STOP_SIGNALS:  # they reach the whole process group; only the launcher acts on them
         signal.signal(stop, signal.SIG_IGN)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if os.path.isdir(leftovers[0]):
-        tempfile.tempdir = leftovers[0]  # temporary files of a killed child are removed with the work folder
+    if os.path.isdir(temporary_folders[0]):
+        tempfile.tempdir = temporary_folders[0]  # temporary files of a killed child are removed with the work folder
     faulthandler.register(signal.SIGUSR1)  # prints the stack trace of a hung child
     launcher = _LauncherConnection(connection)
-    threading.Thread(target=launcher.listen, args=(leftovers,), daemon=True).start()
+    threading.Thread(target=launcher.listen, args=(temporary_folders,), daemon=True).start()
     threading.Thread(target=launcher.send_heartbeats, args=(min(interval, _HEARTBEAT_INTERVAL),), daemon=True).start()
     module, _, function = target.partition(":")
     try:

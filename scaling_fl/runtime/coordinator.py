@@ -1,4 +1,4 @@
-"""The coordinator, worker 0: it reports rounds, writes checkpoints, and publishes before a job ends early."""
+"""The coordinator, worker 0: it reports rounds, writes checkpoints, and saves one before a job ends early."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import torch
 from scaling_fl import state_file
 from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.checkpoint.header import checkpoint_header
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated.best_round import best_so_far
 from scaling_fl.federated.metrics import finite_or_text
@@ -26,7 +26,7 @@ from scaling_fl.runtime.background import BackgroundWriter
 
 
 class Coordinator:
-    """Reports the rounds of worker 0, and publishes checkpoints and the final model."""
+    """Reports the rounds of worker 0, and saves checkpoints and the final model."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Coordinator:
         kept = block.shape if plan.config.checkpoints_dir is not None else (0,)
         self._block, self._snapshot = block, torch.empty(kept, pin_memory=block.is_cuda)
         self._best = plan.best
-        # The last round reported, and the last round published with its report.
-        self._reported = self._published = state.round if plan.reported else -1
+        # The last round reported, and the last round saved with its report.
+        self._reported = self._saved = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
         self._history = dict(plan.history)
 
@@ -61,18 +61,18 @@ class Coordinator:
         self._history[str(round_)] = self._results
         self._send({"event": "round", "round": round_, "metrics": self._results})
         if config.checkpoint_due(round_):
-            self._publish()
+            self._save()
 
-    def _publish(self) -> None:
+    def _save(self) -> None:
         """Write a snapshot of the state, since the next round changes it, then prune older checkpoints."""
         config, round_ = self._plan.config, self._state.round
-        if config.checkpoints_dir is None or round_ == self._published:
+        if config.checkpoints_dir is None or round_ == self._saved:
             return
         self._writer.wait()  # it reads the previous snapshot
         reported = self._reported == round_
         results = self._results if reported else finite_or_text(self._state.results)
         best = self._best = best_so_far(config.keep_best, self._best, round_, results)
-        folder = Checkpoints(config.checkpoints_dir)
+        folder = CheckpointStore(config.checkpoints_dir)
         tensors: state_file.Arrays = state_arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
@@ -88,17 +88,17 @@ class Coordinator:
                 self._send({"event": "said", "text": f"note: {trouble}"})
 
         self._writer.submit(write)
-        self._published = round_
+        self._saved = round_
 
     def stop(self) -> None:
-        """Publish the last complete round before the job ends, holding the server state's lock until the process ends.
+        """Save the last complete round before the job ends, holding the server state's lock until the process ends.
 
-        If that round is not evaluated yet, its checkpoint says so, and a resume starts with the evaluation.
+        If that round is not evaluated yet, its checkpoint says so, and the resumed job starts with the evaluation.
         """
         self._state.lock.acquire()
         try:
             if self._state.round > 0 and not self._state.partly_updated:  # partly updated: aggregation failed half-way
-                self._publish()
+                self._save()
             self._writer.wait()
         except Exception as error:
             failure = error if isinstance(error, UserError) else JobFailed(f"{type(error).__name__}: {error}")
@@ -121,6 +121,6 @@ class Coordinator:
             self._model.module.save_pretrained(staging)
             files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
             (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
-            folder = Checkpoints(self._plan.config.checkpoints_dir)
+            folder = CheckpointStore(self._plan.config.checkpoints_dir)
             name = folder.publish_folder(Path(staging), "model", COMPLETE, self._send.progress)
         self._send({"event": "model", "path": name})

@@ -42,13 +42,11 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
     if max(config.site_ids) >= num_gpus:
         raise UserError(
             f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "
-            f"this machine has GPUs 0 to {num_gpus - 1}"
+            f"this machine has GPUs 0 to {num_gpus - 1}; correct site_ids"
         )
     found = tuple(f"cuda:{index}" for index in config.site_ids)
     if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
-        raise UserError(
-            "precision=auto: some of these GPUs have bf16, others don't; write precision=fp32, bf16 or fp16"
-        )
+        raise UserError("precision=auto: some of these GPUs have bf16, others don't; set precision=fp32, bf16 or fp16")
     return found
 
 
@@ -56,7 +54,7 @@ def check_compiler(device: str) -> None:
     """Raises `UserError` if torch.compile doesn't work on `device`."""
     try:
         torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
-    except Exception as error:  # each layer of the compiler stack raises its own
+    except Exception as error:  # each layer of the compiler stack raises its own exceptions
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"compile=True: torch can't compile for {device} ({type(error).__name__}: {reason}); install a C++ compiler "

@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling_fl import host
 from scaling_fl.checkpoint.lease import Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import JobFailed, NodeLost, UserError
@@ -21,14 +21,14 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
-from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
+from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.tracking import events, mongo_address, secret_manager
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.tracker import Tracker
 
-RUNS = Path("runs")  # records of all runs, in the folder where the command is typed
+RUNS = Path("runs")  # records of all runs, in the current directory
 
 
 class Job:
@@ -38,7 +38,7 @@ class Job:
         self.console = Console()
         self.unobserved = False  # True: nothing is recorded
         self.destinations = Destinations([RUNS])
-        self.link: ControlLink = ALONE
+        self.link: ControlLink = SINGLE_NODE
         self.plan: Plan | None = None
         self._resources = resources
         self._attempt = resources.enter_context(contextlib.ExitStack())  # closed at the end of each attempt
@@ -106,7 +106,7 @@ class Job:
                 if self._tracker is not None:
                     self._tracker.restarted(str(error))
                 plan = self.plan = self._prepare(plan.config)
-                if plan.finished:  # it failed after the last round was published
+                if plan.finished:  # it failed after the last round was saved
                     return
 
     def sync(self, config: Config) -> None:
@@ -116,7 +116,7 @@ class Job:
         history = self._claim(config)
         if history is None or not history.exists():
             raise UserError(
-                f"job_name={config.job_name}: it has no events in {RUNS}/_events; type the command where the job was "
+                f"job_name={config.job_name}: it has no events in {RUNS}/_events; run the command where the job was "
                 f"started, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or add its checkpoints_dir"
             )
         if not self.destinations.bring_up_to_date(config, history, self.console.line):
@@ -127,13 +127,13 @@ class Job:
         return self._written | (self._tracker.locations() if self._tracker is not None else {})
 
     def _claim(self, config: Config) -> Path | None:
-        """Make sure that no other run has this job; return its event file, if the run is recorded."""
+        """Make sure that no other run of this job is in progress; return its event file, if the run is recorded."""
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
         self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
         if config.checkpoints_dir is not None:
-            self._lease = Lease(Checkpoints(config.checkpoints_dir), str(config.job_name))
+            self._lease = Lease(CheckpointStore(config.checkpoints_dir), str(config.job_name))
             self._lease.wait_until_free(self.console.line)
         if self.unobserved:
             return None

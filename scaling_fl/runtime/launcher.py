@@ -25,13 +25,13 @@ from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.child_process import Child, OnEvent
 from scaling_fl.runtime.nodes import agreement
-from scaling_fl.runtime.nodes.control_link import ALONE, ControlLink
+from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
 
 _CAUSE_GRACE = 2.0  # seconds to wait for the cause of a failure after its consequences
 _REMOTE_CAUSE_GRACE = 7.0  # the same if another node must end its processes before it reports
 # Environment variables that the children's libraries read at start-up, chosen by measurement (benchmarks/README.md).
-SETTINGS = {
+LIBRARY_ENVIRONMENT = {
     # Threads that spin for long take the core from another site's thread that has work. Without any spinning, the
     # step of a lone site takes 5 % longer. So threads spin briefly.
     "GOMP_SPINCOUNT": "10000",
@@ -51,7 +51,7 @@ def start_fork_server() -> None:
         _fork_server()
 
 
-def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = ALONE) -> Plan:
+def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> Plan:
     """Run the preparation child on every node; return the joint plan. Raises `UserError` on bad input, or `JobFailed`."""
     plans: list[Plan] = []
 
@@ -75,7 +75,7 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = 
     return agreement.join_plans(plans[0], link)
 
 
-def train(plan: Plan, on_event: OnEvent, link: ControlLink = ALONE) -> None:
+def train(plan: Plan, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> None:
     """Run this node's workers until all are done. Raises `JobFailed` with the first failure."""
     memory = SharedMemory()
     try:
@@ -83,10 +83,26 @@ def train(plan: Plan, on_event: OnEvent, link: ControlLink = ALONE) -> None:
         names = [plan.worker_name(rank) for rank in plan.ranks_here]
         with signals.graceful_stop():
             run_children(
-                "scaling_fl.runtime.worker:work", jobs, names, plan.folder, on_event, plan.config.stall_timeout, link
+                "scaling_fl.runtime.worker:work",
+                jobs,
+                names,
+                plan.folder,
+                on_event,
+                plan.config.stall_timeout,
+                link,
+                stop_note=_stop_note(plan),
             )
     finally:
         memory.close()
+
+
+def _stop_note(plan: Plan) -> str:
+    """What the job does at the first stop signal, for the user."""
+    if plan.node > 0:  # only node 0 knows `checkpoints_dir`
+        return "stopping: asking node 0 to stop the job"
+    if plan.config.checkpoints_dir is None:
+        return "stopping: nothing is saved, because checkpoints_dir is not set"
+    return "stopping: saving the last complete round first"
 
 
 def run_children(
@@ -96,16 +112,17 @@ def run_children(
     folder: str,
     on_event: OnEvent,
     stall_timeout: float = 600.0,
-    link: ControlLink = ALONE,
+    link: ControlLink = SINGLE_NODE,
     all_may_block: bool = False,
+    stop_note: str = "stopping",
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have succeeded.
 
-    Messages use `names`. A child that finds the launcher dead removes `folder`. A child without progress for
-    `stall_timeout` seconds counts as failed. So do children that all wait at once, unless `all_may_block`, for children
-    that may wait for something outside the job. Failures on the nodes of `link` count like failures here.
-    Raises the first failure after stopping all children, and `KeyboardInterrupt` if the job is stopped, after the first
-    child has published.
+    Messages use `names`. A child that notices the launcher's death removes `folder`. A child without progress for
+    `stall_timeout` seconds counts as failed. So do children that all wait for each other, unless `all_may_block` says
+    that they may wait for something outside the job. Failures on the nodes of `link` count like failures here.
+    Raises the first failure after stopping all children. Raises `KeyboardInterrupt` if the job is stopped, after
+    printing `stop_note` and giving the first child time to save.
     """
     if os.environ.get("SCALING_FL_DEBUG"):  # a process stopped by a debugger isn't hung
         stall_timeout = float("inf")
@@ -121,7 +138,7 @@ def run_children(
                         "the fork server is gone: it was killed, or the system ran out of memory"
                     ) from error
         link.begin_phase()
-        failure = _watch(children, link, on_event, stall_timeout, all_may_block)
+        failure = _watch(children, link, on_event, stall_timeout, all_may_block, stop_note)
     finally:
         with signals.defer_interrupts():
             for child in children:
@@ -132,7 +149,7 @@ def run_children(
 
 def _fork_server() -> Any:
     """The context of the fork server, which the first call starts. Raises `UserError` if it can't be started."""
-    for name, value in SETTINGS.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         if name not in os.environ and not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
             os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
@@ -141,7 +158,7 @@ def _fork_server() -> Any:
     multiprocessing.resource_tracker.ensure_running()  # first, because it changes the blocked signals
     # Only the launcher handles stop signals. The fork server inherits the blocked mask, and ends with the launcher. A
     # signal that arrives meanwhile is delivered afterwards.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
     try:
         # The server doesn't inherit sys.path, and silently skips preload modules that it can't find.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
@@ -171,7 +188,12 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _watch(
-    children: list[Child], link: ControlLink, on_event: OnEvent, stall_timeout: float, all_may_block: bool
+    children: list[Child],
+    link: ControlLink,
+    on_event: OnEvent,
+    stall_timeout: float,
+    all_may_block: bool,
+    stop_note: str,
 ) -> Exception | None:
     """Pass on events until all children, here and on other nodes, have ended or one has failed; return the root cause.
 
@@ -193,7 +215,7 @@ def _watch(
         signals.check()
         if signals.stop_requested() and stop_deadline is None:
             stop_deadline = time.monotonic() + signals.grace_period() + link.grace
-            on_event({"event": "said", "text": "stopping: publishing the last complete round first"})
+            on_event({"event": "said", "text": stop_note})
             if not link.request_stop():
                 with contextlib.suppress(OSError):  # it is already ending
                     children[0].connection.send("stop")

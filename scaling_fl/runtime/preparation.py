@@ -1,4 +1,4 @@
-"""The preparation child: it checks and builds once whatever can be known before the workers start.
+"""The preparation child: it checks all input, and builds once what all workers need.
 
 It reads the data, loads the model, finds the checkpoint to resume from, and writes what the workers open to a work
 folder: token stores, shards, the model's architecture and tokenizer, and the server state.
@@ -14,7 +14,7 @@ import torch
 from scaling_fl import state_file
 from scaling_fl.checkpoint import resume
 from scaling_fl.checkpoint.final_model import is_exported
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_cache, token_store
 from scaling_fl.data.examples import Split
@@ -73,7 +73,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
     }  # fmt: skip
     if config.checkpoints_dir is not None:
-        checkpoints = Checkpoints(config.checkpoints_dir)
+        checkpoints = CheckpointStore(config.checkpoints_dir)
         with waiting(send, not checkpoints.local):
             previous = checkpoints.fetch_newest(work / "state.safetensors")
         if previous is not None:
@@ -132,7 +132,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
                 num_train=len(trained),
                 num_test=len(task.test),
-                num_cut=0 if finished else _num_cut(work, trained, config, loaded.tokenizer.pad_token_id),
+                num_truncated=0 if finished else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
                 environment=environment(config, devices),
@@ -166,13 +166,13 @@ def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list
         notes.append(f"{num_held_back:,} of {num_train:,} training rows are held back from all sites")
     if config.keep_best is not None and config.keep_best.startswith("validation."):
         notes.append(
-            f"keep_best={config.keep_best} chooses by the test set, so the best round's test metrics are better than new "
-            f"texts will show; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
+            f"keep_best={config.keep_best} chooses by the test set, so the best round's test metrics are too "
+            f"optimistic; validation_fraction=0.1 keep_best={config.keep_best.replace('validation', 'held_back')} "
             "chooses by rows that no site trains on"
         )
     return notes
 
 
-def _num_cut(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
-    """The number of texts that fill `max_seq_len`: all of them are cut, except the few that fit exactly."""
+def _num_truncated(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
+    """The number of texts that reach `max_seq_len`: all of them are truncated, except the few that fit exactly."""
     return int((token_store.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())

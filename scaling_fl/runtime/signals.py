@@ -1,6 +1,6 @@
 """Stop signals: Ctrl-C, a cluster that reclaims the machine (SIGTERM), a closed terminal (SIGHUP).
 
-At the first signal, a job in training publishes the last complete round and ends. At the second, it ends at once.
+At the first signal, a job in training saves the last complete round and ends. At the second, it ends at once.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ import time
 import types
 from collections.abc import Iterator
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Clusters kill 20 to 30 s after SIGTERM.
-_PUBLISH_GRACE = 10.0  # seconds for publishing
-_SHUTDOWN_GRACE = 14.0  # seconds for publishing and the last records; the remaining shutdown takes at most 4
+_SAVE_GRACE = 10.0  # seconds for saving
+_SHUTDOWN_GRACE = 14.0  # seconds for saving and the last records; the remaining shutdown takes at most 4
 _FORCED_GRACE = 1.0  # seconds for the last records after a second signal
 _received: list[int] = []
 _remote: list[int] = []
@@ -25,7 +25,7 @@ wakeup, _wakeup_writer = os.pipe()  # wakes the launcher while it waits for its 
 def install() -> None:
     """Handle the stop signals from now on, except those that `nohup` ignores."""
     os.set_blocking(_wakeup_writer, False)
-    for stop in STOPS:
+    for stop in STOP_SIGNALS:
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, _receive)
 
@@ -89,8 +89,8 @@ def received() -> int:
 
 
 def grace_period() -> float:
-    """Seconds that publishing may take; unlimited after Ctrl-C, which the user can repeat."""
-    return float("inf") if received() == signal.SIGINT else _PUBLISH_GRACE
+    """Seconds that saving may take; unlimited after Ctrl-C, which the user can repeat."""
+    return float("inf") if received() == signal.SIGINT else _SAVE_GRACE
 
 
 def start_shutdown_timer() -> None:
@@ -108,7 +108,7 @@ def start_shutdown_timer() -> None:
 def ignore() -> None:
     """Ignore all stop signals from now on: the rest of the shutdown is short and must be completed."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    for stop in STOPS:
+    for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
 
 

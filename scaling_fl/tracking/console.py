@@ -68,7 +68,7 @@ class Console:
         if not plan.one_site_per_worker:
             sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
         if plan.nodes:
-            sites += f" on {len(set(plan.nodes))} nodes ({len(plan.ranks_here)} of the processes here)"
+            sites += f" on {len(set(plan.nodes))} nodes ({_number(len(plan.ranks_here), 'process')} here)"
             through += ", then over the network by one process per node"
         self.line(
             f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
@@ -84,7 +84,8 @@ class Console:
         )
         self.line(
             f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
-            f"{len(plan.label_names)} classes; {plan.num_cut:,} training texts fill max_seq_len={config.max_seq_len}"
+            f"{len(plan.label_names)} classes; "
+            f"{plan.num_truncated:,} training texts reach max_seq_len={config.max_seq_len}"
         )
         sizes, entropies = plan.shard_sizes, plan.shard_entropies
         device = "  device" if plan.one_site_per_worker else ""
@@ -96,8 +97,8 @@ class Console:
             )
         if len(sizes) > _MAX_SITES_SHOWN:
             self.line(
-                f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; all have {min(sizes):,} to {max(sizes):,} examples, "
-                f"half of them {sorted(sizes)[(len(sizes) - 1) // 2]:,} or fewer"
+                f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "
+                f"{max(sizes):,}, median {sorted(sizes)[(len(sizes) - 1) // 2]:,}"
             )
         if plan.round:
             self.line(f"job {config.job_name} resumes after round {plan.round}")

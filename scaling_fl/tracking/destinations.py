@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling_fl.checkpoint.lease import Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
@@ -27,7 +27,7 @@ class Destinations:
         targets: list[Target] = [FileRecord(folder) for folder in self.folders]
         targets += [mongo.MongoEntry(address) for address in self.addresses]
         if config.checkpoints_dir is not None:
-            targets.append(Mirror(Checkpoints(config.checkpoints_dir), lease))
+            targets.append(Mirror(CheckpointStore(config.checkpoints_dir), lease))
         return targets
 
     def file_records(self, history: Path) -> str:
@@ -39,7 +39,7 @@ class Destinations:
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
         """Raises `UserError` if a folder isn't writable, or a database has another job of this name.
 
-        Prints a note about a database that fails otherwise. Leaves no trace.
+        Prints a note about a database that fails for any other reason. Leaves no trace.
         """
         for folder in self.folders:
             events.check_writable(folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
@@ -36,8 +36,8 @@ class EventLog:
                 self._file.write(b"\n")
         except BlockingIOError as error:
             raise UserError(
-                f"job_name={path.stem}: a run of this job is alive, and writes to {path}; wait for it to end, or choose another "
-                "job_name"
+                f"job_name={path.stem}: another run of this job is writing to {path}; wait for it to end, or choose "
+                "another job_name"
             ) from error
         except OSError as error:
             raise UserError(
@@ -115,21 +115,21 @@ def path_of(runs: Path, config: Config) -> Path:
 def merge_mirror(runs: Path, config: Config) -> Path:
     """Merge the copy beside the checkpoints into the job's event file in `runs`; returns the path of that file.
 
-    Writes nothing if the copy adds nothing. Raises `UserError` if the copy can't be read, or is of another job.
+    Writes nothing if the copy adds nothing. Raises `UserError` if the copy can't be read, or belongs to another job.
     """
     path = path_of(runs, config)
     here = path.read_bytes() if path.exists() else b""
-    there = (config.checkpoints_dir is not None and Checkpoints(config.checkpoints_dir).read(MIRROR)) or b""
+    there = (config.checkpoints_dir is not None and CheckpointStore(config.checkpoints_dir).read(MIRROR)) or b""
     mine, theirs = (_created_event(merge(copy)) for copy in (here, there))
     if theirs is not None and theirs["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {theirs['job_name']}; "
-            f"write job_name={theirs['job_name']} to resume it, or choose another folder"
+            f"set job_name={theirs['job_name']} to resume it, or choose another folder"
         )
     if mine is not None and theirs is not None and mine["job_id"] != theirs["job_id"]:
         raise UserError(
-            f"job_name={config.job_name}: {path} records a different job of this name from checkpoints_dir="
-            f"{config.checkpoints_dir}; to resume the latter, run the command in another folder"
+            f"job_name={config.job_name}: {path} and checkpoints_dir={config.checkpoints_dir} hold "
+            "different jobs of this name; to resume the latter, run the command in another folder"
         )
     merged = merge(here, there if theirs else b"")
     if merged != merge(here):
@@ -158,7 +158,7 @@ def _created_event(data: bytes) -> Event | None:
 
 
 def rounds_of(events: list[Event]) -> set[int]:
-    """The recorded rounds. A resume discards those after its checkpoint, and a start without one discards all."""
+    """The recorded rounds. A resumed job discards those after its checkpoint, or all if there is no checkpoint."""
     found: set[int] = set()
     for event in events:
         if event["event"] == "started":

@@ -24,7 +24,7 @@ from scaling_fl.tracking.record import OUTPUT_END, Record
 
 _FIND_SERVER_MS = 5000  # pymongo's default is 30 s
 _CONNECT_MS = 2500  # shorter, so that the error names the cause
-_ANSWER_MS = 20000  # of one operation; pymongo's default is no limit
+_ANSWER_MS = 20000  # limit for one operation; pymongo has none by default
 
 
 class MongoEntry:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scaling_fl.checkpoint.lease import Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
@@ -46,7 +46,7 @@ class Mirror:
 
     name, title, throttled = "the copy of the events beside the checkpoints", "", False
 
-    def __init__(self, checkpoints: Checkpoints, lease: Lease | None = None):
+    def __init__(self, checkpoints: CheckpointStore, lease: Lease | None = None):
         self._checkpoints, self._lease = checkpoints, lease
 
     def open(self, job_id: str) -> float:
@@ -65,7 +65,7 @@ class Mirror:
 
 
 class Replay:
-    """Keeps one target up to date, once started in a background thread."""
+    """Keeps one target up to date; after `start`, in a background thread."""
 
     def __init__(self, path: Path, target: Target):
         self.path, self.target = path, target
@@ -96,7 +96,7 @@ class Replay:
                 self._record.entry["heartbeat"] = utc(time.time())
             self.target.write(self._record, events, self.path)
             self._offset, self.trouble = offset, None
-        except Exception as error:  # each target has its own; no target may stop a job
+        except Exception as error:  # every target raises its own exceptions; none may stop a job
             self._record, self.trouble = None, error
 
     def start(self) -> None:

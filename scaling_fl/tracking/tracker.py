@@ -1,4 +1,4 @@
-"""The observer that writes a job's event file: Sacred reports start and end, the workers everything between."""
+"""The observer that writes a job's event file: Sacred reports start and end, and the workers everything in between."""
 
 import contextlib
 import json
@@ -145,7 +145,10 @@ class Tracker(RunObserver):  # type: ignore[misc]
             name, troubled = replay.target.name, replay.trouble is not None
             if troubled and name not in self._troubled:
                 self._troubled.add(name)
-                self._say(f"note: {replay.describe_trouble()}; training continues, and the missing entries follow")
+                self._say(
+                    f"note: {replay.describe_trouble()}; training continues, and the missing entries "
+                    "will be written later"
+                )
             elif not troubled and name in self._troubled:
                 self._troubled.discard(name)
                 self._say(f"note: {name} is up to date again")

@@ -4,7 +4,8 @@
     ./run-local.sh scripts/spooky_author/split_data.py \
         --full-path data/spooky/full.csv --train-path data/spooky/train.csv --test-path data/spooky/test.csv
 
-Kaggle's own test file has no authors. Paths are fsspec paths: local, s3:// or gs://. The split depends only on the seed.
+Kaggle's own test file has no authors. Paths are fsspec paths: local, s3:// or gs://. The split depends
+only on the rows, --train-size and --seed.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
     report = []
     for path, chosen in ((train_path, in_train), (test_path, ~in_train)):
         if not chosen.any():
-            raise UserError(f"--train-size={train_size}: it leaves no row for {path}")
+            raise UserError(f"--train-size={train_size}: it leaves no row for {path}; move it closer to 0.5")
         buffer = io.StringIO()
         writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(table.columns)
@@ -84,8 +85,10 @@ def _reachable(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # every file system raises its own errors
-        raise UserError(f"{path}: cannot write to it: {type(error).__name__}: {error}") from error
+    except Exception as error:  # every file system raises its own exceptions
+        raise UserError(
+            f"{path}: cannot write to it ({type(error).__name__}: {error}); check the path, permissions and credentials"
+        ) from error
 
 
 def main(argv: list[str]) -> None:

@@ -72,9 +72,9 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     fault = json.loads(os.environ["CHAOS"])
     current_round = 0
     if fault["place"] == "checkpoint" and rank == 0:
-        strike_before(store.Checkpoints, "_publish", fault, lambda *args: current_round >= fault["round"])
+        strike_before(store.CheckpointStore, "_publish", fault, lambda *args: current_round >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
-        strike_before(store.Checkpoints, "publish_folder", fault)
+        strike_before(store.CheckpointStore, "publish_folder", fault)
     elif fault["place"] == "end" and rank == 0:
         strike_before(Collectives, "close", fault)
     elif rank == fault["worker"]:

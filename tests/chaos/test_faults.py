@@ -106,8 +106,8 @@ ENDINGS = {
     "kill": (1, "ended: killed by SIGKILL; "),
     "stop": (1, "made no progress for 10 s and counts as hung"),
     "launcher SIGKILL": (-signal.SIGKILL, ""),
-    "launcher SIGTERM": (128 + signal.SIGTERM, "the same command resumes"),
-    "launcher SIGINT": (128 + signal.SIGINT, "the same command resumes"),
+    "launcher SIGTERM": (128 + signal.SIGTERM, "run the same command again to resume"),
+    "launcher SIGINT": (128 + signal.SIGINT, "run the same command again to resume"),
 }
 
 
@@ -271,7 +271,7 @@ def test_a_job_that_is_asked_to_stop_publishes_the_last_complete_round(
         time.sleep(0.01)
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "stopping: publishing the last complete round first" in out
+    assert "stopping: saving the last complete round first" in out
     rounds = [path.name for path in sorted((stopped.folder / "out").glob("round-*"))]
     assert rounds == [f"round-{complete:06d}.safetensors"]
     resumed = stopped.run(None, "checkpoint_every=3", *more)

@@ -172,7 +172,7 @@ def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Serve
     assert refused.returncode == 1
     assert "job news: a run on " in refused.stdout
     holder = f"(process {process.pid}, recorded in runs/1, run 1 in database here)"
-    assert f"{holder} is alive and writes to it; wait for it to end" in refused.stderr
+    assert f"{holder} is still writing to it; wait for it to end" in refused.stderr
     assert not (there.folder / "runs").exists()
 
     process.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from tests.checkpoint import writer
 from tests.conftest import ROOT
 from tests.line import Line
@@ -25,7 +25,7 @@ def start(url: str, moment: str) -> "subprocess.Popen[str]":
     )
 
 
-def assert_intact(checkpoints: Checkpoints, published: int, tmp_path: Path) -> None:
+def assert_intact(checkpoints: CheckpointStore, published: int, tmp_path: Path) -> None:
     """Assert that the reported checkpoints are intact, and one more if the writer was killed before it reported it."""
     rounds = checkpoints.rounds()
     assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
@@ -48,7 +48,7 @@ def test_a_writer_killed_around_the_rename_leaves_published_checkpoints_intact(
     process = start(str(tmp_path / "c"), moment)
     assert process.communicate()[0].split() == ["1", "2"]
     assert process.returncode == -9
-    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints = CheckpointStore(str(tmp_path / "c"))
     assert checkpoints.rounds() == list(range(published, 0, -1))
     partial = [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".partial-")]
     assert len(partial) == 1, "the kill leaves the unfinished file behind"
@@ -68,7 +68,7 @@ def test_a_writer_killed_while_writing_a_file_leaves_the_previous_checkpoint_int
         assert time.monotonic() < deadline
     process.kill()
     lines = process.communicate()[0].split()
-    assert_intact(Checkpoints(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
+    assert_intact(CheckpointStore(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
 
 
 @pytest.mark.parametrize("sent", [1, 3_000, 500_000, 1_000_000])
@@ -85,4 +85,4 @@ def test_a_writer_killed_during_an_upload_leaves_the_previous_checkpoint_intact(
     lines = process.communicate()[0].split()
     assert process.returncode == -9
     line.down = False
-    assert_intact(Checkpoints(url), int(lines[-1]) if lines else 2, tmp_path)
+    assert_intact(CheckpointStore(url), int(lines[-1]) if lines else 2, tmp_path)

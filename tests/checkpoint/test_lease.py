@@ -7,7 +7,7 @@ import pytest
 
 from scaling_fl.checkpoint import lease as lease_module
 from scaling_fl.checkpoint.lease import FILE, Lease
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
 from tests.conftest import ObjectStore
 
@@ -22,7 +22,7 @@ def write_other_lease(folder: Path, age: float, now: float | None = None) -> dic
 
 def test_a_lease_is_renewed_until_its_run_releases_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.05)
-    lease = Lease(Checkpoints(str(tmp_path)), "news")
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
     lease.wait_until_free(pytest.fail)
     lease.acquire()
     first = json.loads((tmp_path / FILE).read_text())
@@ -40,9 +40,9 @@ def test_a_lease_is_renewed_until_its_run_releases_it(tmp_path: Path, monkeypatc
 
 
 def test_a_killed_run_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
-    killed = Lease(Checkpoints(str(tmp_path)), "news")
+    killed = Lease(CheckpointStore(str(tmp_path)), "news")
     killed._write()
-    Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
+    Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(pytest.fail)
 
 
 def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
@@ -59,13 +59,15 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     monkeypatch.setattr(lease_module, "time", clock)
     messages: list[str] = []
     write_other_lease(tmp_path, age=5.0, now=now)
-    Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
+    Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(pytest.fail)
     for age, wait in ((1.0, 2), (-3600.0, 3)):  # -3600: the other clock is an hour fast
         write_other_lease(tmp_path, age, now)
         start = now
-        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(messages.append)
+        Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(messages.append)
         assert now - start == pytest.approx(wait)
-    assert messages[0].startswith("job news: a run on far was alive 1 s ago; waiting up to 2 s for its next heartbeat")
+    assert messages[0].startswith(
+        "job news: a run on far renewed its lease 1 s ago; waiting up to 2 s for its next heartbeat"
+    )
     assert len(messages) == 2
 
 
@@ -75,8 +77,8 @@ def test_a_live_run_on_another_machine_keeps_a_second_run_out(tmp_path: Path) ->
     def renew(text: str) -> None:
         write_other_lease(tmp_path, age=0.0)
 
-    with pytest.raises(UserError, match=r"a run on far \(process 7\) is alive and writes to it; wait for it to end"):
-        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(renew)
+    with pytest.raises(UserError, match=r"a run on far \(process 7\) is still writing to it; wait for it to end"):
+        Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(renew)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +93,15 @@ def test_a_file_that_is_not_a_lease_is_named_and_left_alone(tmp_path: Path, cont
     (tmp_path / FILE).write_text(content)
     with pytest.raises(
         UserError,
-        match=rf"{tmp_path}/lease\.json: the file is not a lease, expected .* remove the file, or choose another",
+        match=rf"{tmp_path}/lease\.json: the file is not a lease; expected .* remove the file, or choose another",
     ):
-        Lease(Checkpoints(str(tmp_path)), "news").wait_until_free(pytest.fail)
+        Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(pytest.fail)
     assert (tmp_path / FILE).read_text() == content
 
 
 def test_a_run_ends_after_another_has_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.05)
-    lease = Lease(Checkpoints(str(tmp_path)), "news")
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
     lease.acquire()
     theirs = write_other_lease(tmp_path, age=0.0)
     deadline = time.monotonic() + 120
@@ -114,7 +116,7 @@ def test_a_run_ends_after_another_has_taken_over(tmp_path: Path, monkeypatch: py
 
 
 def test_a_run_that_has_not_noticed_the_takeover_removes_nothing(tmp_path: Path) -> None:
-    lease = Lease(Checkpoints(str(tmp_path)), "news")
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
     lease.acquire()
     theirs = write_other_lease(tmp_path, age=0.0)
     (tmp_path / ".partial-theirs").touch()
@@ -124,7 +126,7 @@ def test_a_run_that_has_not_noticed_the_takeover_removes_nothing(tmp_path: Path)
 
 
 def test_releasing_in_an_unreachable_store_does_not_fail(tmp_path: Path) -> None:
-    lease = Lease(Checkpoints(str(tmp_path / "c")), "news")
+    lease = Lease(CheckpointStore(str(tmp_path / "c")), "news")
     (tmp_path / "c").mkdir()
     lease.acquire()
     (tmp_path / "c" / FILE).unlink()
@@ -136,7 +138,7 @@ def test_releasing_in_an_unreachable_store_does_not_fail(tmp_path: Path) -> None
 def test_a_lease_works_in_an_object_store(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in object_store.environ.items():
         monkeypatch.setenv(name, value)
-    checkpoints = Checkpoints(f"{object_store.bucket}/jobs/news")
+    checkpoints = CheckpointStore(f"{object_store.bucket}/jobs/news")
     lease = Lease(checkpoints, "news")
     lease.wait_until_free(pytest.fail)
     lease.acquire()

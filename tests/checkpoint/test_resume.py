@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
@@ -80,7 +80,7 @@ def test_a_resumed_job_is_identical_to_an_uninterrupted_one(
     best = min((1, 2, 3, 4), key=lambda round_: undisturbed[round_]["validation.loss"])
     assert header["best"] == resumed_header["best"]
     assert header["best"]["round"] == best
-    assert Checkpoints(str(tmp_path / "again")).rounds() == sorted({4, best} - {1}, reverse=True)
+    assert CheckpointStore(str(tmp_path / "again")).rounds() == sorted({4, best} - {1}, reverse=True)
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -126,9 +126,9 @@ def prepare(config: Config, folder: Path) -> Plan:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_weights, r"digest of the weights was \w{12}…, is \w{12}…; restore that model"),
-        (change_tokens, r"digest of the tokens was \w{12}…, is \w{12}…; restore that model"),
-        (increase_dropout, "hidden_dropout_prob was 0.1, is 0.3; restore that model"),
+        (change_weights, r"digest of the weights was \w{12}…, is now \w{12}…; restore that model"),
+        (change_tokens, r"digest of the tokens was \w{12}…, is now \w{12}…; restore that model"),
+        (increase_dropout, "hidden_dropout_prob was 0.1, is now 0.3; restore that model"),
     ],
     ids=["weights", "tokens", "architecture"],
 )
@@ -150,7 +150,7 @@ def test_a_job_resumes_only_with_the_same_model_whatever_its_path(
 def test_a_checkpoint_without_origin_binds_the_job_to_the_models_path(started: Config, tmp_path: Path) -> None:
     tensors, header = read_state(tmp_path / "out" / "round-000001.safetensors")
     del header["origin"]
-    Checkpoints(str(tmp_path / "out")).save(1, tensors, header)
+    CheckpointStore(str(tmp_path / "out")).save(1, tensors, header)
     assert prepare(started, tmp_path / "second").round == 1
     with pytest.raises(UserError, match=r"model was '.*model', is now '.*moved'"):
         prepare(dataclasses.replace(started, model=str(tmp_path / "moved")), tmp_path / "third")

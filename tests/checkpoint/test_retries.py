@@ -11,7 +11,7 @@ import pytest
 
 from scaling_fl import state_file
 from scaling_fl.checkpoint import retries
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
 from tests.checkpoint.writer import state
 from tests.conftest import ObjectStore
@@ -36,16 +36,16 @@ def waits(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[fl
 
 
 @pytest.fixture
-def checkpoints(line: Line) -> Checkpoints:
+def checkpoints(line: Line) -> CheckpointStore:
     """In an object store, with one checkpoint."""
-    opened = Checkpoints(os.environ["TEST_BUCKET"] + "/jobs/j")
+    opened = CheckpointStore(os.environ["TEST_BUCKET"] + "/jobs/j")
     opened.fs.retries = 1  # s3fs's own retries take seconds
     opened.probe()
     opened.save(1, TENSORS, HEADER)
     return opened
 
 
-def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Callable[[str], bytes | None]:
+def answer(line: Line, checkpoints: CheckpointStore, status: int, code: str) -> Callable[[str], bytes | None]:
     """Answer every write with this status, in the store's format."""
     if "s3" in checkpoints.fs.protocol:
         body = f"<Error><Code>{code}</Code><Message>the store says {code}</Message></Error>"
@@ -59,7 +59,7 @@ def answer(line: Line, checkpoints: Checkpoints, status: int, code: str) -> Call
 
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_an_outage_is_retried(
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     line: Line,
     waits: list[float],
     monkeypatch: pytest.MonkeyPatch,
@@ -84,7 +84,7 @@ def test_an_outage_is_retried(
 
 
 def test_an_interrupted_upload_is_retried(
-    checkpoints: Checkpoints, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line.cut_after(500_000, lambda: None)
 
@@ -102,7 +102,7 @@ def test_an_interrupted_upload_is_retried(
 
 
 def test_the_upload_of_a_model_is_retried_as_well(
-    checkpoints: Checkpoints, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -123,7 +123,7 @@ def test_the_upload_of_a_model_is_retried_as_well(
 
 
 def test_a_permanent_outage_is_one_error_and_leaves_earlier_checkpoints_intact(
-    checkpoints: Checkpoints, line: Line, waits: list[float], tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], tmp_path: Path
 ) -> None:
     line.down = True
     with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: cannot write round-000002\.safetensors \("):
@@ -148,7 +148,7 @@ def test_a_permanent_outage_is_one_error_and_leaves_earlier_checkpoints_intact(
     ],
 )
 def test_a_busy_store_is_retried_and_a_refusal_is_not(
-    checkpoints: Checkpoints, line: Line, waits: list[float], status: int, code: str, retried: bool
+    checkpoints: CheckpointStore, line: Line, waits: list[float], status: int, code: str, retried: bool
 ) -> None:
     line.answer = answer(line, checkpoints, status, code)
     with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(") as error:
@@ -162,7 +162,7 @@ def test_a_busy_store_is_retried_and_a_refusal_is_not(
 
 
 def test_a_missing_bucket_is_reported_at_once(
-    checkpoints: Checkpoints, object_store: ObjectStore, waits: list[float]
+    checkpoints: CheckpointStore, object_store: ObjectStore, waits: list[float]
 ) -> None:
     checkpoints.fs.rm(checkpoints.root, recursive=True)
     object_store.fs.rmdir(object_store.bucket.partition("://")[2])
@@ -172,7 +172,7 @@ def test_a_missing_bucket_is_reported_at_once(
 
 
 def test_a_checkpoint_that_may_not_be_removed_is_reported_and_stays(
-    checkpoints: Checkpoints, line: Line, waits: list[float]
+    checkpoints: CheckpointStore, line: Line, waits: list[float]
 ) -> None:
     checkpoints.save(2, TENSORS, HEADER)
     line.answer = answer(line, checkpoints, 403, "AccessDenied")
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_may_not_be_removed_is_reported_and_stays(
 
 
 def test_damaged_files_in_a_store_are_skipped_and_set_aside(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkpoints: CheckpointStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as future:
         future.setattr(state_file, "FORMAT_VERSION", 2)

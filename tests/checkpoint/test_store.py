@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
 from tests.test_state_file import HEADER, TENSORS
 
@@ -16,12 +16,12 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture(params=["path", "file://", "memory://"])
-def checkpoints(request: Any, tmp_path: Path) -> Checkpoints:
+def checkpoints(request: Any, tmp_path: Path) -> CheckpointStore:
     prefix = {"path": "", "file://": "file://", "memory://": "memory://"}[request.param]
-    return Checkpoints(f"{prefix}{tmp_path}/a b/c")
+    return CheckpointStore(f"{prefix}{tmp_path}/a b/c")
 
 
-def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_the_newest_sound_checkpoint_is_found(checkpoints: CheckpointStore, tmp_path: Path) -> None:
     assert checkpoints.rounds() == []
     assert checkpoints.fetch_newest(tmp_path / "newest") is None
     checkpoints.probe()
@@ -50,16 +50,16 @@ def test_the_newest_sound_checkpoint_is_found(checkpoints: Checkpoints, tmp_path
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000012.safetensors.damaged") == b"cut"
 
 
-def test_a_folder_without_a_sound_checkpoint_is_not_started_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_folder_without_a_sound_checkpoint_is_not_started_over(checkpoints: CheckpointStore, tmp_path: Path) -> None:
     checkpoints.probe()
     checkpoints.save(3, TENSORS, HEADER)
     checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"")
-    with pytest.raises(UserError, match=r"no checkpoint in it is sound: round-000003\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"found only damaged checkpoints: round-000003\.safetensors is damaged"):
         checkpoints.fetch_newest(tmp_path / "newest")
     assert checkpoints.rounds() == [3]
 
 
-def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_files_and_folders_are_published(checkpoints: CheckpointStore, tmp_path: Path) -> None:
     checkpoints.probe()
     assert checkpoints.read_json("model/done.json") is None
     staging = tmp_path / "staging"
@@ -80,7 +80,7 @@ def test_files_and_folders_are_published(checkpoints: Checkpoints, tmp_path: Pat
     assert (staging / "a.bin").exists()
 
 
-def test_small_files_are_written_read_and_removed(checkpoints: Checkpoints) -> None:
+def test_small_files_are_written_read_and_removed(checkpoints: CheckpointStore) -> None:
     checkpoints.probe()
     assert checkpoints.read("lease.json") is None
     checkpoints.remove("lease.json")
@@ -94,7 +94,7 @@ def test_small_files_are_written_read_and_removed(checkpoints: Checkpoints) -> N
 
 
 def test_a_failed_write_leaves_earlier_checkpoints_intact(tmp_path: Path, monkeypatch: Any) -> None:
-    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints = CheckpointStore(str(tmp_path / "c"))
     checkpoints.probe()
     checkpoints.save(1, TENSORS, HEADER)
 
@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_intact(tmp_path: Path, monkey
 @pytest.mark.parametrize("what", ["checkpoint", "model"])
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_files_intact(tmp_path: Path, what: str) -> None:
     """The system itself refuses, by a limit on the size of files."""
-    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints = CheckpointStore(str(tmp_path / "c"))
     checkpoints.probe()
     staging = tmp_path / "staging"
     staging.mkdir()
@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_earlier_files_intact(tmp_path
     [(3, None, [9, 7, 5]), (1, None, [9]), (2, 4, [9, 7, 4]), (2, 7, [9, 7]), (1, 6, [9]), (0, 4, [9, 7, 5, 4, 2]), (9, 2, [9, 7, 5, 4, 2])],
 )  # fmt: skip
 def test_the_newest_and_the_best_checkpoints_are_kept(
-    checkpoints: Checkpoints, keep: int, best: int | None, left: list[int]
+    checkpoints: CheckpointStore, keep: int, best: int | None, left: list[int]
 ) -> None:
     checkpoints.probe()
     for round_ in (2, 4, 5, 7, 9):
@@ -159,13 +159,16 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
 
 
 def test_a_checkpoint_that_cannot_be_removed_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints = CheckpointStore(str(tmp_path / "c"))
     checkpoints.probe()
     for round_ in (1, 2):
         checkpoints.save(round_, TENSORS, HEADER)
     monkeypatch.setattr(checkpoints.fs, "rm_file", refuse)  # root may remove anything
     trouble = checkpoints.prune(1, None)
-    assert trouble == f"checkpoints_dir={tmp_path}/c: cannot remove old checkpoints (PermissionError: [Errno 1] no)"
+    assert (
+        trouble
+        == f"checkpoints_dir={tmp_path}/c: cannot remove old checkpoints (PermissionError: [Errno 1] no); check the permissions"
+    )
     assert checkpoints.rounds() == [2, 1]
 
 
@@ -174,7 +177,7 @@ def refuse(*_: Any) -> None:
 
 
 def test_progress_is_reported_while_a_checkpoint_and_a_model_are_written(
-    checkpoints: Checkpoints, tmp_path: Path
+    checkpoints: CheckpointStore, tmp_path: Path
 ) -> None:
     checkpoints.probe()
     reported: list[str] = []
@@ -192,7 +195,7 @@ def test_the_probe_removes_leftovers_of_killed_runs(tmp_path: Path) -> None:
     left = tmp_path / "c" / ".partial-xyz"
     left.mkdir(parents=True)
     (left / "round-000009.safetensors").write_bytes(b"half")
-    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints = CheckpointStore(str(tmp_path / "c"))
     assert checkpoints.rounds() == []
     checkpoints.probe()
     assert names(tmp_path / "c") == []
@@ -201,9 +204,9 @@ def test_the_probe_removes_leftovers_of_killed_runs(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"checkpoints_dir=.*file/c: cannot write to it \(NotADirectoryError"):
-        Checkpoints(str(tmp_path / "file" / "c")).probe()
+        CheckpointStore(str(tmp_path / "file" / "c")).probe()
     with pytest.raises(UserError, match="checkpoints_dir='nope://x'"):
-        Checkpoints("nope://x")
+        CheckpointStore("nope://x")
 
 
 def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -212,4 +215,4 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: cannot read it \(NoCredentialsError"):
-        Checkpoints("s3://lab/x").fetch_newest(tmp_path / "newest")
+        CheckpointStore("s3://lab/x").fetch_newest(tmp_path / "newest")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scaling_fl.checkpoint import storage
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 
 SIZE = 250_000  # float32 values: 1 MB, many packets
 
@@ -25,7 +25,7 @@ def die(*_: Any) -> None:
 
 def main(url: str, moment: str) -> None:
     """Print each published round. Kills itself at the `moment` of round 3, or "never"."""
-    checkpoints = Checkpoints(url)
+    checkpoints = CheckpointStore(url)
     checkpoints.probe()
     sync = storage._sync
     for round_ in range(1, 10_000):

@@ -132,7 +132,7 @@ def test_every_optimiser_in_the_configuration_is_implemented() -> None:
     from scaling_fl.config.sections.training import OPTIMISERS
     from scaling_fl.federated import local_optimiser
 
-    assert set(local_optimiser.OPTIMISERS) == set(OPTIMISERS)
+    assert set(local_optimiser.TORCH_OPTIMISERS) == set(OPTIMISERS)
 
 
 @pytest.mark.parametrize(("num_test", "size"), [(9, 32), (2048, 32), (2049, 33), (7600, 119), (50_000, 512)])

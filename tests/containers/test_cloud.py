@@ -98,7 +98,7 @@ def test_the_replacement_for_a_machine_that_vertex_reclaims_reaches_the_same_res
     with container("second", "host", words, **vertex) as (_, process):
         text = process.communicate(timeout=180)[0]
         assert process.returncode == 0, text
-    assert "job news: a run on first was alive" in text, "its lease hasn't expired"
+    assert "job news: a run on first renewed its lease" in text, "its lease hasn't expired"
     assert f"job news resumes after round {newest}" in text
     with container("whole", "host", words, **variables, AIP_CHECKPOINT_DIR=f"{bucket}/whole/checkpoints/") as (
         _,
@@ -155,7 +155,7 @@ def test_containers_on_a_network_form_one_job_with_each_clouds_variables(
                 processes.append(stack.enter_context(node)[1])
             outputs = [process.communicate(timeout=180)[0] for process in processes]
             assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
-        assert "3 sites on 3 nodes (1 of the processes here)" in outputs[0]
+        assert "3 sites on 3 nodes (1 process here)" in outputs[0]
         assert "this is node 2: node 0 shows the rounds" in outputs[2]
     finally:
         docker("network", "rm", network)

@@ -190,7 +190,7 @@ def test_a_job_that_is_asked_to_stop_publishes_and_returns_the_signals_status(
     os.killpg(job.pid, number)
     output += job.communicate(timeout=60)[0]
     assert job.returncode == status, output
-    assert output.count("stopping: publishing the last complete round first") == 1, output
+    assert output.count("stopping: saving the last complete round first") == 1, output
     assert list((folder / "out").glob("round-*.safetensors"))
 
 
@@ -247,7 +247,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_job(copy: Path, folder: Path, environ:
     if not pressed:
         os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, output.decode()
-    assert b"stopping: publishing the last complete round first" in output
+    assert b"stopping: saving the last complete round first" in output
     os.close(terminal)
 
 

@@ -46,7 +46,7 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (NO_ROOM, r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, and 1024 MiB are enough; set SHM_SIZE=1g"),
+        (NO_ROOM, r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, expected 1024 MiB; set SHM_SIZE=1g"),
         ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
     ],
 )  # fmt: skip

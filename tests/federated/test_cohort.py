@@ -24,7 +24,7 @@ SIZES = [5, 9, 26, 1, 400, 33]
 def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
     config = Config(**keys)
     assert cohort.size(config, 6) == expected
-    drawn = cohort.draw(config, SIZES, 3)
+    drawn = cohort.sample(config, SIZES, 3)
     assert len(drawn) == expected
     assert list(drawn) == sorted(drawn)
     assert set(drawn) <= set(range(6))
@@ -34,7 +34,7 @@ def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
 
 def test_a_cohort_is_a_function_of_seed_and_round() -> None:
     def cohorts(seed: int) -> list[dict[int, float]]:
-        return [cohort.draw(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]
+        return [cohort.sample(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]
 
     assert cohorts(1) == cohorts(1)
     assert cohorts(1) != cohorts(2)
@@ -45,7 +45,7 @@ def test_a_cohort_is_a_function_of_seed_and_round() -> None:
 def test_sites_are_sampled_with_the_right_frequencies(sampling: str) -> None:
     config = Config(sites_per_round=1, sampling=sampling)
     sizes = [10, 20, 30, 40]
-    counts = Counter(next(iter(cohort.draw(config, sizes, round_))) for round_ in range(4000))
+    counts = Counter(next(iter(cohort.sample(config, sizes, round_))) for round_ in range(4000))
     for site, size in enumerate(sizes):
         share = 0.25 if sampling == "uniform" else size / 100
         assert counts[site] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
@@ -63,14 +63,14 @@ def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
     expected = deltas @ sizes / 10 if sampling == "by_examples" else deltas.mean() if count == 1 else pairs
     means = []
     for round_ in range(4000):
-        drawn = cohort.draw(config, sizes.tolist(), round_)
+        drawn = cohort.sample(config, sizes.tolist(), round_)
         assert sum(drawn.values()) == pytest.approx(1)
         means.append(sum(weight * deltas[site] for site, weight in drawn.items()))
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
 
 
 def test_full_participation_samples_nothing() -> None:
-    everyone = cohort.draw(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
+    everyone = cohort.sample(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
     assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scaling_fl import state_file
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics, rounds
@@ -121,7 +121,7 @@ def test_the_best_rounds_checkpoint_is_kept_as_well(
     values = {round_: results.get(metric) for round_, results in train(prepare(config, tmp_path / "work")).items()}
     assert {round_ for round_, value in values.items() if value is not None} == {0, 2, 4, 6, 8, 9}
     best = choose((6, 9), key=values.__getitem__)
-    assert Checkpoints(str(tmp_path / "out")).rounds() == sorted({9, best}, reverse=True)
+    assert CheckpointStore(str(tmp_path / "out")).rounds() == sorted({9, best}, reverse=True)
     header = state_file.read_state(tmp_path / "out" / "round-000009.safetensors")[1]
     assert header["best"] == {"metric": metric, "round": best, "value": values[best]}
 

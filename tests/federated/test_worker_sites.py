@@ -28,7 +28,7 @@ class RandomAssignment(WorkerSites):
 
     def participants(self, round_: int) -> Any:
         config, sizes = self.resident.config, self.shards.sizes
-        drawn = cohort.draw(config, sizes, round_)
+        drawn = cohort.sample(config, sizes, round_)
         rng = np.random.default_rng([round_, self.num_workers])
         one_each = len(drawn) <= self.num_workers
         workers = rng.permutation(self.num_workers) if one_each else rng.integers(self.num_workers, size=len(drawn))
@@ -101,7 +101,7 @@ def test_the_workers_train_each_site_of_a_cohort_once(
         for rank in range(num_workers)
         for site, weight in WorkerSites(resident, Shards(tmp_path), rank, num_workers).participants(round_)
     ]
-    drawn = cohort.draw(config, sizes, round_)
+    drawn = cohort.sample(config, sizes, round_)
     assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
     assert sum(weight for _, _, weight in trained) == pytest.approx(1)
 

@@ -146,7 +146,7 @@ def test_two_sites_on_one_gpu_train_resume_and_agree_with_the_cpu(small_config: 
         (tmp_path / name).mkdir()
         config = dataclasses.replace(small_config, **common | keys)
         launcher.train(launcher.prepare(config, str(tmp_path / name), lambda event: None), lambda event: None)
-        newest = store.Checkpoints(str(config.checkpoints_dir)).fetch_newest(tmp_path / "newest")
+        newest = store.CheckpointStore(str(config.checkpoints_dir)).fetch_newest(tmp_path / "newest")
         assert newest is not None
         assert newest[1]["round"] == config.num_rounds
         return dict(newest[0])  # read now: the next run overwrites the file

@@ -12,7 +12,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.federated import resident as resident_module
 from scaling_fl.federated import site as site_module
-from scaling_fl.federated.local_optimiser import OPTIMISERS
+from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
@@ -48,7 +48,7 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
     for module in (site_module, resident_module):
         monkeypatch.setattr(module, "precision", lambda config, device: "fp32")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setitem(OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
+    monkeypatch.setitem(TORCH_OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))
 
     def to_device(self: Resident, batch: token_store.Batch) -> token_store.Batch:
         return token_store.Batch(

@@ -100,7 +100,7 @@ def test_six_sites_on_three_machines_equal_six_sites_on_one(
     second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3, cold=True)
     outputs = outputs_of([first, second, third])
     assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
-    assert "6 sites on 3 nodes (2 of the processes here) on cpu" in outputs[0]
+    assert "6 sites on 3 nodes (2 processes here) on cpu" in outputs[0]
     assert "this is node 1: node 0 shows the rounds" in outputs[1]
     assert_same(state(machines[0].folder), on_one)
     assert not (machines[1].folder / "out").exists(), "node 0 keeps the checkpoints"

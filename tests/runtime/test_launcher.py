@@ -15,6 +15,7 @@ from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.progress import waiting
 from scaling_fl.runtime import launcher, signals
 from tests import builders
+from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -198,7 +199,7 @@ def test_a_process_under_a_debugger_never_counts_as_hung(tmp_path: Path, monkeyp
     [
         (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
                                         r"File .*test_launcher\.py., line \d+ in get_stuck"),
-        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is stopped, so it has no stack trace to show"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is suspended, so it can't print its stack trace"),
         (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
     ],
 )  # fmt: skip
@@ -254,16 +255,16 @@ def publish_on_stop(send: Any, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "stops", "messages"),
     [
-        ("obeys", [signal.SIGINT], ["stopping: publishing the last complete round first", "published"]),
-        ("hangs", [signal.SIGTERM], ["stopping: publishing the last complete round first", "published"]),
-        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: publishing the last complete round first"]),
+        ("obeys", [signal.SIGINT], ["stopping: saving the last complete round first", "published"]),
+        ("hangs", [signal.SIGTERM], ["stopping: saving the last complete round first", "published"]),
+        ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: saving the last complete round first"]),
     ],
 )
 def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
     how: str, stops: list[signal.Signals], messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    monkeypatch.setattr(signals, "_PUBLISH_GRACE", 1.0)
+    monkeypatch.setattr(signals, "_SAVE_GRACE", 1.0)
     before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
@@ -271,19 +272,39 @@ def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
         events.append(event)
         if event["event"] == "ready":
             os.kill(os.getpid(), stops[0])
-        if event.get("text") == "stopping: publishing the last complete round first" and len(stops) > 1:
+        if event.get("text") == "stopping: saving the last complete round first" and len(stops) > 1:
             os.kill(os.getpid(), stops[1])
 
     try:
         signals.install()
         with pytest.raises(KeyboardInterrupt), signals.graceful_stop():
-            launcher.run_children(f"{__name__}:publish_on_stop", [(how,)], ["child"], "/none", on_event)
+            launcher.run_children(
+                f"{__name__}:publish_on_stop", [(how,)], ["child"], "/none", on_event,
+                stop_note="stopping: saving the last complete round first",
+            )  # fmt: skip
         assert signals.exit_status() == 128 + stops[0]
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
     assert [event["text"] for event in events if event["event"] == "said"] == messages
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("checkpoints_dir", "node", "said"),
+    [
+        ("out", 0, "stopping: saving the last complete round first"),
+        (None, 0, "stopping: nothing is saved, because checkpoints_dir is not set"),
+        (None, 1, "stopping: asking node 0 to stop the job"),  # node 0 alone has checkpoints_dir
+    ],
+)
+def test_the_note_at_a_stop_signal_says_what_is_saved(
+    checkpoints_dir: str | None, node: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note: notes.append(stop_note))
+    launcher.train(plan(checkpoints_dir, node=node, nodes=(0, 1)), pytest.fail)
+    assert notes == [said]
 
 
 def wait_for(send: Any, file: str) -> None:
@@ -315,7 +336,7 @@ def test_a_launcher_that_was_suspended_does_not_call_its_children_hung(
 
 def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
 
     def ensure_running() -> None:
         signal.raise_signal(signal.SIGTERM)  # to this thread, because other threads don't block it
@@ -349,7 +370,7 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
 
 def test_a_signal_while_children_are_being_ended_leaves_no_child_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
-    before = {stop: signal.getsignal(stop) for stop in signals.STOPS}
+    before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
     end = launcher.Child.end
 
     def interrupted_end(child: launcher.Child) -> None:

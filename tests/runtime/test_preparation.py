@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch._inductor.config
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.data.tasks import csv
 from scaling_fl.data.token_store import TokenStore
@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_confi
 def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: Config, tmp_path: Path) -> None:
     plan = prepare(small_config, tmp_path / "first")
     launcher.train(plan, lambda event: None)
-    folder = Checkpoints(str(tmp_path / "out"))
+    folder = CheckpointStore(str(tmp_path / "out"))
     tensors, header = read_state(tmp_path / "out" / "round-000001.safetensors")
     header["environment"]["torch"] = "1.0"
     header["threads"] = 7
@@ -65,7 +65,7 @@ def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: 
     again = dataclasses.replace(small_config, num_rounds=2)
     plan = prepare(again, tmp_path / "second")
     assert (plan.round, plan.threads) == (1, 1)
-    assert any("threads_per_site was 7, is 1" in note for note in plan.notes)
+    assert any("threads_per_site was 7, is now 1" in note for note in plan.notes)
     assert any("another environment (torch 1.0 → " in note for note in plan.notes)
     plan = prepare(dataclasses.replace(again, threads_per_site=None), tmp_path / "third")
     assert plan.threads == 7, "if threads_per_site is not set, a resume uses the checkpoint's"
@@ -138,7 +138,7 @@ def test_only_slow_steps_without_progress_count_as_waiting(
 
     for owner, name in (
         (csv, "load"), (prepare_module, "make_shards"),
-        (Checkpoints, "fetch_newest"), (prepare_module.token_store, "write"),
+        (CheckpointStore, "fetch_newest"), (prepare_module.token_store, "write"),
     ):  # fmt: skip
         watch(owner, name)
     config = small_config

@@ -27,7 +27,7 @@ def prepare(config: Config, folder: Path) -> Plan:
 def test_checkpoints_are_written_when_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config, num_rounds=5, checkpoint_every=2)
     launcher.train(prepare(config, tmp_path / "work"), lambda event: None)
-    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [5, 4, 2]
+    assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [5, 4, 2]
 
 
 def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: st
     slow: the checkpoint of round 1 is written after the file `round 2` appears. seen: round 3 begins after the checkpoint
     of round 2 has failed.
     """
-    save, train = store.Checkpoints.save, Site.train
+    save, train = store.CheckpointStore.save, Site.train
     failed, reported = Path(plan.folder, "failed"), Path(plan.folder, "round 2")
 
     def patched_save(self: Any, round_: int, *args: Any) -> str:
@@ -110,7 +110,7 @@ def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: st
         return train(self, params, round_)
 
     Site.train = train_after_failure  # type: ignore[method-assign]
-    store.Checkpoints.save = patched_save  # type: ignore[method-assign]
+    store.CheckpointStore.save = patched_save  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_job_in_the_next_round(
     with pytest.raises(UserError, match="checkpoints_dir=out: cannot write to it"):
         train_with_storage("seen", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
     assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails during round 3"
-    assert store.Checkpoints(str(tmp_path / "out")).rounds() == [1] * (every == 1)
+    assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [1] * (every == 1)
 
 
 def test_a_job_that_is_asked_to_stop_and_cannot_publish_says_why(

@@ -246,14 +246,14 @@ CHECKPOINTS = (
     Row("an unknown protocol for checkpoints", ("checkpoints_dir='nope://x': Protocol not known: nope; give a folder, s3://",), {"checkpoints_dir": "nope://x"}),
     Row("a file in the way", ("checkpoints_dir=train.csv/out: cannot ", "check the path or URL, free space, permissions"), {"checkpoints_dir": "train.csv/out"}),
     Row("a folder that isn't writable", ("checkpoints_dir=/proc/here: cannot write to it", "check the path or URL, free space, permissions"), {"checkpoints_dir": "/proc/here"}),
-    Row("a pickle", ("checkpoints_dir=out: no checkpoint in it is sound: round-000001.safetensors is damaged (", "Restore one, or choose another folder"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
-    Row("an empty checkpoint", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), b"")),
-    Row("a truncated checkpoint", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, cut(str(CHECKPOINT))),
-    Row("a header of 8 EiB", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), struct.pack("<Q", 2**63) + b"{}")),
-    Row("safetensors of another program", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, lambda: shutil.copy("model/model.safetensors", CHECKPOINT)),
-    Row("metadata that isn't JSON", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("{")),
-    Row("metadata that is a list", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("[1]")),
-    Row("deeply nested metadata", ("no checkpoint in it is sound: round-000001", "Restore one"), OUT, raw_metadata("[" * 100_000)),
+    Row("a pickle", ("checkpoints_dir=out: found only damaged checkpoints: round-000001.safetensors is damaged (", "Restore one, or choose another folder"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
+    Row("an empty checkpoint", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), b"")),
+    Row("a truncated checkpoint", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, cut(str(CHECKPOINT))),
+    Row("a header of 8 EiB", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, put(str(CHECKPOINT), struct.pack("<Q", 2**63) + b"{}")),
+    Row("safetensors of another program", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, lambda: shutil.copy("model/model.safetensors", CHECKPOINT)),
+    Row("metadata that isn't JSON", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, raw_metadata("{")),
+    Row("metadata that is a list", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, raw_metadata("[1]")),
+    Row("deeply nested metadata", ("found only damaged checkpoints: round-000001", "Restore one"), OUT, raw_metadata("[" * 100_000)),
     Row("a future format version", ("it has format version 2; this program reads version 1", "Restore one"), OUT, raw_metadata('{"format_version": 2, "sha256": ""}')),
     Row("a malformed best round", ("the header of this checkpoint is invalid: ", "best"), OUT, header(best={"metric": 1})),
     Row("a wrong checksum", ("its checksum doesn't match its content", "Restore one"), OUT, raw_metadata('{"format_version": 1, "sha256": "0"}')),
@@ -280,7 +280,7 @@ CHECKPOINTS = (
     Row("a tensor of another shape", ("(tensor classifier.bias: found float32 [4], expected float32 [3]); go back",), OUT, tensors(lambda found: found.update({"classifier.bias": np.zeros(4, np.float32)}))),
     Row("a tensor of another type", ("(tensor classifier.bias: found int8 [3], expected float32 [3]); go back",), OUT, tensors(lambda found: found.update({"classifier.bias": np.zeros(3, np.int8)}))),
     Row("a tensor that is not finite", ("checkpoints_dir=out: round 1: classifier.bias contains NaN or infinite values; restore it",), OUT, tensors(lambda found: found.update({"classifier.bias": np.full(3, np.inf, np.float32)}))),
-    Row("another job's folder", ("checkpoints_dir=out: it holds the checkpoints of job j; write job_name=j to resume it",), {**OUT, "job_name": "k"}),
+    Row("another job's folder", ("checkpoints_dir=out: it holds the checkpoints of job j; set job_name=j to resume it",), {**OUT, "job_name": "k"}),
     Row("a resume with another seed", ("job_name=j can't be resumed with different settings: seed was 20210201, is now 5. Use the earlier",), {**OUT, "seed": 5}),
     Row("a resume with another partition", ("job_name=j can't be resumed with different settings: partition was 'iid', is now 'sizes'. Use",), {**OUT, "partition": "sizes"}),
     Row("a resume with another minimum", ("can't be resumed with different settings: min_examples_per_site was 1, is now 2. Use",), {**OUT, "min_examples_per_site": 2}),
@@ -299,7 +299,7 @@ TYPED = (
     Row("fewer examples than sites", ("2 training examples are too few for 3 sites", "use fewer site_ids"), {"site_ids": [-1] * 3, "max_train_examples": 2}),
     Row("a key of another partition", ("labels_per_site=2: belongs to partition=labels_per_site, but this is partition=iid",), {"labels_per_site": 2}),
     Row("a checkpoint folder that isn't writable", ("checkpoints_dir=/proc/here: cannot write to it", "check the path or URL"), {"checkpoints_dir": "/proc/here"}),
-    Row("a pickle for a checkpoint", ("no checkpoint in it is sound", "Restore one"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
+    Row("a pickle for a checkpoint", ("found only damaged checkpoints", "Restore one"), OUT, put(str(CHECKPOINT), pickle.dumps(Hostile(), 2))),
     Row("a record folder that isn't writable", ("runs: cannot write to it (", "run the command in a folder you can write to"), {"checkpoints_dir": "new"}, put("runs", "")),
     Row("another record folder that isn't writable", ("/proc/here: cannot write to it (", "pass -u for no record"), {"checkpoints_dir": "new", "-F/proc/here": None}),
 )  # fmt: skip
@@ -315,7 +315,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     with contextlib.chdir(folder):
         plan = prepared(work, {})
-        checkpoints = store.Checkpoints("out")
+        checkpoints = store.CheckpointStore("out")
         checkpoints.probe()
         checkpoints.save(1, store.read_state(work / "state.safetensors")[0], checkpoint_header(plan, {}, None))
     return folder
@@ -368,7 +368,7 @@ def test_an_unknown_gpu_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    message = rf"site_ids=.*: there is no GPU {wanted[1]}; this machine has GPUs 0 to 1"
+    message = rf"site_ids=.*: there is no GPU {wanted[1]}; this machine has GPUs 0 to 1; correct site_ids"
     with pytest.raises(UserError, match=message):
         prepared(tmp_path_factory.mktemp("work"), {"site_ids": wanted})
 

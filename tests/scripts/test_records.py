@@ -76,9 +76,7 @@ def test_another_jobs_folder_is_refused_without_a_record(command: Command, words
     for name in ("job_name=k", "job_name=None"):
         refused = command(*words, name, "checkpoints_dir=out")
         assert refused.returncode == 1
-        assert (
-            "it holds the checkpoints of job j; write job_name=j to resume" in refused.stderr.strip().splitlines()[-1]
-        )
+        assert "it holds the checkpoints of job j; set job_name=j to resume" in refused.stderr.strip().splitlines()[-1]
     assert (record(tmp_path), sorted(os.walk(tmp_path / "runs"))) == before
 
 
@@ -89,7 +87,7 @@ def test_a_job_runs_once_per_folder_whatever_tmpdir_is(words: list[str], tmp_pat
     second = start(tmp_path, *words, "num_rounds=9999", TMPDIR=str(tmp_path / "t"))
     output = second.communicate()[0]
     assert second.returncode == 1
-    assert "job_name=j: a run of this job is alive, and writes to runs/_events/j.jsonl; wait for it to end" in output
+    assert "job_name=j: another run of this job is writing to runs/_events/j.jsonl; wait for it to end" in output
     running.send_signal(signal.SIGINT)
     running.communicate()
     events = [

@@ -135,7 +135,7 @@ def test_what_docker_lacks_is_reported_and_the_job_runs_without_it(
 def test_compose_files_require_a_container(run: Run, tmp_path: Path) -> None:
     done = run("scripts/show.py", "0", PATH=docker(tmp_path, NO_ENGINE), COMPOSE_FILE="docker-compose.yaml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "COMPOSE_FILE asks for a container, but no Docker engine answers (Cannot connect)" in done.stderr
+    assert "COMPOSE_FILE requires a container, but no Docker engine answers (Cannot connect)" in done.stderr
 
 
 RECORD = r"""

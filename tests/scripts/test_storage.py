@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.state_file import read_state
 from tests import builders, zygote
 from tests.conftest import SCRIPT, ObjectStore, clean_environment
@@ -48,7 +48,7 @@ def test_a_full_disk_ends_the_job_and_more_space_lets_it_resume(
     assert "checkpoints_dir=small: cannot write round-00000" in last
     assert ".safetensors (" in last
     assert "No space left on device" in last
-    rounds = Checkpoints(str(tmp_path / "left")).rounds()
+    rounds = CheckpointStore(str(tmp_path / "left")).rounds()
     assert rounds
     assert rounds == list(range(rounds[0], 0, -1))
     for round_ in rounds:

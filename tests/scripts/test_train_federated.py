@@ -244,7 +244,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     process.communicate()
     builders.wait_for_end(children)
     assert not (tmp_path / "broken" / "model").exists()
-    rounds = store.Checkpoints(str(tmp_path / "broken")).rounds()
+    rounds = store.CheckpointStore(str(tmp_path / "broken")).rounds()
     assert rounds[0] >= 1
     last = rounds[0] + 2
     words.append(f"num_rounds={last}")
@@ -269,7 +269,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     assert "num_local_epochs was 2, is now 1; learning_rate was 0.01, is now 0.02" in changed.stderr
     other_name = command(*words, "checkpoints_dir=broken", "job_name=other")
     assert other_name.returncode == 1
-    assert "it holds the checkpoints of job lost; write job_name=lost to resume it" in other_name.stderr
+    assert "it holds the checkpoints of job lost; set job_name=lost to resume it" in other_name.stderr
     builders.write_csv(tmp_path / "t.csv", 22, seed=1)
     other_data = command(*words, "checkpoints_dir=broken", f"num_rounds={last + 1}")
     assert other_data.returncode == 1
@@ -347,8 +347,8 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
         os.killpg(process.pid, how)  # to the whole process group, like a terminal
     rest = process.communicate()[0]
     assert process.returncode == 128 + how
-    assert "stopping: publishing the last complete round first" in rest
-    assert "interrupted; with job_name and checkpoints_dir, the same command resumes" in rest
+    assert "stopping: nothing is saved, because checkpoints_dir is not set" in rest
+    assert "interrupted; if job_name and checkpoints_dir are set, run the same command again to resume" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"

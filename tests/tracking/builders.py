@@ -45,6 +45,6 @@ def plan(checkpoints_dir: str | None = None, round_: int = 2, **more: Any) -> Pl
         folder="/none", round=round_, finished=False, reported=round_ > 0, threads=1, devices=("cpu", "cpu"),
         architecture="Bert",
         num_parameters=9, new_parameters=("head",), label_names=("a", "b"), shard_sizes=(5, 4),
-        shard_entropies=(1.0, 0.5), num_train=9, num_test=3, num_cut=0, data_digest="d" * 64, pad_token_id=0,
+        shard_entropies=(1.0, 0.5), num_train=9, num_test=3, num_truncated=0, data_digest="d" * 64, pad_token_id=0,
         environment={"torch": "2"}, notes=(), **more,
     )  # fmt: skip

@@ -130,7 +130,7 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     before = log.path.read_bytes()
     with pytest.raises(
-        UserError, match=r"job_name=news: a run of this job is alive, and writes to .*news.jsonl; wait for it to end"
+        UserError, match=r"job_name=news: another run of this job is writing to .*news.jsonl; wait for it to end"
     ):
         EventLog(log.path)
     assert log.path.read_bytes() == before, "the live run is not recorded as died"
@@ -143,14 +143,14 @@ def test_the_copy_of_another_job_is_refused_and_nothing_is_written(tmp_path: Pat
     builders.job(tmp_path / "elsewhere", "a").close()
     shutil.copy(tmp_path / "elsewhere" / "a.jsonl", tmp_path / "out" / "events.jsonl")
     there = Config(job_name="b", checkpoints_dir=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="it holds the checkpoints of job a; write job_name=a to resume it"):
+    with pytest.raises(UserError, match="it holds the checkpoints of job a; set job_name=a to resume it"):
         events.merge_mirror(tmp_path / "runs", there)
     assert not (tmp_path / "runs").exists()
     namesake = builders.job(tmp_path / "runs" / "_events", "a")
     namesake.close()
     before = namesake.path.read_bytes()
     with pytest.raises(
-        UserError, match=r"job_name=a: .*a.jsonl records a different job of this name from checkpoints_dir="
+        UserError, match=r"job_name=a: .*a.jsonl and checkpoints_dir=.* hold different jobs of this name; to resume"
     ):
         events.merge_mirror(tmp_path / "runs", dataclasses.replace(there, job_name="a"))
     assert namesake.path.read_bytes() == before

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.progress import Event
 from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog
@@ -119,7 +119,7 @@ def test_a_hanging_target_is_not_waited_for(tmp_path: Path) -> None:
 def test_the_copy_beside_the_checkpoints_is_written_at_starts_checkpoints_and_ends(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     log, copy = builders.job(tmp_path), tmp_path / "c" / "events.jsonl"
-    replay = Replay(log.path, Mirror(Checkpoints(str(tmp_path / "c"))))
+    replay = Replay(log.path, Mirror(CheckpointStore(str(tmp_path / "c"))))
     replay.step()
     assert copy.read_bytes() == log.path.read_bytes()
     builders.round_(log, 3, 0.1)

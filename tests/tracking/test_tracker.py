@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.checkpoint.store import Checkpoints
+from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
@@ -32,7 +32,7 @@ def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **pla
 def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     targets: list[Target] = [FileRecord(tmp_path / "runs"), FileRecord(tmp_path / "more")]
-    tracker = started(tmp_path, [*targets, Mirror(Checkpoints(str(tmp_path / "c")))])
+    tracker = started(tmp_path, [*targets, Mirror(CheckpointStore(str(tmp_path / "c")))])
     tracker.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5, "validation.loss": "nan"}})
     tracker.output("site 1 (cpu) | hello")
     tracker.event({"event": "progress", "worker": 0, "round": 3, "done": 1})
@@ -133,7 +133,7 @@ def test_an_outage_of_a_target_is_reported_once_and_so_is_its_end(
 
     wait_until(troubled=True)
     assert messages == [
-        "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries follow"
+        "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries will be written later"
     ]
     target.reachable = True
     wait_until(troubled=False)

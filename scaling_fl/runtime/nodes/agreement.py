@@ -20,7 +20,7 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
     """The configuration, completed from all nodes. Raises `UserError` if their configurations differ."""
     if link.node.count == 1:
         return config
-    everyone = link.exchange(config.to_mapping())
+    everyone = link.all_gather(config.to_mapping())
     for rank, theirs in enumerate(everyone):
         differing = [
             key for key, value in theirs.items() if key not in _PER_NODE_KEYS and value != everyone[0].get(key)
@@ -28,8 +28,8 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
         if differing or theirs.keys() != everyone[0].keys():
             said = ", ".join(f"{key}={theirs[key]!r} and {everyone[0].get(key)!r}" for key in differing)
             raise UserError(
-                f"node {rank} and node 0 have different configurations: {said or 'other keys'}; use the same values on "
-                "every node"
+                f"node {rank} and node 0 have different configurations: {said or 'different sets of keys'}; use "
+                "the same values on every node"
             )
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
     if config.keeps_site_state:
@@ -60,7 +60,7 @@ def join_plans(plan: Plan, link: ControlLink) -> Plan:
         "finished": plan.finished, "reported": plan.reported, "metrics": plan.metrics, "port": plan.port,
         "environment": plan.environment,
     }  # fmt: skip
-    everyone = link.exchange(mine)
+    everyone = link.all_gather(mine)
     first = everyone[0]
     for rank, theirs in enumerate(everyone):
         _check_same(rank, theirs, first)

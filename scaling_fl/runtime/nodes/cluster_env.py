@@ -27,7 +27,7 @@ def this_node(environ: Mapping[str, str]) -> Node:
     if int(environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
         raise UserError(
             f"LOCAL_WORLD_SIZE={environ['LOCAL_WORLD_SIZE']}: start one process per node (torchrun --nproc-per-node=1): "
-            "it starts one process per entry of site_ids itself"
+            "scaling_fl itself starts one per entry of site_ids"
         )
     if environ.get("CLUSTER_SPEC"):
         node = _vertex(environ["CLUSTER_SPEC"])
@@ -67,11 +67,13 @@ def _variables(environ: Mapping[str, str], rank: str, count: str, address: str, 
         try:
             return int(text)
         except ValueError as error:
-            raise UserError(f"{name}={text!r}: expected a whole number") from error
+            raise UserError(f"{name}={text!r}: expected a whole number; correct or unset it") from error
 
     node = Node(number(rank, 0), number(count, 1), environ.get(address) or "", number(port, 29500))
     if node.count > 1 and not node.address:
         raise UserError(f"{count}={node.count}: {address} must name node 0's host; set it on all nodes")
     if node.count > 1 and not environ.get(rank):
-        raise UserError(f"{count}={node.count}: {rank} must say which node this is, from 0 to {node.count - 1}")
+        raise UserError(
+            f"{count}={node.count}: {rank} must say which node this is, from 0 to {node.count - 1}; set it on each node"
+        )
     return node

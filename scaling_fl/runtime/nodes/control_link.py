@@ -59,20 +59,21 @@ class ControlLink:
                     break
                 if time.monotonic() - said > 30:
                     said = time.monotonic()
-                    say(f"node 0 of {node.count} is waiting on port {node.port} for node {', '.join(missing)}")
+                    say(f"node 0 of {node.count} is waiting on port {node.port} for {_node_names(missing)}")
                 if time.monotonic() > deadline:
                     for peer, _ in found.values():
-                        peer.send("refused", [0, f"node {', '.join(missing)} of {node.count} didn't come"])
+                        refusal = f"{_node_names(missing)} of {node.count} didn't connect; check that the command is running there"
+                        peer.send("refused", [0, refusal])
                     raise UserError(
-                        f"node {', '.join(missing)} of {node.count} didn't connect within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes; check that "
-                        "the command is running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
+                        f"{_node_names(missing)} of {node.count} didn't connect within {_RENDEZVOUS_TIMEOUT / 60:.0f} "
+                        "minutes; check that the command is running there, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
                     )
                 signals.check()
                 try:
                     connection, (host, *_) = server.accept()
                 except TimeoutError:
                     continue
-                rank, refusal = self._check_hello(connection, found)
+                rank, refusal = self._check_handshake(connection, found)
                 if rank is None:  # not a launcher
                     connection.close()
                     continue
@@ -90,8 +91,8 @@ class ControlLink:
             peer.send("value", "welcome")
         return [own, *(found[rank][1] for rank in sorted(found))]
 
-    def _check_hello(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
-        """The rank that a connecting launcher claims, None for a stranger; and why it is refused, if it is."""
+    def _check_handshake(self, connection: socket.socket, found: dict[int, tuple[Peer, str]]) -> tuple[int | None, str]:
+        """The rank that a connecting launcher claims, None if it isn't one; and the reason for a refusal, if any."""
         connection.settimeout(5.0)
         try:
             kind, rank, count = json.loads(connection.makefile("rb").readline(200))
@@ -104,7 +105,8 @@ class ControlLink:
         if not 1 <= rank < self.node.count:
             return (
                 rank,
-                f"RANK={rank}: node 0 is this one; give each other node its own rank, from 1 to {self.node.count - 1}",
+                f"RANK={rank}: expected 1 to {self.node.count - 1}, because node 0 is listening; give each node its "
+                "own rank",
             )
         if rank in found and not found[rank][0].is_disconnected():
             return rank, f"RANK={rank}: already taken by the node at {found[rank][1]}; give each node its own rank"
@@ -149,7 +151,7 @@ class ControlLink:
                         return name
         return None
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values (plain JSON) of all nodes, by rank, on every node. Raises the failure of another node."""
         if self.node.count == 1:
             return [value]
@@ -168,7 +170,8 @@ class ControlLink:
             signals.check()
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{self.peers[0].name} didn't admit this node within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes"
+                    f"{self.peers[0].name} didn't accept this node within {_RENDEZVOUS_TIMEOUT / 60:.0f} minutes; "
+                    "check that the command is running on every node"
                 )
             select.select([source for peer in self.peers for source in peer.sources()], [], [], 1.0)
             for peer in self.peers:
@@ -223,4 +226,8 @@ class ControlLink:
             peer.end()
 
 
-ALONE = ControlLink(Node(), print)
+def _node_names(ranks: list[str]) -> str:
+    return f"node{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
+
+
+SINGLE_NODE = ControlLink(Node(), print)

@@ -17,7 +17,7 @@ class Told:
     def __init__(self, rank: int, others: dict[int, Any]):
         self.node, self.others = Node(rank, len(others) + 1, "10.0.0.1"), others
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         everyone = self.others | {self.node.rank: value}
         return [json.loads(json.dumps(everyone[rank])) for rank in range(self.node.count)]
 

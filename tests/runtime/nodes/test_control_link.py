@@ -37,8 +37,8 @@ def run_nodes(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | 
 
 def test_nodes_meet_and_exchange_values_by_rank() -> None:
     def act(link: ControlLink) -> Any:
-        first = link.exchange({"rank": link.node.rank})
-        return first, link.exchange(link.node.rank * 10), link.interface(), link.addresses
+        first = link.all_gather({"rank": link.node.rank})
+        return first, link.all_gather(link.node.rank * 10), link.interface(), link.addresses
 
     for future in run_nodes(3, act, ranks=[2, 0, 1]):
         first, second, interface, addresses = future.result(240)
@@ -50,7 +50,7 @@ def test_nodes_meet_and_exchange_values_by_rank() -> None:
 
 def test_a_single_node_makes_no_connections() -> None:
     link = ControlLink(Node(), pytest.fail)
-    assert link.exchange(7) == [7]
+    assert link.all_gather(7) == [7]
     assert link.peers == []
     assert not link.request_stop()
     link.close()
@@ -65,7 +65,7 @@ def test_a_failure_reaches_all_nodes_once_and_names_its_node(
         try:
             if link.node.rank == failing:
                 raise kind("a bug")
-            link.exchange(1)
+            link.all_gather(1)
         except Exception as error:
             link.announce_end(error)
             time.sleep(0.3)  # until the others have received it
@@ -88,7 +88,7 @@ def test_a_silent_or_disconnected_node_is_lost(monkeypatch: pytest.MonkeyPatch) 
             lost.wait(120)
             return None
         with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: no heartbeat for 0 s"):
-            link.exchange(1)
+            link.all_gather(1)
         lost.set()
         return None
 
@@ -96,7 +96,7 @@ def test_a_silent_or_disconnected_node_is_lost(monkeypatch: pytest.MonkeyPatch) 
         if link.node.rank == 1:
             return None
         with pytest.raises(NodeLost, match=r"node 1 \(127\.0\.0\.1\) is lost: its launcher closed the connection"):
-            link.exchange(1)
+            link.all_gather(1)
         return None
 
     for act, limit in ((silent, 0.5), (closing, 120.0)):
@@ -112,7 +112,7 @@ def test_heartbeats_keep_a_slow_node_alive(monkeypatch: pytest.MonkeyPatch) -> N
     def act(link: ControlLink) -> Any:
         if link.node.rank == 1:
             time.sleep(6)
-        return link.exchange(link.node.rank)
+        return link.all_gather(link.node.rank)
 
     for future in run_nodes(2, act):
         assert future.result(240) == [0, 1]
@@ -163,7 +163,7 @@ def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.Monk
 
     def node0() -> None:
         link = ControlLink(Node(0, 2, "127.0.0.1", port), messages.append)
-        result.append(link.exchange("zero"))
+        result.append(link.all_gather("zero"))
         link.close()
 
     thread = threading.Thread(target=node0)
@@ -182,7 +182,7 @@ def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.Monk
             with pytest.raises(UserError, match=refusal):
                 ControlLink(Node(node.rank, node.count, "127.0.0.1", port), messages.append)
     link = ControlLink(Node(1, 2, "127.0.0.1", port), messages.append)
-    assert link.exchange("one") == ["zero", "one"]
+    assert link.all_gather("one") == ["zero", "one"]
     thread.join(240)
     link.close()
     assert result == [["zero", "one"]]
@@ -193,7 +193,7 @@ def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
     port = free_port()
     with pytest.raises(
-        UserError, match="node 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
+        UserError, match="nodes 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
     ):
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
     with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
@@ -260,7 +260,7 @@ def test_a_node_that_reconnects_replaces_its_dead_predecessor(
             time.sleep(0.5)
         for node in nodes:
             links.callback(node.result(240).close)
-        results = [pool.submit(node.result().exchange, node.result().node.rank) for node in nodes]
+        results = [pool.submit(node.result().all_gather, node.result().node.rank) for node in nodes]
         assert [result.result(240) for result in results] == [[0, 1, 2]] * 3
 
 
