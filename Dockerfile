@@ -16,7 +16,7 @@ FROM ${BASE} AS train
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -qy --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
-# A virtual environment works alike on every base, including bases whose Python packages are the distribution's.
+# A virtual environment works the same on every base, even if its Python packages come from the distribution.
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -59,6 +59,6 @@ FROM train AS debug
 USER 0
 RUN pip install --quiet --no-cache-dir debugpy==1.8.22
 USER 1000
-# Silences debugpy's warning in each child that -X frozen_modules=off is missing; only Python's own modules are frozen.
+# Silences debugpy's warning, in each child, about a missing -X frozen_modules=off; only Python's own modules are frozen.
 ENV SCALING_FL_DEBUG=1 PYDEVD_DISABLE_FILE_VALIDATION=1
 EXPOSE 5678

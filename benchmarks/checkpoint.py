@@ -123,7 +123,7 @@ def main() -> None:
         print(
             f"a state of {4 * size / 1e6:.0f} MB; a copy takes {copy * 1e3:.0f} ms, {fresh * 1e3:.0f} ms to fresh memory"
         )
-        cases = {"a core free": 1, f"{measure.CORES} sites, all cores busy": measure.CORES}
+        cases = {"a free core": 1, f"{measure.CORES} sites and all cores busy": measure.CORES}
         for case, sites in cases.items():
             files = command.data(folder, options.examples * sites, test_rows=1, words=48)
             config = Config(
@@ -149,7 +149,7 @@ def main() -> None:
             )
             claims.append(
                 (
-                    f"delay of a round by a checkpoint, {case}, in copies of the state",
+                    f"delay that a checkpoint adds to a round, with {case}, in units of one copy of the state",
                     f"{delay * 1e3:.0f} ± {error * 1e3:.0f} ms",
                     f"{copy * 1e3:.0f} ms",
                     f"{delay / copy:.1f}",

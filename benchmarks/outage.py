@@ -58,7 +58,7 @@ def main() -> None:
                 "≤ 1.25",
             ),
             (
-                f"… the longest of {len(seconds[how])}: seconds more than the longest without it",
+                f"… longest of {len(seconds[how])} rounds, in seconds above the longest without it",
                 f"{longest[how]:.3f} s",
                 f"{longest['none']:.3f} s",
                 f"{longest[how] - longest['none']:.2f}",

@@ -285,15 +285,21 @@ def main() -> None:
             row(f"a round, against {fastest}", fastest, "≥ 1.6"),
             row("… against Flower", "Flower", "≥ 10"),
             inverse(
-                "… of the bare steps, a process per site", mine, rounds["bare steps, a process per site"], "≤ 1.25"
+                "… against the bare steps, one process per site",
+                mine,
+                rounds["bare steps, a process per site"],
+                "≤ 1.25",
             ),
-            inverse("… of those with our settings of memory", mine, rounds["bare steps, our settings"], "≤ 1.25"),
+            inverse("… against the same with our memory settings", mine, rounds["bare steps, our settings"], "≤ 1.25"),
             inverse(
-                "… of those, with sums of floats", rounds["scaling_fl, floats"], rounds["bare steps, our settings"], ""
+                "… against the same, summing floats",
+                rounds["scaling_fl, floats"],
+                rounds["bare steps, our settings"],
+                "",
             ),
-            inverse("… of the bare steps, one process", mine, rounds["bare steps, one process"], ""),
-            inverse("start to first round, of Flower's", first["scaling_fl"], first["Flower"], "≤ 0.25"),
-            inverse(f"… of {fastest}", first["scaling_fl"], first[fastest], ""),
+            inverse("… against the bare steps, one process", mine, rounds["bare steps, one process"], ""),
+            inverse("start to first round, against Flower", first["scaling_fl"], first["Flower"], "≤ 0.25"),
+            inverse(f"… against {fastest}", first["scaling_fl"], first[fastest], ""),
         ]
     )
 

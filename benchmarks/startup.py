@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Seconds from the command line until every site is ready for its first local step, and the memory of a further site.
+"""Seconds from the command line until every site is ready for its first step, and the memory of an additional site.
 
     ./run-local.sh benchmarks/startup.py
 
 The real command runs on model folders with random weights and a few rows. The sites are ready at the event of round 0,
 when all workers hold model and state and have evaluated (one example, on worker 0). Separate runs of the same command,
 with clocks between its phases, show where the time goes; "fork server" is the wait that remains when Sacred is ready.
-The memory of a further site is a quarter of the difference between 8 and 4 sites: the peak proportional set size of all
-processes during round 2 of AdamW, with one text of 8 tokens per step, so that activations hardly count. Its peer is what
-a site must hold: parameters, gradients and two moments, 4 bytes each.
+The memory of an additional site is a quarter of the difference between 8 and 4 sites: the peak proportional set size
+of all processes during round 2 of AdamW, with one text of 8 tokens per step, so that activations hardly count. Its peer
+is what a site must hold: parameters, gradients and two moments, 4 bytes each.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def main() -> None:
             bar = "≤ 1.5" if sites == 16 else ""
             claims.append((claim, f"{seconds:.1f} s", f"{one:.1f} s", f"{seconds / one:.2f}", bar))
     slope, needed = (memory[8] - memory[4]) / 4, 16 * size
-    claim = "DistilBERT's shape, memory of a further site, against what it must hold"
+    claim = "DistilBERT's shape, memory of an additional site, against what it must hold"
     ours, peer = f"{slope / 1e6:,.0f} MB", f"{needed / 1e6:,.0f} MB"
     measure.table([*claims, (claim, ours, peer, f"{slope / needed:.2f}", "≤ 1.15")])
 

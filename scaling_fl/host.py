@@ -59,12 +59,13 @@ def work_folder() -> Iterator[str]:
 
 @contextlib.contextmanager
 def job_lock(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> Iterator[None]:
-    """Hold this job and its checkpoint folder. Raises `UserError` if another run of this user on this machine has them.
+    """Lock this job and its checkpoint folder.
 
+    Raises `UserError` if another run of this user on this machine holds them.
     `recorded`: where the job's record is, if it has one, for the message.
     """
     with contextlib.ExitStack() as locks:
-        in_use = f"job_name={job_name}: a run of this job is alive on this machine"
+        in_use = f"job_name={job_name}: another run of this job is in progress on this machine"
         locks.enter_context(_lock(job_name, "job_name", f"{in_use}, recorded in {recorded}" if recorded else in_use))
         if checkpoints_dir is not None:
             folder = (
@@ -87,7 +88,7 @@ def _lock(name: str, key: str, in_use: str) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError) as error:
             file.seek(0)
             process = file.read().strip() or "?"
-            raise UserError(f"{in_use} (process {process}); wait until it ends, or choose another {key}") from error
+            raise UserError(f"{in_use} (process {process}); wait for it to end, or choose another {key}") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -15,8 +15,8 @@ def unreported(what: str, done: float, total: float, unit: str) -> None:
 class Send(Protocol):
     """A child process's channel to the launcher."""
 
-    on_stop: Callable[[], None]  # called in a thread when the job is to stop: publishes the last complete round
-    waiting: bool  # on something external that may take long: no progress is expected
+    on_stop: Callable[[], None]  # called in a thread when the job must stop: publishes the last complete round
+    waiting: bool  # whether this child waits for something external, so that no progress is expected
 
     def __call__(self, event: Event) -> None: ...
 

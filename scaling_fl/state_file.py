@@ -26,9 +26,9 @@ class Damaged(Exception):
 
 
 class TensorFiles(Arrays):
-    """The tensors of safetensors files by name, read on access. The last file that has a name takes precedence.
+    """The tensors of safetensors files by name, read on access.
 
-    The files may be removed in the meantime.
+    If several files hold a name, the last takes precedence. The files may be removed once they are open.
     """
 
     def __init__(self, *paths: Path):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
 
 from scaling_fl.config.command_line import NAMED_CONFIGS  # noqa: E402
-from scaling_fl.config.key_help import as_typed, sections  # noqa: E402
+from scaling_fl.config.key_help import as_command_line, sections  # noqa: E402
 from scaling_fl.config.schema import Config  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
@@ -32,7 +32,7 @@ def key_tables(config: type = Config) -> str:
 
 def named_configs() -> str:
     rows = [
-        f"| `{name}` | `{' '.join(f'{key}={as_typed(value)}' for key, value in values.items())}` |"
+        f"| `{name}` | `{' '.join(f'{key}={as_command_line(value)}' for key, value in values.items())}` |"
         for name, values in NAMED_CONFIGS.items()
     ]
     return "\n".join(["| name | keys |", "| --- | --- |", *rows])
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 def _table(fields: list["dataclasses.Field[Any]"]) -> str:
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     for field in fields:
-        default = "" if field.default is None else f"`{as_typed(field.default)}`"
+        default = "" if field.default is None else f"`{as_command_line(field.default)}`"
         meaning = re.sub(r"\bdocs/([\w-]+\.md)", r"[docs/\1](\1)", field.metadata["help"]).replace("|", r"\|")
         rows.append(f"| `{field.name}` | {default} | {meaning} |".replace("|  |", "| |"))
     return "\n".join(rows)

@@ -80,10 +80,10 @@ from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo_address  # noqa: E402
 
 
-def _ask_git_once() -> bool:
-    """Whether Sacred can record the commit. It would crash without git, in a copy, or before the first commit.
+def _cache_git_commit() -> bool:
+    """Return whether Sacred can record the commit: it would crash without git, in a copy, or before the first commit.
 
-    Sacred itself asks git again for each of a hundred files, starting three programs each time: seconds in all.
+    Also make Sacred reuse the answer. By default, it runs three git commands per source file, which takes seconds.
     """
     try:
         import git
@@ -99,7 +99,8 @@ def _ask_git_once() -> bool:
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
 for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
-experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_ask_git_once())
+experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_cache_git_commit())
+experiment.doc = __doc__.splitlines()[0]  # docopt would read the flags in the rest as further options
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
     experiment.add_named_config(_name, _values)

@@ -35,15 +35,15 @@ TINY_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 
 
 
 def texts_and_labels(count: int, seed: int = 0, num_labels: int = 3) -> tuple[list[str], np.ndarray]:
-    """Texts of unequal lengths (2 to 12 words), most of them words of their label."""
+    """Texts of 2 to 12 words, most of them typical of the label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_labels, count)
-    everything = [word for words in WORDS.values() for word in words]
+    all_words = [word for words in WORDS.values() for word in words]
     texts = []
     for label in labels:
         length = rng.integers(2, 13)
         on_topic = rng.random(length) < 0.7
-        texts.append(" ".join(rng.choice(WORDS[int(label)] if hit else everything) for hit in on_topic))
+        texts.append(" ".join(rng.choice(WORDS[int(label)] if hit else all_words) for hit in on_topic))
     return texts, labels.astype(np.int64)
 
 
@@ -62,7 +62,7 @@ def tokenizer() -> Any:
 
 
 def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
-    """A BERT with a few thousand parameters; its head is large enough to matter."""
+    """A BERT with a few thousand parameters, whose large initial weights make differences show."""
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer()),
@@ -124,7 +124,7 @@ def worker(
     num_workers: int = 1,
     memory: SharedMemory | None = None,
 ) -> tuple[WorkerSites, Collectives, ServerState]:
-    """A worker with its share of the sites; `module` holds the initial server state."""
+    """A worker and its share of the sites; `module` holds the initial parameters."""
     num_moments = server.optimiser(config).num_moments
     collectives = Collectives(
         rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
@@ -141,7 +141,7 @@ def worker(
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read tensors and header of a state file into memory."""
+    """Read the tensors and the header of a state file into memory."""
     tensors, header = read_state(path)
     return dict(tensors), header
 
@@ -149,7 +149,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path, *args: Any) -> list[Any]:
     """Run `function(rank, num_workers, memory, folder, *args)` in worker processes; return the results by rank."""
     memory = SharedMemory()
-    (folder / "rendezvous").unlink(missing_ok=True)  # torch leaves it behind if a process ends before the others
+    (folder / "rendezvous").unlink(missing_ok=True)  # torch leaves the file behind if a process ends early
     results: dict[int, Any] = {}
 
     def keep(event: dict[str, Any]) -> None:
@@ -170,15 +170,15 @@ def run_distributed(function: Callable[..., Any], num_workers: int, folder: Path
 
 
 def wait_for_end(pids: Sequence[int], seconds: float = 240) -> None:
-    """Wait until these processes, not necessarily children, have ended; fail after `seconds`."""
+    """Wait for processes, which need not be children, to end; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     for pid in pids:
         try:
-            descriptor = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        ended = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]
-        os.close(descriptor)
+        ended = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]
+        os.close(pidfd)
         assert ended, f"process {pid} is still running"
 
 
@@ -191,7 +191,7 @@ def _call(send: Callable[[dict[str, Any]], None], target: str, rank: int, *args:
 
 
 def two_sites(folder: Path) -> list[str]:
-    """Command-line arguments of job j: two sites with 30 texts each and a tiny model, all files in `folder`."""
+    """Command-line arguments for job j: two sites with 30 texts each and a tiny model, all files in `folder`."""
     train, test = write_csv(folder / "train.csv", 60), write_csv(folder / "test.csv", 9, 1)
     return [
         "with", "site_ids=[-1,-1]", "task_name=csv", f"train_path={train}", f"test_path={test}", "text_column=body",

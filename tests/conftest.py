@@ -1,4 +1,4 @@
-"""Fixtures: small models and data sets, workers in real processes, the command line, a MongoDB-wire server."""
+"""Fixtures: a small job, workers in real processes, the command line, a MongoDB-wire server, and object stores."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from hypothesis import HealthCheck, settings
 
 from scaling_fl.config.schema import Config
-from tests import builders, typed
+from tests import builders, zygote
 from tests.line import Line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,17 +30,17 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 
-# A shell's background processes ignore SIGINT, with `nohup` SIGHUP too, and their children inherit this. Jobs under test
-# must not.
+# A shell starts background processes with SIGINT ignored (under `nohup` also SIGHUP), and children inherit this. The jobs
+# under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests out of the machine's caches. Set once, because the fork server keeps its first environment."""
+    """Keep the tests out of the user's caches. Set once, because the fork server keeps its first environment."""
     os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    typed.start_with(clean_environment())
+    zygote.set_environment(clean_environment())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -77,16 +77,16 @@ def run_distributed(tmp_path: Path) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Type `scripts/train_federated.py` with arguments, in an empty folder."""
+    """Run `scripts/train_federated.py` with arguments in `tmp_path`."""
 
     def run(*arguments: str, cold: bool = False, **environ: str) -> "subprocess.CompletedProcess[str]":
-        return typed.run(*arguments, cold=cold, cwd=tmp_path, env=clean_environment() | environ)
+        return zygote.run(*arguments, cold=cold, cwd=tmp_path, env=clean_environment() | environ)
 
     return run
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without a developer's own settings. Empty variables take precedence over `.env`."""
+    """The environment without the developer's own database. Empty variables take precedence over `.env`."""
     return os.environ | dict.fromkeys(
         ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST", "SACRED_MONGO_URL"), ""
     )
@@ -103,7 +103,7 @@ def serve(port: int, *argv: str) -> Iterator[None]:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
-                assert server.poll() is None, "the server ended"
+                assert server.poll() is None, "the server has ended"
                 assert time.monotonic() < deadline, "the server doesn't answer"
                 time.sleep(0.02)
         yield
@@ -132,13 +132,13 @@ def mongo(tmp_path: Path) -> Iterator[str]:
 
 class ObjectStore(NamedTuple):
     bucket: str  # URL of an empty bucket
-    environ: dict[str, str]  # as users set it
+    environ: dict[str, str]  # the variables that users set
     fs: AbstractFileSystem
 
 
 @pytest.fixture(params=["s3", "gs"])
 def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
-    """S3 and Google Cloud Storage over HTTP."""
+    """An empty bucket of a fake S3 or Google Cloud Storage, served over HTTP."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     if request.param == "s3":
@@ -162,9 +162,9 @@ def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    """The proxy between this process, with its children, and an object store, whose bucket is $TEST_BUCKET."""
+    """A proxy between an object store and this process with its children. $TEST_BUCKET is the bucket's URL."""
     bucket, environ, fs = object_store
-    type(fs).clear_instance_cache()  # else fsspec reuses the last test's
+    type(fs).clear_instance_cache()  # otherwise fsspec reuses the last test's connection
     opened = Line(int(next(iter(environ.values())).rpartition(":")[2]))
     for name, value in environ.items():
         monkeypatch.setenv(name, value.rpartition(":")[0] + f":{opened.port}" if value.startswith("http") else value)
@@ -176,8 +176,8 @@ def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_process_is_left() -> Iterator[None]:
-    """No test leaves a child process behind."""
+def _no_child_is_left() -> Iterator[None]:
+    """Fail if a test has left a child process behind."""
     yield
     import multiprocessing
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# The tests of containers and of several nodes, from nothing and back to nothing: sets up a Docker engine, the base image
-# and networks of machines, runs the tests, and takes everything down, whatever happens.
+# Run the tests of containers and of several nodes: start a Docker engine with the base image, run the tests, and clean up,
+# even after a failure or a signal.
 #
 #   tests/containers-and-nodes.sh [arguments for pytest]
 #
-# Debian, as root, with docker.io, debootstrap, iptables and iproute2. Where an engine answers, that one is used, and stays.
+# Needs root on Debian, docker.io, debootstrap, iptables and iproute2. An engine that already runs is used, and kept running.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-folder=$(mktemp -d /tmp/sfXXXXXX) # short, as names of sockets must be
-chmod 755 "$folder"               # for tests as another user
+folder=$(mktemp -d /tmp/sfXXXXXX) # short, because the paths of sockets are limited
+chmod 755 "$folder"                # for tests that run as another user
 tests=none
 
 say() { printf 'containers-and-nodes.sh: %s\n' "$*" >&2; }
 
-# What the tests started: it has their folder for temporary files.
+# The processes that the tests started, found by their TMPDIR.
 processes() { grep -slF "TMPDIR=$folder" /proc/[0-9]*/environ | cut -d / -f 3; }
 
-left() {
+leftovers() {
     processes
     pgrep -f "$folder" # the engine
     ip netns list | grep "^sf$tests"
@@ -27,7 +27,7 @@ left() {
 
 take_down() {
     local status=$? namespace found
-    trap '' INT TERM HUP # what was begun is ended
+    trap '' INT TERM HUP # the clean-up must not be interrupted
     set +e
     processes | xargs -r kill -KILL
     for namespace in $(ip netns list | grep -o "^sf${tests}[a-z0-9]*"); do
@@ -36,12 +36,12 @@ take_down() {
     done
     "$root/tests/containers/engine.sh" down "$folder"
     rm -rf "/tmp/sf$tests-"*
-    found=$(left)
+    found=$(leftovers)
     if [[ -n $found ]]; then
-        say "this is left: $found"
+        say "left behind: $found"
         exit 1
     fi
-    say 'nothing is left'
+    say 'nothing is left behind'
     exit "$status"
 }
 trap take_down EXIT
@@ -49,12 +49,12 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 if ! docker info >/dev/null 2>&1 || ! docker compose version >/dev/null 2>&1; then
-    say 'starting an engine, and making the base image'
+    say 'starting an engine and building the base image'
     engine=$("$root/tests/containers/engine.sh" up "$folder")
     while read -r line; do export "${line?}"; done <<<"$engine"
 fi
 
-# In a process group of its own, so that Ctrl-C reaches it once: a second one would break off its tidying up.
+# In its own process group, so that it receives Ctrl-C once: a second signal would interrupt its clean-up.
 set -m
 TMPDIR=$folder "$root/run-local.sh" --no-docker -m pytest -m 'containers or nodes' "$@" </dev/null &
 tests=$!

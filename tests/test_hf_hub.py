@@ -22,8 +22,8 @@ def answer(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception | None
 
 def test_models_and_data_sets_are_looked_up_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     models, datasets = answer(monkeypatch, "model_info", None), answer(monkeypatch, "dataset_info", None)
-    hf_hub.find("model", "lab/m", "model=m", "")
-    hf_hub.find("dataset", "lab/d", "dataset=lab/d", "")
+    hf_hub.check_exists("model", "lab/m", "model=m", "")
+    hf_hub.check_exists("dataset", "lab/d", "dataset=lab/d", "")
     assert (models, datasets) == (["lab/m"], ["lab/d"])
 
 
@@ -33,11 +33,11 @@ def test_an_unknown_name_is_distinguished_from_an_unreachable_hub(monkeypatch: p
     with pytest.raises(
         UserError, match=r"model=x: the hub has no model lab/x that you can access; .* HF_TOKEN"
     ) as error:
-        hf_hub.find("model", "lab/x", "model=x", "take another")
+        hf_hub.check_exists("model", "lab/x", "model=x", "take another")
     assert not isinstance(error.value, hf_hub.Unreachable)
     answer(monkeypatch, "model_info", OSError("Name or service not known"))
     with pytest.raises(hf_hub.Unreachable, match=r"the hub can't be reached \(OSError\); take another"):
-        hf_hub.find("model", "lab/x", "model=x", "take another")
+        hf_hub.check_exists("model", "lab/x", "model=x", "take another")
     answer(monkeypatch, "model_info", OfflineModeIsEnabled("no"))
     with pytest.raises(hf_hub.Unreachable, match="HF_HUB_OFFLINE forbids asking the hub; take another"):
-        hf_hub.find("model", "lab/x", "model=x", "take another")
+        hf_hub.check_exists("model", "lab/x", "model=x", "take another")

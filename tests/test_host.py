@@ -12,9 +12,7 @@ def test_a_second_run_of_a_job_or_folder_is_refused(tmp_path: Path, monkeypatch:
     with host.job_lock("news", "out"):
         with host.job_lock("other", None):
             pass
-        in_use = (
-            rf"job_name=news: a run of this job is alive on this machine, recorded in runs/3 \(process {os.getpid()}\)"
-        )
+        in_use = rf"job_name=news: another run of this job is in progress on this machine, recorded in runs/3 \(process {os.getpid()}\)"
         with pytest.raises(UserError, match=in_use), host.job_lock("news", "x", recorded="runs/3"):
             pass
         writing = rf"checkpoints_dir={os.getcwd()}/out/: another run is writing there"

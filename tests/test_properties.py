@@ -92,7 +92,7 @@ def test_any_bytes_are_read_or_refused_with_the_path(tmp_path: Path, name: str, 
     try:
         table = tables.read(str(path), "train_path", WANTED)
         texts, labels = table.texts("text"), table.labels("label")
-        assert len(texts) == len(labels) == len(table.classes("label", tables.in_order(set(labels))))
+        assert len(texts) == len(labels) == len(table.classes("label", tables.class_numbers(set(labels))))
         "".join(texts + labels).encode()
     except UserError as error:
         message = str(error)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scaling_fl.config.partition_keys import KEY_OF, chosen_partition
+from scaling_fl.config.partition_keys import PARTITION_OF_KEY, chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import Sharding, make_shards
@@ -43,7 +43,7 @@ def show(send: Send, config: Config) -> None:
 def describe(config: Config, split: Split, label_names: Sequence[str], sharding: Sharding) -> list[str]:
     """Return table and picture of the shards, as lines."""
     keys = config.to_mapping()
-    chosen = [f"{key}={keys[key]}" for key in KEY_OF if keys[key] not in (None, False)]
+    chosen = [f"{key}={keys[key]}" for key in PARTITION_OF_KEY if keys[key] not in (None, False)]
     held_back = f"; {len(sharding.held_back):,} more are held back" if len(sharding.held_back) else ""
     return [
         f"{' '.join([f'partition={chosen_partition(keys)}', *chosen])}: {len(sharding.shards):,} sites, "

@@ -37,7 +37,7 @@ def keep_text(argv: Sequence[str]) -> list[str]:
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
-    # Four sites train on the standard library's docstrings: no download, about a minute on two cores.
+    # Four sites train on the standard library's docstrings: no download, under a minute on two cores.
     "demo": {
         "site_ids": [0, 0, 0, 0],
         "task_name": "demo",
@@ -74,6 +74,8 @@ def check_config_file(word: str) -> None:
     try:
         values = load_config_file(word)
     except Exception as error:  # every file format raises its own exceptions
-        raise UserError(f"{word}: cannot read it as a configuration: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{word}: cannot read it as a configuration: {type(error).__name__}: {error}; correct it"
+        ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}")
+        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}; correct it")

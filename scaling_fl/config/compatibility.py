@@ -16,21 +16,21 @@ def check_config(config: Config, before: Mapping[str, Any]) -> None:
     """
     now = config.to_mapping()
     changed = [
-        f"{field.name} was {before[field.name]!r}, is {now[field.name]!r}"
+        f"{field.name} was {before[field.name]!r}, is now {now[field.name]!r}"
         for field in dataclasses.fields(config)
         if not field.metadata["may_change"] and field.name in before and before[field.name] != now[field.name]
     ]
     partition, was = chosen_partition(now), chosen_partition(before)
     if partition != was:
-        changed.insert(0, f"partition was {was!r}, is {partition!r}")
+        changed.insert(0, f"partition was {was!r}, is now {partition!r}")
     scheduled = config.lr_schedule != "constant" or 0 < config.warmup < 1
     if scheduled and before["num_rounds"] != config.num_rounds:
         changed.append(
-            f"num_rounds was {before['num_rounds']}, is {config.num_rounds} (the learning rate depends on it)"
+            f"num_rounds was {before['num_rounds']}, is now {config.num_rounds} (the learning rate depends on it)"
         )
     num_sites = [keys.get("num_sites") or len(keys["site_ids"]) for keys in (before, now)]
     if num_sites[0] != num_sites[1] and "column" not in (partition, was):  # the data determine that number
-        changed.append(f"the number of sites was {num_sites[0]}, is {num_sites[1]}")
+        changed.append(f"the number of sites was {num_sites[0]}, is now {num_sites[1]}")
     if changed:
         raise UserError(
             f"job_name={config.job_name} can't be resumed with different settings: {'; '.join(changed)}. "

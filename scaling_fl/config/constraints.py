@@ -32,7 +32,7 @@ def _check_sites(config: "Config") -> None:
         )
     if config.participation is not None and config.sites_per_round is not None:
         raise UserError(
-            f"sites_per_round={config.sites_per_round} participation={config.participation:g}: two ways to set the same number; leave one of them out"
+            f"sites_per_round={config.sites_per_round} participation={config.participation:g}: both set the number of sites per round; leave one of them out"
         )
     samples = config.participation is not None or config.sites_per_round is not None
     if config.baseline == "local_only" and samples:

@@ -8,7 +8,7 @@ from typing import Any
 def key(
     default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, may_change: bool = False
 ) -> Any:
-    """A configuration key. `expected` describes the values that `valid` accepts; `may_change`: when a job resumes."""
+    """A configuration key. `expected`: the values that `valid` accepts; `may_change`: whether a resumed job may change it."""
     return dataclasses.field(
         default=default, metadata={"help": help, "expected": expected, "valid": valid, "may_change": may_change}
     )

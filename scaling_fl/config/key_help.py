@@ -16,7 +16,7 @@ _INTRODUCTION = (
 )
 
 
-def as_typed(value: object) -> str:
+def as_command_line(value: object) -> str:
     """A value as it is written on the command line."""
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
@@ -32,7 +32,7 @@ def sections(config: type = Config) -> Iterator[tuple[str, list["dataclasses.Fie
 
 
 def asked_for(words: Sequence[str], overview: str) -> str:
-    """The help that a command line asks for: `overview`, all keys, or some; "" if none, or if a word is not a key."""
+    """The help that a command line asks for: `overview`, all keys or some; "" if it asks for none, or names no key."""
     fields = {field.name: field for field in dataclasses.fields(Config)}
     width = min(shutil.get_terminal_size().columns, 120)
     if not words or {"-h", "--help"} & set(words):
@@ -67,4 +67,4 @@ def _entry(field: "dataclasses.Field[Any]", width: int, with_valid: bool = False
     if with_valid and field.metadata["expected"]:
         texts.append(f"valid: {field.metadata['expected']}")
     wrap = textwrap.TextWrapper(width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
-    return "\n".join([f"  {field.name}={as_typed(field.default)}", *map(wrap.fill, texts)])
+    return "\n".join([f"  {field.name}={as_command_line(field.default)}", *map(wrap.fill, texts)])

@@ -8,7 +8,7 @@ from scaling_fl.errors import UserError
 PARTITIONS = ("iid", "by_label", "dirichlet", "labels_per_site", "sizes", "column")
 SIZE_LAWS = ("lognormal", "power")
 
-KEY_OF = {  # key → the partition that uses it
+PARTITION_OF_KEY = {  # key → the partition that uses it
     "alpha": "dirichlet", "balanced": "dirichlet", "labels_per_site": "labels_per_site", "size_law": "sizes",
     "size_skew": "sizes", "partition_column": "column",
 }  # fmt: skip
@@ -30,7 +30,7 @@ def check_partition_keys(keys: Mapping[str, Any]) -> None:
             f"iid_split={keys['iid_split']}: short for partition={short}, but partition={partition} is set "
             "as well; leave one of them out"
         )
-    for key, owner in KEY_OF.items():
+    for key, owner in PARTITION_OF_KEY.items():
         if keys[key] not in (None, False) and owner != partition:
             raise UserError(
                 f"{key}={keys[key]!r}: belongs to partition={owner}, but this is partition={partition}; leave it out, "

@@ -33,7 +33,7 @@ def by_label(labels: Labels, num_sites: int) -> Owners:
 
 
 def dirichlet(labels: Labels, num_sites: int, seed: int, alpha: float) -> Owners:
-    """Each label is divided among the sites in proportions drawn from Dir(alpha, …, alpha): sizes differ, too.
+    """Each label is divided among the sites in proportions drawn from Dir(alpha, …, alpha), so sizes differ as well.
 
     Yurochkin et al. 2019 (arXiv 1905.12022): p_c ~ Dir_S(alpha) for each class c.
     """
@@ -108,11 +108,11 @@ def sizes(labels: Labels, num_sites: int, seed: int, law: str, skew: float) -> O
     return _assign_runs(rng.permutation(len(labels)), num_sites, np.diff(ends, prepend=0))
 
 
-def with_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Owners:
+def ensure_minimum(owners: Owners, num_sites: int, seed: int, minimum: int) -> Owners:
     """Top up sites that hold fewer than `minimum` examples with random examples of the largest sites.
 
-    The largest sites are lowered to a common level, so that most sites keep all of theirs. N must be at least
-    S × `minimum`.
+    The largest sites are lowered to a common level, so that most sites keep all their examples. N must be at
+    least S × `minimum`.
     """
     held = np.bincount(owners, minlength=num_sites)
     missing = np.maximum(minimum - held, 0)

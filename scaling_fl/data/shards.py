@@ -8,7 +8,7 @@ from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.data import partitioners
 from scaling_fl.data.examples import Split
-from scaling_fl.data.readers.tables import in_order
+from scaling_fl.data.readers.tables import class_numbers
 from scaling_fl.data.subsets import Indices, held_back
 from scaling_fl.errors import UserError
 
@@ -46,7 +46,7 @@ def _assigned_shards(config: Config, labels: partitioners.Labels, notes: list[st
             + ", or use more data"
         )
     drawn = _assign_owners(config, labels, num_sites)
-    owners = partitioners.with_minimum(drawn, num_sites, config.data_seed, minimum)
+    owners = partitioners.ensure_minimum(drawn, num_sites, config.data_seed, minimum)
     if num_moved := int((drawn != owners).sum()):
         notes.append(
             f"{num_moved:,} of {len(labels):,} training rows were moved from the largest sites to sites that had drawn "
@@ -74,7 +74,7 @@ def _assign_owners(config: Config, labels: partitioners.Labels, num_sites: int) 
 
 def _by_column(config: Config, split: Split, trained: Indices) -> list[Indices]:
     assert split.sites is not None
-    order = in_order(set(split.sites))
+    order = class_numbers(set(split.sites))
     what = f"partition_column={config.partition_column!r}: the training rows have {len(order):,} different values in it"
     if config.num_sites not in (None, len(order)):
         raise UserError(f"{what}, one site each, but num_sites={config.num_sites}; leave num_sites out")

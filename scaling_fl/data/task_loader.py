@@ -44,7 +44,7 @@ def load_task(config: Config, report: Report = unreported) -> Task:
         if key in module.NEEDS and value is None:
             raise UserError(f"{key}: task_name={config.task_name} needs it; set {key}=…")
         if key not in (*module.NEEDS, *module.TAKES) and value != defaults[key]:
-            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "no such key"
+            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "none of these keys"
             raise UserError(f"{key}={value!r}: task_name={config.task_name} doesn't use it; it takes {uses}")
     task: Task = module.load(config, report)
     train, test = task.train, task.test
@@ -57,7 +57,7 @@ def load_task(config: Config, report: Report = unreported) -> Task:
         source = config.train_path or config.dataset or config.task_name
         kept = "" if len(train) == len(task.train) else f"max_train_examples={config.max_train_examples} of "
         raise UserError(
-            f"{kept}{source}: every row has the label {task.label_names[counts.argmax()]!r}; there is nothing to classify"
+            f"{kept}{source}: every row has the label {task.label_names[counts.argmax()]!r}; there is nothing to classify; use data with two labels or more"
         )
     notes = [*task.train.notes, *task.test.notes]
     notes += [

@@ -16,7 +16,7 @@ from scaling_fl import host
 from scaling_fl.progress import Report
 
 _FORMAT_VERSION = 1  # of the files in a store
-_SEAL = "seal.json"  # written last; holds the other files' checksums
+_MANIFEST = "seal.json"  # written last; holds the other files' checksums
 _KEPT_DAYS = 30  # since the last use
 
 
@@ -46,8 +46,8 @@ def link(target: Path, key: str, build: Callable[[Path], None], report: Report) 
                 shutil.rmtree(entry)
             if not entry.exists():
                 build(partial)
-                seal = {path.name: _checksum(path) for path in partial.iterdir()}
-                (partial / _SEAL).write_text(json.dumps(seal))
+                manifest = {path.name: _checksum(path) for path in partial.iterdir()}
+                (partial / _MANIFEST).write_text(json.dumps(manifest))
                 partial.rename(entry)
             os.utime(entry)
         _prune(cache)
@@ -60,8 +60,8 @@ def link(target: Path, key: str, build: Callable[[Path], None], report: Report) 
 
 def _is_intact(entry: Path) -> bool:
     try:
-        seal = json.loads((entry / _SEAL).read_text())
-        return bool(seal) and all(_checksum(entry / name) == checksum for name, checksum in seal.items())
+        manifest = json.loads((entry / _MANIFEST).read_text())
+        return bool(manifest) and all(_checksum(entry / name) == checksum for name, checksum in manifest.items())
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 

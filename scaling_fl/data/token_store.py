@@ -104,7 +104,7 @@ def write(
         tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
         types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
         for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
-            # A tokenizer without special tokens yields none for an empty text, and models reject an empty batch.
+            # A tokenizer without special tokens yields no token for an empty text; models reject an empty batch.
             input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
             tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
             if types is not None:
@@ -123,7 +123,7 @@ def training_batches(
     seed: int,
     *path: int,
 ) -> list[npt.NDArray[np.int64]]:
-    """One epoch over a shard: index arrays of `batch_size`, with each example once; the last one may be smaller.
+    """One epoch over a shard: index arrays of `batch_size`, with each example once; one batch may be smaller.
 
     The order is a function of (seed, *path), where `path` is (round, site, epoch). With `group_by_length`,
     windows of 50 batches of the shuffled shard are sorted by length and divided into batches, which are shuffled.

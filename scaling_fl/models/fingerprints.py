@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling_fl import state_file
-from scaling_fl.models.loading import Loaded
+from scaling_fl.models.loading import LoadedModel
 
 
 def digest(*arrays: Any) -> str:
@@ -18,7 +18,7 @@ def digest(*arrays: Any) -> str:
     return whole.hexdigest()
 
 
-def pretrained(loaded: Loaded, initial: state_file.Arrays) -> str:
+def pretrained(loaded: LoadedModel, initial: state_file.Arrays) -> str:
     """Return the digest of the pre-trained weights. New parameters are left out: they vary with seed and processor."""
     names = {name for name, _ in (*loaded.module.named_parameters(), *loaded.module.named_buffers())}
     new = names if loaded.new_parameters == ["all"] else set(loaded.new_parameters)
@@ -26,7 +26,7 @@ def pretrained(loaded: Loaded, initial: state_file.Arrays) -> str:
 
 
 def tokens(work: Path) -> str:
-    """Return the digest of the token stores in the work folder, without the cache's `.json` seal."""
+    """Return the digest of the token stores in the work folder, without the cache's `.json` manifest."""
     paths = [path for name in ("train", "test") for path in sorted((work / name).iterdir()) if path.suffix != ".json"]
     return digest(*(np.memmap(path, np.uint8, "r") for path in paths))
 

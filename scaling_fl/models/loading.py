@@ -23,20 +23,20 @@ from scaling_fl import hf_hub, seeding
 from scaling_fl.errors import UserError
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
-NICKNAMES = {
+ALIASES = {
     "albert": "albert-base-v1",
     "bert": "bert-base-cased",
     "distilbert": "distilbert-base-cased",
 }
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     module: Any  # a transformers.PreTrainedModel
     tokenizer: Any
     new_parameters: list[str]  # names that the pre-trained weights lack: usually the head
 
 
-def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> Loaded:
+def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> LoadedModel:
     """Load the model that every site starts from, and its tokenizer.
 
     Parameters that the pre-trained weights lack (the classification head) are initialised with `seed`. `texts` are used
@@ -77,7 +77,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
             )
     module.config.pad_token_id = _with_padding_token(model, tokenizer).pad_token_id
     _check_limits(model, module, tokenizer, max_seq_len)
-    return Loaded(module, tokenizer, new_parameters)
+    return LoadedModel(module, tokenizer, new_parameters)
 
 
 def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
@@ -123,32 +123,32 @@ def takes_token_types(module: torch.nn.Module) -> bool:
 
 
 def silence_library() -> None:
-    """Silence transformers' progress bars and its report on new heads, which `Loaded` carries."""
+    """Silence transformers' progress bars and its report on new heads, which `LoadedModel` carries."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
 
 def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
-    """Call `load(source, local_files_only)` for a nickname, a hub id or a folder. Local copies are not updated."""
-    source = NICKNAMES.get(model, model)
+    """Call `load(source, local_files_only)` for an alias, a hub id or a folder. Local copies are not updated."""
+    source = ALIASES.get(model, model)
     folder = os.path.expanduser(source)
     try:
         if os.path.isdir(folder):
             return load(folder, True)
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise UserError(
-                f"model={model}: there is no such folder; give {', '.join(NICKNAMES)}, tiny, a hub id or a local folder"
+                f"model={model}: there is no such folder; give {', '.join(ALIASES)}, tiny, a hub id or a local folder"
             )
         with contextlib.suppress(OSError):  # not cached, or not completely
             return load(source, True)
-        hf_hub.find("model", source, f"model={model}", "give the path of a local model folder, or model=tiny")
+        hf_hub.check_exists("model", source, f"model={model}", "give the path of a local model folder, or model=tiny")
         return load(source, False)
     except UserError:
         raise
     except Exception as error:  # broken files can raise anything
         reason = textwrap.shorten(str(error), 250, placeholder=" …")  # transformers' messages run to paragraphs
         raise UserError(
-            f"model={model}: it can't be loaded: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
+            f"model={model}: cannot load it: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
             "weights and a tokenizer that transformers reads without custom code"
         ) from error
 
@@ -171,12 +171,12 @@ def _with_padding_token(model: str, tokenizer: Any) -> Any:
 def _check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_seq_len))
     if max_seq_len > limit:
-        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes at most {limit} tokens")
+        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes at most {limit} tokens; lower max_seq_len")
 
 
 def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
     _check_length(model, module.config, tokenizer, max_seq_len)
-    # Configurations don't tell everything: some models use up positions for padding, and some vocabularies exceed the
+    # Configurations don't say everything: some models use up positions for padding, and some vocabularies exceed the
     # embeddings. A full-length text of the vocabulary's last token fails here, rather than during training.
     ids = torch.full((1, max_seq_len), len(tokenizer) - 1)
     try:

@@ -30,7 +30,7 @@ from scaling_fl.errors import UserError
 
 
 def split(full_path: str, train_path: str, test_path: str, train_size: float, seed: int, force: bool) -> str:
-    """Write the two files, and return a report of rows per author. Raises `UserError` before writing anything."""
+    """Write the two files; return a report of rows per author. Raises `UserError` before writing if an option is invalid."""
     if not 0 < train_size < 1:
         raise UserError(f"--train-size={train_size}: expected a number between 0 and 1, such as 0.75")
     if not 0 <= seed < 2**32:
@@ -80,13 +80,14 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
 
 @contextlib.contextmanager
 def _reachable(path: str) -> Iterator[None]:
+    """Turn the file system's errors into `UserError`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # every file system raises its own exceptions
         raise UserError(
-            f"{path}: can't write to it ({type(error).__name__}: {error}); check the path, permissions and credentials"
+            f"{path}: cannot write to it ({type(error).__name__}: {error}); check the path, permissions and credentials"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks run code in other processes, as strings that no linter reads. What they import must exist."""
+"""Benchmarks pass code to other processes as strings, which linters don't check. The imports in it must exist."""
 
 import importlib
 import re
@@ -12,7 +12,7 @@ IMPORT = re.compile(r"^from (scaling_fl[\w.]*) import (.+?)(?:  #.*)?$", re.MULT
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.name)
-def test_what_a_benchmark_imports_exists(script: Path) -> None:
+def test_imports_of_benchmarks_exist(script: Path) -> None:
     for module, names in IMPORT.findall(script.read_text(encoding="utf-8")):
         imported = importlib.import_module(module)
         for name in names.split(", "):

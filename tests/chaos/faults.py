@@ -1,8 +1,8 @@
-"""Fault injection: a fault strikes once, at a named place of a job, in one of its real processes.
+"""Fault injection: a fault strikes once, at a named place in a job, in one of its real processes.
 
-`python tests/chaos/faults.py ARGUMENTS` is `scripts/train_federated.py ARGUMENTS` with the fault that the variable
-CHAOS describes: {"place", "how", "worker", "round", "marker"}. The fault creates the file `marker` when it strikes, and
-doesn't strike if the file exists.
+`python tests/chaos/faults.py ARGUMENTS` runs `scripts/train_federated.py ARGUMENTS` with a fault. The environment
+variable CHAOS describes it: {"place", "kind", "worker", "round", "marker"}. The fault creates the file `marker` when it
+strikes, and doesn't strike if the file exists.
 """
 
 import json
@@ -17,17 +17,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("preparation", "start-up", "training", "aggregation", "evaluation", "checkpoint", "model", "end")
-# What happens, to the process itself or to the launcher.
-HOWS = ("raise", "memory", "kill", "stop", "launcher SIGKILL", "launcher SIGTERM", "launcher SIGINT")
+# What the fault does to its own process or to the launcher.
+KINDS = ("raise", "memory", "kill", "stop", "launcher SIGKILL", "launcher SIGTERM", "launcher SIGINT")
 
 
 def strike(fault: dict[str, Any]) -> None:
-    """Let the fault happen, unless it already has."""
+    """Trigger the fault, unless it has struck before."""
     try:
         Path(fault["marker"]).touch(exist_ok=False)
     except FileExistsError:
         return
-    match fault["how"].split():
+    match fault["kind"].split():
         case ["raise"]:
             raise ZeroDivisionError("a bug at site")
         case ["memory"]:
@@ -43,26 +43,26 @@ def strike(fault: dict[str, Any]) -> None:
         case ["launcher", name, *slow]:
             launcher = int(os.environ["CHAOS_LAUNCHER"])
             os.kill(launcher, getattr(signal, name))
-            # So that the signal arrives here, this process goes on only after it was asked to stop, or never.
+            # Stay at this place until the launcher has asked the processes to stop; "slow" and SIGKILL: for ever.
             while slow or name == "SIGKILL" or not Path(fault["marker"] + " stopping").exists():
                 time.sleep(0.01)
             time.sleep(0.5)
 
 
-def before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:
-    """Let the fault strike when `owner.name` is called."""
-    plain = getattr(owner, name)
+def strike_before(owner: Any, name: str, fault: dict[str, Any], when: Callable[..., bool] = lambda *args: True) -> None:
+    """Patch the function `owner.name`: the fault strikes before a call for whose arguments `when` is true."""
+    original = getattr(owner, name)
 
-    def struck(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         if when(*args):
             strike(fault)
-        return plain(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    setattr(owner, name, struck)
+    setattr(owner, name, wrapper)
 
 
 def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
-    """A worker with the fault."""
+    """Run a worker with the fault."""
     from scaling_fl.checkpoint import store
     from scaling_fl.distributed.collectives import Collectives
     from scaling_fl.federated import rounds, site
@@ -70,50 +70,51 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     from scaling_fl.runtime import worker
 
     fault = json.loads(os.environ["CHAOS"])
-    now = {"round": 0, "steps": 0}
+    current_round = 0
     if fault["place"] == "checkpoint" and rank == 0:
-        before(store.CheckpointStore, "_publish", fault, lambda *args: now["round"] >= fault["round"])
+        strike_before(store.CheckpointStore, "_publish", fault, lambda *args: current_round >= fault["round"])
     elif fault["place"] == "model" and rank == 0:
-        before(store.CheckpointStore, "publish_folder", fault)
+        strike_before(store.CheckpointStore, "publish_folder", fault)
     elif fault["place"] == "end" and rank == 0:
-        before(Collectives, "close", fault)
+        strike_before(Collectives, "close", fault)
     elif rank == fault["worker"]:
-        here = lambda *args: now["round"] == fault["round"]  # noqa: E731
+        in_round = lambda *args: current_round == fault["round"]  # noqa: E731
         match fault["place"]:
             case "start-up":
-                before(worker, "Collectives", fault)
+                strike_before(worker, "Collectives", fault)
             case "training":
-                before(FlatModel, "load", fault, here)
+                strike_before(FlatModel, "load", fault, in_round)
             case "aggregation":
-                mean = Collectives.weighted_mean
+                weighted_mean = Collectives.weighted_mean
 
-                def torn(self: Collectives, total: Any) -> Iterator[Any]:
-                    for part in mean(self, total):
-                        yield part  # the server has stepped with this piece
-                        if here():
+                def interrupted_mean(self: Collectives, total: Any) -> Iterator[Any]:
+                    for piece in weighted_mean(self, total):
+                        yield piece  # the server has stepped with this piece
+                        if in_round():
                             strike(fault)
 
-                Collectives.weighted_mean = torn  # type: ignore[method-assign]
+                Collectives.weighted_mean = interrupted_mean  # type: ignore[method-assign]
             case "evaluation":
-                before(rounds, "evaluate", fault, here)
+                strike_before(rounds, "evaluate", fault, in_round)
     train = site.Site.train
 
-    def counted(self: Any, params: Any, round_: int) -> Any:
-        now["round"] = round_
+    def train_and_note_round(self: Any, params: Any, round_: int) -> Any:
+        nonlocal current_round
+        current_round = round_
         return train(self, params, round_)
 
-    site.Site.train = counted  # type: ignore[method-assign]
+    site.Site.train = train_and_note_round  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
 
 
 def prepare(send: Any, *job: Any) -> None:
-    """The preparation with the fault."""
-    from scaling_fl.runtime import preparation as module
+    """Run the preparation with the fault."""
+    from scaling_fl.runtime import preparation
 
     fault = json.loads(os.environ["CHAOS"])
     if fault["place"] == "preparation":
-        before(module, "make_shards", fault)
-    module.prepare(send, *job)
+        strike_before(preparation, "make_shards", fault)
+    preparation.prepare(send, *job)
 
 
 def main() -> None:
@@ -122,37 +123,34 @@ def main() -> None:
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
     from scaling_fl.runtime import launcher
 
-    launcher.start_fork_server()  # as the command does it: first
+    launcher.start_fork_server()  # before any other import, like the command
     import train_federated
-
-    plain = launcher.run_children
 
     from scaling_fl.tracking import mongo
 
-    marker, trains = json.loads(os.environ["CHAOS"])["marker"], False
+    run_children, database = launcher.run_children, mongo.MongoEntry._database
+    marker, training = json.loads(os.environ["CHAOS"])["marker"], False
 
-    def run(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
-        def noted(event: dict[str, Any]) -> None:
+    def run_children_with_fault(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
+        def watch(event: dict[str, Any]) -> None:
             on_event(event)
             if event.get("text", "").startswith("stopping: "):
                 Path(f"{marker} stopping").touch()
 
-        nonlocal trains
-        trains = target.endswith(":work")
+        nonlocal training
+        training = target.endswith(":work")
         try:
-            plain("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, noted, *args)
+            run_children("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, watch, *args)
         finally:
-            trains = False
+            training = False
 
-    def database(self: Any) -> Any:
-        if trains and threading.current_thread() is threading.main_thread():  # which passes the rounds on
+    def watched_database(self: Any) -> Any:
+        if training and threading.current_thread() is threading.main_thread():  # the thread that handles the rounds
             Path(f"{marker} waits for MongoDB").touch()
-        return plain_database(self)
+        return database(self)
 
-    plain_database = mongo.MongoEntry._database
-    mongo.MongoEntry._database = database  # type: ignore[method-assign]
-
-    launcher.run_children = run
+    mongo.MongoEntry._database = watched_database  # type: ignore[method-assign]
+    launcher.run_children = run_children_with_fault
     train_federated.main(sys.argv)
 
 

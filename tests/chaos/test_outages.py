@@ -1,4 +1,4 @@
-"""A database that is unreachable for a while: the job doesn't wait for it, and its entry is complete in the end."""
+"""A database that is unreachable for a while: the job doesn't wait for it, and the entry is complete in the end."""
 
 import datetime
 import json
@@ -32,7 +32,7 @@ class Server:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def begin(self) -> None:
+    def start(self) -> None:
         program = str(Path(sys.executable).parent / "nx-27017")
         files = ["--log-file", str(self.folder / "mongo.log"), "--pid-file", str(self.folder / "mongo.pid")]
         self.process = subprocess.Popen(
@@ -41,7 +41,7 @@ class Server:
         )  # fmt: skip
         self.database("admin").command("ping")
 
-    def lose(self) -> None:
+    def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -55,14 +55,14 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "server")
     yield server
-    server.lose()
+    server.kill()
 
 
-def assert_complete(server: Server, done: Job) -> None:
-    """The entry in the database equals the file record."""
-    database = server.database(done.environ["SACRED_DATABASE"])
+def assert_complete(server: Server, finished: Job) -> None:
+    """Assert that the entry in the database equals the file record."""
+    database = server.database(finished.environ["SACRED_DATABASE"])
     (entry,) = database.runs.find()
-    (folder,) = (done.folder / "runs").glob("[0-9]*")
+    (folder,) = (finished.folder / "runs").glob("[0-9]*")
     metrics = json.loads((folder / "metrics.json").read_text())
     found = {document["name"]: document for document in database.metrics.find()}
     assert found.keys() == metrics.keys()
@@ -73,60 +73,63 @@ def assert_complete(server: Server, done: Job) -> None:
     assert len(entry["artifacts"]) == 2
 
 
-def events_of(done: Job) -> list[dict[str, Any]]:
-    return events.read(done.folder / "runs" / "_events" / "news.jsonl")[0]
+def events_of(job: Job) -> list[dict[str, Any]]:
+    return events.read(job.folder / "runs" / "_events" / "news.jsonl")[0]
 
 
-def test_a_server_that_comes_and_goes_has_all_of_it_in_the_end(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_comes_and_goes_ends_up_with_the_whole_entry(server: Server, tmp_path: Path) -> None:
     flaky = job(tmp_path / "job", server.address)
-    process = start(
-        flaky.folder, *flaky.words, "num_rounds=40", "num_local_epochs=20", **flaky.environ
-    )  # down at start
+    # The server is down when the job starts.
+    process = start(flaky.folder, *flaky.words, "num_rounds=40", "num_local_epochs=20", **flaky.environ)
     text = wait_for_row(process, 1)
     assert f"note: MongoDB at {server.address}: it can't be reached" in text
     assert "the job will be recorded there once that is fixed" in text
-    server.begin()
+    server.start()
     text = wait_for_row(process, 20, text)
-    server.lose()
+    server.kill()
     wait_for_row(process, 30, text)
-    server.begin()
+    server.start()
     rest = process.communicate()[0]
     assert process.returncode == 0, rest
     assert_complete(server, flaky)
 
 
 @pytest.mark.thorough
-def test_a_server_that_never_comes_back_delays_nothing_and_sync_brings_the_rest(server: Server, tmp_path: Path) -> None:
-    lost = job(tmp_path / "job", server.address)
-    # The pause ensures that rounds follow after the outage is known.
-    pause = {"place": "training", "how": "pause", "worker": 1, "round": 2, "marker": str(tmp_path / "m")}
-    done = lost.run(pause, "num_rounds=6")
+def test_a_server_that_stays_down_delays_nothing_and_sync_completes_the_entry(server: Server, tmp_path: Path) -> None:
+    unrecorded = job(tmp_path / "job", server.address)
+    # The pause lets the launcher notice the outage before the last rounds.
+    pause = {"place": "training", "kind": "pause", "worker": 1, "round": 2, "marker": str(tmp_path / "m")}
+    done = unrecorded.run(pause, "num_rounds=6")
     assert done.returncode == 0, done.stderr
-    said = [event for event in events_of(lost) if event["event"] == "output" and "training goes on" in event["text"]]
-    assert len(said) == 1, "it is said once"
-    assert not (tmp_path / "m waits for MongoDB").exists(), "who passes the rounds on never asks for it"
-    assert "the job will be recorded there once that is fixed" in done.stdout, "before it starts"
-    assert "`sync with job_name=news` brings it up to date" in done.stdout, "at its end"
+    notes = [
+        event for event in events_of(unrecorded) if event["event"] == "output" and "training continues" in event["text"]
+    ]
+    assert len(notes) == 1, "the outage is reported once"
+    assert not (tmp_path / "m waits for MongoDB").exists(), (
+        "the main thread handles the rounds, and must not wait for it"
+    )
+    assert "the job will be recorded there once that is fixed" in done.stdout, "at the start"
+    assert "`sync with job_name=news` brings it up to date" in done.stdout, "at the end"
 
-    server.begin()
-    away = tmp_path / "another machine"
-    (away / "runs" / "_events").mkdir(parents=True)
-    shutil.copy(lost.folder / "runs" / "_events" / "news.jsonl", away / "runs" / "_events")
-    elsewhere = Job(["sync", "with", "job_name=news"], away, lost.environ)
+    server.start()
+    folder = tmp_path / "another machine"
+    (folder / "runs" / "_events").mkdir(parents=True)
+    shutil.copy(unrecorded.folder / "runs" / "_events" / "news.jsonl", folder / "runs" / "_events")
+    elsewhere = Job(["sync", "with", "job_name=news"], folder, unrecorded.environ)
     synced = elsewhere.run()
     assert synced.returncode == 0, synced.stderr
     assert "run 1 in database job" in synced.stdout
-    assert_complete(server, lost)
+    assert_complete(server, unrecorded)
     assert_complete(server, elsewhere)
     again = elsewhere.run()
     assert again.returncode == 0
-    assert_complete(server, lost)
+    assert_complete(server, unrecorded)
 
 
 def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
-    server.begin()
+    server.start()
     resumed = job(tmp_path / "job", server.address)
-    fault = {"place": "training", "how": "launcher SIGKILL", "worker": 1, "round": 3, "marker": str(tmp_path / "m")}
+    fault = {"place": "training", "kind": "launcher SIGKILL", "worker": 1, "round": 3, "marker": str(tmp_path / "m")}
     resumed.run(fault)
     (killed,) = server.database("job").runs.find()
     assert killed["status"] == "RUNNING"
@@ -135,29 +138,29 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     (entry,) = server.database("job").runs.find()
     assert entry["_id"] == killed["_id"]
     first = datetime.datetime.fromisoformat(entry["info"]["starts"][0]["time"])
-    kept = datetime.datetime.fromisoformat(str(entry["start_time"]))  # this server gives dates as text
+    kept = datetime.datetime.fromisoformat(str(entry["start_time"]))  # this server returns dates as text
     assert abs(kept - first) < datetime.timedelta(milliseconds=2), "the database keeps milliseconds"
     after = [start["after_round"] for start in entry["info"]["starts"]]
-    assert after in ([0, 1], [0, 2]), "the checkpoint of round 2 may have been on its way"
-    assert entry["captured_out"].count("round    loss") == 2, "the killed part's output is there, too"
+    assert after in ([0, 1], [0, 2]), "the checkpoint of round 2 may not have been complete"
+    assert entry["captured_out"].count("round    loss") == 2, "the output before the kill is kept"
     assert_complete(server, resumed)
     finished = resumed.run()
     assert finished.returncode == 0
     assert "job news is finished" in finished.stdout
-    stranger = job(tmp_path / "stranger", server.address)
-    stranger.environ["SACRED_DATABASE"] = "job"
-    refused = stranger.run()
+    namesake = job(tmp_path / "namesake", server.address)
+    namesake.environ["SACRED_DATABASE"] = "job"
+    refused = namesake.run()
     assert refused.returncode == 1
     assert "job_name=news: MongoDB at 127.0.0.1:" in refused.stderr
     assert "already has a job of this name, in run 1 (COMPLETED, " in refused.stderr
-    assert not (stranger.folder / "runs").exists()
+    assert not (namesake.folder / "runs").exists()
 
 
 @pytest.mark.thorough
-def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp_path: Path) -> None:
-    server.begin()
+def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Server, tmp_path: Path) -> None:
+    server.start()
     here = job(tmp_path / "here", server.address)
-    for machine in ("a", "b"):  # each has its own locks
+    for machine in ("a", "b"):  # each has its own lock files
         (tmp_path / machine).mkdir()
     process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"), **here.environ)
     wait_for_row(process, 1)
@@ -175,7 +178,7 @@ def test_a_job_that_runs_on_another_machine_keeps_others_out(server: Server, tmp
     process.kill()
     process.communicate()
     resumed = there.run(None, "num_rounds=2")
-    assert "waiting for up to" in resumed.stdout
+    assert "waiting up to" in resumed.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert list((here.folder / "out").glob("lease.json")) == []
 
@@ -184,9 +187,9 @@ SECRET = "s3cr/et@pass"
 ESCAPED = SECRET.replace("/", "%2F").replace("@", "%40")
 
 
-def test_no_secret_is_ever_written_or_shown(server: Server, tmp_path: Path) -> None:
-    server.begin()
-    # This server refuses the usual authentication, and accepts any password in plain text.
+def test_secrets_are_never_written_or_shown(server: Server, tmp_path: Path) -> None:
+    server.start()
+    # This server rejects the default authentication mechanism, and accepts any password in plain text.
     plain = f"mongodb://me:{ESCAPED}@{server.address}/lab?authMechanism=PLAIN&authSource=admin"
     url = f"mongodb://{server.address}/lab?appName={ESCAPED}"
     for environ in (
@@ -205,7 +208,7 @@ def test_no_secret_is_ever_written_or_shown(server: Server, tmp_path: Path) -> N
             for path in files:
                 assert secret.encode() not in path.read_bytes(), path
     assert server.database("lab").runs.count_documents({"status": "COMPLETED"}) == 2
-    # Not its log, in which this server writes every message it receives.
+    # Without the server's log, which contains every message that it receives.
     stored = [path.read_bytes() for path in (tmp_path / "server" / "mongo").rglob("*") if path.is_file()]
     assert any(tracked.folder.name.encode() in content for content in stored)
     for content in stored:

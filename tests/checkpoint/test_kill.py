@@ -1,4 +1,4 @@
-"""Processes killed while they write a checkpoint: published checkpoints stay sound."""
+"""Processes killed while they write a checkpoint: published checkpoints stay intact."""
 
 import os
 import subprocess
@@ -25,8 +25,8 @@ def start(url: str, moment: str) -> "subprocess.Popen[str]":
     )
 
 
-def assert_sound(checkpoints: CheckpointStore, published: int, tmp_path: Path) -> None:
-    """All listed checkpoints are sound: those reported, and perhaps one that the killed writer could not report."""
+def assert_intact(checkpoints: CheckpointStore, published: int, tmp_path: Path) -> None:
+    """Assert that the reported checkpoints are intact, and one more if the writer was killed before it reported it."""
     rounds = checkpoints.rounds()
     assert rounds in (list(range(published, 0, -1)), list(range(published + 1, 0, -1)))
     while rounds:
@@ -50,11 +50,11 @@ def test_a_writer_killed_around_the_rename_leaves_published_checkpoints_intact(
     assert process.returncode == -9
     checkpoints = CheckpointStore(str(tmp_path / "c"))
     assert checkpoints.rounds() == list(range(published, 0, -1))
-    left = [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".partial-")]
-    assert len(left) == 1, "the kill left its unfinished file"
+    partial = [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".partial-")]
+    assert len(partial) == 1, "the kill leaves the unfinished file behind"
     checkpoints.probe()
-    assert not left[0].exists()
-    assert_sound(checkpoints, published, tmp_path)
+    assert not partial[0].exists()
+    assert_intact(checkpoints, published, tmp_path)
 
 
 def test_a_writer_killed_while_writing_a_file_leaves_the_previous_checkpoint_intact(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_writer_killed_while_writing_a_file_leaves_the_previous_checkpoint_int
         assert time.monotonic() < deadline
     process.kill()
     lines = process.communicate()[0].split()
-    assert_sound(CheckpointStore(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
+    assert_intact(CheckpointStore(str(tmp_path / "c")), int(lines[-1]) if lines else 2, tmp_path)
 
 
 @pytest.mark.parametrize("sent", [1, 3_000, 500_000, 1_000_000])
@@ -81,8 +81,8 @@ def test_a_writer_killed_during_an_upload_leaves_the_previous_checkpoint_intact(
     for text in process.stdout:
         if text == "2\n":
             break
-    line.cut_after(sent, process.kill)  # nothing follows, not even the system's buffers
+    line.cut_after(sent, process.kill)  # nothing more arrives, not even from socket buffers
     lines = process.communicate()[0].split()
     assert process.returncode == -9
     line.down = False
-    assert_sound(CheckpointStore(url), int(lines[-1]) if lines else 2, tmp_path)
+    assert_intact(CheckpointStore(url), int(lines[-1]) if lines else 2, tmp_path)

@@ -13,7 +13,7 @@ from tests.conftest import ObjectStore
 
 
 def write_other_lease(folder: Path, age: float, now: float | None = None) -> dict[str, object]:
-    """The lease of a run on another machine, renewed `age` seconds ago."""
+    """Write the lease of a run on another machine, renewed `age` seconds ago."""
     folder.mkdir(exist_ok=True)
     content = {"host": "far", "process": 7, "place": "far 0:0", "token": "t", "time": (now or time.time()) - age}
     (folder / FILE).write_text(json.dumps(content))
@@ -48,7 +48,7 @@ def test_a_killed_run_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time()  # stands still, except while the lease sleeps
+    now = time.time()  # of a clock that advances only while the lease sleeps
 
     def sleep(seconds: float) -> None:
         nonlocal now
@@ -60,18 +60,18 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     messages: list[str] = []
     write_other_lease(tmp_path, age=5.0, now=now)
     Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(pytest.fail)
-    for age, wait in ((1.0, 2), (-3600.0, 3)):  # -3600: its clock is an hour fast
+    for age, wait in ((1.0, 2), (-3600.0, 3)):  # -3600: the other clock is an hour fast
         write_other_lease(tmp_path, age, now)
-        began = now
+        start = now
         Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(messages.append)
-        assert now - began == pytest.approx(wait)
+        assert now - start == pytest.approx(wait)
     assert messages[0].startswith(
         "job news: a run on far renewed its lease 1 s ago; waiting up to 2 s for its next heartbeat"
     )
     assert len(messages) == 2
 
 
-def test_a_live_run_on_another_machine_keeps_others_out(tmp_path: Path) -> None:
+def test_a_live_run_on_another_machine_keeps_a_second_run_out(tmp_path: Path) -> None:
     write_other_lease(tmp_path, age=1.0)
 
     def renew(text: str) -> None:
@@ -112,7 +112,7 @@ def test_a_run_ends_after_another_has_taken_over(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="a run on far has taken over"):
         lease.ensure_held()
     lease.release()
-    assert json.loads((tmp_path / FILE).read_text()) == theirs, "the lease is theirs"
+    assert json.loads((tmp_path / FILE).read_text()) == theirs, "the lease is still theirs"
 
 
 def test_a_run_that_has_not_noticed_the_takeover_removes_nothing(tmp_path: Path) -> None:

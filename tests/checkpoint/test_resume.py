@@ -152,7 +152,7 @@ def test_a_checkpoint_without_origin_binds_the_job_to_the_models_path(started: C
     del header["origin"]
     CheckpointStore(str(tmp_path / "out")).save(1, tensors, header)
     assert prepare(started, tmp_path / "second").round == 1
-    with pytest.raises(UserError, match=r"model was '.*model', is '.*moved'"):
+    with pytest.raises(UserError, match=r"model was '.*model', is now '.*moved'"):
         prepare(dataclasses.replace(started, model=str(tmp_path / "moved")), tmp_path / "third")
     train(started, tmp_path / "fourth")
     longer = dataclasses.replace(started, num_rounds=3, model=str(tmp_path / "moved"))

@@ -20,10 +20,10 @@ from tests.test_state_file import HEADER, TENSORS
 
 
 @pytest.fixture
-def naps(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The requested waits between attempts, none of which is waited. gcsfs's own waits are skipped, too."""
-    taken: list[float] = []
-    monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=taken.append))
+def waits(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the waits between attempts instead of sleeping. gcsfs's own waits are skipped, too."""
+    seconds_waited: list[float] = []
+    monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=seconds_waited.append))
 
     async def no_sleep(seconds: float) -> None:
         pass
@@ -32,7 +32,7 @@ def naps(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[flo
         import gcsfs.retry
 
         monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=no_sleep))
-    return taken
+    return seconds_waited
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def answer(line: Line, checkpoints: CheckpointStore, status: int, code: str) -> 
 def test_an_outage_is_retried(
     checkpoints: CheckpointStore,
     line: Line,
-    naps: list[float],
+    waits: list[float],
     monkeypatch: pytest.MonkeyPatch,
     attempts: int,
     tmp_path: Path,
@@ -69,13 +69,13 @@ def test_an_outage_is_retried(
     line.down = True
 
     def nap(seconds: float) -> None:
-        naps.append(seconds)
-        line.down = len(naps) < attempts
+        waits.append(seconds)
+        line.down = len(waits) < attempts
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     progress: list[int] = []
-    checkpoints.save(2, state(2), HEADER, on_progress=lambda: progress.append(len(naps)))
-    assert tuple(naps) == retries.DELAYS[:attempts]
+    checkpoints.save(2, state(2), HEADER, on_progress=lambda: progress.append(len(waits)))
+    assert tuple(waits) == retries.DELAYS[:attempts]
     assert set(range(attempts + 1)) <= set(progress), "waiting counts as progress"
     found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
@@ -84,25 +84,25 @@ def test_an_outage_is_retried(
 
 
 def test_an_interrupted_upload_is_retried(
-    checkpoints: CheckpointStore, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line.cut_after(500_000, lambda: None)
 
     def nap(seconds: float) -> None:
-        naps.append(seconds)
+        waits.append(seconds)
         line.down = False
         assert checkpoints.rounds() == [1], "the partial upload is invisible"
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.save(2, state(2), HEADER)
-    assert tuple(naps) == retries.DELAYS[:1]
+    assert tuple(waits) == retries.DELAYS[:1]
     found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert np.array_equal(found[0]["w"], state(2)["w"])
 
 
 def test_the_upload_of_a_model_is_retried_as_well(
-    checkpoints: CheckpointStore, line: Line, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -111,31 +111,31 @@ def test_the_upload_of_a_model_is_retried_as_well(
     line.cut_after(500_000, lambda: None)
 
     def nap(seconds: float) -> None:
-        naps.append(seconds)
+        waits.append(seconds)
         line.down = False
         assert checkpoints.read_json("model/done") is None
 
     monkeypatch.setattr(retries.time, "sleep", nap)
     checkpoints.publish_folder(folder, "model", last="done")
-    assert tuple(naps) == retries.DELAYS[:1]
+    assert tuple(waits) == retries.DELAYS[:1]
     assert checkpoints.read_json("model/done") == 7
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/model/weights") == state(1)["w"].tobytes()
 
 
 def test_a_permanent_outage_is_one_error_and_leaves_earlier_checkpoints_intact(
-    checkpoints: CheckpointStore, line: Line, naps: list[float], tmp_path: Path
+    checkpoints: CheckpointStore, line: Line, waits: list[float], tmp_path: Path
 ) -> None:
     line.down = True
     with pytest.raises(UserError, match=r"checkpoints_dir=.*/jobs/j: cannot write round-000002\.safetensors \("):
         checkpoints.save(2, TENSORS, HEADER)
-    assert tuple(naps) == retries.DELAYS
+    assert tuple(waits) == retries.DELAYS
     line.down = False
     assert checkpoints.rounds() == [1]
     assert checkpoints.fetch_newest(tmp_path / "newest") is not None
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "waits"),
+    ("status", "code", "retried"),
     [
         (503, "SlowDown", True),
         (500, "InternalError", True),
@@ -148,12 +148,12 @@ def test_a_permanent_outage_is_one_error_and_leaves_earlier_checkpoints_intact(
     ],
 )
 def test_a_busy_store_is_retried_and_a_refusal_is_not(
-    checkpoints: CheckpointStore, line: Line, naps: list[float], status: int, code: str, waits: bool
+    checkpoints: CheckpointStore, line: Line, waits: list[float], status: int, code: str, retried: bool
 ) -> None:
     line.answer = answer(line, checkpoints, status, code)
     with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(") as error:
         checkpoints.save(2, TENSORS, HEADER)
-    assert tuple(naps) == (retries.DELAYS if waits else ())
+    assert tuple(waits) == (retries.DELAYS if retried else ())
     assert "check the path or URL, free space, permissions and credentials" in str(error.value)
     if code in ("AccessDenied", "ExpiredToken"):
         assert f"the store says {code}" in str(error.value)
@@ -162,17 +162,17 @@ def test_a_busy_store_is_retried_and_a_refusal_is_not(
 
 
 def test_a_missing_bucket_is_reported_at_once(
-    checkpoints: CheckpointStore, object_store: ObjectStore, naps: list[float]
+    checkpoints: CheckpointStore, object_store: ObjectStore, waits: list[float]
 ) -> None:
     checkpoints.fs.rm(checkpoints.root, recursive=True)
     object_store.fs.rmdir(object_store.bucket.partition("://")[2])
     with pytest.raises(UserError, match=r"cannot write round-000002\.safetensors \(FileNotFoundError"):
         checkpoints.save(2, TENSORS, HEADER)
-    assert naps == []
+    assert waits == []
 
 
 def test_a_checkpoint_that_may_not_be_removed_is_reported_and_stays(
-    checkpoints: CheckpointStore, line: Line, naps: list[float]
+    checkpoints: CheckpointStore, line: Line, waits: list[float]
 ) -> None:
     checkpoints.save(2, TENSORS, HEADER)
     line.answer = answer(line, checkpoints, 403, "AccessDenied")

@@ -70,7 +70,7 @@ def test_many_labels_are_abridged() -> None:
 
 
 def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     train = tmp_path / "train.csv"
     train.write_text("text,more,label\nriver stone,engine,a\n" + '"' + "river " * 600 + '",,b\n')
     test = tmp_path / "test.csv"
@@ -79,11 +79,11 @@ def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
         task_name="csv", train_path=str(train), test_path=str(test), text_column="text", text_pair_column="more",
         label_column="label", model=str(builders.pretrained(tmp_path / "model")), max_seq_len=10,
     )  # fmt: skip
-    send = MagicMock(side_effect=lambda event: said.append(event.get("text", "")))
+    send = MagicMock(side_effect=lambda event: lines.append(event.get("text", "")))
     show_task.show(send, config)
     # [CLS] river stone [SEP] engine [SEP], and [CLS] 600 words [SEP] [SEP]
-    assert any(line.split() == ["training", "6", "6", "603", "603", "603", "1", "(50.0%)"] for line in said)
-    assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in said)
+    assert any(line.split() == ["training", "6", "6", "603", "603", "603", "1", "(50.0%)"] for line in lines)
+    assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in lines)
 
 
 def test_control_characters_reach_neither_the_terminal_nor_the_table() -> None:

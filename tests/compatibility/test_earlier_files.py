@@ -1,7 +1,7 @@
-"""Files that version 0.1.0 wrote: checkpoint, event file, file record and MongoDB entry are taken up where it left them.
+"""Compatibility with version 0.1.0: its checkpoint, event file, file record and MongoDB entry are continued.
 
-`earlier/` holds job `earlier` after round 2 of 4, as commit 732e589 wrote it (names of its machine are replaced, and all
-but one of the program's own files are left out), and `expected.safetensors`: the state in which that version ended.
+`earlier/` contains job `earlier` after round 2 of 4, as commit 732e589 wrote it (with host names replaced, and all but one
+of the recorded source files removed), and `expected.safetensors`, the final state of the same job in that version.
 """
 
 import json
@@ -32,15 +32,13 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder in which the earlier version was stopped, and which the command is typed in."""
+    """The folder in which the earlier version was stopped, and in which the command runs."""
     shutil.copytree(EARLIER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "expected.safetensors").unlink()
     return tmp_path
 
 
-def test_a_job_of_the_earlier_version_goes_on_to_the_result_it_would_have_had(
-    command: Command, folder: Path, mongo: str
-) -> None:
+def test_a_job_of_the_earlier_version_resumes_to_the_same_result(command: Command, folder: Path, mongo: str) -> None:
     database = pymongo.MongoClient(f"mongodb://{mongo}")["lab"]
     for name, documents in json_util.loads((EARLIER / "entry.json").read_text()).items():
         database[name].insert_many(documents)
@@ -50,19 +48,19 @@ def test_a_job_of_the_earlier_version_goes_on_to_the_result_it_would_have_had(
     assert done.returncode == 0, done.stdout + done.stderr
 
     tensors, header = builders.read(folder / "out" / "round-000004.safetensors")
-    expected, of_earlier = builders.read(EARLIER / "expected.safetensors")
+    expected, earlier_header = builders.read(EARLIER / "expected.safetensors")
     assert tensors.keys() == expected.keys()
-    same_machine = header["environment"] == of_earlier["environment"]
+    same_machine = header["environment"] == earlier_header["environment"]
     for name, array in expected.items():
         if same_machine:
             assert np.array_equal(tensors[name], array), name
-        elif "key.bias" not in name:  # its gradient is rounding noise, which Adam scales up to full steps
+        elif "key.bias" not in name:  # the gradient is rounding noise, which Adam scales up to full steps
             np.testing.assert_allclose(tensors[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
-    assert header.keys() == of_earlier.keys()
-    assert header["config"].keys() >= of_earlier["config"].keys()
+    assert header.keys() == earlier_header.keys()
+    assert header["config"].keys() >= earlier_header["config"].keys()
     assert header["history"].keys() == {"0", "1", "2", "3"}
 
-    # One record, in which the rounds of both versions stand.
+    # One record contains the rounds of both versions.
     assert [path.name for path in (folder / "runs").iterdir() if path.name.isdigit()] == ["1"]
     after = json.loads((folder / "runs" / "1" / "metrics.json").read_text())
     assert after.keys() >= before.keys()
@@ -79,8 +77,8 @@ def test_a_job_of_the_earlier_version_goes_on_to_the_result_it_would_have_had(
     assert points["train.loss"]["values"] == after["train.loss"]["values"]
 
 
-def test_a_finished_job_of_the_earlier_version_is_finished(command: Command, folder: Path) -> None:
-    """Its final model is asked for, and is not there: the last round is not trained again for it."""
+def test_a_job_finished_by_the_earlier_version_is_not_trained_again(command: Command, folder: Path) -> None:
+    """The final model is missing. It is exported from the last checkpoint, without training the last round again."""
     done = command(*KEYS, "num_rounds=2", "-u")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "out" / "model" / "model.safetensors").exists()
@@ -90,11 +88,11 @@ def test_a_finished_job_of_the_earlier_version_is_finished(command: Command, fol
     ).read_bytes()
 
 
-def test_an_earlier_job_is_refused_where_its_meaning_would_change(command: Command, folder: Path) -> None:
-    words = [word.replace("learning_rate=0.03", "learning_rate=0.04") for word in KEYS]
-    done = command(*words, "num_rounds=4")
+def test_resuming_an_earlier_job_with_changed_keys_is_refused(command: Command, folder: Path) -> None:
+    changed = [key.replace("learning_rate=0.03", "learning_rate=0.04") for key in KEYS]
+    done = command(*changed, "num_rounds=4")
     assert done.returncode == 1
-    assert "learning_rate was 0.03, is 0.04" in done.stdout + done.stderr
+    assert "learning_rate was 0.03, is now 0.04" in done.stdout + done.stderr
     assert (folder / "runs" / "_events" / "earlier.jsonl").read_bytes() == (
         EARLIER / "runs" / "_events" / "earlier.jsonl"
     ).read_bytes()

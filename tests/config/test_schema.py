@@ -24,7 +24,7 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("site_ids", 3, "write site_ids=[3]"),
         ("site_ids", "[a,b]", "write site_ids=[0,0]"),
         ("site_ids", [], "a list of GPU indices"),
-        ("site_ids", [0, -1], "GPUs and CPU don't mix"),
+        ("site_ids", [0, -1], "or of -1 for the CPU, without mixing the two"),
         ("site_ids", [0, True], "write site_ids=[0,0]"),
         ("site_ids", [0, 1.5], "write site_ids=[0,0]"),
         ("num_rounds", 0, "a whole number, 1 or more"),
@@ -93,17 +93,17 @@ def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_
         ("validation_fraction", 0.1),
     ]:  # fmt: skip
         changed = dataclasses.replace(Config(job_name="j", site_ids=(0, 1)), **{key: value})
-        with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is {value!r}"):
+        with pytest.raises(UserError, match=f"{key} was {before[key]!r}, is now {value!r}"):
             compatibility.check_config(changed, before)
     other = Config(job_name="j", site_ids=(0, 1), partition="by_label")
-    with pytest.raises(UserError, match="partition was 'iid', is 'by_label'"):
+    with pytest.raises(UserError, match="partition was 'iid', is now 'by_label'"):
         compatibility.check_config(other, before)
     for keys in ({"lr_schedule": "linear"}, {"warmup": 0.5}):
         scheduled = Config(job_name="j", site_ids=(0, 1), num_rounds=3, **keys)  # type: ignore[arg-type]
         compatibility.check_config(scheduled, scheduled.to_mapping())
-        with pytest.raises(UserError, match=r"num_rounds was 4, is 3 \(the learning rate depends on it\)"):
+        with pytest.raises(UserError, match=r"num_rounds was 4, is now 3 \(the learning rate depends on it\)"):
             compatibility.check_config(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
-    with pytest.raises(UserError, match="the number of sites was 2, is 3"):
+    with pytest.raises(UserError, match="the number of sites was 2, is now 3"):
         compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
 
 
@@ -121,10 +121,10 @@ def test_a_resume_may_set_the_same_partition_by_another_key_but_not_another_part
                 if now == was:
                     compatibility.check_config(Config(**later), header)
                 else:
-                    with pytest.raises(UserError, match=f"partition was '{was}', is '{now}'"):
+                    with pytest.raises(UserError, match=f"partition was '{was}', is now '{now}'"):
                         compatibility.check_config(Config(**later), header)
     parts = Config(partition="labels_per_site", labels_per_site=2)
-    with pytest.raises(UserError, match="labels_per_site was 2, is 3"):
+    with pytest.raises(UserError, match="labels_per_site was 2, is now 3"):
         compatibility.check_config(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
 
 

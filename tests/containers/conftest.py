@@ -1,4 +1,4 @@
-"""An engine, a copy of the program, and its image, for tests marked `containers`."""
+"""A Docker engine, a copy of the repository, and its image, for tests marked `containers`."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-SECRET = f"secret-{uuid.uuid4().hex}"  # put into every place that images must not contain
+SECRET = f"secret-{uuid.uuid4().hex}"  # in every file that images must not contain
 
 
 def docker(*words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["docker", *words], capture_output=True, text=True, timeout=600, check=check, **options)
 
 
-def _answers() -> bool:
+def _engine_answers() -> bool:
     try:
         return all(docker(*words, check=False).returncode == 0 for words in (["info"], ["compose", "version"]))
     except FileNotFoundError:
@@ -28,12 +28,12 @@ def _answers() -> bool:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The running engine, or one that is started for these tests and removed afterwards."""
-    if _answers():
+    """The running engine, or an engine that is started for these tests and removed afterwards."""
+    if _engine_answers():
         yield
         return
     script, folder = str(ROOT / "tests" / "containers" / "engine.sh"), tmp_path_factory.mktemp("engine")
-    folder.chmod(0o755)  # for tests as another user
+    folder.chmod(0o755)  # for tests that run as another user
     started = subprocess.run([script, "up", str(folder)], capture_output=True, text=True, timeout=1200, check=False)
     try:
         if started.returncode != 0:
@@ -49,12 +49,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environ(engine: None) -> Iterator[dict[str, str]]:
-    """For run-local.sh: the tests' own image and volume, and none of a developer's settings."""
+    """The environment for run-local.sh: an image and a volume for the tests, without the developer's settings."""
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     dropped = ("COMPOSE_FILE", "DATA_MOUNT_DIR", "NVIDIA_VISIBLE_DEVICES", "SCALING_FL_DEBUG")
     values = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SACRED_")}
     yield values | {"SCALING_FL_IMAGE": name, "SCALING_FL_CACHE": name}
-    for container in docker("ps", "-aq", "--filter", f"volume={name}").stdout.split():  # of tests that were interrupted
+    for container in docker("ps", "-aq", "--filter", f"volume={name}").stdout.split():  # left by interrupted tests
         docker("rm", "--force", container)
     docker("volume", "rm", name, check=False)
     for image in docker("image", "ls", "--quiet", "--filter", f"reference={name}").stdout.split():
@@ -63,7 +63,7 @@ def environ(engine: None) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository, in a folder that also contains secrets and data."""
+    """A copy of the repository, with secrets and data in it."""
     folder = tmp_path_factory.mktemp("a copy")
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -90,7 +90,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(environ: dict[str, str], copy: Path) -> str:
-    """The image of stage `train`, as run-local.sh builds it."""
+    """The image of stage `train`, built by run-local.sh."""
     built = subprocess.run(
         [str(copy / "run-local.sh"), "-c", ""],
         env=environ,

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A Docker engine of its own for the tests of containers, on a machine where none runs and no image can be pulled:
+# A Docker engine for the container tests, for machines where no engine runs and images can't be pulled:
 #
-#   tests/containers/engine.sh up FOLDER     start it; prints what to `export`. Everything it makes is in FOLDER
-#   tests/containers/engine.sh down FOLDER   stop it, and remove FOLDER with all images and containers, and its traces in the network
+#   tests/containers/engine.sh up FOLDER     start it; prints the variables to `export`. All its files are in FOLDER
+#   tests/containers/engine.sh down FOLDER   stop it; remove FOLDER with all images and containers, its bridge and its firewall rules
 #
-# Debian, as root, with docker.io and debootstrap. Where the Dockerfile's base image can't be pulled, a stand-in of
-# that name is made of Debian's packages, with this machine's certificates and pip's configuration.
+# Needs root on Debian, docker.io and debootstrap. If the Dockerfile's base image can't be pulled, a substitute of the
+# same name is built from Debian packages, with this machine's certificates and pip configuration.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -15,7 +15,7 @@ fail() {
     exit 1
 }
 
-# Where pip looks for packages here, a container must look, too.
+# Containers must use the same package indexes as this machine.
 configure_pip() {
     local base=$1 place
     local -a places
@@ -46,7 +46,7 @@ make_base() {
     rm -rf "$folder/base"
 }
 
-# The engine outlives its caller, and must not keep the files open that the caller has open, such as locks.
+# The engine outlives its caller, so it must not inherit the caller's open files, such as locks.
 start() {
     local folder=$1 descriptor
     for descriptor in "/proc/$BASHPID/fd"/*; do
@@ -79,7 +79,7 @@ up() {
     if ! docker image inspect "$base" >/dev/null 2>&1 && ! docker pull --quiet "$base" >/dev/null 2>&1; then
         make_base "$base" "$folder"
     fi
-    chmod 666 "$folder/socket" # for tests as another user; the folder's path is known to nobody else
+    chmod 666 "$folder/socket" # for tests that run as another user; FOLDER's path is secret
     echo "DOCKER_HOST=$DOCKER_HOST"
     if ! docker compose version >/dev/null 2>&1; then
         python3 -m venv "$folder/compose"
@@ -91,7 +91,7 @@ up() {
     fi
 }
 
-# An engine leaves its bridge and its rules for the firewall when it ends.
+# dockerd leaves its bridge and its firewall rules behind.
 restore_network() {
     local forwarding policy tool
     read -r forwarding policy <"$1"
@@ -113,11 +113,11 @@ down() {
         docker network prune --force >/dev/null
         kill "$pid"
         while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
-        if [[ -e $folder/network ]] && ! pgrep -x dockerd >/dev/null; then # no other engine has taken them over
+        if [[ -e $folder/network ]] && ! pgrep -x dockerd >/dev/null; then # no other engine uses them
             restore_network "$folder/network"
         fi
     fi
-    # Of a broken-off debootstrap; and the engine keeps the network that containers with `--network host` had.
+    # Mounts of an interrupted debootstrap, and the network namespace that the engine keeps for `--network host`.
     { grep -o " $folder/[^ ]*" /proc/mounts || true; } | sort -r | xargs -r umount
     rm -rf "$folder"
 }

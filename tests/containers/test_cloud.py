@@ -1,4 +1,4 @@
-"""The image as clouds run it: the jobs of cloud/, the clouds' variables, and machines that are reclaimed."""
+"""The image as clouds run it: with the jobs in cloud/, the clouds' variables, and machines that are reclaimed."""
 
 import contextlib
 import json
@@ -20,16 +20,16 @@ from tests.scripts.test_train_federated import wait_for_row
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 Process = subprocess.Popen
 
-# What stands in for GPUs and a large model. Of two values for a key, the last counts.
+# CPUs and a small model instead of GPUs and a large one. If a key is given twice, the last value counts.
 SMALL = [
     "site_ids=[-1]", "threads_per_site=1", "model=tiny", "max_seq_len=16", "batch_size=8", "learning_rate=0.01", "num_rounds=3",
 ]  # fmt: skip
 
 
 def entry(name: str, container: Mapping[str, Any]) -> list[str]:
-    """A container's command and arguments, as a file in cloud/ gives them, for `docker run`: image name in between."""
+    """The arguments of `docker run` for a container in cloud/: its command, the image's name and the arguments."""
     command = container.get("command", [])
-    assert len(command) <= 1, "or the rest would be arguments"
+    assert len(command) <= 1, "--entrypoint takes a single word"
     return [*(word for path in command for word in ("--entrypoint", path)), name, *container["args"]]
 
 
@@ -37,7 +37,7 @@ def entry(name: str, container: Mapping[str, Any]) -> list[str]:
 def container(
     host: str, network: str, words: list[str], *options: str, **environ: str
 ) -> "Iterator[tuple[str, Process[str]]]":
-    """A fresh container, removed with its volumes at the end; yields its name and its console."""
+    """Run a container; yields its name and its process. Removes it with its volumes at the end."""
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     variables = [word for key, value in environ.items() for word in ("--env", f"{key}={value}")]
     process = subprocess.Popen(
@@ -52,7 +52,7 @@ def container(
 
 
 def write_news(path: Path, count: int, seed: int) -> Path:
-    """In the format of AG News."""
+    """Write texts in the format of AG News."""
     texts, labels = builders.texts_and_labels(count, seed)
     path.write_text("".join(f'"{1 + label}","","{text}"\n' for text, label in zip(texts, labels, strict=True)))
     return path
@@ -64,10 +64,10 @@ def published(fs: Any, folder: str) -> list[int]:
 
 
 @pytest.mark.parametrize("object_store", ["gs"], indirect=True)
-def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
+def test_the_replacement_for_a_machine_that_vertex_reclaims_reaches_the_same_result(
     image: str, object_store: ObjectStore, tmp_path: Path
 ) -> None:
-    """Only the bucket is left. The result is compared with an uninterrupted job's."""
+    """Only the bucket survives. The reference is an uninterrupted job."""
     bucket, environ, fs = object_store
     for name, count, seed in (("train.csv", 60, 0), ("test.csv", 9, 1)):
         fs.put_file(str(write_news(tmp_path / name, count, seed)), f"{bucket}/agnews/{name}")
@@ -93,12 +93,12 @@ def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
         docker("kill", name)
         assert process.wait(timeout=30) == 137
     newest = published(fs, f"{bucket}/news/checkpoints")[-1]
-    assert newest < 60, "or the end would come from the first container"
+    assert newest < 60, "otherwise the first container would have finished the job"
 
     with container("second", "host", words, **vertex) as (_, process):
         text = process.communicate(timeout=180)[0]
         assert process.returncode == 0, text
-    assert "job news: a run on first renewed its lease" in text, "for its lease hasn't run out"
+    assert "job news: a run on first renewed its lease" in text, "its lease hasn't expired"
     assert f"job news resumes after round {newest}" in text
     with container("whole", "host", words, **variables, AIP_CHECKPOINT_DIR=f"{bucket}/whole/checkpoints/") as (
         _,
@@ -107,12 +107,12 @@ def test_a_machine_that_vertex_takes_away_is_replaced_by_one_that_ends_the_same(
         text = process.communicate(timeout=180)[0]
         assert process.returncode == 0, text
     assert "resumes" not in text
-    ends = [fs.cat_file(f"{bucket}/{job}/checkpoints/model/model.safetensors") for job in ("news", "whole")]
-    assert ends[0] == ends[1]
+    models = [fs.cat_file(f"{bucket}/{job}/checkpoints/model/model.safetensors") for job in ("news", "whole")]
+    assert models[0] == models[1]
 
 
 def vertex(rank: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """What node `rank` of three runs, and its variables."""
+    """The container and the variables of node `rank` of three."""
     pools = read("vertex-custom-job-nodes.yaml")["workerPoolSpecs"]
     assert [pool["replicaCount"] for pool in pools] == [1, 2]
     cluster = {"workerpool0": ["node-0:2222"], "workerpool1": ["node-1:2222", "node-2:2222"]}
@@ -128,12 +128,14 @@ def kubeflow(rank: int) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 @pytest.mark.parametrize("cloud", [vertex, kubeflow])
-def test_containers_on_a_network_are_one_job_as_each_cloud_says(image: str, tmp_path: Path, cloud: Any) -> None:
-    """Three containers that know each other by name. One site each has the result of three sites in one container."""
+def test_containers_on_a_network_form_one_job_with_each_clouds_variables(
+    image: str, tmp_path: Path, cloud: Any
+) -> None:
+    """Three containers with one site each, connected by name, have the result of three sites in one container."""
     write_news(tmp_path / "train.csv", 60, 0)
     write_news(tmp_path / "test.csv", 9, 1)
     small = [*SMALL, "train_path=/data/train.csv", "test_path=/data/test.csv", "checkpoints_dir=/out"]
-    tmp_path.chmod(0o755)  # for the image's user
+    tmp_path.chmod(0o755)  # the image's user must read it
     for folder in ("nodes", "one"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder).chmod(0o777)
@@ -163,5 +165,5 @@ def test_containers_on_a_network_are_one_job_as_each_cloud_says(image: str, tmp_
     ) as (_, process):
         text = process.communicate(timeout=180)[0]
         assert process.returncode == 0, text
-    ends = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("nodes", "one")]
-    assert ends[0] == ends[1]
+    models = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("nodes", "one")]
+    assert models[0] == models[1]

@@ -20,9 +20,8 @@ from tests.containers.conftest import docker
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900), pytest.mark.usefixtures("image")]
 
 SITE = "scaling_fl/federated/site.py"
-LINE = next(
-    number for number, line in enumerate((ROOT / SITE).read_text().splitlines(), 1) if "def train(" in line
-)  # the breakpoint is below it
+# The breakpoint is below this line.
+LINE = next(number for number, line in enumerate((ROOT / SITE).read_text().splitlines(), 1) if "def train(" in line)
 FILES = "docker-compose.yaml:docker-compose.debug.yaml"
 WORDS = [
     "with",
@@ -36,7 +35,7 @@ WORDS = [
 
 
 class Client(threading.Thread):
-    """A session of the debug adapter protocol. It sets the breakpoint, and holds each process there until `go_on`."""
+    """A session of the debug adapter protocol. It sets the breakpoint; processes stop there until `resume`."""
 
     def __init__(self, debugger: "Debugger", attach: dict[str, Any]):
         super().__init__(daemon=True)
@@ -79,7 +78,7 @@ class Client(threading.Thread):
 
 
 class Debugger:
-    """What an editor does: a session for the first process, and another for each that is announced."""
+    """An editor's debugger: a session for the first process, and one for each child process that it announces."""
 
     def __init__(self, port: int, root: Path):
         self.port, self.root = port, root
@@ -95,7 +94,7 @@ class Debugger:
         self.clients.append(client)
         client.start()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         while self.stopped:
             client, thread = self.stopped.pop()
             client.send("continue", threadId=thread)
@@ -124,7 +123,7 @@ def job(copy: Path, tmp_path: Path, environ: dict[str, str]) -> Iterator["tuple[
 def attached(port: int, root: Path) -> Debugger:
     debugger = Debugger(port, root)
     deadline = time.monotonic() + 60
-    while True:  # before the debugger listens, the engine accepts connections and drops them
+    while True:  # until the debugger listens, the engine accepts connections and drops them
         debugger.attach({"connect": {"host": "127.0.0.1", "port": port}})
         time.sleep(1)
         if debugger.clients[-1].is_alive():
@@ -132,16 +131,16 @@ def attached(port: int, root: Path) -> Debugger:
         assert time.monotonic() < deadline
 
 
-def test_a_breakpoint_in_a_site_holds_the_job_and_lets_it_go_on(
+def test_a_job_stops_at_a_breakpoint_in_a_site_and_resumes(
     job: "tuple[subprocess.Popen[str], int]", copy: Path, tmp_path: Path
 ) -> None:
-    """One site is held for longer than stall_timeout while the other waits for it."""
+    """One site is stopped for longer than stall_timeout while the other waits for it."""
     process, port = job
     assert (
         docker("ps", "--format", "{{.Ports}}", "--filter", "name=scaling_fl-").stdout == f"127.0.0.1:{port}->5678/tcp\n"
     )
     time.sleep(2)
-    assert not (tmp_path / "runs").exists(), "nothing runs before the debugger is there"
+    assert not (tmp_path / "runs").exists(), "nothing runs before the debugger is attached"
     debugger = attached(port, copy)
     deadline = time.monotonic() + 300
     while len(debugger.frames) < 2:
@@ -149,19 +148,19 @@ def test_a_breakpoint_in_a_site_holds_the_job_and_lets_it_go_on(
         assert time.monotonic() < deadline, (tmp_path / "output").read_text()
         time.sleep(0.1)
     assert debugger.frames == [("train", str(copy / SITE), debugger.line)] * 2, (
-        "one for each site, in the editor's paths"
+        "one frame for each site, with the editor's paths"
     )
     held = debugger.stopped.pop()
-    debugger.go_on()
+    debugger.resume()
     time.sleep(12)
     assert process.poll() is None, (tmp_path / "output").read_text()
     debugger.stopped.append(held)
-    debugger.go_on()
+    debugger.resume()
     assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
     assert re.search(r"\n +1  \d\.\d{4} ", (tmp_path / "output").read_text())
 
 
-def test_a_debugger_that_goes_away_takes_nothing_along(
+def test_a_job_survives_a_debugger_that_disconnects(
     job: "tuple[subprocess.Popen[str], int]", copy: Path, tmp_path: Path
 ) -> None:
     process, port = job
@@ -177,7 +176,7 @@ def test_a_debugger_that_goes_away_takes_nothing_along(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_waits_for_a_debugger_can_be_ended(job: "tuple[subprocess.Popen[str], int]", number: int) -> None:
+def test_a_job_that_waits_for_a_debugger_can_be_stopped(job: "tuple[subprocess.Popen[str], int]", number: int) -> None:
     process, _ = job
     process.send_signal(number)
     assert process.wait(timeout=20) != 0

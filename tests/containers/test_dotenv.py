@@ -20,7 +20,7 @@ NASTY = [
 
 
 def quoted(value: str) -> str:
-    """As .env.template says."""
+    """Quote a value by the rules in .env.template."""
     if re.fullmatch(r"[\w.\-:/@%+=,]*", value, re.ASCII):
         return value
     if "\\" in value:
@@ -28,7 +28,7 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def test_every_value_arrives_as_it_was_meant_in_both(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_values_are_the_same_with_and_without_docker(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
     names = [f"NASTY_{number}" for number in range(len(NASTY))] + ["SACRED_PASSWORD"]
     values = dict(zip(names, [*NASTY, "pa$$word #1 ${HOME}"], strict=True))
     before = (copy / ".env").read_text()
@@ -44,7 +44,7 @@ def test_every_value_arrives_as_it_was_meant_in_both(copy: Path, tmp_path: Path,
             check=False,
         )
         assert json.loads(inside.stdout) == values, inside.stderr
-        # Outside, it is the script that reads it; whatever the way, this line of it counts.
+        # Without Docker, this line of the script reads the file.
         (load,) = re.findall(
             r"dotenv\.load_dotenv\(.*?\)(?=  #)", (ROOT / "scripts" / "train_federated.py").read_text()
         )
@@ -54,17 +54,17 @@ def test_every_value_arrives_as_it_was_meant_in_both(copy: Path, tmp_path: Path,
         )
         assert json.loads(outside.stdout) == values
         shell = {"SACRED_PASSWORD": "the shell's"}
-        wins = subprocess.run(
+        overridden = subprocess.run(
             [str(copy / "run-local.sh"), "-c", script], cwd=tmp_path, env=environ | shell, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
-        assert json.loads(wins.stdout)["SACRED_PASSWORD"] == "the shell's"
+        assert json.loads(overridden.stdout)["SACRED_PASSWORD"] == "the shell's"
     finally:
         (copy / ".env").write_text(before)
 
 
-def test_files_are_mounted_as_it_says(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
-    """Data of the folder that it names, and Google's key file, whose place in the container is another one."""
+def test_files_named_in_dotenv_are_mounted(copy: Path, tmp_path: Path, environ: dict[str, str]) -> None:
+    """The data folder, and Google's key file, whose path in the container differs."""
     data = tmp_path / "the $data"
     data.mkdir()
     (data / "a.csv").write_text("data")

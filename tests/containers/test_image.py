@@ -36,14 +36,17 @@ def test_no_secret_is_in_any_layer_or_in_the_history(image: str) -> None:
 
 
 def _files(layer: Any) -> Iterator[tuple[str, bytes]]:
-    """Names and content of a layer's files, without the content of large ones."""
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=layer, mode="r|") as files:  # not all are layers
+    """Yields the name and the content of a layer's files; the content of large files is left out."""
+    with (
+        contextlib.suppress(tarfile.ReadError),
+        tarfile.open(fileobj=layer, mode="r|") as files,
+    ):  # some members are not layers
         for file in files:
             small = file.isreg() and file.size < 100_000
             yield file.name, files.extractfile(file).read() if small else b""
 
 
-def test_it_is_labelled_and_nobody_is_root(image: str) -> None:
+def test_the_image_is_labelled_and_does_not_run_as_root(image: str) -> None:
     (found,) = json.loads(docker("image", "inspect", image).stdout)
     assert found["Config"]["User"] == "1000"
     assert found["Config"]["Volumes"] == {"/cache": {}}
@@ -54,7 +57,7 @@ def test_it_is_labelled_and_nobody_is_root(image: str) -> None:
     assert docker("run", "--rm", image, "-c", script).stdout == "1000 False /cache/huggingface\n"
 
 
-def test_changed_code_leaves_the_dependencies_as_they_are(image: str, copy: Path, environ: dict[str, str]) -> None:
+def test_a_change_of_code_does_not_rebuild_the_dependencies(image: str, copy: Path, environ: dict[str, str]) -> None:
     def layers() -> list[str]:
         return json.loads(docker("image", "inspect", image).stdout)[0]["RootFS"]["Layers"]
 
@@ -72,15 +75,15 @@ def test_changed_code_leaves_the_dependencies_as_they_are(image: str, copy: Path
             text=True,
             check=False,
         )
-        assert run.stdout == "1\n", "run-local.sh builds what has changed" + run.stderr
+        assert run.stdout == "1\n", "run-local.sh rebuilds the image: " + run.stderr
     finally:
         changed.write_text(text)
     after = layers()
     same = [old == new for old, new in zip(before, after, strict=True)]
-    assert same.index(False) == len(same) - 3, "the code, its compilation, and what follows"
+    assert same.index(False) == len(same) - 3, "only the last three layers change: the code, the bytecode, and the rest"
 
 
-def test_where_pytorch_comes_from_reaches_the_build(engine: None, copy: Path) -> None:
+def test_the_index_for_pytorch_reaches_the_build(engine: None, copy: Path) -> None:
     environ = os.environ | {"TORCH_INDEX": "https://example.com/cpu", "SCALING_FL_COMMIT": "abc"}
     found = docker("compose", "config", "--format", "json", cwd=copy, env=environ).stdout
     build = json.loads(found)["services"]["main"]["build"]
@@ -101,7 +104,7 @@ def test_the_image_alone_runs_scripts_and_tests(image: str) -> None:
 
 
 def test_jobs_on_the_cpu_need_no_dev_shm(image: str) -> None:
-    """They share anonymous memory. If this fails, docker-compose.yaml must say how much /dev/shm they need."""
+    """Jobs share anonymous memory. If this fails, docker-compose.yaml must set the size of /dev/shm."""
     words = [
         "scripts/train_federated.py",
         "with",

@@ -1,4 +1,4 @@
-"""Jobs in containers, typed as on the host."""
+"""Jobs in containers, started by the same commands as on the host."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ USER = 4321  # has no entry in /etc/passwd, here or in the image
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder where commands are typed: not the repository, and with a space in its name."""
+    """The folder where commands run: outside the repository, and with a space in its name."""
     folder = tmp_path / "my folder"
     folder.mkdir()
     return folder
@@ -49,8 +49,8 @@ def run(copy: Path, folder: Path, environ: dict[str, str]) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(engine: None) -> Iterator[None]:
-    """No call leaves a container or network, however it ended."""
+def _no_container_is_left(engine: None) -> Iterator[None]:
+    """Fail if a call has left a container or a network behind."""
     before = docker("network", "ls", "-q").stdout
     yield
     assert docker("ps", "-aq", "--filter", "name=scaling_fl-").stdout == ""
@@ -65,13 +65,13 @@ def test_arguments_and_exit_status_pass_through_unchanged(run: Run) -> None:
     assert json.loads(done.stdout) == [words, "/workspace"]
 
 
-def test_relative_paths_are_those_of_the_callers_folder_and_results_are_the_callers(run: Run, folder: Path) -> None:
+def test_relative_paths_start_in_the_callers_folder_and_the_caller_owns_the_results(run: Run, folder: Path) -> None:
     (folder / "data").mkdir()
     builders.write_csv(folder / "data" / "train.csv", 41)
     builders.write_csv(folder / "data" / "test.csv", 9, 1)
     builders.pretrained(folder / "model")
     options: dict[str, Any] = {}
-    if os.getuid() == 0:  # as somebody else
+    if os.getuid() == 0:  # run as another user
         for path in [folder, *folder.rglob("*"), *folder.parents]:
             if path == folder or folder in path.parents:
                 os.chown(path, USER, USER)
@@ -112,7 +112,9 @@ def test_the_run_records_the_commit(run: Run, copy: Path, folder: Path) -> None:
         (copy / "not-git").rename(copy / ".git")
 
 
-def test_data_may_lie_elsewhere_and_an_empty_mount_point_goes_again(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_data_may_be_in_another_folder_and_an_empty_mount_point_is_removed(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a").write_text("found")
     done = run("-c", "print(open('data/a').read())", variables={"DATA_MOUNT_DIR": str(tmp_path / "elsewhere")})
@@ -130,7 +132,7 @@ def test_a_google_key_file_is_mounted_alone(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("object_store", ["s3"], indirect=True)
-def test_keys_of_an_object_store_come_by_the_shells_variables(
+def test_credentials_for_an_object_store_come_from_the_shells_variables(
     run: Run, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket, environ, fs = object_store
@@ -145,14 +147,14 @@ def test_keys_of_an_object_store_come_by_the_shells_variables(
     assert fs.exists(f"{bucket}/out/model/model.safetensors")
 
 
-def test_dev_shm_is_as_large_as_asked(run: Run) -> None:
+def test_dev_shm_has_the_requested_size(run: Run) -> None:
     script = "import os; found = os.statvfs('/dev/shm'); print(found.f_frsize * found.f_blocks)"
     assert int(run("-c", script).stdout) == 2**30
     assert int(run("-c", script, variables={"SHM_SIZE": "128m"}).stdout) == 2**27
 
 
-def test_gpus_are_asked_of_the_engine(run: Run) -> None:
-    """By a reservation, which this engine must refuse, and by the runtime's variable."""
+def test_gpus_are_requested_from_the_engine(run: Run) -> None:
+    """Through a reservation, which this engine must refuse, and through the runtime's variable."""
     if "nvidia" in docker("info", "--format", "{{.Runtimes}}").stdout:
         pytest.skip("this engine has GPUs")
     files = "docker-compose.yaml:docker-compose.gpu.yaml"
@@ -165,7 +167,7 @@ def test_gpus_are_asked_of_the_engine(run: Run) -> None:
     assert run("-c", script, variables={"NVIDIA_VISIBLE_DEVICES": "0,1"}).stdout == "0,1 compute,utility\n"
 
 
-def test_two_calls_at_once_do_not_meet(copy: Path, folder: Path, environ: dict[str, str]) -> None:
+def test_concurrent_calls_do_not_interfere(copy: Path, folder: Path, environ: dict[str, str]) -> None:
     script = "import sys, time; time.sleep(3); print(sys.argv[1])"
     calls = [
         subprocess.Popen(
@@ -177,14 +179,14 @@ def test_two_calls_at_once_do_not_meet(copy: Path, folder: Path, environ: dict[s
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_job_that_is_asked_to_end_publishes_and_tells_by_its_status(
+def test_a_job_that_is_asked_to_stop_publishes_and_returns_the_signals_status(
     copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals, status: int
 ) -> None:
     job = subprocess.Popen(
         [str(copy / "run-local.sh"), *ENDLESS], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    output = _until(job, re.compile(r" +2  \d\.\d{4} "))
+    output = _read_until(job, re.compile(r" +2  \d\.\d{4} "))
     os.killpg(job.pid, number)
     output += job.communicate(timeout=60)[0]
     assert job.returncode == status, output
@@ -209,18 +211,18 @@ print(received)
 def test_a_signal_reaches_the_job_once(
     copy: Path, folder: Path, environ: dict[str, str], number: signal.Signals
 ) -> None:
-    """A second one would end the job without publishing. It is sent to the whole process group, as by a terminal."""
+    """Sent to the whole process group, like a terminal does. A second signal would end the job without publishing."""
     job = subprocess.Popen(
         [str(copy / "run-local.sh"), "-c", COUNT], cwd=folder, env=environ, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    _until(job, re.compile("ready"))
+    _read_until(job, re.compile("ready"))
     os.killpg(job.pid, number)
     output = job.communicate(timeout=60)[0]
     assert output.split() == [f"[{number.value}]"]
 
 
-def _until(job: "subprocess.Popen[str]", pattern: "re.Pattern[str]") -> str:
+def _read_until(job: "subprocess.Popen[str]", pattern: "re.Pattern[str]") -> str:
     assert job.stdout is not None
     output = ""
     for line in job.stdout:
@@ -260,7 +262,7 @@ def test_a_signal_before_the_job_runs_is_not_lost(copy: Path, folder: Path, envi
         assert job.wait(timeout=30) == 143
 
 
-def test_an_image_that_cannot_be_built_is_said(run: Run, copy: Path) -> None:
+def test_a_failed_build_of_the_image_is_reported(run: Run, copy: Path) -> None:
     dockerfile = copy / "Dockerfile"
     text = dockerfile.read_text()
     try:

@@ -1,4 +1,4 @@
-"""A web server with one file, whose connections break, stall or resume as a test requires."""
+"""A web server with one file, whose connections a test can break or stall."""
 
 import hashlib
 import random
@@ -22,10 +22,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[int] = []
         self.content = CONTENT
-        self.cuts: list[int] = []  # bytes after which each of the next connections breaks
+        self.cuts: list[int] = []  # the next connections break after this many bytes each
         self.ranges = True
         self.pause = 0.0
-        self.hold: Callable[[], object] = lambda: None  # until when an answer is held back
+        self.before_body: Callable[[], object] = lambda: None  # called before the body of an answer is sent
         self.url = f"http://127.0.0.1:{self.server_port}/data/file.bin"
 
 
@@ -34,9 +34,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, content = self.server, self.server.content
-        wanted = self.headers.get("Range")
+        requested = self.headers.get("Range")
         assert self.headers["Accept-Encoding"] == "identity"
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and server.ranges else 0
         server.requests.append(start)
         if start >= len(content):
             self.send_error(416)
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         time.sleep(server.pause)
-        server.hold()
+        server.before_body()
         end = start + server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start:end])
 

@@ -63,7 +63,7 @@ def test_each_example_has_one_owner_and_each_site_at_least_the_minimum(
     labels, num_sites = labels_and_sites
     minimum = min(minimum, len(labels) // num_sites)
     drawn = SCHEMES[name](labels, num_sites, seed)
-    owners = partitioners.with_minimum(drawn, num_sites, seed, minimum)
+    owners = partitioners.ensure_minimum(drawn, num_sites, seed, minimum)
     for assigned in (drawn, owners):
         shards = partitioners.shards(assigned, num_sites)
         assert len(shards) == num_sites
@@ -75,7 +75,7 @@ def test_each_example_has_one_owner_and_each_site_at_least_the_minimum(
     if name in EVEN:
         assert sizes.max() - sizes.min() <= 1
         assert np.array_equal(drawn, owners), "no example has to be moved"
-    again = partitioners.with_minimum(SCHEMES[name](labels, num_sites, seed), num_sites, seed, minimum)
+    again = partitioners.ensure_minimum(SCHEMES[name](labels, num_sites, seed), num_sites, seed, minimum)
     assert np.array_equal(owners, again)
 
 
@@ -171,12 +171,12 @@ def test_power_law_sizes_decrease_with_rank_and_lognormal_sizes_have_the_request
 
 def test_sites_are_topped_up_from_the_largest_sites_only() -> None:
     owners = np.repeat([0, 1, 2, 4], [10, 7, 4, 1])
-    moved = partitioners.with_minimum(owners, 5, 1, 3)
+    moved = partitioners.ensure_minimum(owners, 5, 1, 3)
     # Site 3 lacks 3 and site 4 lacks 2: sites 0 and 1 are lowered to 6 each, and site 2 keeps its 4.
     assert np.bincount(moved).tolist() == [6, 6, 4, 3, 3]
     assert (moved != owners).sum() == 5
     assert (moved[owners == 2] == 2).all()
-    others = [partitioners.with_minimum(owners, 5, seed, 3) for seed in range(5)]
+    others = [partitioners.ensure_minimum(owners, 5, seed, 3) for seed in range(5)]
     assert len({tuple(np.flatnonzero(other != owners)) for other in others}) > 1, (
         "the moved examples are drawn at random"
     )

@@ -77,7 +77,7 @@ def test_partition_by_column_has_one_site_per_value_in_order_without_the_rows_he
         assert shard.tolist() == expected
     numbers = dataclasses.replace(SPLIT, sites=["10", "9"] * 100)
     assert [len(shard) for shard in make_shards(config, numbers, []).shards] == [
-        sum(row % 2 == odd for row in range(200) if row not in set(held_back.tolist())) for odd in (1, 0)
+        sum(row % 2 == label for row in range(200) if row not in set(held_back.tolist())) for label in (1, 0)
     ], "9 before 10"
 
 

@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Builder:
-    """Builds stores with the given content, and counts them."""
+    """Builds stores with the given content, and counts its calls."""
 
     def __init__(self, content: bytes = b"tokens"):
         self.content, self.built = content, 0
@@ -40,7 +40,7 @@ def test_a_store_is_built_once_and_shared_by_all_jobs(tmp_path: Path) -> None:
     assert build.built == 2
 
 
-@pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the seal", "empty the seal"])
+@pytest.mark.parametrize("how", ["flip a bit", "cut", "lose a file", "lose the manifest", "empty the manifest"])
 def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how: str) -> None:
     build = Builder()
     token_cache.link(tmp_path / "first", "k", build, unreported)
@@ -52,9 +52,9 @@ def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how
             file.write_bytes(b"token")
         case "lose a file":
             file.unlink()
-        case "lose the seal":
+        case "lose the manifest":
             (cache / "k" / "seal.json").unlink()
-        case "empty the seal":
+        case "empty the manifest":
             (cache / "k" / "seal.json").write_text("{}")
     (note,) = token_cache.link(tmp_path / "second", "k", build, unreported)
     assert "are damaged; they were rebuilt" in note
@@ -94,39 +94,41 @@ def test_stores_unused_for_a_month_are_removed(tmp_path: Path, cache: Path) -> N
     assert (tmp_path / "again" / "tokens.bin").read_bytes() == b"tokens"
 
 
-def test_the_key_depends_on_everything_that_tokens_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_everything_that_the_tokens_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     files = [tmp_path / "tokenizer.json"]
     first = token_cache.key("content", files, 128, False)
     assert token_cache.key("content", files, 128, False) == first
-    others = {token_cache.key(*other) for other in (("c", files, 128, False), ("content", files, 64, False), ("content", files, 128, True))}  # fmt: skip
+    changed = {token_cache.key(*arguments) for arguments in (("c", files, 128, False), ("content", files, 64, False), ("content", files, 128, True))}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text("[]")
-    others.add(token_cache.key("content", files, 128, False))
+    changed.add(token_cache.key("content", files, 128, False))
     monkeypatch.setattr(token_cache, "_FORMAT_VERSION", 2)
-    others.add(token_cache.key("content", files, 128, False))
-    assert len(others - {first}) == 5
+    changed.add(token_cache.key("content", files, 128, False))
+    assert len(changed - {first}) == 5
 
 
-def _job(place: str, other_waits: Any, results: Any) -> None:
+def _job(folder: str, other_waits: Any, results: Any) -> None:
     reports: list[str] = []
 
-    def build(folder: Path) -> None:
+    def build(target: Path) -> None:
         other_waits.wait()
-        Builder(str(os.getpid()).encode())(folder)
+        Builder(str(os.getpid()).encode())(target)
 
     def report(what: str, *_: object) -> None:
         reports.append(what)
         if what.startswith("waiting"):
             other_waits.set()
 
-    token_cache.link(Path(place), "k", build, report)
-    results.put(((Path(place) / "tokens.bin").read_bytes(), reports))
+    token_cache.link(Path(folder), "k", build, report)
+    results.put(((Path(folder) / "tokens.bin").read_bytes(), reports))
 
 
 def test_of_two_concurrent_jobs_one_builds_and_the_other_waits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    results, waits = context.Queue(), context.Event()
-    jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), waits, results)) for n in range(2)]
+    results, other_waits = context.Queue(), context.Event()
+    jobs = [context.Process(target=_job, args=(str(tmp_path / f"job {n}"), other_waits, results)) for n in range(2)]
     for job in jobs:
         job.start()
     (first, reports), (second, more_reports) = (results.get() for _ in jobs)

@@ -93,7 +93,7 @@ def test_the_mean_is_weighted_by_examples_for_any_assignment_of_sites(
 def lone(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], order: list[int]
 ) -> np.ndarray:
-    """Worker N has the one site `order[N]`, whose delta lies in the worker's row."""
+    """Worker N has the site `order[N]`, whose delta is in the worker's row."""
     collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=True)
     total, site = collectives.weighted_sum(), order[rank]
     home = collectives.model_buffer(torch.device("cpu"))
@@ -152,8 +152,8 @@ def test_a_diverged_delta_stops_every_worker_and_names_the_site(
 ) -> None:
     messages = run_distributed(diverge, 3, value, exact, single_site)
     assert len(set(messages)) == 1
-    said = "the parameters of site 5 are no longer finite after local training"
-    assert messages[0].startswith(said if refused else "no error")
+    message = "the parameters of site 5 are no longer finite after local training"
+    assert messages[0].startswith(message if refused else "no error")
     assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
 
 

@@ -51,8 +51,8 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
     ],
 )  # fmt: skip
 def test_too_little_shared_memory_for_nccl_is_a_user_error(run_distributed: Any, message: str, expected: str) -> None:
-    (said,) = run_distributed(refuse, 1, message)
-    assert re.match(expected, said)
+    (error,) = run_distributed(refuse, 1, message)
+    assert re.match(expected, error)
 
 
 def test_a_lost_connection_raises_peer_lost(run_distributed: Any) -> None:

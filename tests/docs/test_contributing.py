@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md apply to the package as it is, and pass their own tests."""
+"""The worked examples of CONTRIBUTING.md apply to the current code, and pass their own tests."""
 
 import os
 import re
@@ -18,7 +18,7 @@ HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@.*\n", re.MULTILI
 
 
 def apply(diff: str, folder: Path) -> list[str]:
-    """Apply a unified diff as `git apply` does, which an image may lack. Returns the names of the files."""
+    """Apply a unified diff like `git apply` (images may lack git); return the names of the files."""
     names = []
     for part in re.split(r"^diff --git .*\n", diff, flags=re.MULTILINE)[1:]:
         header, *hunks = HUNK.split(part)
@@ -46,14 +46,14 @@ def apply(diff: str, folder: Path) -> list[str]:
 def test_the_examples_apply_and_pass_their_tests(tmp_path: Path) -> None:
     for name in ("scaling_fl", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    of_examples = [apply(example, tmp_path) for example in EXAMPLES]
-    names = [name for names in of_examples for name in names]
-    assert len(set(names)) == len(names), "examples that share no file stand each alone"
-    for named in of_examples:
-        assert any(name.startswith("docs/") for name in named)
-    tests = [[name for name in named if re.search(r"(^|/)test_\w+\.py$", name)] for named in of_examples]
+    names_by_example = [apply(example, tmp_path) for example in EXAMPLES]
+    names = [name for names in names_by_example for name in names]
+    assert len(set(names)) == len(names), "examples that share no files can be applied independently"
+    for example in names_by_example:
+        assert any(name.startswith("docs/") for name in example)
+    tests = [[name for name in example if re.search(r"(^|/)test_\w+\.py$", name)] for example in names_by_example]
     assert [len(found) for found in tests] == [1, 1, 1, 1], "a task, a partition, a server optimiser, a record target"
-    # One process imports torch once; conftest.py would import far more.
+    # One process for all, so that torch is imported once, and without conftest.py, which imports much more.
     quick = ["-p", "no:cacheprovider", "--noconftest", "-c", os.devnull, "--rootdir", str(tmp_path)]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *quick, *(name for found in tests for name in found)],
@@ -66,7 +66,7 @@ def test_the_examples_apply_and_pass_their_tests(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_hunk_is_found_where_lines_have_moved_and_refused_where_they_have_changed(tmp_path: Path) -> None:
+def test_hunks_apply_to_moved_lines_and_are_refused_if_lines_have_changed(tmp_path: Path) -> None:
     diff = "diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -3,2 +3,3 @@ def f():\n same\n+new\n\n@@ -8 +9 @@\n-old\n+newer\n"
     file = tmp_path / "f"
     file.write_text("same\n\n1\n2\n3\nsame\n\nold\n")
@@ -77,7 +77,7 @@ def test_a_hunk_is_found_where_lines_have_moved_and_refused_where_they_have_chan
         apply(diff, tmp_path)
 
 
-def test_the_drawing_shows_the_floors_that_the_linter_holds() -> None:
+def test_the_drawing_shows_the_layers_that_the_linter_enforces() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = next(c["layers"] for c in config["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     (drawing,) = re.findall(r"^┌.*?^└", TEXT, re.DOTALL | re.MULTILINE)
@@ -86,8 +86,8 @@ def test_the_drawing_shows_the_floors_that_the_linter_holds() -> None:
     ]
 
 
-@pytest.mark.skipif(not (ROOT / ".ci" / "run").exists(), reason="an image holds no .ci")
-def test_the_single_checks_are_those_of_the_one_command() -> None:
+@pytest.mark.skipif(not (ROOT / ".ci" / "run").exists(), reason="images don't contain .ci")
+def test_the_listed_checks_are_those_of_ci_run() -> None:
     section = TEXT.partition("\n## Checks\n")[2].partition("\n## ")[0]
     commands = re.findall(
         r"^(?:\./run-local\.sh|\.venv/bin/\S+|NO_MKDOCS_2_WARNING=1) [^#\n]*?(?= *(?:#|$))", section, re.MULTILINE

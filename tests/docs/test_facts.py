@@ -1,4 +1,4 @@
-"""What README and docs/ say of keys, tasks and files is what there is."""
+"""README.md and docs/ describe the existing keys, tasks and files."""
 
 import dataclasses
 import importlib.util
@@ -17,10 +17,10 @@ DOCS = ROOT / "docs"
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 PAGES = [*(ROOT / name for name in NAMES), *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # help texts may name pages, which are links there
+KEYS = LINK.sub(r"\1", (DOCS / "configuration.md").read_text())  # pages named in help texts are links there
 
 
-def as_typed(value: object) -> str:
+def as_command_line(value: object) -> str:
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
 
 
@@ -36,14 +36,16 @@ def script() -> ModuleType:
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
 def test_every_key_is_explained(field: "dataclasses.Field[object]") -> None:
-    default = "" if field.default is None else f"`{as_typed(field.default)}`"
+    default = "" if field.default is None else f"`{as_command_line(field.default)}`"
     help_ = field.metadata["help"].replace("|", r"\|")
     assert f"| `{field.name}` | {default} | {help_} |\n".replace("|  |", "| |") in KEYS
 
 
 def test_named_configurations_are_shown() -> None:
     for name, values in NAMED_CONFIGS.items():
-        shown = " ".join(f"{key}={as_typed(tuple(v) if isinstance(v, list) else v)}" for key, v in values.items())
+        shown = " ".join(
+            f"{key}={as_command_line(tuple(v) if isinstance(v, list) else v)}" for key, v in values.items()
+        )
         assert f"| `{name}` | `{shown}` |" in KEYS
 
 
@@ -95,7 +97,7 @@ def test_keys_of_several_classes_get_a_table_each(script: ModuleType) -> None:
         f"### Rounds and epochs\n\n{head}| `num_rounds` | `10` | rounds; see [docs/tasks.md](tasks.md) |\n\n"
         f"### Sites\n\n{head}| `site_ids` | `[0,0]` | one \\| other |"
     )
-    assert script.key_tables(Rounds).startswith(head)  # one class: no heading
+    assert script.key_tables(Rounds).startswith(head)  # a single class gets no heading
 
 
 def test_every_task_is_explained() -> None:
@@ -111,7 +113,7 @@ def test_the_architecture_names_every_package() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_file_that_is_named_exists(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     named = re.findall(
         r"`(?:\./)?((?:scaling_fl|scripts|benchmarks|cloud|docs|tests)/[\w/.-]*|run-local\.sh|\.env\.template)`",
         page.read_text(),

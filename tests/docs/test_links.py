@@ -1,4 +1,4 @@
-"""Every relative link and every anchor resolves where the repository is browsed. In the site, mkdocs checks its own."""
+"""Every relative link and anchor resolves for readers of the repository. mkdocs checks the links of the website."""
 
 import re
 import unicodedata
@@ -21,7 +21,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and GitLab make them."""
+    """The anchors that GitHub and GitLab generate for a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?)\s*$", FENCE.sub("", page.read_text()), re.MULTILINE):
         words = unicodedata.normalize("NFC", re.sub(r"[^\w\- ]", "", heading.lower()))
@@ -35,13 +35,13 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken(page: Path) -> list[str]:
-    wrong = []
+    found = []
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         if not target.exists() or (anchor and anchor not in anchors(target)):
-            wrong.append(link)
-    return wrong
+            found.append(link)
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -37,7 +37,7 @@ def worker_with_store(folder: Path, config: Config, rank: int = 0, num_workers: 
 
 
 def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[Any, ...]:
-    """In a worker process: the last round's metrics, each site's parameters, and those of the server."""
+    """Run a worker; return the last round's metrics, each site's parameters, and the server's parameters."""
     torch.set_num_threads(1)
     config = Config(baseline="local_only", **KEYS)
     worker_sites, collectives, state = worker_with_store(folder, config, rank, num_workers, memory)

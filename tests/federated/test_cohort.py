@@ -54,8 +54,8 @@ def test_sites_are_sampled_with_the_right_frequencies(sampling: str) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("sampling", ["uniform", "by_examples"])
 def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
-    """Sampled by examples: that of all sites, Σ n_k/n × delta_k, for any cohort size. Sampled uniformly and weighted by
-    examples: for one site the plain mean, for two the mean over the three pairs.
+    """Sampled by examples, it is the mean of all sites, Σ n_k/n × delta_k, for any cohort size. Sampled uniformly and
+    weighted by examples, it is the plain mean for one site, and the mean over the three pairs for two sites.
     """
     config = Config(sites_per_round=count, sampling=sampling)
     deltas, sizes = np.array([1.0, 10.0, 100.0]), np.array([1, 3, 6])

@@ -142,7 +142,7 @@ def test_a_job_resumes_only_with_the_same_rows_held_back(small_config: Config, t
     config = dataclasses.replace(small_config, validation_fraction=0.2)
     train(prepare(config, tmp_path / "a"))
     more = dataclasses.replace(config, num_rounds=2)
-    with pytest.raises(UserError, match=r"validation_fraction was 0\.2, is 0\.0"):
+    with pytest.raises(UserError, match=r"validation_fraction was 0\.2, is now 0\.0"):
         prepare(dataclasses.replace(more, validation_fraction=0.0), tmp_path / "b")
     assert (
         prepare(dataclasses.replace(more, keep_checkpoints=0, keep_best="validation.loss"), tmp_path / "c").round == 1

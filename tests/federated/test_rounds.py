@@ -77,31 +77,31 @@ def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monke
 
 
 def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], list[float]]:
-    """In a worker process: its own measure of training time, and the round's `seconds.idle`."""
+    """Run a worker; return its seconds of training and the `seconds.idle` of each round."""
     config = Config(num_rounds=1, batch_size=16)
     worker = builders.worker(folder, config, builders.bert(), SHARDS, rank, num_workers, memory)
-    train, counted, idle = Site.train, list[float](), list[float]()
-    now = 0.0  # by a clock that training alone moves
+    train, busy, idle = Site.train, list[float](), list[float]()
+    now = 0.0  # of a clock that advances only while a site trains
     rounds.time = types.SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
 
-    def timed(self: Site, params: torch.Tensor, round_: int) -> Any:
+    def train_and_advance_clock(self: Site, params: torch.Tensor, round_: int) -> Any:
         nonlocal now
         result = train(self, params, round_)
         now += 1 + rank
-        counted.append(1 + rank)
+        busy.append(1 + rank)
         return result
 
-    Site.train = timed  # type: ignore[assignment, method-assign]
+    Site.train = train_and_advance_clock  # type: ignore[assignment, method-assign]
     rounds.run(config, *worker, SGD(), lambda _, results: idle.append(results["seconds.idle"]), reported=True)
     worker[1].close()
-    return counted, idle
+    return busy, idle
 
 
 def test_idle_time_is_the_mean_wait_for_the_slowest_worker(run_distributed: Any, tmp_path: Path) -> None:
     """The slower of two workers never waits, and the other waits for the difference: the mean is half of that."""
     builders.resident(tmp_path, Config(), builders.bert())  # writes the token stores
-    ((quick,), idle), ((slow,), same) = run_distributed(busy_and_idle, 2)
-    assert idle == same == [pytest.approx(abs(slow - quick) / 2)]
+    ((quick,), idle), ((slow,), idle_of_slow) = run_distributed(busy_and_idle, 2)
+    assert idle == idle_of_slow == [pytest.approx(abs(slow - quick) / 2)]
 
 
 def test_federated_training_learns(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def aggregate_without_ipc(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str]
 ) -> dict[str, Any]:
     def refuse(*args: Any) -> Any:
-        raise cuda_ipc.NotPermitted("as in some containers")
+        raise cuda_ipc.NotPermitted("some containers forbid it")
 
     cuda_ipc.allocate = refuse
     return test_collectives.aggregate(rank, num_workers, memory, folder, places)
@@ -70,7 +70,7 @@ def test_leaders_of_several_gpus_all_reduce_over_nccl(run_distributed: Any) -> N
 
 
 def trained(folder: Path, device: str, **keys: Any) -> tuple[torch.Tensor, float, list[Any]]:
-    """Train site 2 for one round without dropout; return parameters, training loss and their evaluation."""
+    """Train site 2 for one round without dropout; return the parameters, the training loss and the evaluation."""
     config = Config(**{"batch_size": 7, "learning_rate": 0.1, "optimiser": "sgd", "precision": "fp32"} | keys)
     resident = builders.resident(folder, config, builders.bert(dropout=0.0), device=device)
     params = resident.model.flat.clone()
@@ -80,7 +80,7 @@ def trained(folder: Path, device: str, **keys: Any) -> tuple[torch.Tensor, float
 
 
 @pytest.mark.parametrize("keys", [{}, {"compile": True}, {"gradient_checkpointing": True}, {"max_grad_norm": 0.3}])
-def test_a_gpu_trains_like_a_cpu(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_a_gpu_trains_like_the_cpu(tmp_path: Path, keys: dict[str, Any]) -> None:
     if "compile" in keys and not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("this machine has no C compiler, which torch.compile needs")
     expected, loss, batches = trained(tmp_path, "cpu", **keys | {"compile": False})
@@ -96,7 +96,7 @@ def test_a_gpu_trains_like_a_cpu(tmp_path: Path, keys: dict[str, Any]) -> None:
 )
 def test_lower_precision_learns(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        pytest.skip("this GPU has no bf16")
+        pytest.skip("this GPU doesn't support bf16")
     config = Config(batch_size=5, learning_rate=0.001, num_local_epochs=15, precision=precision, max_grad_norm=1.0)
     resident = builders.resident(tmp_path, config, builders.bert(), device="cuda:0")
     seen: set[torch.dtype] = set()
@@ -114,8 +114,10 @@ def test_lower_precision_learns(tmp_path: Path, precision: str, dtype: torch.dty
 def test_the_cpu_never_waits_for_the_gpu_between_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, optimiser: str
 ) -> None:
-    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
+    inspect_mask = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(
+        transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
+    )  # restored at the end
     loading.disable_mask_inspection()
     config = Config(batch_size=5, learning_rate=0.001, precision=precision, max_grad_norm=1.0, optimiser=optimiser)
     resident = builders.resident(tmp_path, config, builders.bert(), device="cuda:0")
@@ -123,7 +125,9 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
 
     def watch() -> None:
         steps.append(1)
-        torch.cuda.set_sync_debug_mode("error" if len(steps) < 8 else "default")  # of 8 steps
+        torch.cuda.set_sync_debug_mode(
+            "error" if len(steps) < 8 else "default"
+        )  # from the first step to the last, the eighth
 
     try:
         Site(0, np.arange(40), dataclasses.replace(resident, on_step=watch)).train(resident.model.flat.clone(), 1)
@@ -133,9 +137,9 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
 
 
 def test_two_sites_on_one_gpu_train_resume_and_agree_with_the_cpu(small_config: Config, tmp_path: Path) -> None:
-    architecture = tmp_path / "model" / "config.json"  # no dropout: a GPU's random numbers differ
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    architecture.write_text(json.dumps(json.loads(architecture.read_text()) | off))
+    architecture = tmp_path / "model" / "config.json"  # without dropout, because a GPU's random numbers differ
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    architecture.write_text(json.dumps(json.loads(architecture.read_text()) | no_dropout))
     common = {"num_rounds": 2, "optimiser": "sgd", "learning_rate": 0.01, "precision": "fp32"}
 
     def run(name: str, **keys: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training on the meta device in place of a GPU: reading a value, which would make the CPU wait, is an error there."""
+"""Training on the meta device instead of a GPU: reading a value, which would make the CPU wait, is an error there."""
 
 import contextlib
 from pathlib import Path
@@ -23,22 +23,26 @@ from tests import builders
 
 @pytest.mark.parametrize(("tf32", "expected"), [(True, "high"), (False, "highest")])
 def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf32: bool, expected: str) -> None:
-    look, chosen = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    inspect_mask, devices = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
+    monkeypatch.setattr(
+        transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
+    )  # restored at the end
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     before = torch.get_float32_matmul_precision()
     try:
         worker.set_up_gpu(torch.device("cuda:1"), tf32)
         assert torch.get_float32_matmul_precision() == expected
     finally:
         torch.set_float32_matmul_precision(before)
-    assert chosen == [torch.device("cuda:1")]
-    assert transformers.masking_utils._ignore_bidirectional_mask_sdpa is not look
+    assert devices == [torch.device("cuda:1")]
+    assert transformers.masking_utils._ignore_bidirectional_mask_sdpa is not inspect_mask
 
 
 def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
+    inspect_mask = transformers.masking_utils._ignore_bidirectional_mask_sdpa
+    monkeypatch.setattr(
+        transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
+    )  # restored at the end
     loading.disable_mask_inspection()
     # The meta device has neither autocast nor fused optimisers.
     for module in (site_module, resident_module):
@@ -59,6 +63,8 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
     model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
     config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
     resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))
-    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):  # reading the round's loss
+    with pytest.raises(
+        RuntimeError, match=r"item\(\) cannot be called on meta tensors"
+    ):  # raised when the round's loss is read
         Site(0, np.arange(7), resident).train(model.flat.clone(), 1)
-    assert len(steps) == 3, "all steps precede it"
+    assert len(steps) == 3, "the loss is read after all steps"

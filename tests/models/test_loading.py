@@ -13,7 +13,7 @@ from tests import builders
 NAMES = ("World", "Sports", "Sci/Tech")
 
 
-def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.Loaded:
+def load(model: str, seed: int = 1, max_seq_len: int = 16) -> loading.LoadedModel:
     return loading.load_model(model, NAMES, ["river stone", "engine"], max_seq_len, seed)
 
 
@@ -55,11 +55,11 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model=\./typo: there is no such folder"):
         load("./typo")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+    with pytest.raises(UserError, match=f"model={tmp_path}: cannot load it: "):
         load(str(tmp_path))
     builders.pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=f"model={tmp_path}: it can't be loaded: "):
+    with pytest.raises(UserError, match=f"model={tmp_path}: cannot load it: "):
         load(str(tmp_path))
 
 

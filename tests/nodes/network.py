@@ -1,4 +1,4 @@
-"""Machines on a network: namespaces, each with its own interface and address, on one bridge."""
+"""A network of machines: namespaces with their own interfaces and addresses, connected by a bridge."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import typed
+from tests import zygote
 from tests.conftest import clean_environment
-from tests.nodes.long_line import LongLine
+from tests.nodes.slow_link import SlowLink
 
 PORT = 29500
 
@@ -22,8 +22,8 @@ def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
-def missing() -> str:
-    """Why such a network can't be created here; empty if it can."""
+def unavailable() -> str:
+    """The reason why networks can't be created here; empty if they can."""
     name = f"sf{os.getpid()}probe"
     try:
         _ip("netns", "add", name)
@@ -31,7 +31,7 @@ def missing() -> str:
     except FileNotFoundError:
         return "the command `ip` is missing (Debian: apt-get install iproute2)"
     except subprocess.CalledProcessError as error:
-        return f"network namespaces can't be made here: {error.stderr.strip()}"
+        return f"network namespaces can't be created here: {error.stderr.strip()}"
     return ""
 
 
@@ -43,11 +43,10 @@ class Machine:
         self.namespace, self._switch, self._port = f"sf{os.getpid()}m{number}", switch, f"port{number}"
         self.folder = folder / f"machine{number}"
         self.folder.mkdir()
-        self._temporary = tempfile.mkdtemp(
-            prefix=f"sf{os.getpid()}-", dir="/tmp"
-        )  # short, because socket paths must be
+        # Short, because the paths of sockets are limited.
+        self._tmpdir = tempfile.mkdtemp(prefix=f"sf{os.getpid()}-", dir="/tmp")
         _ip("netns", "add", self.namespace)
-        self._line: LongLine | None = None
+        self._slow_link: SlowLink | None = None
         _ip("-n", switch, "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         self._connect()
 
@@ -62,13 +61,13 @@ class Machine:
         self, *arguments: str, count: int, rank: int | None = None, cold: bool = False, **environ: str
     ) -> "subprocess.Popen[str]":
         """Start the command as node `rank` (default: this machine's number) of `count`."""
-        plain = {
+        defaults = {
             "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": str(count),
-            "RANK": str(self.number if rank is None else rank), "TMPDIR": self._temporary, "PYTHONUNBUFFERED": "1",
+            "RANK": str(self.number if rank is None else rank), "TMPDIR": self._tmpdir, "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        return typed.popen(
+        return zygote.popen(
             "with", *arguments, cold=cold, network=self.namespace,
-            cwd=self.folder, env=clean_environment() | plain | environ, text=True, start_new_session=True,
+            cwd=self.folder, env=clean_environment() | defaults | environ, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -77,17 +76,17 @@ class Machine:
         _ip("-n", self._switch, "link", "set", self._port, "up" if up else "down")
 
     def move_away(self, seconds: float) -> None:
-        """Add latency between it and the others, in each direction."""
+        """Add latency between this machine and the others, in each direction."""
         ends = f"{self.namespace}a", f"{self.namespace}b"
-        self._line = LongLine(ends, seconds)
+        self._slow_link = SlowLink(ends, seconds)
         _ip("-n", self._switch, "link", "del", self._port)
         for end, namespace, name in ((ends[0], self.namespace, "eth0"), (ends[1], self._switch, self._port)):
             _ip("link", "set", end, "netns", namespace, "name", name)
         self._connect()
 
-    def slow_down(self, *how: str) -> None:
-        """Limit the machine's outgoing traffic by traffic control."""
-        words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *how]
+    def limit_traffic(self, *qdisc: str) -> None:
+        """Limit the machine's outgoing traffic with a queueing discipline of `tc`."""
+        words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *qdisc]
         subprocess.run(words, check=True, capture_output=True)
 
     def sent(self) -> int:
@@ -99,16 +98,16 @@ class Machine:
         for pid in _ip("netns", "pids", self.namespace).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-        if self._line is not None:
-            self._line.close()
+        if self._slow_link is not None:
+            self._slow_link.close()
         _ip("netns", "del", self.namespace)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        shutil.rmtree(self._tmpdir, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def network(count: int, folder: Path) -> Iterator[list[Machine]]:
     """Create `count` machines; remove them, with all their processes, at the end."""
-    switch = f"sf{os.getpid()}switch"  # in its own namespace, out of reach of this machine's firewall
+    switch = f"sf{os.getpid()}switch"  # a namespace, so that this machine's firewall doesn't filter the bridge
     _ip("netns", "add", switch)
     machines: list[Machine] = []
     try:

@@ -1,4 +1,4 @@
-"""A job on several machines with their own addresses: the same result as on one, and no machine is left waiting."""
+"""A job on several machines: it has the result of a job on one machine, and a failure leaves no machine waiting."""
 
 import json
 import os
@@ -14,17 +14,17 @@ import pytest
 
 from scaling_fl import state_file
 from tests import builders
-from tests.nodes.network import Machine, missing, network
+from tests.nodes.network import Machine, network, unavailable
 from tests.scripts.test_train_federated import start, wait_for_row
 
 pytestmark = pytest.mark.nodes
-SITES = ("[-1,-1]", "[-1]", "[-1,-1,-1]")  # of each machine
+SITES = ("[-1,-1]", "[-1]", "[-1,-1,-1]")  # site_ids by machine
 Process = subprocess.Popen
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that each machine has a copy of."""
+    """The data and the model, which all machines read."""
     folder = tmp_path_factory.mktemp("files")
     builders.write_csv(folder / "train.csv", 59)
     builders.write_csv(folder / "t.csv", 23, 1)
@@ -34,10 +34,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[Machine]]:
-    if why := missing():
-        pytest.skip(why)
-    with network(3, tmp_path) as found:
-        yield found
+    if reason := unavailable():
+        pytest.skip(reason)
+    with network(3, tmp_path) as machines:
+        yield machines
 
 
 def keys(files: Path, *more: str) -> list[str]:
@@ -48,15 +48,15 @@ def keys(files: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def begin(machines: Sequence[Machine], files: Path, *more: str, **environ: str) -> list["Process[str]"]:
+def start_all(machines: Sequence[Machine], files: Path, *more: str, **environ: str) -> list["Process[str]"]:
     return [
         machine.start(*keys(files, *more), f"site_ids={SITES[machine.number]}", count=len(machines), **environ)
         for machine in machines
     ]
 
 
-def end(processes: Sequence["Process[str]"]) -> list[str]:
-    """The output of all, once all have ended."""
+def outputs_of(processes: Sequence["Process[str]"]) -> list[str]:
+    """Wait for all processes to end; return their outputs."""
     return [process.communicate()[0] for process in processes]
 
 
@@ -72,7 +72,7 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def on_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The state of the same six sites on one machine."""
+    """The final state of the same six sites on one machine."""
     folder = tmp_path_factory.mktemp("one")
     words = ["with", *keys(files), "site_ids=[-1,-1,-1,-1,-1,-1]"]
     process = start(folder, *words)
@@ -81,24 +81,24 @@ def on_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return state(folder)
 
 
-def test_six_sites_on_three_machines_are_six_sites_on_one(
+def test_six_sites_on_three_machines_equal_six_sites_on_one(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:
-    """Node 1 starts late, over 100 Mbit/s, with the same result. Typed again, the job says that it is finished."""
+    """Over 100 Mbit/s, and although node 1 starts late. The same command then reports that the job is finished."""
     for machine in machines:
-        machine.slow_down("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
+        machine.limit_traffic("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
     first, third = (
         machine.start(*keys(files), f"site_ids={SITES[machine.number]}", count=3)
         for machine in (machines[0], machines[2])
     )
-    said = ""
-    while "waits at port 29500 for node 1" not in said:
+    text = ""
+    while "is waiting on port 29500 for node 1" not in text:
         assert first.stdout is not None
         line = first.stdout.readline()
-        assert line, said
-        said += line
+        assert line, text
+        text += line
     second = machines[1].start(*keys(files), f"site_ids={SITES[1]}", count=3, cold=True)
-    outputs = end([first, second, third])
+    outputs = outputs_of([first, second, third])
     assert [process.returncode for process in (first, second, third)] == [0, 0, 0], "\n".join(outputs)
     assert "6 sites on 3 nodes (2 processes here) on cpu" in outputs[0]
     assert "this is node 1: node 0 shows the rounds" in outputs[1]
@@ -106,31 +106,31 @@ def test_six_sites_on_three_machines_are_six_sites_on_one(
     assert not (machines[1].folder / "out").exists(), "node 0 keeps the checkpoints"
     assert not (machines[1].folder / "runs").exists()
 
-    processes = begin(machines, files)
-    for output in end(processes):
+    processes = start_all(machines, files)
+    for output in outputs_of(processes):
         assert "job news is finished" in output
     assert [process.returncode for process in processes] == [0, 0, 0]
 
 
-def test_latency_between_machines_changes_no_result(
+def test_latency_between_machines_does_not_change_the_result(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:
     """50 ms in each direction, and 100 Mbit/s."""
     try:
         machines[2].move_away(0.05)
     except OSError as error:
-        pytest.skip(f"no device can be made here whose traffic this process carries: {error}")
+        pytest.skip(f"TAP devices can't be created here: {error}")
     for machine in machines:
-        machine.slow_down("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
-    processes = begin(machines, files)
-    outputs = end(processes)
+        machine.limit_traffic("tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms")
+    processes = start_all(machines, files)
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
     assert_same(state(machines[0].folder), on_one)
     metrics = json.loads((machines[0].folder / "runs" / "1" / "metrics.json").read_text())
-    assert min(metrics["seconds.aggregate"]["values"]) > 0.1, "there and back, at least once"
+    assert min(metrics["seconds.aggregate"]["values"]) > 0.1, "at least one round trip"
 
 
-def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(
+def test_traffic_between_machines_does_not_grow_with_the_number_of_sites(
     machines: list[Machine], files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     per_round = []
@@ -146,49 +146,50 @@ def test_bytes_between_machines_are_those_of_one_sum_however_many_sites(
         before = [machine.sent() for machine in machines]
         wait_for_row(processes[0], 11, text)
         per_round.append([(after.sent() - sent) / 9 for after, sent in zip(machines, before, strict=True)])
-        end(processes)
+        outputs_of(processes)
     size = sum(
         array.size
         for name, array in state(machines[0].folder, 12, f"out{len(SITES[2])}").items()
         if array.dtype == np.float32
     )
-    ring = 2 * 2 / 3 * 8 * size  # bytes of 64-bit numbers between three leaders
+    ring = 2 * 2 / 3 * 8 * size  # bytes sent per node in a ring all-reduce of 64-bit numbers between three leaders
     with capsys.disabled():
         for sites, sent in zip((3, 6), per_round, strict=True):
             print(
-                f"\n{sites} sites on 3 nodes: {[round(value) for value in sent]} bytes sent a round; a ring's sum: {ring:.0f}"
+                f"\n{sites} sites on 3 nodes: {[round(value) for value in sent]} bytes sent per node and round; "
+                f"a ring all-reduce would send {ring:.0f}"
             )
     for sent in per_round:
-        assert max(sent) < 1.1 * ring, "and what headers and control cost"
-    assert sum(per_round[1]) < 1.02 * sum(per_round[0]), "twice the sites send no more"
+        assert max(sent) < 1.1 * ring, "10% for headers and the control plane"
+    assert sum(per_round[1]) < 1.02 * sum(per_round[0]), "twice as many sites send no more"
 
 
 @pytest.mark.parametrize(
     ("victim", "how"), [(2, "killed"), (1, "cut off"), pytest.param(0, "killed", marks=pytest.mark.thorough)]
 )
-def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
+def test_losing_a_machine_ends_the_job_and_the_job_resumes(
     machines: list[Machine], files: Path, tmp_path: Path, victim: int, how: str
 ) -> None:
-    processes = begin(machines, files, "num_rounds=999")
+    processes = start_all(machines, files, "num_rounds=999")
     wait_for_row(processes[0], 3)
     if how == "killed":
         os.killpg(processes[victim].pid, signal.SIGKILL)
     else:
         machines[victim].cut()
-    outputs = end(processes)
+    outputs = outputs_of(processes)
     for rank in {0, 1, 2} - {victim}:
         assert processes[rank].returncode == 1
-        (said,) = [line for line in outputs[rank].splitlines() if "is lost: " in line] or [outputs[rank]]
-        assert f"node {victim} (10.77.0.{victim + 1}) is lost: " in said
+        (message,) = [line for line in outputs[rank].splitlines() if "is lost: " in line] or [outputs[rank]]
+        assert f"node {victim} (10.77.0.{victim + 1}) is lost: " in message
     if how == "cut off":
         assert processes[victim].returncode == 1
         assert "node 0 (10.77.0.1) is lost: no heartbeat for 10 s" in outputs[victim]
     machines[victim].cut(up=True)
 
     newest = max(int(path.stem[-6:]) for path in (machines[0].folder / "out").glob("round-*"))
-    again = begin(machines, files, f"num_rounds={newest + 2}")
-    outputs = end(again)
-    assert [process.returncode for process in again] == [0, 0, 0], "\n".join(outputs)
+    resumed = start_all(machines, files, f"num_rounds={newest + 2}")
+    outputs = outputs_of(resumed)
+    assert [process.returncode for process in resumed] == [0, 0, 0], "\n".join(outputs)
     assert f"job news resumes after round {newest}" in outputs[0]
     (tmp_path / "one").mkdir()
     alone = start(tmp_path / "one", "with", *keys(files, f"num_rounds={newest + 2}"), "site_ids=[-1,-1,-1,-1,-1,-1]")
@@ -196,11 +197,11 @@ def test_a_machine_that_is_lost_ends_the_job_and_the_job_resumes(
     assert_same(state(machines[0].folder, newest + 2), state(tmp_path / "one", newest + 2))
 
 
-def test_a_site_that_fails_on_another_machine_is_named_here(machines: list[Machine], files: Path) -> None:
-    processes = begin(machines, files, "num_rounds=999")
+def test_a_site_that_fails_on_one_machine_is_named_on_the_others(machines: list[Machine], files: Path) -> None:
+    processes = start_all(machines, files, "num_rounds=999")
     wait_for_row(processes[0], 1)
     os.kill(worker_on(machines[2]), signal.SIGKILL)
-    outputs = end(processes)
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [1, 1, 1]
     for output in outputs[:2]:
         assert "on node 2 (" in output
@@ -208,51 +209,55 @@ def test_a_site_that_fails_on_another_machine_is_named_here(machines: list[Machi
 
 
 def worker_on(machine: Machine) -> int:
-    """The pid of a site's process: sites have the most threads."""
+    """The pid of one of the machine's workers: they have more threads than the other processes."""
     pids = subprocess.check_output(["ip", "netns", "pids", machine.namespace], text=True).split()
     return int(max(pids, key=lambda pid: len(list(Path(f"/proc/{pid}/task").iterdir()))))
 
 
-def test_a_signal_on_any_machine_stops_all_after_publishing(machines: list[Machine], files: Path) -> None:
-    processes = begin(machines, files, "num_rounds=999", "checkpoint_every=500")
+def test_a_signal_on_one_machine_stops_all_after_publishing(machines: list[Machine], files: Path) -> None:
+    processes = start_all(machines, files, "num_rounds=999", "checkpoint_every=500")
     wait_for_row(processes[0], 2)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = end(processes)
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [143, 143, 143], "\n".join(outputs)
     assert len(list((machines[0].folder / "out").glob("round-*"))) == 1
 
 
-def test_nodes_that_differ_are_refused_with_the_reason(machines: list[Machine], files: Path, tmp_path: Path) -> None:
-    others = tmp_path / "others"
-    others.mkdir()
+def test_nodes_that_differ_are_refused_and_the_difference_is_named(
+    machines: list[Machine], files: Path, tmp_path: Path
+) -> None:
+    other_files = tmp_path / "other"
+    other_files.mkdir()
     for path in files.iterdir():
-        (others / path.name).symlink_to(path)
-    (others / "train.csv").unlink()
-    builders.write_csv(others / "train.csv", 58)
+        (other_files / path.name).symlink_to(path)
+    (other_files / "train.csv").unlink()
+    builders.write_csv(other_files / "train.csv", 58)
     processes = [
-        machine.start(*keys(others if machine.number == 1 else files), f"site_ids={SITES[machine.number]}", count=3)
+        machine.start(
+            *keys(other_files if machine.number == 1 else files), f"site_ids={SITES[machine.number]}", count=3
+        )
         for machine in machines
     ]
-    outputs = end(processes)
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [1, 1, 1]
     for output in outputs:
         assert "node 1 and node 0 have different data (digest " in output
         assert "Traceback" not in output
     assert not (machines[0].folder / "runs").exists()
 
-    processes = begin(machines[:1], files, WORLD_SIZE="3")
-    twins = [machines[1].start(*keys(files), "site_ids=[-1]", count=3) for _ in range(2)]
-    while all(process.poll() is None for process in twins):
+    processes = start_all(machines[:1], files, WORLD_SIZE="3")
+    same_rank = [machines[1].start(*keys(files), "site_ids=[-1]", count=3) for _ in range(2)]
+    while all(process.poll() is None for process in same_rank):
         time.sleep(0.05)
-    refused = next(process for process in twins if process.poll() is not None)
+    refused = next(process for process in same_rank if process.poll() is not None)
     assert refused.returncode == 1
     assert "RANK=1: already taken by the node at 10.77.0.2; give each node its own rank" in refused.communicate()[0]
-    alien = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
-    assert "WORLD_SIZE=4 there, and 3 at node 0; give all nodes the same" in end([alien])[0]
-    wrong = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
-    assert "node 3 of 3: ranks go from 0 to 2" in end([wrong])[0]
-    other = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
-    outputs = end([*processes, *(twin for twin in twins if twin is not refused), other])
+    other_world = machines[2].start(*keys(files), "site_ids=[-1]", count=4)
+    assert "WORLD_SIZE=4 there, but 3 on node 0; use the same value on every node" in outputs_of([other_world])[0]
+    wrong_rank = machines[2].start(*keys(files), "site_ids=[-1]", count=3, rank=3)
+    assert "node 3 of 3: ranks go from 0 to 2" in outputs_of([wrong_rank])[0]
+    other_config = machines[2].start(*keys(files, "learning_rate=0.5"), "site_ids=[-1]", count=3)
+    outputs = outputs_of([*processes, *(process for process in same_rank if process is not refused), other_config])
     for output in outputs:
         assert (
             "node 2 and node 0 have different configurations: learning_rate=0.5 and 0.01; use the same values on every node"
@@ -261,12 +266,12 @@ def test_nodes_that_differ_are_refused_with_the_reason(machines: list[Machine], 
 
 
 @pytest.mark.thorough
-def test_sites_start_again_on_all_machines(machines: list[Machine], files: Path, on_one: dict[str, Any]) -> None:
-    processes = begin(machines, files, "max_restarts=2", "num_rounds=300")
+def test_sites_are_restarted_on_all_machines(machines: list[Machine], files: Path, on_one: dict[str, Any]) -> None:
+    processes = start_all(machines, files, "max_restarts=2", "num_rounds=300")
     text = wait_for_row(processes[0], 2)
     os.kill(worker_on(machines[1]), signal.SIGKILL)
     text = wait_for_row(processes[0], 4, text + "round    loss")
     assert "restart 1 of 2, from the last checkpoint" in text
     processes[0].send_signal(signal.SIGTERM)
-    end(processes)
+    outputs_of(processes)
     assert [process.returncode for process in processes] == [143, 143, 143]

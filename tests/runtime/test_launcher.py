@@ -28,15 +28,15 @@ def start(function: Callable[..., None], *jobs: tuple[Any, ...], folder: str = "
     return events
 
 
-def speak(send: Send, number: int) -> None:
+def print_a_lot(send: Send, number: int) -> None:
     send({"event": "hello", "number": number})
     print(f"text of {number}, ünï")
     sys.stderr.write(f"error of {number}\nbar 1/2\rbar 2/2\rdone {number}")
     os.write(1, b"\nfrom native code")
 
 
-def test_events_and_output_of_every_child_arrive_without_progress_frames() -> None:
-    events = start(speak, (0,), (1,))
+def test_events_and_output_of_every_child_arrive_without_progress_bar_frames() -> None:
+    events = start(print_a_lot, (0,), (1,))
     assert sorted(e["number"] for e in events if e["event"] == "hello") == [0, 1]
     for number in (0, 1):
         lines = [e["text"] for e in events if e["event"] == "output" and e["source"] == f"child {number}"]
@@ -70,13 +70,13 @@ def fail(send: Send, how: str) -> None:
         ("lose the peer", PeerLost, r"child 1: the connection to another worker broke"),
     ],
 )
-def test_the_first_failure_ends_all_and_is_raised(how: str, kind: type[Exception], message: str) -> None:
+def test_the_first_failure_ends_all_children_and_is_raised(how: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         start(fail, ("wait for a peer",), (how,), ("wait for a peer",))
 
 
 @pytest.mark.parametrize("cause", ["raise", "SIGKILL"])
-def test_a_lost_connection_gives_way_to_any_other_cause(cause: str) -> None:
+def test_any_other_cause_takes_precedence_over_a_lost_connection(cause: str) -> None:
     with pytest.raises(JobFailed, match=r"child 2 (failed|ended)"):
         start(fail, ("lose the peer",), ("lose the peer",), (cause,))
 
@@ -88,7 +88,7 @@ def report_pid(send: Send, number: int) -> None:
 
 
 def orphan(send: Send, folder: str) -> None:
-    """A launcher in a child: it starts two children, reports their pids, and is killed."""
+    """Run a launcher in a child: it starts two children, reports their pids, and kills itself."""
 
     def on_event(event: dict[str, Any]) -> None:
         send(event)
@@ -99,13 +99,15 @@ def orphan(send: Send, folder: str) -> None:
     seen: list[Any] = []
     import multiprocessing
 
-    own = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    own |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
-    multiprocessing.forkserver._forkserver = multiprocessing.forkserver.ForkServer()  # its own, which must end with it
+    process_config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    process_config |= {"daemon": False, "tempdir": tempfile.mkdtemp(dir=Path(folder).parent, prefix="pymp-")}
+    multiprocessing.forkserver._forkserver = (
+        multiprocessing.forkserver.ForkServer()
+    )  # a new one, which must end with this process
     launcher.run_children(f"{__name__}:report_pid", [(0,), (1,)], ["a", "b"], folder, on_event)
 
 
-def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_path: Path) -> None:
+def test_children_die_with_their_launcher_and_remove_the_work_folder(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     events: list[dict[str, Any]] = []
@@ -114,10 +116,10 @@ def test_children_die_with_their_launcher_and_take_the_work_folder_along(tmp_pat
     pids = [event["pid"] for event in events if event["event"] == "pid"]
     assert len(pids) == 2
     builders.wait_for_end(pids)
-    assert list(tmp_path.iterdir()) == [], "neither the work folder nor the fork server's is left"
+    assert list(tmp_path.iterdir()) == [], "the work folder and the fork server's folder are removed"
 
 
-def test_the_launcher_imports_no_torch() -> None:
+def test_the_launcher_does_not_import_torch() -> None:
     import subprocess
 
     modules = "scaling_fl.runtime.launcher, scaling_fl.tracking.destinations, scaling_fl.tracking.tracker, scaling_fl.checkpoint.lease"
@@ -125,18 +127,18 @@ def test_the_launcher_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def refuse_and_tidy_up(send: Send, marker: str) -> None:
+def refuse_and_clean_up(send: Send, marker: str) -> None:
     multiprocessing.util.Finalize(None, lambda: (time.sleep(0.3), Path(marker).touch()), exitpriority=1)
     raise UserError("no")
 
 
 def test_a_child_that_refuses_may_clean_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no"):
-        start(refuse_and_tidy_up, (str(tmp_path / "tidy"),))
-    assert (tmp_path / "tidy").exists()
+        start(refuse_and_clean_up, (str(tmp_path / "cleaned up"),))
+    assert (tmp_path / "cleaned up").exists()
 
 
-def _send_on(send: Send) -> None:
+def _send_for_ever(send: Send) -> None:
     while True:
         send({"event": "step"})
         time.sleep(0.01)
@@ -149,7 +151,7 @@ def test_an_interrupt_during_a_finaliser_is_not_lost(tmp_path: Path, monkeypatch
     class Finalised:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(0.1)  # the handler runs here, and Python drops what it raises
+            time.sleep(0.1)  # the signal handler runs here, and Python drops its exception
 
     def finalise(event: dict[str, Any]) -> None:
         Finalised()
@@ -157,7 +159,7 @@ def test_an_interrupt_during_a_finaliser_is_not_lost(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     try:
         with pytest.raises(KeyboardInterrupt):
-            launcher.run_children(f"{__name__}:_send_on", [()], ["one"], str(tmp_path / "none"), finalise)
+            launcher.run_children(f"{__name__}:_send_for_ever", [()], ["one"], str(tmp_path / "none"), finalise)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert multiprocessing.active_children() == []
@@ -180,7 +182,7 @@ def pause(send: Any, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_a_process_under_a_debugger_is_never_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_under_a_debugger_never_counts_as_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_FL_DEBUG", "1")
     launcher.run_children(
         f"{__name__}:pause", [(2,)], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
@@ -210,7 +212,7 @@ def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tu
     assert multiprocessing.active_children() == []
 
 
-def wait_long_and_get_on(send: Any, number: int) -> None:
+def progress_or_wait(send: Any, number: int) -> None:
     if number == 0:
         for _ in range(50):
             time.sleep(0.1)
@@ -220,25 +222,25 @@ def wait_long_and_get_on(send: Any, number: int) -> None:
         time.sleep(5)
 
 
-def test_waiting_for_a_worker_that_makes_progress_is_no_hang() -> None:
+def test_waiting_for_a_worker_that_makes_progress_does_not_count_as_hung() -> None:
     launcher.run_children(
-        f"{__name__}:wait_long_and_get_on", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=4.0
+        f"{__name__}:progress_or_wait", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=4.0
     )
 
 
-def wait_for_something_outside(send: Any) -> None:
+def wait_for_something_external(send: Any) -> None:
     with waiting(send):
         time.sleep(5)
     time.sleep(0.5)
 
 
-def test_the_stall_timeout_restarts_after_waiting_for_something_outside() -> None:
+def test_the_stall_timeout_restarts_after_an_external_wait() -> None:
     launcher.run_children(
-        f"{__name__}:wait_for_something_outside", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0
+        f"{__name__}:wait_for_something_external", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0
     )
 
 
-def obey(send: Any, how: str) -> None:
+def publish_on_stop(send: Any, how: str) -> None:
     def stop() -> None:
         send({"event": "said", "text": "published"})
         if how == "obeys":
@@ -251,15 +253,15 @@ def obey(send: Any, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "stops", "said"),
+    ("how", "stops", "messages"),
     [
         ("obeys", [signal.SIGINT], ["stopping: saving the last complete round first", "published"]),
         ("hangs", [signal.SIGTERM], ["stopping: saving the last complete round first", "published"]),
         ("hangs", [signal.SIGINT, signal.SIGINT], ["stopping: saving the last complete round first"]),
     ],
 )
-def test_the_first_signal_publishes_and_the_second_ends_at_once(
-    how: str, stops: list[signal.Signals], said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
+    how: str, stops: list[signal.Signals], messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
     monkeypatch.setattr(signals, "_SAVE_GRACE", 1.0)
@@ -277,19 +279,19 @@ def test_the_first_signal_publishes_and_the_second_ends_at_once(
         signals.install()
         with pytest.raises(KeyboardInterrupt), signals.graceful_stop():
             launcher.run_children(
-                f"{__name__}:obey", [(how,)], ["child"], "/none", on_event,
+                f"{__name__}:publish_on_stop", [(how,)], ["child"], "/none", on_event,
                 stop_note="stopping: saving the last complete round first",
             )  # fmt: skip
         assert signals.exit_status() == 128 + stops[0]
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
-    assert [event["text"] for event in events if event["event"] == "said"] == said
+    assert [event["text"] for event in events if event["event"] == "said"] == messages
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(
-    ("checkpoints_dir", "node", "said"),
+    ("checkpoints_dir", "node", "note"),
     [
         ("out", 0, "stopping: saving the last complete round first"),
         (None, 0, "stopping: nothing is saved, because checkpoints_dir is not set"),
@@ -297,12 +299,12 @@ def test_the_first_signal_publishes_and_the_second_ends_at_once(
     ],
 )
 def test_the_note_at_a_stop_signal_says_what_is_saved(
-    checkpoints_dir: str | None, node: int, said: str, monkeypatch: pytest.MonkeyPatch
+    checkpoints_dir: str | None, node: int, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note: notes.append(stop_note))
     launcher.train(plan(checkpoints_dir, node=node, nodes=(0, 1)), pytest.fail)
-    assert notes == [said]
+    assert notes == [note]
 
 
 def wait_for(send: Any, file: str) -> None:
@@ -311,31 +313,33 @@ def wait_for(send: Any, file: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_launcher_that_was_suspended_itself_reports_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_was_suspended_does_not_call_its_children_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[dict[str, Any]] = []
-    naps = [5.0]
+    suspensions = [5.0]  # seconds; longer than the stall time-out
 
-    def slow_wait(*args: Any) -> list[Any]:
-        if not naps:
+    def wait_after_suspension(*args: Any) -> list[Any]:
+        if not suspensions:
             (tmp_path / "awake").touch()
-        if events and naps:
-            time.sleep(naps.pop())
-        return plain(*args)
+        if events and suspensions:
+            time.sleep(suspensions.pop())
+        return wait(*args)
 
-    plain = launcher.wait
-    monkeypatch.setattr(launcher, "wait", slow_wait)
+    wait = launcher.wait
+    monkeypatch.setattr(launcher, "wait", wait_after_suspension)
     launcher.run_children(
         f"{__name__}:wait_for", [(str(tmp_path / "awake"),)], ["child"], "/none", events.append, stall_timeout=4.0
     )
-    assert not naps
+    assert not suspensions
 
 
-def test_a_signal_during_the_fork_servers_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
 
     def ensure_running() -> None:
-        signal.raise_signal(signal.SIGTERM)  # to this thread: other threads don't block it
+        signal.raise_signal(signal.SIGTERM)  # to this thread, because other threads don't block it
         done.append("started")
 
     done: list[str] = []
@@ -348,8 +352,8 @@ def test_a_signal_during_the_fork_servers_start_is_not_lost(monkeypatch: pytest.
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
-    assert done == ["started"], "after it"
-    assert os.environ.get("PYTHONPATH") == path, "the environment is restored whatever is raised"
+    assert done == ["started"], "the signal is handled afterwards"
+    assert os.environ.get("PYTHONPATH") == path, "the environment is restored after any exception"
 
 
 def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,19 +365,19 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
     with pytest.raises(
         UserError, match=r"TMPDIR=/.*: can't create a socket there \(AF_UNIX path too long\); choose another"
     ):
-        start(speak, (0,))
+        start(print_a_lot, (0,))
 
 
-def test_a_signal_while_children_are_ended_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_children_are_being_ended_leaves_no_child_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
-    plain = launcher.Child.end
+    end = launcher.Child.end
 
-    def end(child: launcher.Child) -> None:
+    def interrupted_end(child: launcher.Child) -> None:
         signal.raise_signal(signal.SIGINT)
-        plain(child)
+        end(child)
 
-    monkeypatch.setattr(launcher.Child, "end", end)
+    monkeypatch.setattr(launcher.Child, "end", interrupted_end)
     try:
         signals.install()
         with pytest.raises(JobFailed):

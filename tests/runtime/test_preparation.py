@@ -43,7 +43,7 @@ def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_confi
     launcher.train(prepare(config, tmp_path / "first"), lambda event: None)
     newest = tmp_path / "out" / "round-000002.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"seed was 20210201, is 5"):
+    with pytest.raises(UserError, match=r"seed was 20210201, is now 5"):
         prepare(dataclasses.replace(config, seed=5), tmp_path / "second")
     assert newest.exists()
     plan = prepare(config, tmp_path / "third")
@@ -91,14 +91,14 @@ def test_pairs_have_token_types_for_models_that_know_them(
 def test_a_second_job_on_the_same_data_does_not_tokenise_again(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    texts: list[str] = []
 
     def prepare_it(name: str, **changes: object) -> int:
-        said.clear()
+        texts.clear()
         config = dataclasses.replace(small_config, checkpoints_dir=None, **changes)  # type: ignore[arg-type]
         (tmp_path / name).mkdir()
-        launcher.prepare(config, str(tmp_path / name), lambda event: said.append(event.get("text", "")))
-        return sum(text.startswith("tokenising") for text in said)
+        launcher.prepare(config, str(tmp_path / name), lambda event: texts.append(event.get("text", "")))
+        return sum(text.startswith("tokenising") for text in texts)
 
     assert prepare_it("first", max_seq_len=13) == 2
     assert prepare_it("again", max_seq_len=13, seed=5, site_ids=(-1,), batch_size=3) == 0

@@ -24,7 +24,7 @@ def prepare(config: Config, folder: Path) -> Plan:
     return launcher.prepare(config, str(folder), lambda event: None)
 
 
-def test_checkpoints_come_when_they_are_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
+def test_checkpoints_are_written_when_due_and_after_the_last_round(small_config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config, num_rounds=5, checkpoint_every=2)
     launcher.train(prepare(config, tmp_path / "work"), lambda event: None)
     assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [5, 4, 2]
@@ -47,14 +47,14 @@ def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Pa
 
 def test_no_site_trains_before_the_state_is_in_place(small_config: Config, tmp_path: Path) -> None:
     launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
-    twice = dataclasses.replace(small_config, num_rounds=2)
-    final = []
+    two_rounds = dataclasses.replace(small_config, num_rounds=2)
+    final_states = []
     for run, name in ((launcher.train, "plain"), (train_with_a_slow_coordinator, "slow")):
-        run(prepare(twice, tmp_path / name), lambda event: None)
-        final.append(store.read_state(tmp_path / "out" / "round-000002.safetensors")[0])
+        run(prepare(two_rounds, tmp_path / name), lambda event: None)
+        final_states.append(store.read_state(tmp_path / "out" / "round-000002.safetensors")[0])
         (tmp_path / "out" / "round-000002.safetensors").unlink()
-    for tensor, array in final[0].items():
-        assert array.tobytes() == final[1][tensor].tobytes(), tensor
+    for tensor, array in final_states[0].items():
+        assert array.tobytes() == final_states[1][tensor].tobytes(), tensor
 
 
 def train_with_a_slow_coordinator(plan: Plan, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -65,7 +65,7 @@ def train_with_a_slow_coordinator(plan: Plan, on_event: Callable[[dict[str, Any]
 
 
 def slow_coordinator(send: Any, plan: Plan, rank: int, memory: SharedMemory) -> None:
-    """A worker; worker 0 is slow to fill the server state."""
+    """Run a worker; worker 0 is slow to fill the server state."""
     fill = FlatModel.fill
 
     def slow_fill(*args: Any) -> None:
@@ -87,29 +87,30 @@ def train_with_storage(how: str, plan: Plan, on_event: Callable[[dict[str, Any]]
 
 
 def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: str) -> None:
-    """A worker that writes checkpoints slowly, or fails to write them from round 2 on.
+    """Run a worker whose checkpoints are slow, or fail from round 2 on.
 
-    slow: that of round 1 is written once the file `round 2` is there; seen: round 3 begins once that of round 2 has failed.
+    slow: the checkpoint of round 1 is written after the file `round 2` appears. seen: round 3 begins after the checkpoint
+    of round 2 has failed.
     """
     save, train = store.CheckpointStore.save, Site.train
     failed, reported = Path(plan.folder, "failed"), Path(plan.folder, "round 2")
 
-    def other_save(self: Any, round_: int, *args: Any) -> str:
+    def patched_save(self: Any, round_: int, *args: Any) -> str:
         if how == "slow":
             wait_for(reported)
         elif round_ > 1:
             failed.touch()
-            raise UserError("checkpoints_dir=out: it can't be written")
+            raise UserError("checkpoints_dir=out: cannot write to it")
         return save(self, round_, *args)
 
-    def late(self: Any, params: Any, round_: int) -> Any:
+    def train_after_failure(self: Any, params: Any, round_: int) -> Any:
         if how == "seen" and round_ == 3:
             wait_for(failed)
             time.sleep(0.1)
         return train(self, params, round_)
 
-    Site.train = late  # type: ignore[method-assign]
-    store.CheckpointStore.save = other_save  # type: ignore[method-assign]
+    Site.train = train_after_failure  # type: ignore[method-assign]
+    store.CheckpointStore.save = patched_save  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)
 
 
@@ -118,7 +119,7 @@ def wait_for(file: Path) -> None:
         time.sleep(0.01)
 
 
-def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_path: Path) -> None:
+def test_training_continues_while_a_checkpoint_is_written(small_config: Config, tmp_path: Path) -> None:
     events: list[tuple[str, int]] = []
     config = dataclasses.replace(small_config, num_rounds=3)
 
@@ -137,35 +138,35 @@ def test_rounds_go_on_while_a_checkpoint_is_written(small_config: Config, tmp_pa
     for round_, tensors in zip((1, 2, 3), slow, strict=True):
         plain = store.read_state(tmp_path / f"other/round-{round_:06d}.safetensors")[0]
         for name, array in tensors.items():
-            assert array.tobytes() == plain[name].tobytes(), f"{name} of round {round_} is of that round"
+            assert array.tobytes() == plain[name].tobytes(), f"{name} in the checkpoint of round {round_}"
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_checkpoint_that_can_not_be_written_ends_the_job_in_the_next_round(
+def test_a_checkpoint_that_cannot_be_written_ends_the_job_in_the_next_round(
     small_config: Config, tmp_path: Path, every: int
 ) -> None:
     rounds_seen: list[int] = []
     config = dataclasses.replace(small_config, num_rounds=9, checkpoint_every=every)
     plan = prepare(config, tmp_path / "work")
-    with pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
+    with pytest.raises(UserError, match="checkpoints_dir=out: cannot write to it"):
         train_with_storage("seen", plan, lambda e: rounds_seen.append(e["round"]) if e["event"] == "round" else None)
-    assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails behind round 3"
+    assert rounds_seen in ([0, 1, 2], [0, 1, 2, 3]), "the checkpoint of round 2 fails during round 3"
     assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [1] * (every == 1)
 
 
-def test_a_job_that_is_asked_to_end_and_can_not_publish_says_why(
+def test_a_job_that_is_asked_to_stop_and_cannot_publish_says_why(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "_received", [])
     before = signal.signal(signal.SIGINT, signals._receive)
     plan = prepare(dataclasses.replace(small_config, num_rounds=9999, checkpoint_every=9999), tmp_path / "work")
 
-    def ask(event: dict[str, Any]) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
         if event["event"] == "round" and event["round"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        with signals.graceful_stop(), pytest.raises(UserError, match="checkpoints_dir=out: it can't be written"):
-            train_with_storage("broken", plan, ask)
+        with signals.graceful_stop(), pytest.raises(UserError, match="checkpoints_dir=out: cannot write to it"):
+            train_with_storage("broken", plan, interrupt)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,7 +1,7 @@
 """Invalid input of every kind: one message with the thing and the remedy; nothing written; no site started.
 
-Each row of the tables spoils one thing in a valid job and its folder. Most jobs are prepared in this process, as in the
-preparation child, which starts no site; the others are run from the command line.
+Each row of the tables spoils one thing in a valid job or its folder. Most jobs are prepared in this process, without
+sites, as in the preparation child; the others are run from the command line.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.preparation import prepare
 from tests import builders
 
-# The valid job, in a folder with these files and with `out`, which holds the checkpoint of its first round.
+# The valid job, in a folder with these files and with `out`, which contains the checkpoint of its first round.
 SOUND: dict[str, Any] = {
     "site_ids": [-1, -1], "num_rounds": 2, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
     "text_column": "body", "label_column": "topic", "model": "./model", "max_seq_len": 16, "batch_size": 8,
@@ -142,7 +142,7 @@ KEYS = (
     Row("a number for a list", ("site_ids=2: ", "write site_ids=[2]"), {"site_ids": 2}),
     Row("text for a list", ("site_ids='0,0': ", "write site_ids=[0,0], without spaces"), {"site_ids": "0,0"}),
     Row("no sites", ("site_ids=[]: expected a list of GPU indices such as [0,0,1,1]",), {"site_ids": []}),
-    Row("sites on GPU and CPU", ("site_ids=[0, -1]: ", "GPUs and CPU don't mix"), {"site_ids": [0, -1]}),
+    Row("sites on GPU and CPU", ("site_ids=[0, -1]: ", "or of -1 for the CPU, without mixing the two"), {"site_ids": [0, -1]}),
     Row("NaN for a number", ("learning_rate=nan: expected a number above 0",), {"learning_rate": float("nan")}),
     Row("a number too large", ("learning_rate=1000", ": expected a number above 0"), {"learning_rate": 10**400}),
     Row("a negative seed", ("data_seed=-1: expected a whole number from 0 to 4294967295",), {"data_seed": -1}),
@@ -165,12 +165,12 @@ KEYS = (
     Row("a negative skew", ("size_skew=-1: expected a number above 0",), {"partition": "sizes", "size_skew": -1}),
     Row("no column", ("partition='column': needs partition_column; set partition_column=NAME as well",), {"partition": "column"}),
     Row("a minimum of 0 examples", ("min_examples_per_site=0: expected a whole number, 1 or more",), {"min_examples_per_site": 0}),
-    Row("a column for a task without columns", ("partition_column='topic': task_name=demo doesn't use it; it takes no such key",), {**BY_COLUMN, "task_name": "demo", "text_column": None, "label_column": None, "train_path": None, "test_path": None}),
+    Row("a column for a task without columns", ("partition_column='topic': task_name=demo doesn't use it; it takes none of these keys",), {**BY_COLUMN, "task_name": "demo", "text_column": None, "label_column": None, "train_path": None, "test_path": None}),
     Row("an unknown task", ("task_name='ag': expected one of agnews, csv",), {"task_name": "ag"}),
     Row("a missing key of the task", ("label_column: task_name=csv needs it; set",), {"label_column": None}),
     Row("a key of another task", ("dataset='x': task_name=csv doesn't use it; it takes",), {"dataset": "x"}),
     Row("the same column for two keys", ("label_column='body': text_column names the same",), {"label_column": "body"}),
-    Row("texts longer than the model supports", ("max_seq_len=65: model=./model takes 64 tokens",), {"max_seq_len": 65}),
+    Row("texts longer than the model supports", ("max_seq_len=65: model=./model takes at most 64 tokens; lower max_seq_len",), {"max_seq_len": 65}),
 )  # fmt: skip
 
 DATA = (
@@ -190,8 +190,8 @@ DATA = (
     Row("an unclosed quote", ("train.csv, row 2, starting in line 2: ", "double the quotes inside it"), spoil=put("train.csv", 'topic,body\na,"b\nc,d\n')),
     Row("a quote inside a quoted field", ("train.csv, row 2, starting in line 2: ", "double the quotes inside it"), spoil=put("train.csv", 'topic,body\na,"b"c"\n')),
     Row("a short row", ("train.csv, row 3: expected 2 fields (topic, body), found 1",), spoil=put("train.csv", "topic,body\na,b\nc\n")),
-    Row("another separator", ("text_column='body': train.csv has no column body; it has topic;body",), spoil=put("train.csv", "topic;body\na;b\n")),
-    Row("no such column", ("text_column='text': train.csv has no column text; it has topic, body",), {"text_column": "text"}),
+    Row("another separator", ("text_column='body': train.csv has no column body; choose from topic;body",), spoil=put("train.csv", "topic;body\na;b\n")),
+    Row("no such column", ("text_column='text': train.csv has no column text; choose from topic, body",), {"text_column": "text"}),
     Row("a column twice", ("text_column='body': train.csv has 2 columns named body; rename one",), spoil=put("train.csv", "topic,body,body\n")),
     Row("a missing label", ("train.csv, row 3, column topic: the label is empty",), spoil=put("train.csv", "topic,body\na,b\n ,d\n")),
     Row("labels with decimals", ("train.csv, row 2, column topic: the label is the number 0.5", "convert them to classes"), spoil=put("train.csv", "topic,body\n0.5,b\n1,d\n")),
@@ -211,7 +211,7 @@ DATA = (
     Row("fewer examples than the sites' minimum", ("41 training examples are too few for 2 sites: each needs min_examples_per_site=21; lower it, use fewer site_ids, or",), {"min_examples_per_site": 21}),
     Row("more labels per site than labels", ("labels_per_site=4: the training examples have 3 labels; lower it",), {"partition": "labels_per_site", "labels_per_site": 4}),
     Row("more pieces than examples", ("labels_per_site=3: 14 sites would need 42 pieces of 41 training examples; lower it, or use",), {"partition": "labels_per_site", "labels_per_site": 3, "num_sites": 14}),
-    Row("a missing column of sites", ("partition_column='town': train.csv has no column town; it has topic, body",), {**BY_COLUMN, "partition_column": "town"}),
+    Row("a missing column of sites", ("partition_column='town': train.csv has no column town; choose from topic, body",), {**BY_COLUMN, "partition_column": "town"}),
     Row("a row without a site", ("train.csv, row 3, column town: the value is empty, so the row belongs to no site; fill it in",), {**BY_COLUMN, "partition_column": "town"}, put("train.csv", "topic,body,town\na,b,x\nc,d, \n")),
     Row("num_sites unlike the number of values", ("partition_column='topic': the training rows have 3 different values in it, one site each, but num_sites=5; leave",), {**BY_COLUMN, "num_sites": 5}),
     Row("fewer values than processes", ("have 3 different values in it, one site each: fewer than the 4 processes in site_ids; shorten site_ids",), {**BY_COLUMN, "site_ids": [-1] * 4}),
@@ -226,19 +226,19 @@ MODELS = (
     Row("a missing model folder", ("model=./no: there is no such folder; give albert, bert, distilbert, tiny",), {"model": "./no"}),
     Row("an invalid hub id", ("model=no such: there is no such folder, and", "is not a valid hub id; give the path"), {"model": "no such"}),
     Row("the hub in offline mode", ("model=lab/m: it is not on this machine", "give the path of a local model folder"), {"model": "lab/m"}),
-    Row("no config.json", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=remove("config.json")),
-    Row("config.json isn't JSON", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=cut("model/config.json")),
-    Row("config.json is a list", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=put("model/config.json", "[]")),
-    Row("an unknown architecture", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(model_type="none")),
-    Row("text for a width", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(hidden_size="wide")),
-    Row("a negative width", ("model=./model: it can't be loaded: ", "It needs config.json"), spoil=model_config(hidden_size=-16)),
-    Row("a model with its own code", ("model=./model: it can't be loaded: ", "without custom code"), spoil=own_code),
-    Row("no weights", ("model=./model: it can't be loaded: ", "It needs config.json, weights"), spoil=remove("model.safetensors")),
-    Row("truncated weights", ("model=./model: it can't be loaded: SafetensorError: ", "is it complete?"), spoil=cut("model/model.safetensors")),
-    Row("a hostile pickle", ("model=./model: it can't be loaded: UnpicklingError: ",), spoil=lambda: (remove("model.safetensors")(), put("model/pytorch_model.bin", pickle.dumps(Hostile(), 2))())),
+    Row("no config.json", ("model=./model: cannot load it: ", "It needs config.json"), spoil=remove("config.json")),
+    Row("config.json isn't JSON", ("model=./model: cannot load it: ", "It needs config.json"), spoil=cut("model/config.json")),
+    Row("config.json is a list", ("model=./model: cannot load it: ", "It needs config.json"), spoil=put("model/config.json", "[]")),
+    Row("an unknown architecture", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(model_type="none")),
+    Row("text for a width", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(hidden_size="wide")),
+    Row("a negative width", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(hidden_size=-16)),
+    Row("a model with its own code", ("model=./model: cannot load it: ", "without custom code"), spoil=own_code),
+    Row("no weights", ("model=./model: cannot load it: ", "It needs config.json, weights"), spoil=remove("model.safetensors")),
+    Row("truncated weights", ("model=./model: cannot load it: SafetensorError: ", "is it complete?"), spoil=cut("model/model.safetensors")),
+    Row("a hostile pickle", ("model=./model: cannot load it: UnpicklingError: ",), spoil=lambda: (remove("model.safetensors")(), put("model/pytorch_model.bin", pickle.dumps(Hostile(), 2))())),
     Row("weights that are not finite", ("model=./model: ", "word_embeddings.weight contains NaN or infinite values; restore it"), spoil=nan_weights),
     Row("no tokenizer", ("model=./model: its tokenizer has no vocabulary; save the tokenizer's files",), spoil=remove("tokenizer.json", "tokenizer_config.json")),
-    Row("a truncated tokenizer", ("model=./model: it can't be loaded: ", "a tokenizer"), spoil=cut("model/tokenizer.json")),
+    Row("a truncated tokenizer", ("model=./model: cannot load it: ", "a tokenizer"), spoil=cut("model/tokenizer.json")),
     Row("a tokenizer of another model", ("model=./model: it can't take 16 tokens of its tokenizer's vocabulary", "check that model and tokenizer belong together"), spoil=lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained("model", vocab_size=9)).save_pretrained("model")),
 )  # fmt: skip
 
@@ -267,12 +267,12 @@ CHECKPOINTS = (
     Row("a malformed model origin", ("checkpoints_dir=out: round 1: ", "origin is missing or of the wrong type; restore"), OUT, header(origin={"weights": 1})),
     Row("fewer sites than processes", ("num_sites=1: fewer than the 2 processes in site_ids; raise num_sites or shorten site_ids",), {"num_sites": 1}),
     Row("a cohort larger than the number of sites", ("sites_per_round=9: there are 2 sites; lower it",), {"sites_per_round": 9}),
-    Row("a cohort set by two keys", ("sites_per_round=2 participation=0.5: two ways to set the same number; leave one of them out",), {"sites_per_round": 2, "participation": 0.5}),
+    Row("a cohort set by two keys", ("sites_per_round=2 participation=0.5: both set the number of sites per round; leave one of them out",), {"sites_per_round": 2, "participation": 0.5}),
     Row("no participation", ("participation=0.0: expected a number above 0, up to 1",), {"participation": 0.0}),
     Row("an unknown sampling", ("sampling='size': expected one of uniform, by_examples",), {"sampling": "size"}),
     Row("sampling without a cohort", ("sampling='by_examples': all sites take part in every round; set sites_per_round",), {"sampling": "by_examples"}),
     Row("a cohort with local_only", ("baseline=local_only: each site trains on its own in every round; leave",), {"baseline": "local_only", "participation": 0.5}),
-    Row("a resume with another number of sites", ("job_name=j can't be resumed with different settings: the number of sites was 2, is 4.",), {**OUT, "num_sites": 4}),
+    Row("a resume with another number of sites", ("job_name=j can't be resumed with different settings: the number of sites was 2, is now 4.",), {**OUT, "num_sites": 4}),
     Row("NaN for the configuration", ("checkpoints_dir=out: round 1: ", "config is missing or of the wrong type; restore"), OUT, header(config=float("nan"))),
     Row("a configuration without sites", ("checkpoints_dir=out: round 1: ", "site_ids, num_rounds is missing"), OUT, header(config={})),
     Row("a missing tensor", ("checkpoints_dir=out: round 1: this checkpoint belongs to another model", "found nothing, expected float32 [3]); go back"), OUT, tensors(lambda found: found.pop("classifier.bias"))),
@@ -281,9 +281,9 @@ CHECKPOINTS = (
     Row("a tensor of another type", ("(tensor classifier.bias: found int8 [3], expected float32 [3]); go back",), OUT, tensors(lambda found: found.update({"classifier.bias": np.zeros(3, np.int8)}))),
     Row("a tensor that is not finite", ("checkpoints_dir=out: round 1: classifier.bias contains NaN or infinite values; restore it",), OUT, tensors(lambda found: found.update({"classifier.bias": np.full(3, np.inf, np.float32)}))),
     Row("another job's folder", ("checkpoints_dir=out: it holds the checkpoints of job j; set job_name=j to resume it",), {**OUT, "job_name": "k"}),
-    Row("a resume with another seed", ("job_name=j can't be resumed with different settings: seed was 20210201, is 5. Use the earlier",), {**OUT, "seed": 5}),
-    Row("a resume with another partition", ("job_name=j can't be resumed with different settings: partition was 'iid', is 'sizes'. Use",), {**OUT, "partition": "sizes"}),
-    Row("a resume with another minimum", ("can't be resumed with different settings: min_examples_per_site was 1, is 2. Use",), {**OUT, "min_examples_per_site": 2}),
+    Row("a resume with another seed", ("job_name=j can't be resumed with different settings: seed was 20210201, is now 5. Use the earlier",), {**OUT, "seed": 5}),
+    Row("a resume with another partition", ("job_name=j can't be resumed with different settings: partition was 'iid', is now 'sizes'. Use",), {**OUT, "partition": "sizes"}),
+    Row("a resume with another minimum", ("can't be resumed with different settings: min_examples_per_site was 1, is now 2. Use",), {**OUT, "min_examples_per_site": 2}),
     Row("a resume with other data", ("job_name=j: the data have changed since the job started", "restore them, or start a new job"), {**OUT, "max_test_examples": None}, put("test.csv", "topic,body\nclass 0,river\n")),
 )  # fmt: skip
 
@@ -401,8 +401,8 @@ def test_damaged_files_that_can_be_rebuilt_or_replaced_do_not_end_the_job(
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def typed(keys: Mapping[str, Any]) -> list[str]:
-    """The command line. A word whose value is None is written without a value; options come first."""
+def arguments(keys: Mapping[str, Any]) -> list[str]:
+    """The command's arguments: the valid job's keys, changed by `keys`. Names with the value None are flags."""
     words = [
         name if value is None else f"{name}={value}".replace(", ", ",") for name, value in (SOUND | dict(keys)).items()
     ]
@@ -415,7 +415,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 ) -> None:
     row.spoil()
     before = content(home)
-    done = command(*typed(row.keys))
+    done = command(*arguments(row.keys))
     assert done.returncode == 1
     assert done.stderr.startswith("Refused: ")
     assert done.stderr.strip().count("\n") == 0, done.stderr
@@ -426,7 +426,7 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
 
 
 def test_debug_shows_the_stack_trace(command: Command) -> None:
-    done = command("--debug", *typed({"train_path": "no.csv"}), cold=True)
+    done = command("--debug", *arguments({"train_path": "no.csv"}), cold=True)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "train_path='no.csv': there is no such file" in done.stderr.splitlines()[-1]

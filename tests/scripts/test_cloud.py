@@ -1,4 +1,4 @@
-"""The cloud job files: they are valid, and a machine that replaces a reclaimed one resumes the job."""
+"""The cloud job files are valid, and a replacement for a reclaimed machine resumes the job."""
 
 import json
 import os
@@ -22,17 +22,17 @@ def read(name: str) -> Any:
     return yaml.safe_load((ROOT / "cloud" / name).read_text())
 
 
-def assert_kept(given: Any, back: Any) -> None:
-    """Everything in `given` survives a round trip through its published model."""
+def assert_kept(given: Any, returned: Any) -> None:
+    """Assert that everything in `given` has survived the round trip through the published model."""
     if isinstance(given, dict):
         for key, value in given.items():
-            assert key in back, f"{key} is no field"
-            assert_kept(value, back[key])
+            assert key in returned, f"there is no field {key}"
+            assert_kept(value, returned[key])
     elif isinstance(given, list):
-        for value, other in zip(given, back, strict=True):
+        for value, other in zip(given, returned, strict=True):
             assert_kept(value, other)
     else:
-        assert given == back
+        assert given == returned
 
 
 def test_kubeflow_knows_every_field_of_the_train_job() -> None:
@@ -43,24 +43,24 @@ def test_kubeflow_knows_every_field_of_the_train_job() -> None:
 
 
 @pytest.mark.parametrize("name", ["vertex-custom-job.yaml", "vertex-custom-job-nodes.yaml", "kubeflow-trainjob.yaml"])
-def test_the_commands_of_the_jobs_are_sound(name: str) -> None:
+def test_the_commands_of_the_jobs_are_valid(name: str) -> None:
     job = read(name)
     if "spec" in job:
-        everyone = [job["spec"]["trainer"]["args"]]
+        commands = [job["spec"]["trainer"]["args"]]
     else:
         pools = job["workerPoolSpecs"]
         assert pools[0]["replicaCount"] == 1, "node 0"
-        everyone = [pool["containerSpec"]["args"] for pool in pools]
-    for script, word, *keys in everyone:
+        commands = [pool["containerSpec"]["args"] for pool in pools]
+    for script, word, *keys in commands:
         assert (ROOT / script).is_file()
         assert word == "with"
         values = dict(key.split("=", 1) for key in keys)
         Config.from_mapping({key: yaml.safe_load(value) for key, value in values.items()})
-        assert values["job_name"], "else a replacement machine would start a new job"
+        assert values["job_name"], "otherwise a replacement machine would start a new job"
 
 
 @pytest.mark.parametrize("object_store", ["gs"], indirect=True)
-def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_a_container_restarted_by_vertex_resumes_the_job(object_store: ObjectStore, tmp_path: Path) -> None:
     bucket, environ, fs = object_store
     for name, count, seed in (("train.csv", 60, 0), ("test.csv", 9, 1)):
         fs.put_file(str(builders.write_csv(tmp_path / name, count, seed)), f"{bucket}/data/{name}")
@@ -85,8 +85,8 @@ def test_a_container_that_vertex_starts_again_goes_on(object_store: ObjectStore,
     fs.invalidate_cache()
     newest = max(int(path[-18:-12]) for path in fs.glob(f"{bucket}/news/checkpoints/round-*"))
 
-    again = start(tmp_path, *words, f"num_rounds={newest + 1}", **vertex)
-    rest = again.communicate()[0]
-    assert again.returncode == 0, rest
+    resumed = start(tmp_path, *words, f"num_rounds={newest + 1}", **vertex)
+    rest = resumed.communicate()[0]
+    assert resumed.returncode == 0, rest
     assert f"job news resumes after round {newest}" in rest
     assert fs.exists(f"{bucket}/news/checkpoints/model/model.safetensors")

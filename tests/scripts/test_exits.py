@@ -1,4 +1,4 @@
-"""The command ends in the promised time, even if the object store and MongoDB are down or don't answer."""
+"""The command exits in time, even if the object store and MongoDB are down or don't answer."""
 
 import os
 import signal
@@ -13,49 +13,49 @@ from tests.conftest import ROOT
 from tests.line import Line
 from tests.scripts.test_train_federated import start, wait_for_row, workers_of
 
-# A request that isn't answered is given up after 120 s, and tried again: who ends before that hasn't waited for one.
-UNANSWERED = 115.0
-# Host names that no longer resolve once the file LOST exists.
-NO_NAMES = """
+# Unanswered requests time out after 120 s. A command that ends earlier hasn't waited for one.
+TIMEOUT = 115.0
+# A sitecustomize.py that makes name resolution hang once the file $LOST exists.
+HANGING_DNS = """
 import os, socket, time
-plain = socket.getaddrinfo
-def slow(host, *args, **kwargs):
+original = socket.getaddrinfo
+def getaddrinfo(host, *args, **kwargs):
     if host == "localhost" and os.path.exists(os.environ["LOST"]):
         time.sleep(1000)
-    return plain(host, *args, **kwargs)
-socket.getaddrinfo = slow
+    return original(host, *args, **kwargs)
+socket.getaddrinfo = getaddrinfo
 """
 
 
 @pytest.fixture
 def database(mongo: str) -> Iterator[Line]:
-    opened = Line(int(mongo.rpartition(":")[2]))
-    yield opened
-    opened.close()
+    proxy = Line(int(mongo.rpartition(":")[2]))
+    yield proxy
+    proxy.close()
 
 
 @pytest.mark.parametrize("object_store", ["s3"], indirect=True)
 @pytest.mark.parametrize(
-    ("away", "end"),
+    ("outage", "end"),
     [
         ("stalled", "SIGTERM"),
         ("stalled", "SIGINT twice"),
         ("down", "a worker is killed"),
         *(
-            pytest.param(away, end, marks=pytest.mark.thorough)
-            for away, end in (
+            pytest.param(outage, end, marks=pytest.mark.thorough)
+            for outage, end in (
                 ("down", "SIGTERM"),
-                ("nameless", "SIGTERM"),
+                ("unresolvable", "SIGTERM"),
                 ("down", "SIGINT twice"),
                 ("stalled", "a worker is killed"),
             )
         ),
     ],
 )
-def test_an_unreachable_store_delays_no_exit(
-    line: Line, database: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str, end: str
+def test_an_unreachable_store_does_not_delay_the_exit(
+    line: Line, database: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outage: str, end: str
 ) -> None:
-    monkeypatch.delenv("AWS_MAX_ATTEMPTS")  # as for users
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")  # the default, as for users
     words = [
         "with", "site_ids=[-1,-1]", "num_rounds=99999", "task_name=csv", "text_column=body", "label_column=topic",
         f"train_path={builders.write_csv(tmp_path / 'train.csv', 60)}", "max_seq_len=16", "threads_per_site=1",
@@ -63,7 +63,7 @@ def test_an_unreachable_store_delays_no_exit(
         "job_name=j", f"checkpoints_dir={os.environ['TEST_BUCKET']}/jobs/j", "checkpoint_every=99999",
     ]  # fmt: skip
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NAMES)
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING_DNS)
     environ = {
         "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "LOST": str(tmp_path / "lost"),
         "AWS_ENDPOINT_URL": f"http://localhost:{line.port}",
@@ -74,27 +74,27 @@ def test_an_unreachable_store_delays_no_exit(
         wait_for_row(process, 2)
         children = workers_of(process)
         workers = [pid for pid in children if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
-        line.down, line.stalled = away != "stalled", away == "stalled"
-        database.stalled = away == "stalled"
-        if away == "nameless":
+        line.down, line.stalled = outage != "stalled", outage == "stalled"
+        database.stalled = outage == "stalled"
+        if outage == "unresolvable":
             (tmp_path / "lost").touch()
         match end:
             case "SIGTERM":
-                status, said = 128 + signal.SIGTERM, "run the same command again to resume"
+                status, message = 128 + signal.SIGTERM, "run the same command again to resume"
                 process.terminate()
             case "SIGINT twice":
-                status, said = 128 + signal.SIGINT, "run the same command again to resume"
-                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
+                status, message = 128 + signal.SIGINT, "run the same command again to resume"
+                os.killpg(process.pid, signal.SIGINT)  # to the whole process group, like a terminal
                 time.sleep(2)
-                assert process.poll() is None, "after one Ctrl-C it may take any time"
+                assert process.poll() is None, "after one Ctrl-C, publishing may take any time"
                 os.killpg(process.pid, signal.SIGINT)
             case _:
-                status, said = 1, "ended: killed by SIGKILL; "
+                status, message = 1, "ended: killed by SIGKILL; "
                 os.kill(workers[1], signal.SIGKILL)
-        rest = process.communicate(timeout=UNANSWERED)[0]
+        rest = process.communicate(timeout=TIMEOUT)[0]
         builders.wait_for_end(children)
         assert process.returncode == status, rest
-        assert said in rest.strip().splitlines()[-1]
+        assert message in rest.strip().splitlines()[-1]
         assert "Traceback" not in rest
     finally:
         process.kill()

@@ -1,6 +1,7 @@
 """`train_federated.py --help` and `help`: what a newcomer needs first, and every key."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from sacred.arg_parser import get_config_updates
 
 from scaling_fl.config.command_line import NAMED_CONFIGS, keep_text
-from scaling_fl.config.key_help import as_typed, sections, unknown
+from scaling_fl.config.key_help import as_command_line, sections, unknown
 from scaling_fl.config.schema import Config
 from tests.conftest import SCRIPT, clean_environment
 
@@ -44,6 +45,15 @@ def test_the_examples_of_the_overview_are_valid(command: Command) -> None:
         Config.from_mapping({key: value for name in named for key, value in NAMED_CONFIGS[name].items()} | keys)
 
 
+def test_the_flags_of_the_overview_are_accepted(command: Command) -> None:
+    values = {"TEXT": "text", "NAME": "name", "FOLDER": "folder", "HOST:PORT:DB": "127.0.0.1:1:db"}
+    flags = re.findall(r"^  (-\w)(?: (\S+))?", command("--help").stdout, re.MULTILINE)
+    assert [flag for flag, _ in flags] == ["-u", "-c", "-n", "-F", "-m", "-d", "-D"]
+    done = command("print_config", *(word for flag, kind in flags for word in (flag, values.get(kind)) if word))
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "name - Completed" in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize("columns", [80, 200])
 def test_help_lists_every_key_by_section(command: Command, columns: int) -> None:
     done = command("help", COLUMNS=str(columns))
@@ -54,7 +64,7 @@ def test_help_lists_every_key_by_section(command: Command, columns: int) -> None
     for heading, fields in sections():
         position = text.index(f" {heading.upper()} ", position)
         for field in fields:
-            entry = f" {field.name}={as_typed(field.default)} {field.metadata['help']}"
+            entry = f" {field.name}={as_command_line(field.default)} {field.metadata['help']}"
             position = text.index(entry, position)
     assert sum(len(fields) for _, fields in sections()) == len(dataclasses.fields(Config))
 

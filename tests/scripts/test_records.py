@@ -19,7 +19,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """Two sites, and rounds that take a moment."""
+    """Arguments for two sites and two rounds."""
     return [*builders.two_sites(tmp_path), "num_rounds=2"]
 
 
@@ -28,7 +28,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 4])
-def test_a_machine_that_is_lost_with_its_disk_leaves_no_gap_in_the_record(
+def test_losing_a_machine_and_its_disk_leaves_no_gap_in_the_record(
     words: list[str], tmp_path: Path, checkpoint_every: int
 ) -> None:
     keys = [f"checkpoints_dir={tmp_path / 'out'}", f"checkpoint_every={checkpoint_every}"]
@@ -40,9 +40,9 @@ def test_a_machine_that_is_lost_with_its_disk_leaves_no_gap_in_the_record(
     process.communicate()
     shutil.rmtree(tmp_path / "lost")
     last = max(int(path.stem[-6:]) for path in (tmp_path / "out").glob("round-*")) + 2
-    again = start(tmp_path / "new", *words, *keys, f"num_rounds={last}")
-    assert "job j resumes after round" in again.communicate()[0]
-    assert again.returncode == 0
+    resumed = start(tmp_path / "new", *words, *keys, f"num_rounds={last}")
+    assert "job j resumes after round" in resumed.communicate()[0]
+    assert resumed.returncode == 0
     metrics = json.loads((tmp_path / "new" / "runs" / "1" / "metrics.json").read_text())
     for name in ("train.loss", "validation.accuracy", "seconds.train"):
         first = int(not name.startswith("validation"))
@@ -55,24 +55,22 @@ def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words
     again = command(*words)
     assert again.returncode == 0, again.stderr
     assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout
-    for key, why in (
+    for key, message in (
         (
             "checkpoints_dir=new",
             "checkpoints_dir=new: job j is finished: 2 rounds are done and recorded, but there is no checkpoint",
         ),
         ("num_rounds=3", "2 rounds are done and recorded, but there is no checkpoint; to train again, use another"),
-        ("learning_rate=0.5", "learning_rate was 5e-05, is 0.5. Use the earlier values, or a new job_name"),
+        ("learning_rate=0.5", "learning_rate was 5e-05, is now 0.5. Use the earlier values, or a new job_name"),
         (f"train_path={tmp_path / 'test.csv'}", "the data have changed since the job started"),
     ):
         refused = command(*words, key)
         assert refused.returncode == 1
-        assert why in refused.stderr.strip().splitlines()[-1]
+        assert message in refused.stderr.strip().splitlines()[-1]
     assert record(tmp_path) == before
 
 
-def test_another_jobs_folder_is_refused_and_no_record_of_it_is_made(
-    command: Command, words: list[str], tmp_path: Path
-) -> None:
+def test_another_jobs_folder_is_refused_without_a_record(command: Command, words: list[str], tmp_path: Path) -> None:
     assert command(*words, "checkpoints_dir=out").returncode == 0
     before = record(tmp_path), sorted(os.walk(tmp_path / "runs"))
     for name in ("job_name=k", "job_name=None"):
@@ -82,14 +80,14 @@ def test_another_jobs_folder_is_refused_and_no_record_of_it_is_made(
     assert (record(tmp_path), sorted(os.walk(tmp_path / "runs"))) == before
 
 
-def test_a_job_runs_once_in_a_folder_whatever_its_folder_for_temporary_files(words: list[str], tmp_path: Path) -> None:
+def test_a_job_runs_once_per_folder_whatever_tmpdir_is(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     running = start(tmp_path, *words, "num_rounds=9999")
     wait_for_row(running, 1)
     second = start(tmp_path, *words, "num_rounds=9999", TMPDIR=str(tmp_path / "t"))
-    said = second.communicate()[0]
+    output = second.communicate()[0]
     assert second.returncode == 1
-    assert "job_name=j: another run of this job is writing to runs/_events/j.jsonl; wait for it to end" in said
+    assert "job_name=j: another run of this job is writing to runs/_events/j.jsonl; wait for it to end" in output
     running.send_signal(signal.SIGINT)
     running.communicate()
     events = [

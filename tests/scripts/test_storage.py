@@ -1,4 +1,4 @@
-"""The command when the storage of its checkpoints fills up, or vanishes, in the middle of a run."""
+"""The command when the storage of its checkpoints fills up or disappears in mid-run."""
 
 import shlex
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.state_file import read_state
-from tests import builders, typed
+from tests import builders, zygote
 from tests.conftest import SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -19,11 +19,11 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """Two sites with a local model of some thousand parameters."""
+    """Arguments for two sites with a local model of a few thousand parameters."""
     return [*builders.two_sites(tmp_path), "keep_checkpoints=0"]
 
 
-def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
+def test_a_full_disk_ends_the_job_and_more_space_lets_it_resume(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
     words.append("model=tiny")  # its state must be larger than the event file
@@ -31,7 +31,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
     assert first.returncode == 0, first.stderr
     size, events = ((tmp_path / "one" / name).stat().st_size for name in ("round-000001.safetensors", "events.jsonl"))
     assert events < size / 3
-    # A small file system in a mount namespace, with which it vanishes; so its content is copied out at the end.
+    # A small file system in a mount namespace. It disappears with the namespace, so its content is copied out first.
     argv = shlex.join([sys.executable, str(SCRIPT), *words, "num_rounds=9", "checkpoints_dir=small"])
     script = (
         f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2 + 2 * events} none small || exit 77; "
@@ -42,7 +42,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
         cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "unshare" in done.stderr or done.returncode == 77:
-        pytest.skip("this machine allows no mounts in user namespaces")
+        pytest.skip("this machine doesn't allow mounts in user namespaces")
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "checkpoints_dir=small: cannot write round-00000" in last
@@ -58,11 +58,11 @@ def test_a_disk_that_fills_up_ends_the_job_and_more_space_lets_it_go_on(
     assert f"job j resumes after round {rounds[0]}" in resumed.stdout
 
 
-def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
+def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_message(
     words: list[str], tmp_path: Path, object_store: ObjectStore
 ) -> None:
     bucket, environ, fs = object_store
-    process = typed.popen(
+    process = zygote.popen(
         *words, "num_rounds=99999", "checkpoint_every=20", f"checkpoints_dir={bucket}/jobs/j",
         cwd=tmp_path, env=clean_environment() | environ | {"PYTHONUNBUFFERED": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -73,7 +73,7 @@ def test_a_bucket_that_is_deleted_in_mid_run_ends_the_job_with_one_clear_error(
             if line.split()[:1] == ["21"]:
                 break
         deadline = time.monotonic() + 240
-        while True:  # a checkpoint may come in between
+        while True:  # a checkpoint may be written in between
             assert time.monotonic() < deadline
             fs.invalidate_cache()
             try:

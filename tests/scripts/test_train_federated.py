@@ -1,4 +1,4 @@
-"""The command as a user types it: real processes, real files, a MongoDB-wire server."""
+"""The command as users run it: real processes, real files, a MongoDB-wire server."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import pytest
 import transformers
 
 from scaling_fl.checkpoint import store
-from tests import builders, typed
+from tests import builders, zygote
 from tests.conftest import ROOT, SCRIPT, ObjectStore, clean_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -28,7 +28,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """A run of three sites with 34, 33 and 33 examples."""
+    """Arguments for a run of three sites with 34, 33 and 33 examples."""
     (tmp_path / "a folder").mkdir()
     train, test = (
         builders.write_csv(tmp_path / "a folder" / "train.csv", 100),
@@ -55,8 +55,8 @@ def assert_bitwise_equal(first: Path, second: Path, round_: int) -> None:
 
 
 def start(folder: Path, *arguments: str, cold: bool = False, **environ: str) -> "subprocess.Popen[str]":
-    """Start the command in its own process group; its standard output can be read line by line."""
-    return typed.popen(
+    """Start the command in its own session. Its output, with standard error, can be read line by line."""
+    return zygote.popen(
         *arguments, cold=cold,
         cwd=folder, env=clean_environment() | {"PYTHONUNBUFFERED": "1"} | environ, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -64,7 +64,7 @@ def start(folder: Path, *arguments: str, cold: bool = False, **environ: str) -> 
 
 
 def wait_for_row(process: "subprocess.Popen[str]", round_: int, text: str = "") -> str:
-    """Read until the table's row of a round; returns `text` and everything read."""
+    """Read the output up to the table's row of a round; return `text` and everything read."""
     assert process.stdout is not None
     for line in process.stdout:
         text += line
@@ -130,7 +130,7 @@ def test_shards_are_shown_without_a_site_or_a_record(command: Command, words: li
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_env_is_honoured_and_what_is_set_already_wins(words: list[str], tmp_path: Path) -> None:
+def test_env_file_is_read_and_variables_already_set_take_precedence(words: list[str], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for folder in ("scripts", "scaling_fl"):
         shutil.copytree(SCRIPT.parent.parent / folder, copy / folder)
@@ -150,7 +150,7 @@ def test_env_is_honoured_and_what_is_set_already_wins(words: list[str], tmp_path
 def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     command: Command, words: list[str], tmp_path: Path, mongo: str
 ) -> None:
-    (tmp_path / "runs" / "1").mkdir(parents=True)  # MongoDB's first run will have the number 1
+    (tmp_path / "runs" / "1").mkdir(parents=True)  # MongoDB's first run will be number 1
     done = command(
         *words, "job_name=20261122_230300", "checkpoints_dir=out", "author=1e5", "-c", "a comment", "-n", "news",
         cold=True, SACRED_HOST=mongo, SACRED_DATABASE="lab",
@@ -213,13 +213,13 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     classify = transformers.pipeline("text-classification", str(tmp_path / "out" / "model"), device="cpu")
     texts, labels = builders.texts_and_labels(23, seed=1)
     right = sum(answer["label"] == f"class {label}" for answer, label in zip(classify(texts), labels, strict=True))
-    assert right / 23 == pytest.approx(stored["values"][-1]), "the exported model is the one that was evaluated"
+    assert right / 23 == pytest.approx(stored["values"][-1]), "the exported model is the model that was evaluated"
 
 
-def test_all_sites_start_from_the_same_parameters_new_head_included(
+def test_all_sites_start_from_the_same_parameters_including_the_new_head(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:
-    # Steps too small to change anything: only a site with other initial parameters could move the mean.
+    # The steps are too small to change anything: only a site with other initial parameters could move the mean.
     done = command(*words, "optimiser=sgd", "learning_rate=1e-30", "num_rounds=1", "checkpoints_dir=out", "-u")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs").exists(), "-u: unobserved"
@@ -244,9 +244,9 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     process.communicate()
     builders.wait_for_end(children)
     assert not (tmp_path / "broken" / "model").exists()
-    left = store.CheckpointStore(str(tmp_path / "broken")).rounds()
-    assert left[0] >= 1
-    last = left[0] + 2
+    rounds = store.CheckpointStore(str(tmp_path / "broken")).rounds()
+    assert rounds[0] >= 1
+    last = rounds[0] + 2
     words.append(f"num_rounds={last}")
     undisturbed = command(*words, "checkpoints_dir=whole", "job_name=undisturbed", "-F", "elsewhere")
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -254,7 +254,7 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
 
     resumed = command(*words, "checkpoints_dir=broken")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"job lost resumes after round {left[0]}" in resumed.stdout
+    assert f"job lost resumes after round {rounds[0]}" in resumed.stdout
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2", "_events", "_sources"]
     metrics = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
     assert metrics["train.loss"]["steps"] == list(range(1, last + 1)), "one record, without gaps"
@@ -266,17 +266,17 @@ def test_a_killed_job_resumes_bitwise_and_a_finished_one_says_so(
     assert f"job lost is finished: {last} rounds are done" in again.stdout
     changed = command(*words, "checkpoints_dir=broken", "learning_rate=0.02", "num_local_epochs=1")
     assert changed.returncode == 1
-    assert "num_local_epochs was 2, is 1; learning_rate was 0.01, is 0.02" in changed.stderr
-    stranger = command(*words, "checkpoints_dir=broken", "job_name=other")
-    assert stranger.returncode == 1
-    assert "it holds the checkpoints of job lost; set job_name=lost to resume it" in stranger.stderr
+    assert "num_local_epochs was 2, is now 1; learning_rate was 0.01, is now 0.02" in changed.stderr
+    other_name = command(*words, "checkpoints_dir=broken", "job_name=other")
+    assert other_name.returncode == 1
+    assert "it holds the checkpoints of job lost; set job_name=lost to resume it" in other_name.stderr
     builders.write_csv(tmp_path / "t.csv", 22, seed=1)
     other_data = command(*words, "checkpoints_dir=broken", f"num_rounds={last + 1}")
     assert other_data.returncode == 1
     assert "job_name=lost: the data have changed since the job started" in other_data.stderr
 
 
-def test_a_job_lives_in_an_object_store(
+def test_a_job_keeps_its_data_and_checkpoints_in_an_object_store(
     command: Command, words: list[str], tmp_path: Path, object_store: ObjectStore
 ) -> None:
     bucket, environ, fs = object_store
@@ -285,7 +285,7 @@ def test_a_job_lives_in_an_object_store(
     in_store = [*words, f"checkpoints_dir={bucket}/jobs/remote"]
     first = command(*in_store, "num_rounds=1", **environ)
     assert first.returncode == 0, first.stderr
-    shutil.rmtree(tmp_path / "runs")  # as on another machine
+    shutil.rmtree(tmp_path / "runs")  # as if on another machine
     resumed = command(*in_store, "num_rounds=2", **environ)
     assert resumed.returncode == 0, resumed.stderr
     assert "job remote resumes after round 1" in resumed.stdout
@@ -311,10 +311,13 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     process = start(tmp_path, *words)
     text = wait_for_row(process, 1)
     assert "3 sites on cpu" in text
-    twice = command(*words)
-    assert twice.returncode == 1
-    assert f"is alive on this machine, recorded in runs/1 (process {process.pid}); wait until it ends" in twice.stderr
-    # The fork server and the resource tracker don't map the token store; workers do.
+    second = command(*words)
+    assert second.returncode == 1
+    assert (
+        f"is in progress on this machine, recorded in runs/1 (process {process.pid}); wait for it to end"
+        in second.stderr
+    )
+    # Only workers map the token store, not the fork server or the resource tracker.
     workers = [pid for pid in workers_of(process) if "tokens.bin" in Path(f"/proc/{pid}/maps").read_text()]
     assert len(workers) == 3
     children = workers_of(process)
@@ -328,7 +331,9 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     run = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())
     assert run["status"] == "FAILED"
     assert "killed by SIGKILL" in "".join(run["fail_trace"])
-    assert "round    loss" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), "the failed part's output is kept"
+    assert "round    loss" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), (
+        "the output before the failure is kept"
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -339,7 +344,7 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     if how is signal.SIGTERM:
         os.kill(process.pid, how)
     else:
-        os.killpg(process.pid, how)  # as a terminal does: to the whole process group
+        os.killpg(process.pid, how)  # to the whole process group, like a terminal
     rest = process.communicate()[0]
     assert process.returncode == 128 + how
     assert "stopping: nothing is saved, because checkpoints_dir is not set" in rest
@@ -349,31 +354,33 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
 
 
-def test_an_interrupt_that_ends_the_reader_of_the_output_too_is_still_one(words: list[str], tmp_path: Path) -> None:
+def test_an_interrupt_that_also_ends_the_reader_of_the_output_is_still_recorded_as_one(
+    words: list[str], tmp_path: Path
+) -> None:
     process = start(tmp_path, *words, "num_rounds=9999", "checkpoint_every=9999", "job_name=tee", "checkpoints_dir=out")
     wait_for_row(process, 2)
     assert process.stdout is not None
-    process.stdout.close()  # as `| tee log` does
+    process.stdout.close()  # like `| tee log`
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
-    assert len(list((tmp_path / "out").glob("round-*.safetensors"))) == 1, "what was complete is published"
+    assert len(list((tmp_path / "out").glob("round-*.safetensors"))) == 1, "the last complete round is published"
 
 
-def test_a_terminal_that_is_closed_ends_the_job_and_what_was_complete_is_published(
+def test_closing_the_terminal_ends_the_job_after_publishing_the_last_complete_round(
     words: list[str], tmp_path: Path
 ) -> None:
-    """The shell and the kernel both send SIGHUP for one closed terminal."""
-    terminal, inside = pty.openpty()
+    """The shell and the kernel both send SIGHUP for a closed terminal; the second one must not count."""
+    terminal, shell_end = pty.openpty()
     shell = subprocess.Popen(
         ["setsid", "--ctty", "bash", "--norc", "-i"],
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
+        stdin=shell_end,
+        stdout=shell_end,
+        stderr=shell_end,
         cwd=tmp_path,
         env=clean_environment(),
     )
-    os.close(inside)
+    os.close(shell_end)
     keys = ["num_rounds=9999", "checkpoint_every=9999", "job_name=closed", "checkpoints_dir=out"]
     os.write(terminal, f"{shlex.join([sys.executable, str(SCRIPT), *words, *keys])}\n".encode())
     text = ""
@@ -396,7 +403,7 @@ def test_parameters_that_are_no_longer_finite_end_the_job(command: Command, word
         "are no longer finite after local training, or moved by 16384 or more; lower learning_rate"
         in done.stderr.strip().splitlines()[-1]
     )
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["events.jsonl"], "no broken checkpoint"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["events.jsonl"], "no checkpoint with broken parameters"
 
 
 def test_the_demo_learns_without_any_download(command: Command, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def proxy(server: str) -> Iterator[int]:
 def install(folder: Path) -> Path:
     """Install the program into `folder`; skip the test if that fails."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("there is no node, or no npm, on this machine")
+        pytest.skip("this machine has no Node.js or no npm")
     npm = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"omniboard@{VERSION}"]
     done = subprocess.run(npm, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     if done.returncode != 0:

@@ -37,7 +37,7 @@ PASSWORD = "p:/?#[]@ %$ü"
         ("a,b", "mongodb://"),
     ],
 )
-def test_the_form_of_the_host_decides_the_scheme(host: str, scheme: str) -> None:
+def test_the_form_of_the_host_determines_the_scheme(host: str, scheme: str) -> None:
     found = mongo_address.from_environment(
         {"SACRED_HOST": host, "SACRED_DATABASE": "lab", "SACRED_USER": "", "SACRED_PASSWORD": ""}
     )
@@ -92,14 +92,14 @@ def test_a_full_url_is_used_as_it_is() -> None:
 def test_an_invalid_flag_is_refused_without_showing_it() -> None:
     assert mongo_address.from_flag("h:1:lab.mine") == Address("mongodb://h:1", "lab", "mine")
     assert mongo_address.from_flag("lab") == Address("mongodb://localhost:27017", "lab")
-    for typed in (
+    for flag in (
         "a:b:c", "mongodb://u:hunter2@127.0.0.1:27917/omni", "u:hunter2@127.0.0.1:27917:omni", "u:hunter2@h", "hunter2:h:1",
         "h:1:lab.hunter2.x", "hunter2 x", "h:hunter2",
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"-m: expected HOST:PORT:DATABASE .* SACRED_MONGO_URL") as raised:
-            mongo_address.from_flag(typed)
-        message = "".join(traceback.format_exception(raised.value))  # as `-d` shows it
-        assert typed not in message
+            mongo_address.from_flag(flag)
+        message = "".join(traceback.format_exception(raised.value))  # the stack trace that `-d` shows
+        assert flag not in message
         assert "hunter2" not in message
 
 
@@ -167,15 +167,15 @@ def server_with_accounts() -> Iterator[int]:
 
 
 def explain_failure(url: str) -> str:
-    """What is said of a server that can't be used."""
+    """Connect to a server that can't be used; return the explanation that users see."""
     entry = MongoEntry(Address(url, "lab"))
     with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever pymongo raises)
         entry.open("id")
-    if entry._client is not None:  # the address is one
+    if entry._client is not None:  # the address could be parsed
         options = entry._client.options
-        assert options.server_selection_timeout <= 5, "seconds; pymongo's own is 30, and 20 for a connection"
+        assert options.server_selection_timeout <= 5, "seconds; pymongo's defaults are 30, and 20 to connect"
         assert options.pool_options.connect_timeout <= 5
-        assert options.pool_options.socket_timeout is not None, "pymongo's own is no end"
+        assert options.pool_options.socket_timeout is not None, "pymongo's default is no time-out"
     entry.close()
     message = entry.explain(raised.value)
     assert "hunter2" not in message
@@ -200,7 +200,7 @@ def database(server: str) -> Any:
     return pymongo.MongoClient(f"mongodb://{server}", serverSelectionTimeoutMS=5000)["lab"]
 
 
-def test_an_entry_in_steps_equals_an_entry_at_once(tmp_path: Path, mongo: str) -> None:
+def test_an_entry_written_in_steps_equals_one_written_at_once(tmp_path: Path, mongo: str) -> None:
     log = builders.job(tmp_path)
     steps, once = (MongoEntry(Address(f"mongodb://{mongo}", name)) for name in ("lab", "once"))
     in_steps = Replay(log.path, steps)
@@ -219,7 +219,7 @@ def test_an_entry_in_steps_equals_an_entry_at_once(tmp_path: Path, mongo: str) -
     Replay(log.path, once).step()
     assert in_steps.trouble is None
 
-    def plain(name: str) -> dict[str, Any]:
+    def content(name: str) -> dict[str, Any]:
         """The entry and its metrics, with file ids replaced by file contents."""
         base = database(mongo).client[name]
         files, (entry,) = gridfs.GridFS(base), list(base.runs.find())
@@ -228,11 +228,11 @@ def test_an_entry_in_steps_equals_an_entry_at_once(tmp_path: Path, mongo: str) -
         entry["experiment"]["sources"] = [[n, files.get(id_).read()] for n, id_ in entry["experiment"]["sources"]]
         metrics = {m.pop("name"): m for m in base.metrics.find()}
         ids = {str(m.pop("_id")): m for m in metrics.values()}
-        assert {m.pop("id") for m in entry["info"]["metrics"]} == ids.keys(), "viewers find metrics by these ids"
+        assert {m.pop("id") for m in entry["info"]["metrics"]} == ids.keys(), "viewers look metrics up by these ids"
         entry["info"]["metrics"].sort(key=lambda m: m["name"])
         return {"entry": entry, "metrics": metrics}
 
-    first, second = plain("lab"), plain("once")
+    first, second = content("lab"), content("once")
     assert first == second
     entry = first["entry"]
     assert (entry["_id"], entry["status"], entry["captured_out"]) == (1, "COMPLETED", "hello\nmore\n")

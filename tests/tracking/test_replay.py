@@ -15,7 +15,7 @@ from tests.tracking import builders
 
 
 class FlakyTarget:
-    """A target that fails on demand, and counts what is written."""
+    """A target that fails on demand, and counts the events that it receives."""
 
     name, title, throttled = "the flaky target", "flaky", True
 
@@ -105,13 +105,13 @@ def test_the_thread_writes_every_event_including_the_last(tmp_path: Path, monkey
 def test_a_hanging_target_is_not_waited_for(tmp_path: Path) -> None:
     log, target = builders.job(tmp_path), FlakyTarget()
     replay = Replay(log.path, target)
-    answers = threading.Event()
-    target.open = lambda job_id: answers.wait(120) and 0.0  # type: ignore[method-assign]
+    may_answer = threading.Event()
+    target.open = lambda job_id: may_answer.wait(120) and 0.0  # type: ignore[method-assign]
     replay.start()
     replay.finish()
     assert not replay.wait(0.01)
     assert replay.describe_trouble() == "the flaky target: no answer in time"
-    answers.set()
+    may_answer.set()
     assert replay.wait(120)
     log.close()
 
@@ -124,7 +124,7 @@ def test_the_copy_beside_the_checkpoints_is_written_at_starts_checkpoints_and_en
     assert copy.read_bytes() == log.path.read_bytes()
     builders.round_(log, 3, 0.1)
     replay.step()
-    assert copy.read_bytes() != log.path.read_bytes(), "no checkpoint, no copy"
+    assert copy.read_bytes() != log.path.read_bytes(), "without a checkpoint, nothing is copied"
     for event in ("checkpoint", "interrupted"):
         log.append(event, round=3, path="p", seconds=1.0)
         replay.step()

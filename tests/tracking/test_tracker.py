@@ -23,13 +23,13 @@ def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **pla
     tracker = Tracker(EventLog(tmp_path / "news.jsonl"), builders.plan(**plan), targets, say)
     experiment = {"name": "scaling_fl", "base_dir": str(tmp_path / "base"), "sources": [("m.py", "md5")]}
     id_ = tracker.started_event(
-        experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "odd": Path("x")}, None
+        experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "path": Path("x")}, None
     )
     assert id_ == "news"
     return tracker
 
 
-def test_events_of_sacred_and_of_workers_are_in_the_file_and_in_all_records(tmp_path: Path) -> None:
+def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     targets: list[Target] = [FileRecord(tmp_path / "runs"), FileRecord(tmp_path / "more")]
     tracker = started(tmp_path, [*targets, Mirror(CheckpointStore(str(tmp_path / "c")))])
@@ -47,7 +47,7 @@ def test_events_of_sacred_and_of_workers_are_in_the_file_and_in_all_records(tmp_
         "created", "source", "started", "shards", "round", "output", "checkpoint", "restarted", "model", "completed",
     ], "progress is not recorded"  # fmt: skip
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
-    assert lines[2]["sacred"]["meta"] == {"comment": "c", "odd": "x"}
+    assert lines[2]["sacred"]["meta"] == {"comment": "c", "path": "x"}
     assert [(row["examples"], row["label_entropy_bits"]) for row in lines[3]["shards"]] == [(5, 1.0), (4, 0.5)]
     assert (tmp_path / "c" / "events.jsonl").read_bytes() == (tmp_path / "news.jsonl").read_bytes()
     for folder in ("runs", "more"):
@@ -111,7 +111,7 @@ class UnreachableTarget:
         return f"it can't be reached ({error})"
 
 
-def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
+def test_an_outage_of_a_target_is_reported_once_and_so_is_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_module, "_HEARTBEAT", 0.05)
@@ -124,19 +124,19 @@ def test_an_unreachable_target_is_reported_once_and_again_when_it_is_back(
     def progress() -> None:
         tracker.event({"event": "progress", "worker": 0, "round": 1, "done": 1})
 
-    def until(troubled: bool) -> None:
+    def wait_until(troubled: bool) -> None:
         deadline = time.monotonic() + 120
         while (replay.trouble is not None) != troubled and time.monotonic() < deadline:
             time.sleep(0.01)
         progress()
         progress()
 
-    until(troubled=True)
+    wait_until(troubled=True)
     assert messages == [
         "note: MongoDB at h: it can't be reached (refused); training continues, and the missing entries will be written later"
     ]
     target.reachable = True
-    until(troubled=False)
+    wait_until(troubled=False)
     assert messages[1:] == ["note: MongoDB at h is up to date again"]
     target.reachable = False
     tracker.interrupted_event(None, "INTERRUPTED")

@@ -29,16 +29,19 @@ class DataKeys:
         None, "test file or files: paths separated by commas, or a pattern; see docs/tasks.md", may_change=True
     )
     text_column: str | None = key(
-        None, "column that holds the text (csv, hub); for agnews: Description (default), Title or Title+Description"
+        None,
+        "column that holds the text (tasks csv, hub); for agnews: Description (default), Title or Title+Description",
     )
-    text_pair_column: str | None = key(None, "column that holds the second text of a pair (csv, hub)")
-    label_column: str | None = key(None, "column that holds the label: words or whole numbers (csv, hub)")
+    text_pair_column: str | None = key(None, "column that holds the second text of a pair (tasks csv, hub)")
+    label_column: str | None = key(None, "column that holds the label: words or whole numbers (tasks csv, hub)")
     dataset: str | None = key(
-        None, "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (hub)", may_change=True
+        None,
+        "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (task hub)",
+        may_change=True,
     )
-    dataset_config: str | None = key(None, "configuration of the data set, if it has several (hub)")
-    train_split: str = key("train", "split with the training data, or part of a split such as `train[:80%]` (hub)")
-    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (hub)")
+    dataset_config: str | None = key(None, "configuration of the data set, if it has several (task hub)")
+    train_split: str = key("train", "split with the training data, or part of a split such as `train[:80%]` (task hub)")
+    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (task hub)")
     keep_br_tags: bool = key(False, "for imdb: True keeps the reviews' `<br />` tags; False replaces each with a space")
     max_train_examples: int | None = key(
         None,

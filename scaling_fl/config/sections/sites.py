@@ -15,7 +15,7 @@ class SiteKeys:
     site_ids: tuple[int, ...] = key(
         (0, 0),
         "one process per entry; each entry is the index of the process's GPU, or -1 for the CPU",
-        "a list of GPU indices such as [0,0,1,1], where -1 is the CPU and GPUs and CPU don't mix",
+        "a list of GPU indices such as [0,0,1,1], or of -1 for the CPU, without mixing the two",
         lambda ids: len(ids) > 0 and (all(i >= 0 for i in ids) or all(i == -1 for i in ids)),
         may_change=True,  # the number of sites may not: see config/compatibility.py
     )
@@ -47,7 +47,7 @@ class SiteKeys:
         may_change=True,  # the partition that it and `iid_split` select may not: see config/compatibility.py
     )
     iid_split: bool | None = key(
-        None, "short form: True for `partition=iid`, False for `partition=by_label`", may_change=True
+        None, "short for `partition=iid` (True) or `partition=by_label` (False)", may_change=True
     )
     alpha: float | None = key(
         None,
@@ -56,7 +56,7 @@ class SiteKeys:
         lambda alpha: 1e-9 <= alpha <= 1e9,
     )
     balanced: bool = key(
-        False, "for `partition=dirichlet`: True makes all sites the same size; False draws their sizes, too"
+        False, "for `partition=dirichlet`: True makes all sites the same size; False lets their sizes vary at random"
     )
     labels_per_site: int | None = key(
         None,
@@ -64,11 +64,12 @@ class SiteKeys:
         **at_least(1),
     )
     size_law: str | None = key(
-        None, "for `partition=sizes`: distribution of sizes, lognormal (the default) or power", **one_of(SIZE_LAWS)
+        None, "for `partition=sizes`: distribution of site sizes, lognormal (the default) or power", **one_of(SIZE_LAWS)
     )
     size_skew: float | None = key(
         None,
-        "for `partition=sizes`: standard deviation of log size, or negated exponent of the power law; default: 1",
+        "for `partition=sizes`: standard deviation of the log of site sizes (`size_law=lognormal`), or the power law's negated "
+        "exponent (`size_law=power`); default: 1",
         **ABOVE_0,
     )
     partition_column: str | None = key(
@@ -78,6 +79,6 @@ class SiteKeys:
     )
     min_examples_per_site: int = key(
         1,
-        "smaller sites are topped up from the largest to this number of rows; `partition=column` refuses them instead",
+        "minimum number of rows per site; smaller sites are topped up from the largest, or refused with `partition=column`",
         **at_least(1),
     )

@@ -49,7 +49,9 @@ class TrainingKeys:
     )
     batch_size: int = key(32, "examples per local step", **at_least(1))
     gradient_accumulation_steps: int = key(
-        1, "parts that each batch is computed in, to save memory; the step itself is the same", **at_least(1)
+        1,
+        "micro-batches that each batch of `batch_size` is split into, to save memory; the step itself is the same",
+        **at_least(1),
     )
     group_by_length: bool = key(
         True,

@@ -15,11 +15,11 @@ _MB = 10**6
 _TIMEOUT = 30  # seconds without a byte
 
 
-def cached(url: str, md5: str, instead: str, report: Report) -> Path:
+def cached(url: str, md5: str, remedy: str, report: Report) -> Path:
     """The local copy of `url` in `~/.cache/scaling_fl` (or `$XDG_CACHE_HOME/scaling_fl`), downloaded if missing.
 
     `md5`: the expected checksum, in hexadecimal. If several jobs start at once, one downloads and the others wait. A
-    broken transfer leaves `….part`, from which the next one resumes. Raises `UserError`, with `instead` as a remedy, if
+    broken transfer leaves `….part`, from which the next one resumes. Raises `UserError`, ending with `remedy`, if
     the download fails.
     """
     name = url.rpartition("/")[2]
@@ -34,24 +34,24 @@ def cached(url: str, md5: str, instead: str, report: Report) -> Path:
                 return file
             resumed = part.exists()
             if not resumed or _md5(part) != md5:  # otherwise complete: a job was killed before the rename
-                _fetch(url, part, f"downloading {name}", instead, report)
+                _fetch(url, part, f"downloading {name}", remedy, report)
             if resumed and _md5(part) != md5:  # the leftover was not part of this file
                 part.unlink()
-                _fetch(url, part, f"downloading {name}", instead, report)
+                _fetch(url, part, f"downloading {name}", remedy, report)
             if (found := _md5(part)) != md5:
                 part.unlink()
                 raise UserError(
-                    f"{url}: the download has the MD5 checksum {found}, expected {md5}; try again, or {instead}"
+                    f"{url}: the download has the MD5 checksum {found}, expected {md5}; try again, or {remedy}"
                 )
             with open(part, "rb") as finished:
                 os.fsync(finished.fileno())
             part.rename(file)
     except OSError as error:
-        raise UserError(f"{folder}: cannot keep {name} there ({error}); set XDG_CACHE_HOME, or {instead}") from error
+        raise UserError(f"{folder}: cannot keep {name} there ({error}); set XDG_CACHE_HOME, or {remedy}") from error
     return file
 
 
-def _fetch(url: str, part: Path, what: str, instead: str, report: Report) -> None:
+def _fetch(url: str, part: Path, what: str, remedy: str, report: Report) -> None:
     """Append the rest of the file to `part`; retry as long as each attempt makes progress."""
     while True:
         size_before = part.stat().st_size if part.exists() else 0
@@ -77,7 +77,7 @@ def _fetch(url: str, part: Path, what: str, instead: str, report: Report) -> Non
                 why = str(error) if isinstance(error, requests.HTTPError) else type(error).__name__
                 kept = f"; {size / _MB:.1f} MB of it are kept in {part}" if size else ""
                 raise UserError(
-                    f"{url}: cannot download it ({why}){kept}; run the command again later, or {instead}"
+                    f"{url}: cannot download it ({why}){kept}; run the command again later, or {remedy}"
                 ) from error
 
 

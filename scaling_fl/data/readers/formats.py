@@ -38,16 +38,18 @@ def expand(paths: str, key: str) -> list[str]:
             fs, pattern = fsspec.url_to_fs(path)
             found = sorted(name for name, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
         except Exception as error:  # every file system raises its own exceptions
-            raise UserError(f"{key}={path!r}: cannot list it: {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"{key}={path!r}: cannot list it: {type(error).__name__}: {error}; check the path"
+            ) from error
         if not found:
-            raise UserError(f"{key}={path!r}: no file matches this pattern")
+            raise UserError(f"{key}={path!r}: no file matches this pattern; check the folder and the pattern")
         files += [fs.unstrip_protocol(name) if "://" in path else name for name in found]
     if not files:
-        raise UserError(f"{key}={paths!r}: it names no file")
+        raise UserError(f"{key}={paths!r}: it names no file; give a path or a pattern")
     places = [place(path) for path in files]
     for number, path in enumerate(files):
         if places[number] in places[:number]:
-            raise UserError(f"{key}={paths!r}: it names {path} twice")
+            raise UserError(f"{key}={paths!r}: it names {path} twice; leave one out")
     return files
 
 
@@ -91,7 +93,7 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         raise
     except FileNotFoundError as error:
         what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
-        raise UserError(f"{key}={path!r}: {what}") from error
+        raise UserError(f"{key}={path!r}: {what}; check the path") from error
     except Exception as error:  # every file system and format raises its own exceptions
         raise UserError(
             f"{key}={path!r}: cannot read it: {type(error).__name__}: {error}; is it complete, and does its extension match its format?"
@@ -148,7 +150,7 @@ def _select_columns(
                 raise UserError(f"{path}, row {number}: {NOT_TEXT}")
             has_header = headerless is None or record == list(headerless)
             header = record if has_header else list(headerless or ())
-            chosen = names(path, header, wanted)
+            chosen = check_columns(path, header, wanted)
             positions = [header.index(name) for name in chosen]
             yield 0, chosen
             if has_header:
@@ -174,19 +176,19 @@ def _json_lines(file: IO[str], path: str, wanted: Wanted) -> Iterator[Row]:
             found = type(record).__name__
             raise UserError(f"{path}, row {number}: expected one JSON object per line, found one {found}")
         if chosen is None:
-            chosen = names(path, list(record), wanted)
+            chosen = check_columns(path, list(record), wanted)
             yield 0, chosen
         try:
             yield number, [record[name] for name in chosen]
         except KeyError as error:
-            raise UserError(f"{path}, row {number}: it has no {error}; it has {_listed(record)}") from error
+            raise UserError(f"{path}, row {number}: expected a field {error}, found {_listed(record)}") from error
 
 
 def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
     import pyarrow.parquet  # imported only when needed: it takes a tenth of a second
 
     table = pyarrow.parquet.ParquetFile(file)
-    chosen = names(path, table.schema_arrow.names, wanted)
+    chosen = check_columns(path, table.schema_arrow.names, wanted)
     yield 0, chosen
     number = 0
     for batch in table.iter_batches(batch_size=1000, columns=chosen):
@@ -195,14 +197,16 @@ def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
             yield number, list(record)
 
 
-def names(path: str, header: list[str], wanted: Wanted) -> list[str]:
+def check_columns(path: str, header: list[str], wanted: Wanted) -> list[str]:
     """The wanted columns' names. Raises `UserError` unless the header has each of them exactly once."""
     for name, key in wanted.items():
         if header.count(name) != 1:
             start = f"{path} has" if key is None else f"{key}={name!r}: {path} has"
             if name in header:
                 raise UserError(f"{start} {header.count(name)} columns named {name}; rename one")
-            raise UserError(f"{start} no column {name}; it has {_listed(header)}")
+            found = _listed(header)
+            remedy = f"choose from {found}" if key is not None else f"it has {found}; rename the one that is meant"
+            raise UserError(f"{start} no column {name}; {remedy}")
     return list(wanted)
 
 

@@ -14,6 +14,8 @@ from scaling_fl.data.readers import formats
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text
 
+_NO_LABEL = "the label is empty; fill it in, or remove the row"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -44,9 +46,10 @@ class Table:
     def labels(self, column: str) -> list[str]:
         """The column as labels: words or whole numbers, stripped of surrounding spaces; 1.0 equals 1.
 
-        Raises `UserError` at the first label that is missing or neither, or if the labels are decimal numbers.
+        Raises `UserError` at the first label that is missing, or neither a word nor a whole number, or if the labels are
+        decimal numbers.
         """
-        labels = self._strings(column, "the label is empty")
+        labels = self._strings(column, _NO_LABEL)
         numbers = {label: _parse_number(label) for label in set(labels)}
         decimals = {label for label, number in numbers.items() if number is not None and not _is_whole(number)}
         if len(decimals) > 1 or (decimals and None not in numbers.values()):
@@ -94,8 +97,8 @@ class Table:
             if label not in names:
                 what = f"expected {' or '.join(names)}, found {label!r}"
                 if known_from is not None:
-                    what = f"the label {label!r} doesn't occur in {known_from}, so no site can learn it"
-                raise UserError(f"{self.location(index, column)}: {'the label is empty' if label is None else what}")
+                    what = f"the label {label!r} doesn't occur in {known_from}, so no site can learn it; correct it, or remove the row"
+                raise UserError(f"{self.location(index, column)}: {_NO_LABEL if label is None else what}")
         return np.array([names[label] for label in labels], np.int64)
 
 
@@ -119,9 +122,11 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
                     column.append(value)
                 numbers.append(number)
         if not columns:
-            raise UserError(f"{key}={path!r}: the file is empty")
+            raise UserError(f"{key}={path!r}: the file is empty; name another, or remove it from the list")
         if not numbers:
-            raise UserError(f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but no rows")
+            raise UserError(
+                f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but no rows; name another, or remove it from the list"
+            )
         if num_blank:
             notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
         files.append((path, numbers))
@@ -135,7 +140,7 @@ def wanted(config: Config, key: str, columns: formats.Wanted) -> dict[str, str |
     return sites | dict(columns)
 
 
-def in_order(labels: set[str]) -> dict[str, int]:
+def class_numbers(labels: set[str]) -> dict[str, int]:
     """Class numbers: labels in numerical order if all are numbers, else in alphabetical order."""
     if all(_parse_number(label) is not None for label in labels):
         return {label: n for n, label in enumerate(sorted(labels, key=lambda label: (Decimal(label), label)))}

@@ -40,7 +40,7 @@ def classification(
     text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
     if names is None:
         found = train.labels(label)
-        classes = tables.in_order(set(found))
+        classes = tables.class_numbers(set(found))
         if len(classes) > max(1000, len(found) // 2):
             raise UserError(
                 f"label_column={label!r}: {len(found):,} training rows have {len(classes):,} different values there; "

@@ -53,7 +53,7 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"dataset={name}: there is no such folder; give a hub id, or a folder saved by `datasets`")
     try:
-        hf_hub.find("dataset", name, f"dataset={name}", "give a folder saved by `datasets`")
+        hf_hub.check_exists("dataset", name, f"dataset={name}", "give a folder saved by `datasets`")
     except hf_hub.Unreachable as unreachable:
         switches = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
         before = [getattr(*switch) for switch in switches]
@@ -86,7 +86,7 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
     for part in parts:
         split = splits[part.splitname]
         where = f"dataset={config.dataset}, split {part.splitname}"
-        formats.names(where, split.column_names, wanted)
+        formats.check_columns(where, split.column_names, wanted)
         rows = range(min(part.from_, len(split)), min(part.to, len(split)))
         if not rows:
             continue
@@ -102,7 +102,7 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
             values[name] += items
         files.append((f"{where} (rows from 0)", rows))
     if not values[column]:
-        raise UserError(f"{key}={spec}: it selects no rows")
+        raise UserError(f"{key}={spec}: it selects no rows; choose a larger part")
     return tables.Table(values, files), list(names) if all_named else None
 
 

@@ -35,8 +35,8 @@ def load(config: Config, report: Report) -> Task:
     if config.train_path is not None:
         place, what = config.train_path, f"train_path={config.train_path!r}"
     else:
-        instead = "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz"
-        place = str(downloads.cached(URL, MD5, instead, report))
+        remedy = "name a copy of the archive: train_path=…/aclImdb_v1.tar.gz"
+        place = str(downloads.cached(URL, MD5, remedy, report))
         what = f"{place} (delete it to download it again)"
     reviews: dict[tuple[str, str], dict[int, str]] = {(s, f): {} for s in ("train", "test") for f in FOLDERS}
     try:
@@ -56,14 +56,16 @@ def load(config: Config, report: Report) -> Task:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{what}: there is no such archive or folder, or it can't be reached") from error
+        raise UserError(
+            f"{what}: there is no such archive or folder, or it can't be reached; check the path"
+        ) from error
     except Exception as error:  # every file system and kind of damage raises its own exceptions
         raise UserError(f"{what}: cannot read it: {type(error).__name__}: {error}; is it complete?") from error
     for (split, folder), texts in reviews.items():
         if len(texts) != PER_LABEL:
             raise UserError(
                 f"{what}: expected {PER_LABEL:,} reviews in {split}/{folder}, found {len(texts):,}; "
-                "aclImdb_v1 is incomplete"
+                "use a complete copy of aclImdb_v1"
             )
     train, test = (_split(reviews, split, config.keep_br_tags) for split in ("train", "test"))
     return Task(train, test, LABEL_NAMES)

@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server that breaks connections, ignores ranges, or serves another file than expected."""
+"""Downloads from a real HTTP server that breaks connections, ignores ranges, or serves the wrong file."""
 
 import hashlib
 import multiprocessing
@@ -102,7 +102,7 @@ def test_a_file_with_a_wrong_checksum_is_refused_and_discarded(server: Server, t
     assert fetch(server).read_bytes() == CONTENT
 
 
-def test_a_failure_reports_what_is_kept_and_the_remedy(server: Server, tmp_path: Path) -> None:
+def test_a_failure_reports_the_part_that_is_kept_and_the_remedy(server: Server, tmp_path: Path) -> None:
     server.cuts = [12_000_000] + [0] * 100
     with pytest.raises(UserError, match=r"cannot download it .* MB of it are kept in .*\.part; run the command again"):
         fetch(server)
@@ -139,14 +139,14 @@ def _fetch_in_process(url: str, other_waits: Any, results: Any) -> None:
 
 def test_of_two_concurrent_jobs_one_downloads_and_the_other_waits(server: Server) -> None:
     context = multiprocessing.get_context("spawn")
-    results, waits = context.Queue(), context.Event()
-    server.hold = waits.wait  # it sends nothing until the other waits
-    jobs = [context.Process(target=_fetch_in_process, args=(server.url, waits, results)) for _ in range(2)]
+    results, other_waits = context.Queue(), context.Event()
+    server.before_body = other_waits.wait  # the download can't end before the other job waits
+    jobs = [context.Process(target=_fetch_in_process, args=(server.url, other_waits, results)) for _ in range(2)]
     for job in jobs:
         job.start()
     (first, _), (second, _) = outcomes = [results.get() for _ in jobs]
     for job in jobs:
         job.join()
     assert first == second == MD5
-    assert server.requests == [0], "one transfer for both"
+    assert server.requests == [0], "one download for both"
     assert {"waiting for another job to download file.bin"} in [reports for _, reports in outcomes]

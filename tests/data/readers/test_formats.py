@@ -172,7 +172,7 @@ def test_patterns_work_on_the_memory_file_system() -> None:
             "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
         ),
         ("t.csv", b"text,label\nx,1\ny,\n", "{path}, row 3, column label: the label is empty"),
-        ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; it has text\tlabel"),
+        ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; choose from text\tlabel"),
         ("t.csv", b"text,text,label\n1,2,3\n", "text_column='text': {path} has 2 columns named text; rename one"),
         ("t.tsv", b'text\tlabel\n"two\nlines"\t1\n', "{path}, row 2: expected 2 fields (text, label), found 1"),
         (
@@ -184,8 +184,8 @@ def test_patterns_work_on_the_memory_file_system() -> None:
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "{path}, row 2: expected one JSON object per line"),
         ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected one JSON object per line, found one list"),
         ("t.json", b'[\n{"text": "a", "label": 1}\n]', "{path}, row 1: expected one JSON object per line"),
-        ("t.jsonl", b'{"text": "a"}', "label_column='label': {path} has no column label; it has text"),
-        ("t.jsonl", b'{"text": "a", "label": 1}\n\n{"a": 1}', "{path}, row 3: it has no 'text'; it has a"),
+        ("t.jsonl", b'{"text": "a"}', "label_column='label': {path} has no column label; choose from text"),
+        ("t.jsonl", b'{"text": "a", "label": 1}\n\n{"a": 1}', "{path}, row 3: expected a field 'text', found a"),
         ("t.jsonl", b"[" * 100_000, "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": null, "label": 1}', "{path}, row 1, column text: expected text, found nothing"),
         ("t.jsonl", b'{"text": 7, "label": 1}', "{path}, row 1, column text: expected text, found int"),
@@ -221,7 +221,7 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"t\.pq, row 2, column text: expected text, found nothing"):
         tables.read(path, "train_path", WANTED).texts("text")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "kind": [1]}), path)
-    with pytest.raises(UserError, match=r"label_column='label': .*t\.pq has no column label; it has text, kind"):
+    with pytest.raises(UserError, match=r"label_column='label': .*t\.pq has no column label; choose from text, kind"):
         columns(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string()), "label": []}), path)
     with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but no rows"):

@@ -52,8 +52,8 @@ def test_a_missing_label_is_refused(missing: Any) -> None:
 
 
 def test_classes_are_numbered_in_numerical_or_alphabetical_order() -> None:
-    assert tables.in_order({"10", "9", "-1", "09", "2.5e1"}) == {"-1": 0, "09": 1, "9": 2, "10": 3, "2.5e1": 4}
-    assert tables.in_order({"b", "10", "9"}) == {"10": 0, "9": 1, "b": 2}
+    assert tables.class_numbers({"10", "9", "-1", "09", "2.5e1"}) == {"-1": 0, "09": 1, "9": 2, "10": 3, "2.5e1": 4}
+    assert tables.class_numbers({"b", "10", "9"}) == {"10": 0, "9": 1, "b": 2}
     assert table("b", "a", "b").classes("label", {"a": 0, "b": 1}).tolist() == [1, 0, 1]
 
 

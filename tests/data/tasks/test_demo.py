@@ -18,5 +18,5 @@ def test_the_standard_library_yields_thousands_of_distinct_docstrings() -> None:
 
 
 def test_keys_of_files_are_refused() -> None:
-    with pytest.raises(UserError, match="task_name=demo doesn't use it; it takes no such key"):
+    with pytest.raises(UserError, match="task_name=demo doesn't use it; it takes none of these keys"):
         load_task(Config(task_name="demo", train_path="x.csv"))

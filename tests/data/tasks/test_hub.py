@@ -66,7 +66,7 @@ def test_the_partition_column_is_read_from_the_training_split_only(tmp_path: Pat
     by_topic = load(str(tmp_path / "saved"), partition="column", partition_column="topic")
     assert by_topic.train.sites == ["sea", "air", "land", "land", "air"]
     with pytest.raises(
-        UserError, match=r"partition_column='town': dataset=.* has no column town; it has body, topic, user"
+        UserError, match=r"partition_column='town': dataset=.* has no column town; choose from body, topic, user"
     ):
         load(str(tmp_path / "saved"), partition="column", partition_column="town")
 
@@ -137,9 +137,9 @@ def test_a_folder_of_files_is_read_as_datasets_reads_it(tmp_path: Path, monkeypa
         (
             TRAIN,
             {"text_column": "text"},
-            r"text_column='text': dataset=.*, split train has no column text; it has body",
+            r"text_column='text': dataset=.*, split train has no column text; choose from body",
         ),
-        (TRAIN, {"label_column": "kind"}, r"label_column='kind': .* has no column kind; it has body, topic"),
+        (TRAIN, {"label_column": "kind"}, r"label_column='kind': .* has no column kind; choose from body, topic"),
         (TRAIN | {"topic": [0, 1, -1, 0, 1]}, {}, "row 2, column topic: expected 0 to 2, found -1; .* withheld labels"),
         (TRAIN, {"train_split": "train[7:]"}, r"train_split=train\[7:\]: it selects no rows"),
         (TRAIN, {"dataset_config": "x"}, "dataset_config='x': the folder .* holds one data set; leave it out"),

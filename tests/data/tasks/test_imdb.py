@@ -1,4 +1,4 @@
-"""Archives with the layout and number of reviews of the original: intact, damaged, hostile and unpacked."""
+"""Archives with the layout and the number of reviews of the original: intact, damaged, hostile and unpacked."""
 
 import hashlib
 import io
@@ -24,7 +24,10 @@ ROOT = "aclImdb"
 
 
 def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, content: bytes | None = None) -> str:
-    """12,500 reviews, or fewer, in each of four folders, among the original's other files. `change` renames members; None: leaves out."""
+    """Write `imdb.PER_LABEL` reviews into each of four folders, among the original's other files.
+
+    `change` renames members, or leaves a member out if it returns None.
+    """
 
     def add(name: str, data: bytes) -> None:
         changed = change(name)
@@ -48,28 +51,28 @@ def pack(path: Path, change: Callable[[str], str | None] = lambda name: name, co
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
-    """An archive with as many reviews as are expected at the moment, made once."""
+def pack_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Returns the path of an archive with `imdb.PER_LABEL` reviews per folder. Each size is packed once."""
     folder = tmp_path_factory.mktemp("imdb")
 
-    def get() -> str:
+    def pack_if_missing() -> str:
         path = folder / str(imdb.PER_LABEL) / "aclImdb_v1.tar.gz"
         if not path.exists():
             path.parent.mkdir()
             pack(path)
         return str(path)
 
-    return get
+    return pack_if_missing
 
 
 @pytest.fixture
-def archive(packed: Callable[[], str]) -> str:
-    return packed()
+def archive(pack_once: Callable[[], str]) -> str:
+    return pack_once()
 
 
 @pytest.fixture
-def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what doesn't depend on the number of reviews: a twenty-fifth of them."""
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expect a twenty-fifth of the reviews, for tests that don't depend on their number."""
     monkeypatch.setattr(imdb, "PER_LABEL", 500)
 
 
@@ -87,7 +90,7 @@ def test_the_archive_yields_every_labelled_review(archive: str) -> None:
     assert "<br /> became a space in 25,000 test reviews (keep_br_tags=True keeps it)" in task.notes
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_br_tags_are_kept_on_request(archive: str) -> None:
     task = load(archive, keep_br_tags=True, max_train_examples=10, max_test_examples=4)
     assert (len(task.train), len(task.test), task.notes) == (10, 4, ())
@@ -95,14 +98,16 @@ def test_br_tags_are_kept_on_request(archive: str) -> None:
     assert all("<br /><br />" in text for text in task.train.texts)
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_path: Path) -> None:
     shutil.unpack_archive(archive, tmp_path)
     digest = load(archive).digest()
     assert load(str(tmp_path)).digest() == digest
     assert load(str(tmp_path / ROOT)).digest() == digest
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
-    with pytest.raises(UserError, match=r"expected 500 reviews in test/pos, found 499; aclImdb_v1 is incomplete"):
+    with pytest.raises(
+        UserError, match=r"expected 500 reviews in test/pos, found 499; use a complete copy of aclImdb_v1"
+    ):
         load(str(tmp_path))
     (tmp_path / ROOT / "test/pos/17_9.txt").write_bytes(b"caf\xe9")
     with pytest.raises(
@@ -111,7 +116,7 @@ def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_
         load(str(tmp_path))
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -120,13 +125,13 @@ def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
         link = tarfile.TarInfo("aclImdb/train/neg/0_2.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         links.addfile(link)
-    assert len(load(path).train) == 1_000, "names of members identify reviews, but are never used as paths"
+    assert len(load(path).train) == 1_000, "member names identify reviews, but are never used as paths"
     with pytest.raises(UserError, match="expected 500 reviews in train/neg, found 0"):
         load(str(inside / "links.tar.gz"))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar.gz", "inside", "links.tar.gz"]
 
 
-def test_damaged_missing_and_foreign_archives_are_refused(archive: str, tmp_path: Path) -> None:
+def test_damaged_missing_and_wrong_archives_are_refused(archive: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(Path(archive).read_bytes()[:100_000])
     with pytest.raises(UserError, match=r"cut\.tar\.gz': (cannot read it: (EOF|Read)Error|expected 12,500)"):
@@ -142,7 +147,7 @@ def test_damaged_missing_and_foreign_archives_are_refused(archive: str, tmp_path
         load(archive, test_path="x")
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_the_archive_may_be_in_an_object_store(
     archive: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,12 +160,12 @@ def test_the_archive_may_be_in_an_object_store(
     type(object_store.fs).clear_instance_cache()
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_a_remote_folder_is_read_in_chunks(archive: str) -> None:
     memory = fsspec.filesystem("memory")
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            content = packed.extractfile(member)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
             assert content is not None
             memory.store[f"/imdb/{member.name}"] = fsspec.implementations.memory.MemoryFile(
                 memory, f"/imdb/{member.name}", content.read()
@@ -171,7 +176,7 @@ def test_a_remote_folder_is_read_in_chunks(archive: str) -> None:
         memory.store.clear()
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("small")
 def test_without_a_path_the_archive_is_downloaded_and_a_broken_transfer_resumes(
     archive: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ def test_labels_are_the_authors_full_names(tmp_path: Path) -> None:
     ("train", "message"),
     [
         (ROWS + "id4,x,JRR\n", r"train\.csv, row 4, column author: expected EAP or HPL or MWS, found 'JRR'"),
-        ("id,text\nid1,Kaggle's own test file\n", r"train\.csv has no column author; it has id, text"),
+        ("id,text\nid1,Kaggle's own test file\n", r"train\.csv has no column author; it has id, text; rename"),
     ],
 )
 def test_files_that_do_not_fit_the_task_are_refused(tmp_path: Path, train: str, message: str) -> None:

@@ -47,7 +47,7 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"learning_rate": 0.5},
@@ -57,25 +57,25 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], said: str) -> None:
+def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], message: str) -> None:
     configs = [Config(), Config(**change)]
     with pytest.raises(UserError) as error:
         agreed(rank, configs[rank], configs[1 - rank])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"keep_optimiser": True}, "keep_optimiser=True: sites keep state on their own node"),
         ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),
         ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes on all nodes"),
     ],
 )
-def test_keys_that_need_a_single_node_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_keys_that_need_a_single_node_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         agreed(0, Config(**keys), Config(**keys))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_single_node_keeps_its_configuration_and_plan() -> None:
@@ -116,17 +116,17 @@ def test_different_data_or_models_are_refused_on_every_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said"),
+    ("theirs", "message"),
     [
         ({"devices": ["cuda:0"]}, "node 2 trains on cuda in fp32, node 0 on cpu in fp32; use the same on every node"),
         ({"environment": {"torch": "2", "precision": "bf16"}}, "node 2 trains on cpu in bf16, node 0 on cpu in fp32"),
     ],
 )
-def test_nodes_with_different_devices_or_precision_are_refused(theirs: dict[str, Any], said: str) -> None:
+def test_nodes_with_different_devices_or_precision_are_refused(theirs: dict[str, Any], message: str) -> None:
     mine = dataclasses.replace(builders.plan(round_=0), digests=part()["digests"], environment=part()["environment"])
     with pytest.raises(UserError) as error:
         agreement.join_plans(mine, Told(1, {0: part(), 2: part(**theirs)}))  # type: ignore[arg-type]
-    assert said in str(error.value)
+    assert message in str(error.value)
     other = part(environment={"torch": "3", "precision": "fp32"})
     plan = agreement.join_plans(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
     assert plan.notes == ("node 2 has a different environment from node 0 (torch 3, not 2)",)

@@ -42,7 +42,7 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "message"),
     [
         (PLAIN | {"RANK": "3"}, "node 3 of 3: ranks go from 0 to 2; give each node its own rank"),
         (PLAIN | {"RANK": "-1"}, "node -1 of 3: ranks go from 0 to 2"),
@@ -58,7 +58,7 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
         (spec(task={"type": "evaluator", "index": 0}), "not in Vertex AI's format"),
     ],
 )  # fmt: skip
-def test_invalid_values_are_refused(environ: dict[str, str], said: str) -> None:
+def test_invalid_values_are_refused(environ: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as error:
         cluster_env.this_node(environ)
-    assert said in str(error.value)
+    assert message in str(error.value)

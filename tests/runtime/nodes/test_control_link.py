@@ -1,4 +1,4 @@
-"""Launchers that connect over the loopback interface, each in its own thread."""
+"""Control links over the loopback interface, with each node in its own thread."""
 
 import contextlib
 import json
@@ -20,19 +20,19 @@ from scaling_fl.runtime.nodes.control_link import ControlLink
 from tests.conftest import free_port
 
 
-def all_of(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
-    """Run `act` with each node's link, in threads; return when all have ended."""
-    port, said = free_port(), list[str]()
+def run_nodes(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
+    """Run `act` with each node's link, one thread per node, started in the order of `ranks`; wait for all to end."""
+    port, messages = free_port(), list[str]()
 
-    def one(rank: int) -> Any:
-        link = ControlLink(Node(rank, count, "127.0.0.1", port), said.append)
+    def run_node(rank: int) -> Any:
+        link = ControlLink(Node(rank, count, "127.0.0.1", port), messages.append)
         try:
             return act(link)
         finally:
             link.close()
 
     with ThreadPoolExecutor(count + 2) as pool:
-        return [pool.submit(one, rank) for rank in ranks or range(count)]
+        return [pool.submit(run_node, rank) for rank in ranks or range(count)]
 
 
 def test_nodes_meet_and_exchange_values_by_rank() -> None:
@@ -40,7 +40,7 @@ def test_nodes_meet_and_exchange_values_by_rank() -> None:
         first = link.all_gather({"rank": link.node.rank})
         return first, link.all_gather(link.node.rank * 10), link.interface(), link.addresses
 
-    for future in all_of(3, act, ranks=[2, 0, 1]):
+    for future in run_nodes(3, act, ranks=[2, 0, 1]):
         first, second, interface, addresses = future.result(240)
         assert first == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert second == [0, 10, 20]
@@ -48,7 +48,7 @@ def test_nodes_meet_and_exchange_values_by_rank() -> None:
         assert set(addresses) == {"127.0.0.1"}
 
 
-def test_a_single_node_connects_to_nobody() -> None:
+def test_a_single_node_makes_no_connections() -> None:
     link = ControlLink(Node(), pytest.fail)
     assert link.all_gather(7) == [7]
     assert link.peers == []
@@ -58,7 +58,7 @@ def test_a_single_node_connects_to_nobody() -> None:
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 @pytest.mark.parametrize(("kind", "expected"), [(JobFailed, JobFailed), (UserError, UserError)])
-def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
+def test_a_failure_reaches_all_nodes_once_and_names_its_node(
     failing: int, kind: type[Exception], expected: type[Exception]
 ) -> None:
     def act(link: ControlLink) -> Any:
@@ -68,11 +68,11 @@ def test_a_failure_reaches_all_nodes_once_and_names_where_it_was(
             link.all_gather(1)
         except Exception as error:
             link.announce_end(error)
-            time.sleep(0.3)  # until the others have heard
+            time.sleep(0.3)  # until the others have received it
             return error
         return None
 
-    for rank, future in enumerate(all_of(3, act)):
+    for rank, future in enumerate(run_nodes(3, act)):
         error = future.result(240)
         assert type(error) is expected
         assert str(error).count("on node") == (rank != failing)
@@ -101,11 +101,11 @@ def test_a_silent_or_disconnected_node_is_lost(monkeypatch: pytest.MonkeyPatch) 
 
     for act, limit in ((silent, 0.5), (closing, 120.0)):
         monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", limit)
-        for future in all_of(2, act):
+        for future in run_nodes(2, act):
             future.result(240)
 
 
-def test_heartbeats_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_keep_a_slow_node_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "HEARTBEAT_TIMEOUT", 4.0)
     monkeypatch.setattr(link_module, "_HEARTBEAT_INTERVAL", 0.1)
 
@@ -114,16 +114,16 @@ def test_heartbeats_keep_a_slow_node(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(6)
         return link.all_gather(link.node.rank)
 
-    for future in all_of(2, act):
+    for future in run_nodes(2, act):
         assert future.result(240) == [0, 1]
 
 
-def test_a_node_that_has_finished_its_part_may_leave() -> None:
+def test_a_node_that_has_finished_its_phase_may_disconnect() -> None:
     def act(link: ControlLink) -> Any:
         link.begin_phase()
         link.finish_phase()
         if link.node.rank == 1:
-            return None  # and closes the connection
+            return None  # which closes the connection
         time.sleep(0.5)
         (peer,) = link.peers
         peer.receive(pytest.fail)
@@ -131,7 +131,7 @@ def test_a_node_that_has_finished_its_part_may_leave() -> None:
         peer.receive(pytest.fail)
         return peer.done, str(peer.failure)
 
-    done, failure = all_of(2, act)[0].result(240)
+    done, failure = run_nodes(2, act)[0].result(240)
     assert done == 1
     assert failure == "node 1 (127.0.0.1) is lost: its launcher closed the connection", "once another phase has begun"
 
@@ -151,18 +151,18 @@ def test_a_stop_request_reaches_all_nodes(monkeypatch: pytest.MonkeyPatch) -> No
                 link.peers[0].receive(events.append)
         return None
 
-    for future in all_of(2, act):
+    for future in run_nodes(2, act):
         future.result(240)
     assert events == [{"event": "stopped"}]
-    assert signals.stop_requested(), "and the exit status is that of the signal"
+    assert signals.stop_requested(), "so the exit status is the signal's"
 
 
 def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    port, said = free_port(), list[str]()
+    port, messages = free_port(), list[str]()
     result: list[Any] = []
 
     def node0() -> None:
-        link = ControlLink(Node(0, 2, "127.0.0.1", port), said.append)
+        link = ControlLink(Node(0, 2, "127.0.0.1", port), messages.append)
         result.append(link.all_gather("zero"))
         link.close()
 
@@ -177,16 +177,16 @@ def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.Monk
                 time.sleep(0.05)
         stranger.sendall(text)
         stranger.close()
-    for node, why in ((Node(1, 3), "WORLD_SIZE=3 there, but 2 on node 0"), (Node(0, 2), None)):
-        if why is not None:
-            with pytest.raises(UserError, match=why):
-                ControlLink(Node(node.rank, node.count, "127.0.0.1", port), said.append)
-    link = ControlLink(Node(1, 2, "127.0.0.1", port), said.append)
+    for node, refusal in ((Node(1, 3), "WORLD_SIZE=3 there, but 2 on node 0"), (Node(0, 2), None)):
+        if refusal is not None:
+            with pytest.raises(UserError, match=refusal):
+                ControlLink(Node(node.rank, node.count, "127.0.0.1", port), messages.append)
+    link = ControlLink(Node(1, 2, "127.0.0.1", port), messages.append)
     assert link.all_gather("one") == ["zero", "one"]
     thread.join(240)
     link.close()
     assert result == [["zero", "one"]]
-    assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in said)
+    assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in messages)
 
 
 def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +205,10 @@ def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
 
 
-def test_a_refusal_before_the_first_phase_reaches_nodes_already_in_it() -> None:
+def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.announce_end(UserError("job_name=news: a run of this job is alive"))
+            link.announce_end(UserError("job_name=news: another run of this job is in progress"))
             time.sleep(0.3)
             return None
         link.begin_phase()
@@ -217,9 +217,9 @@ def test_a_refusal_before_the_first_phase_reaches_nodes_already_in_it() -> None:
             peer.receive(pytest.fail)
         return peer.failure
 
-    failure = all_of(2, act)[1].result(240)
+    failure = run_nodes(2, act)[1].result(240)
     assert isinstance(failure, UserError)
-    assert "a run of this job is alive" in str(failure)
+    assert "another run of this job is in progress" in str(failure)
 
 
 def test_a_failure_before_a_restart_is_forgotten() -> None:
@@ -235,7 +235,7 @@ def test_a_failure_before_a_restart_is_forgotten() -> None:
         peer.receive(pytest.fail)
         return peer.failure
 
-    assert all_of(2, act)[1].result(240) is None
+    assert run_nodes(2, act)[1].result(240) is None
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
@@ -243,9 +243,9 @@ def test_a_node_that_reconnects_replaces_its_dead_predecessor(
     order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 120.0)
-    port, said = free_port(), list[str]()
+    port, messages = free_port(), list[str]()
     with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
-        nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), said.append))]
+        nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), messages.append))]
         while True:
             try:
                 dead = socket.create_connection(("127.0.0.1", port))
@@ -253,10 +253,10 @@ def test_a_node_that_reconnects_replaces_its_dead_predecessor(
             except ConnectionRefusedError:
                 time.sleep(0.05)
         dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
-        time.sleep(0.3)  # until it was admitted
+        time.sleep(0.3)  # until node 0 has admitted it
         dead.close()
         for rank in order:
-            nodes.append(pool.submit(lambda rank=rank: ControlLink(Node(rank, 3, "127.0.0.1", port), said.append)))
+            nodes.append(pool.submit(lambda rank=rank: ControlLink(Node(rank, 3, "127.0.0.1", port), messages.append)))
             time.sleep(0.5)
         for node in nodes:
             links.callback(node.result(240).close)
@@ -265,13 +265,13 @@ def test_a_node_that_reconnects_replaces_its_dead_predecessor(
 
 
 def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for asked_first in ("here", "elsewhere"):
+    for order in (("here", "elsewhere"), ("elsewhere", "here")):
         monkeypatch.setattr(signals, "_received", [])
         monkeypatch.setattr(signals, "_remote", [])
         with signals.graceful_stop():
-            for where in ("here", "elsewhere") if asked_first == "here" else ("elsewhere", "here"):
+            for where in order:
                 (signals._received.append if where == "here" else signals.receive_remote)(15)
-                signals.check()  # would raise if this counted twice
+                signals.check()  # raises if the signal counts twice
             assert signals.stop_requested()
             assert signals.exit_status() == 143
             signals._received.append(15)

@@ -1,7 +1,4 @@
-"""A network link with latency, for kernels whose traffic control has no `netem`.
-
-Two TAP devices, and a thread that forwards frames between them after a delay.
-"""
+"""A network link with latency, for kernels without `netem`: two TAP devices, and a thread that delays their frames."""
 
 import collections
 import contextlib
@@ -13,31 +10,31 @@ import threading
 import time
 
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
-_LONGEST = 2**16  # bytes of a frame
+_MAX_FRAME = 2**16  # bytes
 
 
-class LongLine:
-    """Each end is a network device in this process's namespace, and may be moved to another."""
+class SlowLink:
+    """A link between two network devices. They start in this process's namespace, and may be moved to others."""
 
     def __init__(self, ends: tuple[str, str], seconds: float):
         self._seconds, self._closed = seconds, threading.Event()
         self._files = [os.open("/dev/net/tun", os.O_RDWR) for _ in ends]
         for file, name in zip(self._files, ends, strict=True):
             fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
-        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread = threading.Thread(target=self._forward, daemon=True)
         self._thread.start()
 
-    def _carry(self) -> None:
+    def _forward(self) -> None:
         first, second = self._files
-        under_way = {first: collections.deque[tuple[float, bytes]](), second: collections.deque[tuple[float, bytes]]()}
+        in_transit = {first: collections.deque[tuple[float, bytes]](), second: collections.deque[tuple[float, bytes]]()}
         while not self._closed.is_set():
-            due = min((frames[0][0] for frames in under_way.values() if frames), default=time.monotonic() + 0.2)
+            due = min((frames[0][0] for frames in in_transit.values() if frames), default=time.monotonic() + 0.2)
             for file in select.select(self._files, [], [], max(0.0, due - time.monotonic()))[0]:
-                frame = os.read(file, _LONGEST)
-                under_way[second if file == first else first].append((time.monotonic() + self._seconds, frame))
-            for file, frames in under_way.items():
+                frame = os.read(file, _MAX_FRAME)
+                in_transit[second if file == first else first].append((time.monotonic() + self._seconds, frame))
+            for file, frames in in_transit.items():
                 while frames and frames[0][0] <= time.monotonic():
-                    with contextlib.suppress(OSError):  # that end is down: the frame is lost
+                    with contextlib.suppress(OSError):  # the device is down: the frame is lost
                         os.write(file, frames.popleft()[1])
 
     def close(self) -> None:

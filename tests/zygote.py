@@ -1,9 +1,8 @@
-"""Commands that are typed, without the seconds that their imports take: each is forked from a process that has imported
-all that they need, once.
+"""Run commands without paying for their imports: fork each from a zygote, a process that has imported everything once.
 
-What comes of it is a process like any other: a child of the tests, with arguments, an environment, a folder, and pipes of
-its own. It runs the script from its first line, and its fork server is forked from it, instead of started. `popen` takes the
-way of a shell where something that a library reads when it is imported differs, and where it is told to (`cold`).
+A forked command behaves like one started from a shell: it is a child of the tests, has its own arguments, environment,
+folder and pipes, and runs the script from its first line. Its fork server is forked from it, too. `popen` starts a new
+interpreter instead if the environment differs in a variable that libraries read on import, or with `cold=True`.
 """
 
 import atexit
@@ -32,33 +31,33 @@ from scaling_fl.runtime import launcher, signals
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train_federated.py"
 
-# What only the program itself reads, or a library each time anew. Where another variable differs, a new process is started.
-_FREE = ("SACRED_", "AWS_", "CHAOS", "PYTEST_", "SCALING_FL_", "AIP_", "GCSFS_")
-_FREE_NAMES = {
+# Variables that no library reads on import: free to differ between commands forked from the same zygote.
+_FREE_PREFIXES = ("SACRED_", "AWS_", "CHAOS", "PYTEST_", "SCALING_FL_", "AIP_", "GCSFS_")
+_FREE_VARIABLES = {
     "TMPDIR", "CLUSTER_SPEC", "STORAGE_EMULATOR_HOST", "TEST_BUCKET", "PYTHONUNBUFFERED", "MASTER_ADDR", "MASTER_PORT",
     "WORLD_SIZE", "RANK", "TOKENIZERS_PARALLELISM",
 }  # fmt: skip
-_MODULES = (
+_PRELOADED = (
     "scaling_fl.runtime.preparation", "scaling_fl.runtime.worker", "scaling_fl.runtime.job", "scaling_fl.commands.show_task",
     "scaling_fl.commands.show_shards", "scaling_fl.tracking.mongo", "sacred", "sacred.run", "dotenv", "git", "gridfs",
     "s3fs", "gcsfs", "pyarrow.csv", "pyarrow.parquet", "filelock", "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
 )  # fmt: skip
-_PR_SET_CHILD_SUBREAPER, _CLONE_NEWNET = 36, 0x40000000  # of Linux
+_PR_SET_CHILD_SUBREAPER, _CLONE_NEWNET = 36, 0x40000000  # <linux/prctl.h>, <linux/sched.h>
 
 
 def popen(
     *arguments: str, script: Path = SCRIPT, cold: bool = False, network: str = "", **options: Any
 ) -> "subprocess.Popen[str]":
-    """`subprocess.Popen([python, script, *arguments], **options)`; `network`: the name of the namespace that it is in."""
+    """Like `subprocess.Popen([python, script, *arguments], **options)`, in the network namespace `network` if given."""
     argv, environ = [sys.executable, str(script), *arguments], options.get("env") or os.environ
-    if cold or fixed(environ) != _nursery.environ:
+    if cold or import_time_environment(environ) != _zygote.environ:
         return subprocess.Popen(["ip", "netns", "exec", network, *argv] if network else argv, **options)
-    return _Forked([network, *argv], **options)
+    return _ForkedPopen([network, *argv], **options)
 
 
 def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """The same, to its end; what it wrote is captured."""
+    """Run a command like `popen`, wait until it ends, and capture its output."""
     with popen(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
             out, err = process.communicate()
@@ -68,33 +67,33 @@ def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def fixed(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that a process must have from its start on."""
-    free = _FREE_NAMES | launcher.LIBRARY_ENVIRONMENT.keys()
-    return {name: value for name, value in environ.items() if name not in free and not name.startswith(_FREE)}
+def import_time_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that may be read on import, and so must match the zygote's."""
+    free = _FREE_VARIABLES | launcher.LIBRARY_ENVIRONMENT.keys()
+    return {name: value for name, value in environ.items() if name not in free and not name.startswith(_FREE_PREFIXES)}
 
 
-def start_with(environ: Mapping[str, str]) -> None:
-    """What the commands' environments have in common in this session."""
-    _nursery.environ = fixed(environ)
+def set_environment(environ: Mapping[str, str]) -> None:
+    """Set the environment that the zygote will start with."""
+    _zygote.environ = import_time_environment(environ)
 
 
-class _Forked(subprocess.Popen):  # type: ignore[type-arg]
-    """A process that `Popen` looks after like those that it starts."""
+class _ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
+    """`Popen` for a process forked from the zygote."""
 
     def _execute_child(self, *values: Any) -> None:
-        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *values).arguments  # type: ignore[attr-defined]
-        ends = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
-        files = [own if end == -1 else end for own, end in enumerate(ends)]
-        folder, environ = given["cwd"] or os.getcwd(), given["env"] or dict(os.environ)
-        self.pid = _nursery.fork((given["args"], str(folder), dict(environ), given["start_new_session"]), files)
+        bound = inspect.signature(subprocess.Popen._execute_child).bind(self, *values).arguments  # type: ignore[attr-defined]
+        child_ends = [bound[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        files = [standard if end == -1 else end for standard, end in enumerate(child_ends)]
+        folder, environ = bound["cwd"] or os.getcwd(), bound["env"] or dict(os.environ)
+        self.pid = _zygote.fork((bound["args"], str(folder), dict(environ), bound["start_new_session"]), files)
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
+        self._close_pipe_fds(*(bound[name] for name in pipes))  # type: ignore[attr-defined]
 
 
-class _Nursery:
-    """The process that all are forked from, started at the first."""
+class _Zygote:
+    """The process that commands are forked from; started by the first one."""
 
     def __init__(self) -> None:
         self.environ: dict[str, str] = {}
@@ -104,65 +103,65 @@ class _Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.typed", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "tests.zygote", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
                 env=self.environ | launcher.LIBRARY_ENVIRONMENT | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
             )  # fmt: skip
-        atexit.register(self._end)
+        atexit.register(self._stop)
         self._socket = ours
         return ours
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         assert self._socket is not None
         self._socket.close()
         self._process.wait()
 
     def fork(self, command: tuple[Any, ...], files: list[int]) -> int:
-        """Its process is a child of this one: it is adopted when the one between them ends."""
+        """Fork a command and return its pid. This process adopts it (as subreaper) when the intermediate process ends."""
         ours = self._socket or self._start()
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            content = pickle.dumps(command)
-            socket.send_fds(ours, [len(content).to_bytes(8, "little")], files)
-            ours.sendall(content)
-            answer = ours.recv(8)
+            request = pickle.dumps(command)
+            socket.send_fds(ours, [len(request).to_bytes(8, "little")], files)
+            ours.sendall(request)
+            pid = ours.recv(8)
         finally:
             libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-        assert answer, "the process that commands are forked from has ended"
-        return int.from_bytes(answer, "little")
+        assert pid, "the zygote has ended"
+        return int.from_bytes(pid, "little")
 
 
-_nursery = _Nursery()
+_zygote = _Zygote()
 
 
 def _serve(theirs: socket.socket) -> None:
-    """Fork a process for each command that comes, until the tests end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the tests
-    for name in _MODULES:
+    """Fork a process for each request until the tests close the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the tests' whole process group
+    for name in _PRELOADED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # the pages stay shared
+    gc.freeze()  # collections in the children would copy the shared pages
     while True:
         size, files, _, _ = socket.recv_fds(theirs, 8, 3)
         if not size:
             return
         command = pickle.loads(theirs.recv(int.from_bytes(size, "little")))
-        number, tell = os.pipe()
-        between = os.fork()
-        if between == 0:
+        pid_reader, pid_writer = os.pipe()
+        intermediate = os.fork()
+        if intermediate == 0:
             child = os.fork()
             if child == 0:
-                _become(files, *command)
-            os.write(tell, child.to_bytes(8, "little"))
+                _execute(files, *command)
+            os.write(pid_writer, child.to_bytes(8, "little"))
             os._exit(0)
-        os.waitpid(between, 0)  # its child is adopted now
-        theirs.sendall(os.read(number, 8))
-        for file in (*files, number, tell):
+        os.waitpid(intermediate, 0)  # from now on, the command is a child of the tests
+        theirs.sendall(os.read(pid_reader, 8))
+        for file in (*files, pid_reader, pid_writer):
             os.close(file)
 
 
-def _become(files: list[int], argv: list[str], folder: str, environ: dict[str, str], new_session: bool) -> None:
-    """Be `python *argv` to its end."""
+def _execute(files: list[int], argv: list[str], folder: str, environ: dict[str, str], new_session: bool) -> None:
+    """Run `python *argv` in this process and exit with its status."""
     network, _, *argv = argv
     status = 1
     try:
@@ -171,7 +170,7 @@ def _become(files: list[int], argv: list[str], folder: str, environ: dict[str, s
                 assert ctypes.CDLL(None).setns(namespace.fileno(), _CLONE_NEWNET) == 0
         if new_session:
             os.setsid()
-        _open_only(dict(enumerate(files)))
+        _keep_only(dict(enumerate(files)))
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environ)
@@ -186,7 +185,7 @@ def _become(files: list[int], argv: list[str], folder: str, environ: dict[str, s
             setattr(sys, name, text)
             setattr(sys, f"__{name}__", text)
         sys.argv, sys.path[0] = argv, str(Path(argv[0]).resolve().parent)
-        multiprocessing.util.spawnv_passfds = _spawn  # type: ignore[assignment]
+        multiprocessing.util.spawnv_passfds = _fork_the_fork_server  # type: ignore[assignment]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__file__ = argv[0]
         try:
@@ -205,24 +204,24 @@ def _become(files: list[int], argv: list[str], folder: str, environ: dict[str, s
         os._exit(status)
 
 
-_plain_spawn = multiprocessing.util.spawnv_passfds
+_spawn = multiprocessing.util.spawnv_passfds
 
 
-def _spawn(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
-    """In place of `multiprocessing.util.spawnv_passfds`: the fork server has imported already what it would import."""
+def _fork_the_fork_server(path: Any, args: Sequence[Any], inherited: Sequence[int]) -> int:
+    """Replaces `multiprocessing.util.spawnv_passfds`: a forked fork server already has its imports."""
     if "multiprocessing.forkserver" not in args[-1]:
-        return _plain_spawn(path, args, passed)
+        return _spawn(path, args, inherited)
     child = os.fork()
     if child:
         return child
     try:
         signal.set_wakeup_fd(-1)
-        for number in signals.STOP_SIGNALS:  # as a new program has them
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        multiprocessing.util.spawnv_passfds = _plain_spawn
+        for stop in signals.STOP_SIGNALS:  # exec would reset handlers, but keep ignored signals ignored
+            if signal.getsignal(stop) is not signal.SIG_IGN:
+                signal.signal(stop, signal.default_int_handler if stop == signal.SIGINT else signal.SIG_DFL)
+        multiprocessing.util.spawnv_passfds = _spawn
         sys.modules["__main__"] = types.ModuleType("__main__")
-        _open_only({0: 0, 1: 1, 2: 2} | {file: file for file in passed})
+        _keep_only({0: 0, 1: 1, 2: 2} | {file: file for file in inherited})
         exec(args[-1], {})
     except SystemExit:
         pass
@@ -232,19 +231,19 @@ def _spawn(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
         os._exit(0)
 
 
-def _open_only(wanted: dict[int, int]) -> None:
-    """Have these files open, under these numbers, and no others."""
-    if any(number != file for number, file in wanted.items()):
-        high = {number: os.dup(file) for number, file in wanted.items()}
-        for number, file in high.items():
-            os.dup2(file, number)
-    for number in wanted:
-        os.set_inheritable(number, number <= 2)
+def _keep_only(files: dict[int, int]) -> None:
+    """Duplicate open files to new descriptors (`files`: new → old), and close all others."""
+    if any(new != old for new, old in files.items()):
+        copies = {new: os.dup(old) for new, old in files.items()}
+        for new, copy in copies.items():
+            os.dup2(copy, new)
+    for new in files:
+        os.set_inheritable(new, new <= 2)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in wanted:
-            with contextlib.suppress(OSError):  # that of this list
+        if int(name) not in files:
+            with contextlib.suppress(OSError):  # the descriptor of the listing is closed already
                 os.close(int(name))
-    signals.wakeup, signals._wakeup_writer = os.pipe()  # each program has one of its own
+    signals.wakeup, signals._wakeup_writer = os.pipe()  # the loop has closed the inherited pair
 
 
 if __name__ == "__main__":
