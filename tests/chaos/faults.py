@@ -131,7 +131,9 @@ def main() -> None:
     run_children, database = launcher.run_children, mongo.MongoEntry._database
     marker, training = json.loads(os.environ["CHAOS"])["marker"], False
 
-    def run_children_with_fault(target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any) -> None:
+    def run_children_with_fault(
+        target: str, jobs: Any, names: Any, folder: str, on_event: Any, *args: Any, **more: Any
+    ) -> None:
         def watch(event: dict[str, Any]) -> None:
             on_event(event)
             if event.get("text", "").startswith("stopping: "):
@@ -140,7 +142,7 @@ def main() -> None:
         nonlocal training
         training = target.endswith(":work")
         try:
-            run_children("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, watch, *args)
+            run_children("tests.chaos.faults:" + target.partition(":")[2], jobs, names, folder, watch, *args, **more)
         finally:
             training = False
 

@@ -291,7 +291,7 @@ def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
 
 
 @pytest.mark.parametrize(
-    ("checkpoints_dir", "node", "said"),
+    ("checkpoints_dir", "node", "note"),
     [
         ("out", 0, "stopping: saving the last complete round first"),
         (None, 0, "stopping: nothing is saved, because checkpoints_dir is not set"),
@@ -299,12 +299,12 @@ def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
     ],
 )
 def test_the_note_at_a_stop_signal_says_what_is_saved(
-    checkpoints_dir: str | None, node: int, said: str, monkeypatch: pytest.MonkeyPatch
+    checkpoints_dir: str | None, node: int, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note: notes.append(stop_note))
     launcher.train(plan(checkpoints_dir, node=node, nodes=(0, 1)), pytest.fail)
-    assert notes == [said]
+    assert notes == [note]
 
 
 def wait_for(send: Any, file: str) -> None:

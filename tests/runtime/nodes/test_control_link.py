@@ -208,7 +208,7 @@ def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.announce_end(UserError("job_name=news: a run of this job is alive"))
+            link.announce_end(UserError("job_name=news: another run of this job is in progress"))
             time.sleep(0.3)
             return None
         link.begin_phase()
@@ -219,7 +219,7 @@ def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
 
     failure = run_nodes(2, act)[1].result(240)
     assert isinstance(failure, UserError)
-    assert "a run of this job is alive" in str(failure)
+    assert "another run of this job is in progress" in str(failure)
 
 
 def test_a_failure_before_a_restart_is_forgotten() -> None:
