@@ -140,12 +140,15 @@ def test_a_stop_request_reaches_all_nodes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(signals, "_received", [])
     monkeypatch.setattr(signals, "_remote", [])
     events: list[dict[str, Any]] = []
+    connected = threading.Event()  # before, node 1 doesn't pass events on
 
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
+            assert connected.wait(120)
             link.announce_end(KeyboardInterrupt())
             time.sleep(0.5)
         else:
+            connected.set()
             deadline = time.monotonic() + 120
             while not events and time.monotonic() < deadline:
                 link.peers[0].receive(events.append)
