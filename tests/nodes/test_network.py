@@ -92,7 +92,7 @@ def test_six_sites_on_three_machines_equal_six_sites_on_one(
         for machine in (machines[0], machines[2])
     )
     text = ""
-    while "is waiting on port 29500 for node 1" not in text:
+    while "is waiting on port 29500 for node" not in text:
         assert first.stdout is not None
         line = first.stdout.readline()
         assert line, text
