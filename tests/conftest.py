@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import fsspec
 import pytest
@@ -37,10 +39,23 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests out of the user's caches. Set once, because the fork server keeps its first environment."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's caches, and of other jobs' locks and temporary files.
+
+    Set once, because the fork server keeps its first environment.
+    """
     os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    zygote.set_environment(clean_environment())
+    with tempfile.TemporaryDirectory(prefix="sf-") as folder:  # a short path, because the paths of sockets are limited
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        zygote.set_environment(clean_environment())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(_own_folders: None) -> Iterator[None]:
+    """Restore the environment: a worker that runs in this process names the network interface to use, for one."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
