@@ -41,7 +41,20 @@ def this_node(environ: Mapping[str, str]) -> Node:
         raise UserError(
             f"node {node.rank} of {node.count}: ranks go from 0 to {node.count - 1}; give each node its own rank"
         )
+    _check_interfaces(environ, node)
     return node
+
+
+def _check_interfaces(environ: Mapping[str, str], node: Node) -> None:
+    """Refuse the loopback interface for nodes on different machines: the workers could not reach each other."""
+    if node.count == 1 or node.address.startswith(("localhost", "127.", "::1")):
+        return
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if environ.get(name) in ("lo", "lo0"):
+            raise UserError(
+                f"{name}={environ[name]}: this is the loopback interface, which doesn't lead to {node.address}; name the "
+                "interface between the nodes, or unset the variable"
+            )
 
 
 def _vertex(text: str) -> Node:

@@ -35,6 +35,10 @@ def spec(**changes: Any) -> dict[str, str]:
         (KUBEFLOW | PLAIN | {"WORLD_SIZE": "8"}, Node(3, 4, "job-0", 29501)),
         (KUBEFLOW | TORCHRUN, Node(3, 4, "job-0", 29502)),
         ({"CLUSTER_SPEC": "", "PET_NNODES": ""} | PLAIN, Node(2, 3, "10.0.0.1", 29400)),
+        # Nodes on one machine meet at its loopback interface; a single node needs no other.
+        (PLAIN | {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}, Node(2, 3, "127.0.0.1", 29400)),
+        ({"GLOO_SOCKET_IFNAME": "lo"}, Node()),
+        (PLAIN | {"GLOO_SOCKET_IFNAME": "eth0"}, Node(2, 3, "10.0.0.1", 29400)),
     ],
 )  # fmt: skip
 def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node) -> None:
@@ -54,6 +58,8 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4: start one process per node (torchrun --nproc-per-node=1)"),
         ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC='{': not in Vertex AI's format"),
         ({"CLUSTER_SPEC": "[1]"}, "CLUSTER_SPEC='[1]': not in Vertex AI's format"),
+        (PLAIN | {"GLOO_SOCKET_IFNAME": "lo"}, "GLOO_SOCKET_IFNAME=lo: this is the loopback interface, which doesn't lead to 10.0.0.1; name the interface between the nodes, or unset the variable"),
+        (spec() | {"NCCL_SOCKET_IFNAME": "lo"}, "NCCL_SOCKET_IFNAME=lo: this is the loopback interface"),
         (spec(cluster={}), "not in Vertex AI's format"),
         (spec(task={"type": "evaluator", "index": 0}), "not in Vertex AI's format"),
     ],
