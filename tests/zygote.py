@@ -59,11 +59,16 @@ def popen(
 def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run a command like `popen`, wait until it ends, and capture its output."""
     with popen(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
+        return wait_for(process)
+
+
+def wait_for(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    """Wait until a process ends; kill it if the test ends earlier."""
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -136,17 +136,22 @@ class Storage:
         else:
             self.fs.put_file(str(path), f"{self.root}/{name}", callback=_ProgressCallback(on_progress))
 
-    @contextlib.contextmanager
-    def _as_user_error(self, failure: str) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # every file system raises its own exceptions
-            raise UserError(
-                f"checkpoints_dir={self.url}: {failure} ({type(error).__name__}: {error}); "
-                "check the path or URL, free space, permissions and credentials"
-            ) from error
+    def _as_user_error(self, failure: str) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(f"checkpoints_dir={self.url}", failure)
+
+
+@contextlib.contextmanager
+def storage_errors(place: str, failure: str) -> Iterator[None]:
+    """Turn the errors of a file system into `UserError`: the place, what failed, why, and what to check."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every file system raises its own exceptions
+        raise UserError(
+            f"{place}: {failure} ({type(error).__name__}: {error}); "
+            "check the path or URL, free space, permissions and credentials"
+        ) from error
 
 
 class _ProgressCallback(Callback):  # type: ignore[misc]

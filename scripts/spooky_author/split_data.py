@@ -9,12 +9,10 @@ only on the rows, --train-size and --seed.
 """
 
 import argparse
-import contextlib
 import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scaling_fl.checkpoint.storage import storage_errors
 from scaling_fl.data.readers import formats, tables
 from scaling_fl.data.subsets import stratified
 from scaling_fl.data.tasks import spooky_author
@@ -46,7 +45,7 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
     for path in (train_path, test_path):
         if not path.endswith(".csv"):
             raise UserError(f"{path}: the output is CSV; choose a name ending in .csv")
-        with _reachable(path):
+        with storage_errors(path, "cannot write to it"):
             fs, place = fsspec.url_to_fs(path)
             if fs.isdir(place):
                 raise UserError(f"{path}: found a folder, expected a file; choose another path")
@@ -65,30 +64,17 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         writer.writerows(compress(zip(*table.columns.values(), strict=True), chosen))
         report.append((path, buffer.getvalue(), Counter(compress(authors, chosen))))
     for path, *_ in report:
-        with _reachable(path):
+        with storage_errors(path, "cannot write to it"):
             fs, place = fsspec.url_to_fs(path)
             fs.makedirs(fs._parent(place), exist_ok=True)
     lines = list(table.notes)
     for path, content, counts in report:
-        with _reachable(path):
+        with storage_errors(path, "cannot write to it"):
             fs, place = fsspec.url_to_fs(path)
             fs.pipe_file(place, content.encode())
         shares = ", ".join(f"{author} {count:,}" for author, count in sorted(counts.items()))
         lines.append(f"{path}: {sum(counts.values()):,} rows ({shares})")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _reachable(path: str) -> Iterator[None]:
-    """Turn the file system's errors into `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # every file system raises its own exceptions
-        raise UserError(
-            f"{path}: cannot write to it ({type(error).__name__}: {error}); check the path, permissions and credentials"
-        ) from error
 
 
 def main(argv: list[str]) -> None:

@@ -41,13 +41,7 @@ class Job(NamedTuple):
     def run(
         self, fault: dict[str, Any] | None = None, *more: str, cold: bool = False
     ) -> "subprocess.CompletedProcess[str]":
-        process = self.start(fault, *more, cold=cold)
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(self.words, process.returncode, out, err)
+        return zygote.wait_for(self.start(fault, *more, cold=cold))
 
     def state(self) -> dict[str, bytes]:
         tensors, _ = store.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")

@@ -13,11 +13,6 @@ from scaling_fl.federated.resident import Resident
 from tests import builders
 
 
-@pytest.fixture
-def resident(tmp_path: Path) -> Resident:
-    return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
-
-
 def test_evaluation_uses_no_dropout_and_leaves_parameters_unchanged(resident: Resident) -> None:
     params = resident.model.flat.clone()
     kept = params.clone()

@@ -22,11 +22,6 @@ from tests import builders
 SHARD = np.array([1, 4, 9, 16, 25, 36, 2])
 
 
-@pytest.fixture
-def resident(tmp_path: Path) -> Resident:
-    return builders.resident(tmp_path, Config(batch_size=3, learning_rate=0.02), builders.bert())
-
-
 def test_delta_is_the_servers_parameters_minus_the_sites_after_training(resident: Resident) -> None:
     params = resident.model.flat.clone()
     kept = params.clone()

@@ -26,11 +26,7 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
             key for key, value in theirs.items() if key not in _PER_NODE_KEYS and value != everyone[0].get(key)
         ]
         if differing or theirs.keys() != everyone[0].keys():
-            said = ", ".join(f"{key}={theirs[key]!r} and {everyone[0].get(key)!r}" for key in differing)
-            raise UserError(
-                f"node {rank} and node 0 have different configurations: {said or 'different sets of keys'}; use "
-                "the same values on every node"
-            )
+            raise UserError(f"node {rank} and node 0 have {_difference(differing, theirs, everyone[0])}")
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
     if config.keeps_site_state:
         raise UserError(
@@ -49,6 +45,13 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
         job_name=everyone[0]["job_name"],
         checkpoints_dir=config.checkpoints_dir if link.node.rank == 0 else None,  # node 0 reads and writes them
     )
+
+
+def _difference(differing: Sequence[str], theirs: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    if not differing:
+        return "different sets of keys; run the same version of scaling_fl on every node"
+    values = ", ".join(f"{key}={theirs[key]!r} and {first.get(key)!r}" for key in differing)
+    return f"different configurations: {values}; use the same values on every node"
 
 
 def join_plans(plan: Plan, link: ControlLink) -> Plan:
