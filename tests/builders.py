@@ -91,6 +91,8 @@ def pretrained(folder: Path, kind: str = "bert") -> Path:
         "albert": lambda: transformers.AlbertConfig(
             **vocabulary, **TINY_SIZES | {"num_hidden_layers": 3}, embedding_size=8
         ),
+        "roberta": lambda: transformers.RobertaConfig(**vocabulary, **TINY_SIZES, pad_token_id=0, type_vocab_size=1),
+        "roformer": lambda: transformers.RoFormerConfig(**vocabulary, **TINY_SIZES),
     }[kind]()
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)

@@ -30,6 +30,17 @@ ALIASES = {
 }
 
 
+# What the program and the exported model rely on, whatever the base model's config.json says. None of these keys changes
+# the logits.
+SETTINGS = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "problem_type": "single_label_classification",
+}
+NO_CACHE = {"use_cache": False}  # of keys and values for generation; only some architectures have it
+
+
 class LoadedModel(NamedTuple):
     module: Any  # a transformers.PreTrainedModel
     tokenizer: Any
@@ -42,7 +53,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
     Parameters that the pre-trained weights lack (the classification head) are initialised with `seed`. `texts` are used
     only by `model="tiny"`, whose vocabulary comes from them. Raises `UserError` if the model can't be found or used.
     """
-    labels = {
+    labels: dict[str, Any] = SETTINGS | {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
@@ -76,6 +87,9 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                 "use the config.json that belongs to the weights"
             )
     module.config.pad_token_id = _with_padding_token(model, tokenizer).pad_token_id
+    for key, value in NO_CACHE.items():
+        if hasattr(module.config, key):
+            setattr(module.config, key, value)
     _check_limits(model, module, tokenizer, max_seq_len)
     return LoadedModel(module, tokenizer, new_parameters)
 
@@ -96,9 +110,9 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
 
 
 def architecture(module: Any) -> dict[str, Any]:
-    """Return the model's configuration, defaults included, without what describes the file or the library."""
+    """Return the model's configuration, defaults included, without the file, the library and what is always set."""
     config = json.loads(module.config.to_json_string(use_diff=False))
-    metadata = ("architectures", "dtype", "transformers_version")
+    metadata = ("architectures", "dtype", "transformers_version", *SETTINGS, *NO_CACHE)
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in metadata}
 
 
@@ -120,6 +134,13 @@ def takes_token_types(module: torch.nn.Module) -> bool:
     """Whether the model marks a pair's second text by token types: BERT and ALBERT do, DistilBERT and RoBERTa don't."""
     types: int = getattr(module.config, "type_vocab_size", 0)
     return types > 1 and "token_type_ids" in inspect.signature(module.forward).parameters
+
+
+def input_names(module: torch.nn.Module, pairs: bool) -> list[str]:
+    """Return the names of the tensors that the model is trained with, on pairs or on single texts."""
+    token_types = ["token_type_ids"] if pairs and takes_token_types(module) else []
+    mask = ["attention_mask"] if "attention_mask" in inspect.signature(module.forward).parameters else []
+    return ["input_ids", *token_types, *mask]
 
 
 def silence_library() -> None:

@@ -1,7 +1,6 @@
 """The coordinator, worker 0: it reports rounds, writes checkpoints, and saves one before a job ends early."""
 
 import json
-import shutil
 import tempfile
 import threading
 import time
@@ -13,6 +12,7 @@ import torch
 from scaling_fl import state_file
 from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.checkpoint.header import checkpoint_header
+from scaling_fl.checkpoint.model_card import model_card
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated.best_round import best_so_far
@@ -20,6 +20,7 @@ from scaling_fl.federated.metrics import finite_or_text
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, state_arrays
 from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.models import export
 from scaling_fl.models.flat_parameters import FlatModel
 from scaling_fl.progress import Send
 from scaling_fl.runtime.background import BackgroundWriter
@@ -117,10 +118,13 @@ class Coordinator:
             return
         self._model.load(self._state.params)
         with tempfile.TemporaryDirectory() as staging:
-            shutil.copytree(Path(self._plan.folder) / "model", staging, dirs_exist_ok=True)
-            self._model.module.save_pretrained(staging)
+            export.write_folder(self._model.module, Path(self._plan.folder) / "model", Path(staging))
+            round_ = self._state.round
+            results = self._history.get(str(round_), {})
+            card = model_card(self._plan.config, self._plan.label_names, self._plan.num_sites, round_, results)
+            (Path(staging) / "README.md").write_text(card)
             files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
-            (Path(staging) / COMPLETE).write_text(json.dumps({"round": self._state.round, "files": files}))
+            (Path(staging) / COMPLETE).write_text(json.dumps({"round": round_, "files": files}))
             folder = CheckpointStore(self._plan.config.checkpoints_dir)
             name = folder.publish_folder(Path(staging), "model", COMPLETE, self._send.progress)
         self._send({"event": "model", "path": name})

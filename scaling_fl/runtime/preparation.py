@@ -28,7 +28,7 @@ from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_moments
 from scaling_fl.federated.worker_sites import write_shards
-from scaling_fl.models import fingerprints, loading
+from scaling_fl.models import export, fingerprints, loading
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, num_cores
@@ -60,8 +60,11 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
         check_compiler(devices[0])
-    loaded.module.config.save_pretrained(work / "model")
-    tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
+    input_names = loading.input_names(loaded.module, task.train.pairs is not None)
+    with export.export_errors(config.model):
+        loaded.module.config.save_pretrained(work / "model")
+        tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
+        loaded = export.as_rebuilt(loaded, work / "model")
 
     threads = config.threads_per_site or max(1, num_cores() // len(config.site_ids))
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
@@ -89,13 +92,16 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             finished = round_ >= config.num_rounds and exported
         if not finished:
             checkpoints.probe()
+            if config.has_global_model:
+                with export.export_errors(config.model):
+                    export.check_export(loaded, work / "model", task.train.texts, task.train.pairs)
 
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
         write_shards(work, shards)
         np.save(work / "held_back.npy", held_back)
-        token_types = task.train.pairs is not None and loading.takes_token_types(loaded.module)
+        token_types = "token_type_ids" in input_names
         for name, split in (("train", task.train), ("test", task.test)):
             key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)
             what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"

@@ -157,3 +157,17 @@ def test_a_checkpoint_without_origin_binds_the_job_to_the_models_path(started: C
     train(started, tmp_path / "fourth")
     longer = dataclasses.replace(started, num_rounds=3, model=str(tmp_path / "moved"))
     assert prepare(longer, tmp_path / "fifth").round == 2, "a resumed job writes the origin"
+
+
+def test_a_job_whose_model_is_loaded_with_another_layout_than_it_is_built_resumes(
+    small_config: Config, tmp_path: Path
+) -> None:
+    """RoFormer's table of sines is frozen when it is built, and trainable after loading."""
+    model = builders.pretrained(tmp_path / "roformer", "roformer")
+    config = dataclasses.replace(small_config, model=str(model), keep_optimiser=True)
+    train(config, tmp_path / "first")
+    assert prepare(dataclasses.replace(config, num_rounds=2), tmp_path / "second").round == 1
+    table = "roformer.encoder.embed_positions.weight"
+    tensors, _ = read_state(tmp_path / "out" / "round-000001.safetensors")
+    expected = safetensors.numpy.load_file(model / "model.safetensors")[table.removeprefix("roformer.")]
+    assert (tensors[table] == expected).all(), "no weight decay on a frozen table"

@@ -34,6 +34,9 @@ def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Pa
     launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
     assert prepare(small_config, tmp_path / "second").finished
     weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "| validation.accuracy | " in card
+    assert str(tmp_path) not in card
     for damage in (b"", b"half"):
         (tmp_path / "out" / "model" / "model.safetensors").write_bytes(damage)
         assert not prepare(small_config, tmp_path / f"other {damage!r}").finished
@@ -42,6 +45,7 @@ def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Pa
     assert (plan.round, plan.finished) == (1, False)
     launcher.train(plan, lambda event: None)
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "out" / "model" / "README.md").read_text() == card
     assert prepare(small_config, tmp_path / "fourth").finished
 
 

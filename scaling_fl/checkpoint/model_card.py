@@ -1,0 +1,66 @@
+"""The model card of an exported model: how to use it, its labels, its training and its results."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from scaling_fl.config.schema import Config
+from scaling_fl.models.loading import ALIASES
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Keys that say how the model was trained. No path of the machine is among them.
+_TRAINING = (
+    "task_name", "max_seq_len", "baseline", "partition", "batch_size", "num_local_epochs", "optimiser", "learning_rate",
+    "lr_schedule", "warmup", "weight_decay", "server_optimiser", "server_learning_rate", "server_momentum", "seed",
+    "data_seed",
+)  # fmt: skip
+_RESULTS = ("validation.", "held_back.")
+
+
+def model_card(
+    config: Config, label_names: Sequence[str], num_sites: int, round_: int, results: Mapping[str, Any]
+) -> str:
+    """Return the `README.md` of the model after `round_`, with its `results` by metric. It names no local path."""
+    base = ALIASES.get(config.model, config.model)
+    on_hub = config.model != "tiny" and _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=base if on_hub else None,
+        tags=["federated-learning", "scaling_fl"],
+    )
+    argument = "a text" if config.text_pair_column is None else {"text": "a text", "text_pair": "another text"}
+    training = [("sites", num_sites), ("rounds", round_)]
+    training += [(key, value) for key in _TRAINING if (value := getattr(config, key)) is not None]
+    measured = [(name, value) for name, value in sorted(results.items()) if name.startswith(_RESULTS)]
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {config.job_name}",
+        f"A text classifier with {len(label_names)} labels, trained by federated learning with scaling_fl.",
+        "```python\nfrom transformers import pipeline\n\n"
+        'classify = pipeline("text-classification", "FOLDER")\n'
+        f"classify({json.dumps(argument)}, truncation=True)\n```",
+        f"`truncation=True` cuts an input to its first {config.max_seq_len} tokens, as in training.",
+        "## Labels",
+        _table(("number", "label"), list(enumerate(label_names))),
+        "## Training",
+        _table(("key", "value"), training),
+    ]
+    if measured:
+        sections += [f"## Results after round {round_}", _table(("metric", "value"), measured)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {_cell(left)} | {_cell(right)} |" for left, right in lines)
+
+
+def _cell(value: Any) -> str:
+    """A value in one cell of a Markdown table, whatever characters it has."""
+    text = f"{value:.4f}" if isinstance(value, float) and value == round(value, 4) else str(value)
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))

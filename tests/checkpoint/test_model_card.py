@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from scaling_fl.checkpoint.model_card import model_card
+from scaling_fl.config.schema import Config
+
+NAMES = ("a|b", "1\n2", "<i>*c*</i>")
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ("distilbert", "distilbert-base-cased"),
+        ("lab/model-1", "lab/model-1"),
+        ("tiny", None),
+        ("/secret/model", None),
+        ("folder", None),
+    ],
+)
+def test_a_card_names_the_base_model_but_no_local_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, base: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    config = Config(model=model, train_path="/secret/train.csv", job_name="news", max_seq_len=77, learning_rate=3e-4)
+    text = model_card(config, NAMES, 5, 12, {"validation.accuracy": 0.75, "site.1.train.loss": 2.0})
+    card = huggingface_hub.ModelCard(text)
+    assert card.data.base_model == base
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
+    assert "secret" not in text
+    assert "folder" not in text
+    rows = text.splitlines()
+    for row in (
+        r"| 0 | a\|b |", "| 1 | 1 2 |", r"| 2 | \<i\>\*c\*\</i\> |", "| sites | 5 |", "| rounds | 12 |",
+        r"| max\_seq\_len | 77 |", "| validation.accuracy | 0.7500 |", "## Results after round 12",
+    ):  # fmt: skip
+        assert row in rows
+    assert "site.1" not in text
+    assert 'classify("a text", truncation=True)' in rows
+    pairs = model_card(Config(text_pair_column="b"), NAMES, 5, 12, {})
+    assert 'classify({"text": "a text", "text_pair": "another text"}, truncation=True)' in pairs
+    assert "## Results" not in pairs
