@@ -200,7 +200,9 @@ def show_shards(_config: dict[str, Any]) -> None:
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     with _reported_errors(), host.work_folder() as folder:
-        launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
+        launcher.run_children(
+            target, [(Config.from_mapping(config), max(60, job.console.width))], [name], folder, job.console.event
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -233,10 +235,7 @@ def _command(argv: list[str]) -> None:
                 job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
             signals.ignore()
-            resumes = (
-                "; if job_name and checkpoints_dir are set, run the same command again to resume" if job.plan else ""
-            )
-            print(f"interrupted{resumes}", file=sys.stderr)
+            print(f"interrupted{job.after_interrupt()}", file=sys.stderr)
             sys.exit(signals.exit_status())
 
 

@@ -348,7 +348,7 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     rest = process.communicate()[0]
     assert process.returncode == 128 + how
     assert "stopping: nothing is saved, because checkpoints_dir is not set" in rest
-    assert "interrupted; if job_name and checkpoints_dir are set, run the same command again to resume" in rest
+    assert "interrupted; nothing is saved, because checkpoints_dir is not set\n" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
