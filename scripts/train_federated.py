@@ -17,7 +17,7 @@ Commands:
   show_task     preview a task: rows, labels, lengths in tokens, duplicates
   show_shards   preview a partition: rows of each label at each site
   sync          bring a job's records up to date, e.g. after a MongoDB outage
-  print_config  show the configuration that would run
+  print_config  show the configuration that would run on this machine
   help          list all keys with their defaults; or help KEY, help COMMAND
 
 Keys follow `with`, as key=value. `help` lists them; docs/configuration.md has
@@ -42,6 +42,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ if __name__ == "__main__":
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
-from sacred import SETTINGS, Experiment, dependencies  # noqa: E402
+from sacred import SETTINGS, Experiment, commands, dependencies  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
@@ -99,6 +100,10 @@ def _cache_git_commit() -> bool:
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
 for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
     logging.getLogger(_name).setLevel(logging.WARNING)
+if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+    for _name, _text in vars(commands).items():
+        if isinstance(_text, str):
+            setattr(commands, _name, re.sub(r"\x1b\[[\d;]*m", "", _text))
 experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_cache_git_commit())
 experiment.doc = __doc__.splitlines()[0]  # docopt would read the flags in the rest as further options
 experiment.add_config(Config().to_mapping())
@@ -168,6 +173,10 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         checked = job.config_of(config)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
+        if command_name == "print_config":
+            from scaling_fl.runtime import hardware  # imports torch, which no other command needs in this process
+
+            return hardware.resolved(checked)
     return {}
 
 
@@ -200,7 +209,9 @@ def show_shards(_config: dict[str, Any]) -> None:
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     with _reported_errors(), host.work_folder() as folder:
-        launcher.run_children(target, [(Config.from_mapping(config),)], [name], folder, job.console.event)
+        launcher.run_children(
+            target, [(Config.from_mapping(config), max(60, job.console.width))], [name], folder, job.console.event
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -233,10 +244,7 @@ def _command(argv: list[str]) -> None:
                 job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
             signals.ignore()
-            resumes = (
-                "; if job_name and checkpoints_dir are set, run the same command again to resume" if job.plan else ""
-            )
-            print(f"interrupted{resumes}", file=sys.stderr)
+            print(f"interrupted{job.after_interrupt()}", file=sys.stderr)
             sys.exit(signals.exit_status())
 
 

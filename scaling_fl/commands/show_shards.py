@@ -13,7 +13,7 @@ from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
-from scaling_fl.text import one_line
+from scaling_fl.text import short_names
 
 _MAX_SITES = 16  # in the table; if there are more, only the first and the last
 _FIRST, _LAST = 6, 3
@@ -21,12 +21,13 @@ _MAX_COLUMNS = 8  # labels in the table
 _MAX_ROWS = 30  # labels in the picture
 _MAX_WIDTH = 64  # characters of the picture
 _LABEL_WIDTH = 16
+_WIDTH = 120  # characters of a line, unless the terminal is narrower
 _SHADES = "·░▒▓█"  # none, up to a quarter, half, three quarters, all
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
-def show(send: Send, config: Config) -> None:
-    """Send table and picture line by line. Raises `UserError` on bad input, like a run."""
+def show(send: Send, config: Config, width: int) -> None:
+    """Send table and picture line by line, for `width` characters. Raises `UserError` on bad input, like a run."""
     loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
@@ -36,12 +37,14 @@ def show(send: Send, config: Config) -> None:
         task = load_task(config, report)
     notes = list(task.notes)
     sharding = make_shards(config, task.train, notes)
-    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, sharding):
+    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, sharding, width):
         send({"event": "said", "text": line})
 
 
-def describe(config: Config, split: Split, label_names: Sequence[str], sharding: Sharding) -> list[str]:
-    """Return table and picture of the shards, as lines."""
+def describe(
+    config: Config, split: Split, label_names: Sequence[str], sharding: Sharding, width: int = _WIDTH
+) -> list[str]:
+    """Return table and picture of the shards, as lines. Their rows have at most `width` (≥ 60) characters."""
     keys = config.to_mapping()
     chosen = [f"{key}={keys[key]}" for key in PARTITION_OF_KEY if keys[key] not in (None, False)]
     held_back = f"; {len(sharding.held_back):,} more are held back" if len(sharding.held_back) else ""
@@ -49,18 +52,20 @@ def describe(config: Config, split: Split, label_names: Sequence[str], sharding:
         f"{' '.join([f'partition={chosen_partition(keys)}', *chosen])}: {len(sharding.shards):,} sites, "
         f"{len(sharding.trained):,} training rows{held_back}",
         "",
-        *_table(split, label_names, sharding),
+        *_table(split, label_names, sharding, width),
         "",
-        *_picture(split, label_names, sharding.shards),
+        *_picture(split, label_names, sharding.shards, width),
     ]
 
 
-def _table(split: Split, label_names: Sequence[str], sharding: Sharding) -> list[str]:
-    shards, columns = sharding.shards, [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_COLUMNS]]
+def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_width: int) -> list[str]:
+    shards, columns = sharding.shards, short_names(label_names[:_MAX_COLUMNS], _LABEL_WIDTH)
     names = list(map(str, range(len(shards))))
     if split.sites is not None:  # partition=column: the value that the site's rows share
-        names = [one_line(split.sites[shard[0]], _LABEL_WIDTH) for shard in shards]
+        names = short_names([split.sites[shard[0]] for shard in shards], _LABEL_WIDTH)
     width = max(4, *map(len, names))
+    while len(columns) > 1 and width + 20 + sum(2 + max(8, len(name)) for name in columns) > max_width:
+        columns.pop()
     entropies = [label_entropy(split.labels[shard]) for shard in shards]
 
     head = "".join(f"  {name:>8}" for name in columns)
@@ -72,8 +77,8 @@ def _table(split: Split, label_names: Sequence[str], sharding: Sharding) -> list
         counts = np.bincount(split.labels[shards[site]], minlength=len(label_names))
         cells = (f"  {count:>{max(8, len(name))},}" for count, name in zip(counts, columns, strict=False))
         lines.append(f"{names[site]:>{width}}  {len(shards[site]):>9,}  {entropies[site]:>7.3f}{''.join(cells)}")
-    if len(label_names) > _MAX_COLUMNS:
-        lines.append(f"{'':>{width}}  … and {len(label_names) - _MAX_COLUMNS:,} more labels")
+    if len(label_names) > len(columns):
+        lines.append(f"{'':>{width}}  … and {len(label_names) - len(columns):,} more labels")
     smallest, median, largest = np.quantile([len(shard) for shard in shards], (0, 0.5, 1), method="inverted_cdf")
     return [
         *lines,
@@ -82,17 +87,20 @@ def _table(split: Split, label_names: Sequence[str], sharding: Sharding) -> list
     ]
 
 
-def _picture(split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]]) -> list[str]:
+def _picture(
+    split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]], max_width: int
+) -> list[str]:
     """Sites from left to right: a bar for the size, and below it each label's share of the site's examples."""
-    sites = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _MAX_WIDTH)).astype(np.int64))
+    names = short_names(label_names[:_MAX_ROWS], _LABEL_WIDTH)
+    width = max(map(len, ("examples", *names)))
+    room = min(_MAX_WIDTH, max_width - width - 2)
+    sites = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), room)).astype(np.int64))
     counts = np.array([np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in sites])
     sizes = np.array([len(shard) for shard in shards])
     heights = np.ceil(len(_HEIGHTS) * sizes[sites] / sizes.max()).astype(int) - 1
     shades = np.ceil((len(_SHADES) - 1) * counts / counts.sum(axis=1, keepdims=True)).astype(int)
 
-    names = [one_line(name, _LABEL_WIDTH) for name in label_names[:_MAX_ROWS]]
-    width = max(map(len, ("examples", *names)))
-    across = min(6, _MAX_WIDTH // len(sites))  # characters per site
+    across = min(6, room // len(sites))  # characters per site
 
     def row(name: str, characters: str, levels: npt.NDArray[np.int64]) -> str:
         return f"{name:>{width}}  {''.join(characters[level] * across for level in levels)}"

@@ -14,16 +14,17 @@ from scaling_fl.data.subsets import stratified
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
-from scaling_fl.text import one_line
+from scaling_fl.text import one_line, short_names
 
 _MAX_LABELS = 30
 _EXAMPLES = 5
 _EXAMPLE_WIDTH = 150  # characters
 _LABEL_WIDTH = 40
+_WIDTH = 200  # characters of a line, unless the terminal is narrower
 
 
-def show(send: Send, config: Config) -> None:
-    """Send the preview line by line. Raises `UserError` on bad input, like a run."""
+def show(send: Send, config: Config, width: int) -> None:
+    """Send the preview line by line, for `width` characters. Raises `UserError` on bad input, like a run."""
     loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
@@ -37,16 +38,21 @@ def show(send: Send, config: Config) -> None:
         _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
         for name, split in (("training", task.train), ("test", task.test))
     )
-    for line in describe(config, task, train, test):
+    for line in describe(config, task, train, test, width):
         send({"event": "said", "text": line})
 
 
-def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> list[str]:
-    """Return the preview's lines. `train` (N,) and `test` (M,) are the untruncated lengths of texts, or pairs, in tokens."""
+def describe(
+    config: Config, task: Task, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], max_width: int = _WIDTH
+) -> list[str]:
+    """Return the preview's lines. `train` (N,) and `test` (M,) are the untruncated lengths of texts, or pairs, in tokens.
+
+    The rows of its tables have at most `max_width` (≥ 60) characters.
+    """
     lines = [f"task {config.task_name}: {len(task.train):,} training and {len(task.test):,} test rows"]
     lines += [f"note: {note}" for note in task.notes]
 
-    names = [one_line(name, _LABEL_WIDTH) for name in task.label_names]
+    names = short_names(task.label_names, min(_LABEL_WIDTH, max_width - 51))
     width = max(map(len, ("label", *names[:_MAX_LABELS])))
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
@@ -63,13 +69,15 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
         f"tokens of model={config.model}, special tokens included; texts longer than max_seq_len are truncated",
     ]
     lines.append(
-        f"{'':<10}{'shortest':>9}{'median':>8}{'90 %':>8}{'99 %':>8}{'longest':>9}  over max_seq_len={config.max_seq_len}"
+        f"{'':<8}{'shortest':>9}{'median':>7}{'90 %':>7}{'99 %':>7}{'longest':>8}  "
+        + (f"over max_seq_len={config.max_seq_len}" if max_width >= 80 else "truncated")
     )
     for name, lengths in (("training", train), ("test", test)):
         shortest, median, p90, p99, longest = np.quantile(lengths, (0, 0.5, 0.9, 0.99, 1), method="inverted_cdf")
         cut = int((lengths > config.max_seq_len).sum())
         lines.append(
-            f"{name:<10}{shortest:>9,}{median:>8,}{p90:>8,}{p99:>8,}{longest:>9,}  {cut:,} ({cut / len(lengths):.1%})"
+            f"{name:<8}{shortest:>9,}{median:>7,}{p90:>7,}{p99:>7,}{longest:>8,}  {cut:,}"
+            + (f" ({cut / len(lengths):.1%})" if max_width >= 80 else "")
         )
 
     labels_of: dict[Hashable, set[int]] = {}
@@ -92,7 +100,9 @@ def describe(config: Config, task: Task, train: npt.NDArray[np.int64], test: npt
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
-        lines.append(f"{names[task.train.labels[index]]}: {one_line(' ‖ '.join(content), _EXAMPLE_WIDTH)}")
+        name = names[task.train.labels[index]]
+        room = min(_EXAMPLE_WIDTH, max_width - len(name) - 4)
+        lines.append(f"{name}: {one_line(' ‖ '.join(content), room)}")
     return lines
 
 

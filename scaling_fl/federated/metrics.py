@@ -60,7 +60,7 @@ def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float
 def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dict[str, float]:
     """Return `<name>.*` of one model. Sums run in batch order: the number of workers doesn't affect the result."""
     ordered = sorted(batches, key=lambda b: b.batch)
-    confusion = np.sum([b.confusion for b in ordered], axis=0)
+    confusion = confusion_matrix(ordered)
     count = int(confusion.sum())
     return {
         f"{name}.loss": sum(b.loss_sum for b in ordered) / count,
@@ -68,6 +68,32 @@ def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dic
         f"{name}.macro_f1": macro_f1(confusion),
         f"{name}.examples": count,
     }
+
+
+def confusion_matrix(batches: Iterable[BatchMetrics]) -> npt.NDArray[np.int64]:
+    """Return the sum over the batches (C, C): rows are true labels, columns predictions."""
+    return np.sum([batch.confusion for batch in batches], axis=0, dtype=np.int64)
+
+
+def per_class(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, str | int | float]]:
+    """Return precision, recall, F1 and the number of examples of each class; 0 where a quotient has no value.
+
+    `confusion` is [true label][predicted label].
+    """
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    rows: list[dict[str, str | int | float]] = []
+    for number, (label, row) in enumerate(zip(labels, confusion, strict=True)):
+        hits, examples = row[number], sum(row)
+        rows.append(
+            {
+                "label": label,
+                "precision": hits / predicted[number] if predicted[number] else 0.0,
+                "recall": hits / examples if examples else 0.0,
+                "f1": 2 * hits / (predicted[number] + examples) if predicted[number] + examples else 0.0,
+                "examples": examples,
+            }
+        )
+    return rows
 
 
 def mean_over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import metrics
@@ -99,15 +101,18 @@ def _evaluate(worker_sites: WorkerSites, collectives: Collectives, state: Server
             continue
         if resident.config.has_global_model or state.round == 0:
             batches = evaluate(resident, state.params, collectives.rank, collectives.num_workers, held_back)
-            gathered = collectives.all_gather(batches)
-            results |= metrics.validation((batch for of_worker in gathered for batch in of_worker), name)
+            whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
+            results |= metrics.validation(whole, name)
+            state.confusion[name] = metrics.confusion_matrix(whole)
         else:
             by_site = [
-                metrics.validation(evaluate(resident, site.own_params(state.params), 0, 1, held_back), name)
+                (metrics.validation(batches, name), metrics.confusion_matrix(batches))
                 for site, _ in worker_sites.participants(state.round)
+                for batches in [evaluate(resident, site.own_params(state.params), 0, 1, held_back)]
             ]
-            gathered = collectives.all_gather(by_site)
-            results |= metrics.mean_over_sites([site for of_worker in gathered for site in of_worker])
+            sites = [site for of_worker in collectives.all_gather(by_site) for site in of_worker]
+            results |= metrics.mean_over_sites([of_site for of_site, _ in sites])
+            state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
     return results
 
 

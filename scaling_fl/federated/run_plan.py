@@ -32,6 +32,7 @@ class Plan:
     environment: dict[str, str]  # what bitwise reproducibility depends on: versions, processor
     notes: tuple[str, ...]  # for the user
     num_held_back: int = 0  # training examples that no site trains on
+    label_counts: tuple[tuple[int, ...], ...] = ()  # by site: training examples of each label
     best: BestRound | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # of `round`, from its checkpoint
     reported: bool = False  # whether `metrics` are complete; if not, `round` has yet to be evaluated

@@ -25,6 +25,8 @@ class ServerState:
     moments: torch.Tensor | None = None  # (n, size) of the server optimiser; initially zero
     partly_updated: bool = False  # a server step is under way, or failed: don't checkpoint
     results: dict[str, Any] = field(default_factory=dict)  # of `round`, without its evaluation
+    # Of the last evaluation, by set; without a global model the sum over the sites' own.
+    confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     # Held during the server step and the report of a round: only its holder sees the parameters of one whole round.
     lock: threading.Lock = field(default_factory=threading.Lock)
 

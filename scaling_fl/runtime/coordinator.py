@@ -60,7 +60,9 @@ class Coordinator:
         config, round_ = self._plan.config, self._state.round
         self._results, self._reported = finite_or_text(results), round_
         self._history[str(round_)] = self._results
-        self._send({"event": "round", "round": round_, "metrics": self._results})
+        confusion = {name: matrix.tolist() for name, matrix in self._state.confusion.items()}
+        self._state.confusion = {}
+        self._send({"event": "round", "round": round_, "metrics": self._results, "confusion": confusion})
         if config.checkpoint_due(round_):
             self._save()
 

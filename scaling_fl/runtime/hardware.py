@@ -5,11 +5,13 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import precision
@@ -48,6 +50,21 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
     if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
         raise UserError("precision=auto: some of these GPUs have bf16, others don't; set precision=fp32, bf16 or fp16")
     return found
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """All keys, with the values that unset and automatic ones would have on this machine."""
+    keys = config.to_mapping()
+    keys |= {"partition": chosen_partition(keys), "threads_per_site": threads_per_site(config)}
+    if keys["partition"] != "column":  # which has a site for each value in the data
+        keys["num_sites"] = config.num_sites or len(config.site_ids)
+    with contextlib.suppress(UserError):  # the job is meant for another machine
+        keys["precision"] = environment(config, find_devices(config, []))["precision"]
+    return keys
+
+
+def threads_per_site(config: Config) -> int:
+    return config.threads_per_site or max(1, num_cores() // len(config.site_ids))
 
 
 def check_compiler(device: str) -> None:

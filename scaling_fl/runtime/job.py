@@ -45,6 +45,8 @@ class Job:
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
         self._written: dict[str, str] = {}
+        self._saved: int | None = None  # the round of the last checkpoint
+        self._unnamed = False  # whether the command had no job_name
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
         """The typed configuration; checkpoints_dir defaults to Vertex AI's AIP_CHECKPOINT_DIR."""
@@ -62,6 +64,7 @@ class Job:
         if config.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             config = dataclasses.replace(config, job_name=name)
+            self._unnamed = True
         self.link = ControlLink(cluster_env.this_node(os.environ), self.console.line)
         self._resources.callback(self.link.close)
         config = agreement.agree_on_config(config, self.link)
@@ -126,6 +129,18 @@ class Job:
         """The places of everything that was written, by kind."""
         return self._written | (self._tracker.locations() if self._tracker is not None else {})
 
+    def after_interrupt(self) -> str:
+        """What an interrupted job has saved, and how to resume it; the end of a message."""
+        if self.plan is None or self.plan.node > 0:  # node 0 says it
+            return ""
+        config, round_ = self.plan.config, self.plan.round if self._saved is None else self._saved
+        if config.checkpoints_dir is None:
+            return "; nothing is saved, because checkpoints_dir is not set"
+        if round_ == 0:
+            return f"; no round is saved in {config.checkpoints_dir}: run the same command again to start anew"
+        more = f" with job_name={config.job_name}" if self._unnamed else ""
+        return f"; round {round_} is saved in {config.checkpoints_dir}: run the same command again{more} to resume"
+
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run of this job is in progress; return its event file, if the run is recorded."""
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
@@ -188,4 +203,6 @@ class Job:
             self._tracker.event(event)
         if event["event"] in ("checkpoint", "model"):
             self._written[event["event"]] = event["path"]
+        if event["event"] == "checkpoint":
+            self._saved = event["round"]
         self.console.event(event, self.plan)

@@ -31,7 +31,7 @@ from scaling_fl.federated.worker_sites import write_shards
 from scaling_fl.models import export, fingerprints, loading
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
-from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, num_cores
+from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
 
 
 def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False) -> None:
@@ -66,7 +66,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
         loaded = export.as_rebuilt(loaded, work / "model")
 
-    threads = config.threads_per_site or max(1, num_cores() // len(config.site_ids))
+    threads = threads_per_site(config)
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
@@ -144,6 +144,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 environment=environment(config, devices),
                 notes=tuple(notes),
                 num_held_back=len(held_back),
+                label_counts=tuple(
+                    tuple(np.bincount(task.train.labels[shard], minlength=len(task.label_names)).tolist())
+                    for shard in shards
+                ),
                 best=best,
                 metrics=metrics,
                 reported=reported,

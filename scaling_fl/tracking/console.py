@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -13,24 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scaling_fl.federated import cohort
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
+from scaling_fl.tracking.round_table import RoundTable, divergence_note
 
-# (width, heading, metric, format): 80 characters with the round.
-_COLUMNS = (
-    (8, "loss", "train.loss", "{:.4f}"),
-    (6, "acc", "train.accuracy", "{:.3f}"),
-    (6, "worst", "train.worst_site.accuracy", "{:.3f}"),
-    (6, "best", "train.best_site.accuracy", "{:.3f}"),
-    (9, "loss", "validation.loss", "{:.4f}"),
-    (6, "acc", "validation.accuracy", "{:.3f}"),
-    (6, "F1", "validation.macro_f1", "{:.3f}"),
-    (9, "per s", "examples_per_second", "{:.1f}"),
-    (7, "train", "seconds.train", "{:.1f}"),
-    (6, "aggr", "seconds.aggregate", "{:.2f}"),
-    (6, "eval", "seconds.evaluate", "{:.1f}"),
-)
-_GROUPS = f"{'train: sites':>31}{'test: global':>21}{'examples':>9}{'seconds':>19}"
 _MAX_SITES_SHOWN = 16
-_SECONDS_BETWEEN_LINES = 10
+_MAX_EARLIER_ROUNDS = 10  # shown again by a resumed job
+_SECONDS_BETWEEN_LINES = 10  # without a terminal: in the preparation
+_SECONDS_BETWEEN_ROUND_LINES = 60  # and in a round, so that whoever follows a log file sees that it goes on
+_UNLIMITED = 10**6  # characters of a line in a pipe or a file
+_MAX_BAR = 40  # characters
 
 
 class Console:
@@ -39,22 +31,30 @@ class Console:
     def __init__(self) -> None:
         self._terminal = RichConsole(file=sys.__stderr__)
         self._bar: Progress | None = None
-        self._round = -1  # of the bar or the last row
+        self._row = self._round = -1  # the last row's round, and the round in progress
         self._done: dict[Any, int] = {}
         self.listener: Callable[[str], None] = lambda text: None  # called with every line
-        self._step, self._printed = "", 0.0  # the preparation's current step, and when it was last printed
+        self._step, self._printed = "", 0.0  # the preparation's current step, and when a line was last printed
+        self._table: RoundTable | None = None
+        self._diverging = False  # whether the note was printed
 
-    def line(self, text: str = "") -> None:
-        """Print a line, above the bar if there is one."""
+    @property
+    def width(self) -> int:
+        """Characters in a line: of the terminal, or $COLUMNS; hardly limited in a pipe or a file."""
+        return shutil.get_terminal_size((_UNLIMITED, 24)).columns
+
+    def line(self, text: str = "", recorded: bool = True) -> None:
+        """Print a line, above the bar if there is one, and broken between words if the terminal is narrower."""
         bar, self._bar = self._bar, None
         try:
             if bar is not None:
                 bar.stop()
-            print(text, flush=True)
+            print(_wrapped(text, self.width), flush=True)
         except OSError:  # the terminal is closed, or Ctrl-C also ended `tee`
             for descriptor in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        self.listener(text)
+        if recorded:
+            self.listener(text)
         if bar is not None:
             bar.start()
             self._bar = bar
@@ -103,8 +103,10 @@ class Console:
         if plan.round:
             self.line(f"job {config.job_name} resumes after round {plan.round}")
         self.line()
-        self.line(_GROUPS)
-        self.line("round" + "".join(f"{heading:>{width}}" for width, heading, _, _ in _COLUMNS))
+        self._table = RoundTable(plan, self.width)
+        for text in self._table.head():
+            self.line(text)
+        self._earlier_rounds(plan, self._table)
 
     def event(self, event: Event, plan: Plan | None = None) -> None:
         """Show an event of the preparation or of a worker."""
@@ -118,30 +120,51 @@ class Console:
                 self.line(f"{event['source']} | {event['text']}")
             case "round":
                 self._clear()
-                self._round = event["round"]
-                self.line(table_row(event["round"], event["metrics"]))
+                self._row = event["round"]
+                if plan is not None:
+                    self._round_done(plan, event)
             case "progress" if plan is not None:
                 self._progress(event, plan)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar. Rounds may be repeated after this."""
         self._clear()
+        self._row = self._round = -1
+
+    def _earlier_rounds(self, plan: Plan, table: RoundTable) -> None:
+        """The last rounds before a resume. The record has them already."""
+        rounds = sorted(map(int, plan.history))
+        if (left_out := len(rounds) - _MAX_EARLIER_ROUNDS) > 0:
+            self.line(f"{'…':>5}  {left_out:,} earlier rounds are in the record", recorded=False)
+        for round_ in rounds[-_MAX_EARLIER_ROUNDS:]:
+            self.line(table.row(round_, plan.history[str(round_)]), recorded=False)
+
+    def _round_done(self, plan: Plan, event: Event) -> None:
+        self._table = self._table or RoundTable(plan, self.width)
+        self.line(self._table.row(event["round"], event["metrics"]))
+        note = divergence_note(plan, event["round"], event["metrics"])
+        if note is not None and not self._diverging:
+            self._diverging = True
+            self.line(note)
 
     def _progress(self, event: Event, plan: Plan) -> None:
-        if not self._terminal.is_terminal or event["round"] < self._round:
+        """Show progress of a round: a bar, or without a terminal a line with the time every minute."""
+        round_ = event["round"]
+        if round_ <= self._row or round_ < self._round:  # it arrives after the round's row
             return
-        if event["round"] > self._round:
+        if round_ > self._round:
             self._clear()
-            self._round = event["round"]
-        elif self._bar is None:  # progress that arrives after the round's row
-            return
-        if self._bar is None:
-            total = plan.round_steps(event["round"]) + plan.evaluation_steps * plan.config.evaluation_due(
-                event["round"]
-            )
-            self._bar = self._new_bar(f"round {event['round']}/{plan.config.num_rounds}", total, "steps")
+            self._round, self._printed = round_, time.monotonic()
         self._done[event["worker"]] = event["done"]
-        self._bar.update(self._bar.task_ids[0], completed=sum(self._done.values()))
+        what, done = f"round {round_}/{plan.config.num_rounds}", sum(self._done.values())
+        total = plan.round_steps(round_) + plan.evaluation_steps * plan.config.evaluation_due(round_)
+        if self._terminal.is_terminal:
+            self._bar = self._bar or self._new_bar(what, total, "steps")
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        elif time.monotonic() - self._printed > _SECONDS_BETWEEN_ROUND_LINES:
+            self._printed = time.monotonic()
+            here = " on this node" if plan.nodes else ""
+            self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}: {done:,} of {total:,} steps{here}")
 
     def _working(self, what: str, done: float, total: float, unit: str) -> None:
         """Show progress of the preparation: a bar, or without a terminal a line every few seconds."""
@@ -159,9 +182,10 @@ class Console:
             self._clear()
 
     def _new_bar(self, what: str, total: float, unit: str) -> Progress:
+        room = min(_MAX_BAR, self._terminal.width - len(what) - 35)  # beside the counts and the time
         bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            *([BarColumn(room)] if room > 0 else []),
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
@@ -181,15 +205,17 @@ class Console:
         self._bar, self._done = None, {}
 
 
+def _wrapped(text: str, width: int) -> str:
+    """Lines that are longer than `width`, broken between words and indented."""
+    lines = text.split("\n")
+    if all(len(line) <= width for line in lines):
+        return text
+    wrap = textwrap.TextWrapper(
+        width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False, expand_tabs=False,
+        replace_whitespace=False,
+    )  # fmt: skip
+    return "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines)
+
+
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else 'processes' if noun == 'process' else noun + 's'}"
-
-
-def table_row(round_: int, results: Mapping[str, Any]) -> str:
-    """One round as a line of the table; blank where it has no value."""
-    cells = []
-    for width, _, name, form in _COLUMNS:
-        value = results.get(name)
-        text = "" if value is None else value if isinstance(value, str) else form.format(value)
-        cells.append(f"{text:>{width}}")
-    return f"{round_:>5}" + "".join(cells)

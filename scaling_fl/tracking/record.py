@@ -3,9 +3,11 @@
 import csv
 import datetime
 import io
+import math
 from collections.abc import Iterable
 from typing import Any
 
+from scaling_fl.federated.metrics import per_class
 from scaling_fl.progress import Event
 
 # Of a long output the entry holds only both ends, to stay far below MongoDB's 16 MB for a document.
@@ -24,6 +26,7 @@ class Record:
         self.entry: dict[str, Any] = {"status": "RUNNING", "resources": [], "result": None, "fail_trace": None}
         self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name -> round -> (value, time)
         self.shards: list[dict[str, Any]] = []
+        self.confusion: dict[str, list[list[int]]] = {}  # by set: [true label][predicted label], of the last evaluation
         self.sources: dict[str, str] = {}  # source files: name -> text
         self.output_length, self._head, self._tail = 0, "", ""
 
@@ -55,10 +58,19 @@ class Record:
                 self.sources[event["name"]] = event["text"]
             case "shards":
                 self.shards = event["shards"]
-                self.info["shards"] = self.shards[:MAX_SHARD_ROWS]
+                self.info["shards"] = [
+                    {
+                        name: value for name, value in row.items() if name != "label_counts"
+                    }  # a document has 16 MB at most
+                    for row in self.shards[:MAX_SHARD_ROWS]
+                ]
             case "round":
                 for name, value in event["metrics"].items():  # a repeated round replaces its values
                     self.metrics.setdefault(name, {})[event["round"]] = (float(value), time)
+                self.entry["result"] = self.result()
+            case "confusion":
+                self.confusion = event["sets"]
+                self.info["confusion_of_round"] = event["round"]
             case "checkpoint":
                 self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
                 self.info["files"]["checkpoint"] = event["path"]
@@ -96,14 +108,47 @@ class Record:
             "timestamps": [utc(time) for _, (_, time) in points],
         }
 
+    def result(self) -> dict[str, Any]:
+        """The last and the best value of each metric of a whole model, and its best round; sites' own are left out."""
+        result: dict[str, Any] = {
+            "round": max((step for points in self.metrics.values() for step in points), default=0)
+        }
+        for name, points in self.metrics.items():
+            kind, _, measure = name.partition(".")
+            if kind not in ("train", "validation", "held_back") or "." in measure or measure == "examples":
+                continue
+            last = points[max(points)][0]
+            values = {step: value for step, (value, _) in points.items() if math.isfinite(value)}
+            of_metric: dict[str, Any] = {"last": last if math.isfinite(last) else str(last)}
+            if values:
+                best = (min if measure == "loss" else max)(sorted(values), key=values.__getitem__)
+                of_metric |= {"best": values[best], "best_round": best}
+            result.setdefault(kind, {})[measure] = of_metric
+        return result
+
     def artifacts(self) -> dict[str, bytes]:
-        """The files attached to the run: the shard table, and all metrics by round."""
+        """The files attached to the run: shards, metrics by round, and the last evaluation by class."""
         rounds = sorted({step for points in self.metrics.values() for step in points})
         table = [
             {"round": step} | {name: points[step][0] for name, points in self.metrics.items() if step in points}
             for step in rounds
         ]
-        return {"shards.csv": _csv(self.shards), "metrics.csv": _csv(table)}
+        files = {"shards.csv": _csv([self._with_labels(row) for row in self.shards]), "metrics.csv": _csv(table)}
+        for name, confusion in self.confusion.items():
+            labels = self.info["label_names"]
+            rows = [
+                {"true label": label} | dict(zip(labels, row, strict=True))
+                for label, row in zip(labels, confusion, strict=True)
+            ]
+            files[f"{name}_confusion.csv"] = _csv(rows)
+            files[f"{name}_per_class.csv"] = _csv(per_class(labels, confusion))
+        return files
+
+    def _with_labels(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the shard table with a column for each label's number of examples."""
+        counts = zip(self.info.get("label_names", ()), row.get("label_counts", ()), strict=False)
+        plain = {name: value for name, value in row.items() if name != "label_counts"}
+        return plain | {f"label {label}": count for label, count in counts}
 
 
 def utc(time: float) -> datetime.datetime:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 from sacred.observers import RunObserver
 
+from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.errors import UserError
+from scaling_fl.federated import cohort
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 from scaling_fl.tracking.events import EventLog
@@ -28,6 +31,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         self.replays = [Replay(log.path, target) for target in targets]
         self._troubled: set[str] = set()
         self._ended = False
+        self._confusion: dict[str, Any] = {}  # the last evaluation; recorded once, because it can be large
         log.on_append = self._notice
 
     def _notice(self, event: str) -> None:
@@ -48,6 +52,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         table = [
             {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6)}
             | ({"device": plan.devices[site]} if plan.one_site_per_worker else {})
+            | ({"label_counts": plan.label_counts[site]} if plan.label_counts else {})
             for site, (size, entropy) in enumerate(zip(plan.shard_sizes, plan.shard_entropies, strict=True))
         ]
         for name, _ in ex_info["sources"]:
@@ -59,6 +64,10 @@ class Tracker(RunObserver):  # type: ignore[misc]
             # An image contains no repository, but its build stores the commit.
             dirty = commit.endswith("-dirty")
             experiment["repositories"] = [{"url": "", "commit": commit.removesuffix("-dirty"), "dirty": dirty}]
+        # Sacred names the repository once for each source file, and only the packages that this process imported.
+        repositories = experiment.get("repositories") or []
+        experiment["repositories"] = [one for index, one in enumerate(repositories) if one not in repositories[:index]]
+        experiment["dependencies"] = _installed()
         sacred = {"experiment": experiment, "command": command, "host": host_info, "meta": meta_info}
         self._log.append(
             "started",
@@ -75,6 +84,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
                 "threads_per_site": plan.threads,
                 "num_parameters": plan.num_parameters,
                 "data_digest": plan.data_digest,
+                "resolved": _resolved(plan),
             },
         )
         self._log.append("shards", shards=table)
@@ -89,6 +99,8 @@ class Tracker(RunObserver):  # type: ignore[misc]
         match event["event"]:
             case "round":
                 self._log.append("round", round=event["round"], metrics=event["metrics"])
+                if sets := event.get("confusion"):
+                    self._confusion = {"round": event["round"], "sets": sets}
             case "checkpoint":
                 self._log.append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
             case "model":
@@ -128,6 +140,8 @@ class Tracker(RunObserver):  # type: ignore[misc]
         """Append the end, and wait briefly for the targets."""
         self._ended = True
         with contextlib.suppress(UserError):  # the disk is full, as already reported
+            if self._confusion:
+                self._log.append("confusion", **self._confusion)
             self._log.append(how, **fields)
         for replay in self.replays:
             replay.finish()
@@ -152,3 +166,23 @@ class Tracker(RunObserver):  # type: ignore[misc]
             elif not troubled and name in self._troubled:
                 self._troubled.discard(name)
                 self._say(f"note: {name} is up to date again")
+
+
+def _installed() -> list[str]:
+    """All installed packages, from the names of their folders: reading the metadata of each takes a second or more."""
+    folders = {folder.stem for path in sys.path for folder in Path(path).glob("*.dist-info")}
+    return sorted("==".join(folder.replace("_", "-").rsplit("-", 1)) for folder in folders)
+
+
+def _resolved(plan: Plan) -> dict[str, Any]:
+    """The values that a run has for keys that are unset or automatic, so that runs can be grouped by them."""
+    keys = plan.config.to_mapping()
+    return {
+        "num_sites": plan.num_sites,
+        "sites_per_round": cohort.size(plan.config, plan.num_sites),
+        "partition": chosen_partition(keys),
+        "threads_per_site": plan.threads,
+        "precision": plan.environment.get("precision"),
+        "devices": sorted(set(plan.devices)),
+        "processes": len(plan.devices),
+    }

@@ -100,8 +100,8 @@ ENDINGS = {
     "kill": (1, "ended: killed by SIGKILL; "),
     "stop": (1, "made no progress for 10 s and counts as hung"),
     "launcher SIGKILL": (-signal.SIGKILL, ""),
-    "launcher SIGTERM": (128 + signal.SIGTERM, "run the same command again to resume"),
-    "launcher SIGINT": (128 + signal.SIGINT, "run the same command again to resume"),
+    "launcher SIGTERM": (128 + signal.SIGTERM, "run the same command again to "),
+    "launcher SIGINT": (128 + signal.SIGINT, "run the same command again to "),
 }
 
 

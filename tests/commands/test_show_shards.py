@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from scaling_fl.commands import show_shards
 from scaling_fl.config.schema import Config
@@ -14,9 +15,9 @@ def split(labels: list[int], sites: list[str] | None = None) -> Split:
     return Split([""] * len(labels), np.array(labels), sites=sites)
 
 
-def describe(rows: Split, names: tuple[str, ...] = NAMES, **keys: Any) -> list[str]:
+def describe(rows: Split, names: tuple[str, ...] = NAMES, width: int = 120, **keys: Any) -> list[str]:
     config = Config(**keys)
-    return show_shards.describe(config, rows, names, make_shards(config, rows, []))
+    return show_shards.describe(config, rows, names, make_shards(config, rows, []), width)
 
 
 def picture(lines: list[str]) -> list[list[str]]:
@@ -82,3 +83,19 @@ def test_many_sites_and_labels_are_abridged() -> None:
     assert all(len(characters) == 64 for _, characters in drawn[:-1])
     assert len(drawn) == 1 + 30 + 1
     assert all(len(line) < 160 for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("num_sites", [1, 7, 300])
+def test_rows_fit_the_terminal_and_tell_labels_apart(width: int, num_sites: int) -> None:
+    names = tuple(
+        f"Business Categories: {kind}" for kind in ("Food and Drink", "Forestry", "Fishing", "Transport", "Textiles")
+    )
+    lines = describe(split([number % 5 for number in range(9000)]), names, width, num_sites=num_sites)
+    legend = next(number for number, line in enumerate(lines) if "none" in line)
+    rows = [*lines[2 : 4 + min(num_sites, 9)], *lines[legend + 1 :]]  # the other lines are prose
+    assert all(len(line) <= width for line in rows), max(rows, key=len)
+    assert "… Forestry" in lines[2]
+    assert [line.strip().split("  ")[0] for line in lines[legend + 2 :]] == [
+        "… Food and Drink", "… Forestry", "… Fishing", "… Transport", "… Textiles",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
+import pytest
 
 from scaling_fl.commands import show_task
 from scaling_fl.config.schema import Config
@@ -80,7 +81,7 @@ def test_lengths_are_those_of_whole_texts_and_pairs(tmp_path: Path) -> None:
         label_column="label", model=str(builders.pretrained(tmp_path / "model")), max_seq_len=10,
     )  # fmt: skip
     send = MagicMock(side_effect=lambda event: lines.append(event.get("text", "")))
-    show_task.show(send, config)
+    show_task.show(send, config, 120)
     # [CLS] river stone [SEP] engine [SEP], and [CLS] 600 words [SEP] [SEP]
     assert any(line.split() == ["training", "6", "6", "603", "603", "603", "1", "(50.0%)"] for line in lines)
     assert any(line.split() == ["test", "5", "5", "5", "5", "5", "0", "(0.0%)"] for line in lines)
@@ -91,3 +92,15 @@ def test_control_characters_reach_neither_the_terminal_nor_the_table() -> None:
     lines = describe(Task(train, train, ("a\nb", "\x1b[31m" + "long " * 100)))
     assert all(line.isprintable() and len(line) < 120 for line in lines)
     assert "a b: �[2Jgone" in lines
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_rows_fit_the_terminal(width: int) -> None:
+    names = tuple(f"Business and Industry, all the categories of {kind}" for kind in ("farming", "fishing", "banking"))
+    lengths = [np.full(120_000, 9_999), np.full(10, 3)]
+    task = Task(Split(["word " * 99] * 4, np.array([0, 1, 2, 2])), TEST, names)
+    lines = show_task.describe(Config(max_seq_len=128), task, *lengths, width)
+    prose = ("tokens of model=", "duplicates ")
+    rows = [line for line in lines if not line.startswith(prose)]
+    assert all(len(line) <= width for line in rows), max(rows, key=len)
+    assert [line.split()[-5] for line in lines[3:6]] == ["farming", "fishing", "banking"]

@@ -47,3 +47,26 @@ def test_what_nobody_else_knows_or_what_is_missing_is_an_error(finished: Path, n
     """Other nodes can't see the record: without the error they would wait for this node."""
     with pytest.raises(UserError, match="2 rounds are done and recorded, but there is no checkpoint; to train again"):
         again(finished, num_nodes, num_rounds)
+
+
+@pytest.mark.parametrize(
+    ("folder", "resumed_after", "saved", "unnamed", "message"),
+    [
+        (None, 0, None, False, "; nothing is saved, because checkpoints_dir is not set"),
+        ("out", 0, None, False, "; no round is saved in out: run the same command again to start anew"),
+        ("out", 4, None, False, "; round 4 is saved in out: run the same command again to resume"),
+        ("out", 4, 6, False, "; round 6 is saved in out: run the same command again to resume"),
+        ("out", 0, 6, True, "; round 6 is saved in out: run the same command again with job_name=news to resume"),
+    ],
+)
+def test_an_interrupted_job_says_what_is_saved(
+    folder: str | None, resumed_after: int, saved: int | None, unnamed: bool, message: str
+) -> None:
+    job = Job(contextlib.ExitStack())
+    assert job.after_interrupt() == "", "nothing was prepared"
+    job.plan, job._unnamed = builders.plan(folder, round_=resumed_after), unnamed
+    if saved is not None:
+        job._on_event({"event": "checkpoint", "round": saved, "path": "out/round", "seconds": 0.5})
+    assert job.after_interrupt() == message
+    job.plan = replace(job.plan, node=1)
+    assert job.after_interrupt() == "", "node 0 says it"

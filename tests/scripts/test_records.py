@@ -1,5 +1,6 @@
 """A job's record when machines are lost, and when a command would overwrite another job's record."""
 
+import csv
 import json
 import os
 import shutil
@@ -52,6 +53,15 @@ def test_losing_a_machine_and_its_disk_leaves_no_gap_in_the_record(
 def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words: list[str], tmp_path: Path) -> None:
     assert command(*words).returncode == 0
     before = record(tmp_path)
+    metrics, run, info = (json.loads(before[name]) for name in ("metrics.json", "run.json", "info.json"))
+    assert run["result"]["validation"]["loss"]["last"] == metrics["validation.loss"]["values"][-1]
+    classes = list(csv.DictReader(before["validation_per_class.csv"].decode().splitlines()))
+    assert sum(float(row["f1"]) for row in classes) / len(classes) == pytest.approx(
+        metrics["validation.macro_f1"]["values"][-1]
+    )
+    assert sum(int(row["examples"]) for row in classes) == metrics["validation.examples"]["values"][-1]
+    for row in csv.DictReader(before["shards.csv"].decode().splitlines()):
+        assert sum(int(row[f"label {label}"]) for label in info["label_names"]) == int(row["examples"])
     again = command(*words)
     assert again.returncode == 0, again.stderr
     assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout

@@ -89,8 +89,14 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
 def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_path: Path) -> None:
     shown = command("print_config", "with", "demo", "job_name=20261122_230300", "num_rounds=2", cold=True)
     assert shown.returncode == 0, shown.stderr
-    for line in ("job_name = '20261122_230300'", "site_ids = [0, 0, 0, 0]", "num_rounds = 2", "model = 'tiny'"):
+    for line in (
+        "job_name = '20261122_230300'", "site_ids = [0, 0, 0, 0]", "num_rounds = 2", "model = 'tiny'", "num_sites = 4",
+        "partition = 'iid'",
+    ):  # fmt: skip
         assert line in shown.stdout
+    assert re.search(r"^  precision = '(fp32|bf16|fp16)'$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  threads_per_site = [1-9]", shown.stdout, re.MULTILINE)
+    assert "\x1b" not in shown.stdout + shown.stderr, "colours in a pipe"
     named = command("print_named_configs")
     assert named.returncode == 0
     assert "demo" in named.stdout
@@ -348,7 +354,7 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
     rest = process.communicate()[0]
     assert process.returncode == 128 + how
     assert "stopping: nothing is saved, because checkpoints_dir is not set" in rest
-    assert "interrupted; if job_name and checkpoints_dir are set, run the same command again to resume" in rest
+    assert "interrupted; nothing is saved, because checkpoints_dir is not set\n" in rest
     assert "Traceback" not in rest
     builders.wait_for_end(children)
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"

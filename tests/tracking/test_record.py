@@ -94,6 +94,40 @@ def test_the_artifacts_hold_the_shards_and_every_metric_by_round(tmp_path: Path)
     ]
 
 
+def test_the_last_evaluation_and_the_label_counts_are_attached(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    log.append("shards", shards=[{"site": 0, "examples": 5, "label_counts": [2, 3]}])
+    log.append("confusion", round=2, sets={"validation": [[3, 1], [0, 0]], "held_back": [[0, 2], [1, 1]]})
+    log.close()
+    record = Record.from_events(events.read(log.path)[0])
+    assert record.info["shards"] == [{"site": 0, "examples": 5}]
+    files = {name: content.decode() for name, content in record.artifacts().items()}
+    assert files["shards.csv"] == "site,examples,label a,label b\n0,5,2,3\n"
+    assert files["validation_confusion.csv"] == "true label,a,b\na,3,1\nb,0,0\n"
+    # Class a: 3 of the 3 predicted and of the 4 true ones are right, F1 = 2 · 3 / (3 + 4). No b: 0 / 1 and 0 / 0.
+    assert files["validation_per_class.csv"] == (
+        f"label,precision,recall,f1,examples\na,1.0,0.75,{6 / 7},4\nb,0.0,0.0,0.0,0\n"
+    )
+    assert files["held_back_confusion.csv"] == "true label,a,b\na,0,2\nb,1,1\n"
+
+
+def test_the_result_is_the_last_and_the_best_value_of_each_metric(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    for number, accuracy, loss in ((3, 0.75, 0.25), (4, 0.5, "nan")):
+        log.append("round", round=number, metrics={
+            "train.loss": loss, "validation.accuracy": accuracy, "site.0.train.loss": 9.0, "validation.examples": 8,
+            "train.best_site.loss": 7.0,
+        })  # fmt: skip
+    log.append("completed")
+    log.close()
+    # Train losses 0.5, 0.25, 0.25, NaN: the lowest, and of equal ones the earliest.
+    assert Record.from_events(events.read(log.path)[0]).entry["result"] == {
+        "round": 4,
+        "train": {"loss": {"last": "nan", "best": 0.25, "best_round": 2}},
+        "validation": {"accuracy": {"last": 0.5, "best": 0.75, "best_round": 3}},
+    }
+
+
 def test_a_job_that_starts_again_drops_the_rounds_of_its_first_run(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("interrupted")

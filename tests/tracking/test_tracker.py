@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import time
 from pathlib import Path
@@ -21,7 +22,10 @@ def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **pla
     (tmp_path / "base").mkdir(exist_ok=True)
     (tmp_path / "base" / "m.py").write_text("print()\n")
     tracker = Tracker(EventLog(tmp_path / "news.jsonl"), builders.plan(**plan), targets, say)
-    experiment = {"name": "scaling_fl", "base_dir": str(tmp_path / "base"), "sources": [("m.py", "md5")]}
+    experiment = {
+        "name": "scaling_fl", "base_dir": str(tmp_path / "base"), "sources": [("m.py", "md5")], "dependencies": [],
+        "repositories": [{"url": "u", "commit": "c", "dirty": False}] * 2,
+    }  # fmt: skip
     id_ = tracker.started_event(
         experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "path": Path("x")}, None
     )
@@ -33,7 +37,15 @@ def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(t
     (tmp_path / "c").mkdir()
     targets: list[Target] = [FileRecord(tmp_path / "runs"), FileRecord(tmp_path / "more")]
     tracker = started(tmp_path, [*targets, Mirror(CheckpointStore(str(tmp_path / "c")))])
-    tracker.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5, "validation.loss": "nan"}})
+    for confusion in ({"validation": [[2, 0], [1, 0]]}, {"validation": [[1, 1], [1, 0]]}, {}):  # no evaluation at last
+        tracker.event(
+            {
+                "event": "round",
+                "round": 3,
+                "metrics": {"train.loss": 0.5, "validation.loss": "nan"},
+                "confusion": confusion,
+            }
+        )
     tracker.output("site 1 (cpu) | hello")
     tracker.event({"event": "progress", "worker": 0, "round": 3, "done": 1})
     tracker.event({"event": "checkpoint", "round": 3, "path": "c/round-000003.safetensors", "seconds": 0.25})
@@ -44,9 +56,20 @@ def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(t
 
     lines, _ = events.read(tmp_path / "news.jsonl")
     assert [line["event"] for line in lines] == [
-        "created", "source", "started", "shards", "round", "output", "checkpoint", "restarted", "model", "completed",
+        "created", "source", "started", "shards", "round", "round", "round", "output", "checkpoint", "restarted", "model",
+        "confusion", "completed",
     ], "progress is not recorded"  # fmt: skip
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
+    assert lines[-2]["sets"] == {"validation": [[1, 1], [1, 0]]}, "the last evaluation"
+    experiment = lines[2]["sacred"]["experiment"]
+    assert experiment["repositories"] == [{"url": "u", "commit": "c", "dirty": False}]
+    assert {f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")} <= set(
+        experiment["dependencies"]
+    )
+    assert lines[2]["info"]["resolved"] == {
+        "num_sites": 2, "sites_per_round": 2, "partition": "iid", "threads_per_site": 1, "precision": None,
+        "devices": ["cpu"], "processes": 2,
+    }  # fmt: skip
     assert lines[2]["sacred"]["meta"] == {"comment": "c", "path": "x"}
     assert [(row["examples"], row["label_entropy_bits"]) for row in lines[3]["shards"]] == [(5, 1.0), (4, 0.5)]
     assert (tmp_path / "c" / "events.jsonl").read_bytes() == (tmp_path / "news.jsonl").read_bytes()

@@ -1,0 +1,111 @@
+"""The table of rounds: a row for each, in columns that fit the terminal."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scaling_fl.federated.run_plan import Plan
+
+_LARGE = 1e5  # from here on, numbers have an exponent
+_FAR_ABOVE = 3.0  # times the loss of guessing; overfitted models seldom reach it
+_GAP = 2  # blanks between groups of columns; one between columns
+
+
+@dataclass(frozen=True)
+class _Column:
+    group: str
+    heading: str
+    metric: str
+    width: int
+    decimals: int
+    drop: int = 0  # columns are left out in this order if the terminal is narrow; 0: never
+
+
+class RoundTable:
+    """Heading and rows for one plan. With all columns of a plain job, they are 80 characters wide."""
+
+    def __init__(self, plan: Plan, width: int):
+        """`width` in characters: columns are left out until the rows fit, except losses and accuracies."""
+        self._first = max(5, len(str(plan.config.num_rounds)))
+        self._columns = _columns(plan)
+        for column in sorted(filter(lambda column: column.drop, self._columns), key=lambda column: column.drop):
+            if len(self.row(0, {})) <= width:
+                break
+            self._columns.remove(column)
+
+    def head(self) -> list[str]:
+        """The groups, and below them the headings of the columns."""
+        groups = dict.fromkeys(column.group for column in self._columns)
+        over = [
+            f"{group:>{sum(column.width + 1 for column in self._columns if column.group == group) - 1}}"
+            for group in groups
+        ]
+        return [
+            (" " * _GAP).join([" " * self._first, *over]),
+            self._joined("round", [column.heading for column in self._columns]),
+        ]
+
+    def row(self, round_: int, results: Mapping[str, Any]) -> str:
+        """One round; blank where it has no value."""
+        values = [results.get(column.metric) for column in self._columns]
+        return self._joined(
+            str(round_),
+            [
+                "" if value is None else number(value, column.width, column.decimals)
+                for column, value in zip(self._columns, values, strict=True)
+            ],
+        )
+
+    def _joined(self, first: str, cells: list[str]) -> str:
+        text, group = f"{first:>{self._first}}", None
+        for column, cell in zip(self._columns, cells, strict=True):
+            text += " " * (1 if column.group == group else _GAP) + f"{cell:>{column.width}}"
+            group = column.group
+        return text
+
+
+def number(value: float | str, width: int, decimals: int) -> str:
+    """`value` in at most `width` (≥ 4) characters: with fewer decimals if need be, and with an exponent if it is large."""
+    if isinstance(value, str):  # "nan", "inf" or "-inf": JSON has no such numbers
+        return value[:width]
+    plain = [f"{value:.{places}f}" for places in range(decimals, -1, -1)]
+    powers = [f"{mantissa}e{int(power)}" for mantissa, power in (f"{value:.{n}e}".split("e") for n in (3, 2, 1, 0))]
+    return next(text for text in (*(plain if abs(value) < _LARGE else ()), *powers, "…") if len(text) <= width)
+
+
+def divergence_note(plan: Plan, round_: int, results: Mapping[str, Any]) -> str | None:
+    """A note if a loss is far above ln(classes), the loss of a model that gives each class the same probability."""
+    guessing = math.log(max(2, len(plan.label_names)))
+    for name, metric in (("training loss", "train.loss"), ("test loss", "validation.loss")):
+        loss = results.get(metric)
+        if round_ > 0 and isinstance(loss, int | float) and loss > _FAR_ABOVE * guessing:
+            return (
+                f"note: round {round_}: the {name} {number(loss, 9, 4)} is far above {guessing:.4f}, that of guessing "
+                f"among {len(plan.label_names)} classes; if it stays there, lower "
+                f"learning_rate={plan.config.learning_rate:g} or server_learning_rate, or set max_grad_norm=1.0"
+            )
+    return None
+
+
+def _columns(plan: Plan) -> list[_Column]:
+    train = "train" if plan.config.baseline == "centralised" else "train: sites"
+    test = "test: global" if plan.config.has_global_model else "test: sites"
+    return [
+        _Column(train, "loss", "train.loss", 6, 4),
+        _Column(train, "acc", "train.accuracy", 5, 3),
+        _Column(train, "worst", "train.worst_site.accuracy", 5, 3, drop=4),
+        _Column(train, "best", "train.best_site.accuracy", 5, 3, drop=2),
+        _Column(test, "loss", "validation.loss", 6, 4),
+        _Column(test, "acc", "validation.accuracy", 5, 3),
+        _Column(test, "F1", "validation.macro_f1", 5, 3, drop=5),
+        *(
+            [_Column("held back", "loss", "held_back.loss", 6, 4), _Column("held back", "acc", "held_back.accuracy", 5, 3)]
+            if plan.num_held_back
+            else []
+        ),
+        _Column("examples", "per s", "examples_per_second", 8, 1, drop=7),
+        _Column("seconds", "train", "seconds.train", 7, 1, drop=6),
+        _Column("seconds", "aggr", "seconds.aggregate", 4, 2, drop=1),
+        _Column("seconds", "eval", "seconds.evaluate", 4, 1, drop=3),
+    ]  # fmt: skip

@@ -1,0 +1,97 @@
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.tracking.round_table import RoundTable, divergence_note, number
+from tests.tracking.builders import plan
+
+# Each metric has a value of its own, so that a value in the wrong column shows.
+RESULTS: dict[str, Any] = {
+    "train.loss": 1.25, "train.accuracy": 0.541, "train.worst_site.accuracy": 0.524, "train.best_site.accuracy": 0.554,
+    "validation.loss": 0.9105, "validation.accuracy": 0.854, "validation.macro_f1": 0.855, "held_back.loss": 0.75,
+    "held_back.accuracy": 0.812, "examples_per_second": 53.4, "seconds.train": 37.4, "seconds.aggregate": 0.09,
+    "seconds.evaluate": 5.1,
+}  # fmt: skip
+
+
+def of(config: dict[str, Any] | None = None, **fields: Any) -> Plan:
+    made = plan()
+    return dataclasses.replace(made, config=dataclasses.replace(made.config, **(config or {})), **fields)
+
+
+def test_a_plain_job_has_all_columns_in_80_characters() -> None:
+    table = RoundTable(of(), 80)
+    head, row = table.head(), table.row(1, RESULTS)
+    assert [line.split() for line in [head[1], row]] == [
+        ["round", "loss", "acc", "worst", "best", "loss", "acc", "F1", "per", "s", "train", "aggr", "eval"],
+        ["1", "1.2500", "0.541", "0.524", "0.554", "0.9105", "0.854", "0.855", "53.4", "37.4", "0.09", "5.1"],
+    ]
+    assert {len(line) for line in (*head, row)} == {80}
+    assert re.split("  +", head[0].strip()) == ["train: sites", "test: global", "examples", "seconds"]
+
+
+@pytest.mark.parametrize("width", [33, 60, 80, 120])
+@pytest.mark.parametrize("num_held_back", [0, 7])
+def test_columns_never_run_together_and_rows_fit_the_terminal(width: int, num_held_back: int) -> None:
+    table = RoundTable(
+        of({"num_rounds": 123_456}, num_held_back=num_held_back), max(width, 47 if num_held_back else 33)
+    )
+    for scale in (1e-9, 1.0, 17.4719, 161157.5791, 1e9, 1e38, 1e300, "nan", "-inf"):
+        results = {name: scale if isinstance(scale, str) else scale * value for name, value in RESULTS.items()}
+        row = table.row(123_456, results)
+        headings = table.head()[1].replace("per s", "per_s").split()
+        assert len(row.split()) == len(headings), row
+        assert len(row) == len(table.head()[0]) == len(table.head()[1]) <= max(width, 48), row
+    assert {"loss", "acc"} <= set(headings)
+
+
+def test_a_row_is_blank_where_nothing_was_measured() -> None:
+    table = RoundTable(of(), 80)
+    row = table.row(7, {"train.loss": 0.123456, "validation.loss": "nan", "seconds.train": 2.0})
+    assert row.split() == ["7", "0.1235", "nan", "2.0"]
+    assert len(row) == 80
+
+
+@pytest.mark.parametrize(
+    ("value", "width", "decimals", "text"),
+    [
+        (1.60944, 6, 4, "1.6094"), (17.4719, 6, 4, "17.472"), (99999.4, 6, 4, "99999"), (161157.5791, 6, 4, "1.61e5"),
+        (161157.5791, 9, 4, "1.612e5"), (2.6e38, 6, 4, "2.6e38"), (1e300, 6, 4, "1e300"), (12.345, 4, 2, "12.3"),
+        (99999.9, 4, 2, "1e5"), (0.0, 5, 3, "0.000"), ("nan", 6, 4, "nan"), (math.pi, 5, 3, "3.142"),
+    ],
+)  # fmt: skip
+def test_a_number_keeps_as_many_digits_as_fit(value: float | str, width: int, decimals: int, text: str) -> None:
+    assert number(value, width, decimals) == text
+
+
+def test_the_groups_say_which_models_and_examples_they_measure() -> None:
+    def groups(**fields: Any) -> list[str]:
+        return re.split("  +", RoundTable(of(**fields), 120).head()[0].strip())
+
+    assert groups(config={"baseline": "local_only"})[:2] == ["train: sites", "test: sites"]
+    assert groups(config={"baseline": "centralised"})[:2] == ["train", "test: global"]
+    assert groups(num_held_back=3)[1:3] == ["test: global", "held back"]
+    row = RoundTable(of(num_held_back=3), 120).row(1, RESULTS)
+    assert row.split()[8:10] == ["0.7500", "0.812"]
+
+
+def test_a_loss_far_above_that_of_guessing_is_noted() -> None:
+    two, many = of(), of(label_names=tuple("abcdefgh"))
+    # ln 2 = 0.6931 and ln 8 = 2.0794
+    assert divergence_note(two, 1, {"train.loss": 2.0, "validation.loss": 2.0}) is None
+    assert divergence_note(many, 1, {"train.loss": 6.2, "validation.loss": "nan"}) is None
+    assert divergence_note(two, 0, {"validation.loss": 50.0}) is None, "a model's own head, before training"
+    note = divergence_note(two, 4, {"train.loss": 0.5, "validation.loss": 161157.5791})
+    assert note is not None
+    assert note.startswith(
+        "note: round 4: the test loss 1.612e5 is far above 0.6931, that of guessing among 2 classes; if it stays there, "
+        f"lower learning_rate={Config().learning_rate:g} or server_learning_rate"
+    )
+    note = divergence_note(many, 2, {"train.loss": 6.3})
+    assert note is not None
+    assert "training loss 6.3000 is far above 2.0794" in note
