@@ -80,7 +80,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         if previous is not None:
             tensors, header, _ = previous
             of_sites = resume.expected_site_state(config, layout, len(shards), tensors)
-            resume.check(config, header, digest, origin, tensors, initial | of_sites)
+            resume.check(config, header, digest, origin, tensors, initial | of_sites, len(shards))
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in_header(header, config.keep_best)

@@ -69,9 +69,29 @@ def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
 
 
-def test_full_participation_samples_nothing() -> None:
-    everyone = cohort.sample(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
-    assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
+@pytest.mark.parametrize("keys", [{}, {"sites_per_round": 6}, {"participation": 0.95}])
+def test_full_participation_samples_nothing(keys: dict[str, Any]) -> None:
+    config = Config(**keys)
+    assert cohort.sample(config, SIZES, 1) == {site: size / 474 for site, size in enumerate(SIZES)}
+    assert cohort.is_everyone(config, 6)
+    assert not cohort.is_everyone(dataclasses.replace(config, sites_per_round=5, participation=None), 6)
+
+
+@pytest.mark.parametrize("keys", [{"sites_per_round": 6}, {"participation": 1.0}])
+def test_as_many_draws_by_examples_as_sites_are_with_replacement(keys: dict[str, Any]) -> None:
+    """Li et al. 2020, scheme I: K = N draws of weight 1/N each. Of 474 examples, 400 are at one site."""
+    config = Config(sampling="by_examples", **keys)
+    times = np.zeros(6)
+    for round_ in range(500):
+        weights = cohort.sample(config, SIZES, round_)
+        for site, weight in weights.items():
+            times[site] += weight * 6
+        assert all(weight * 6 == pytest.approx(round(weight * 6)) for weight in weights.values())
+        assert sum(weights.values()) == pytest.approx(1)
+    assert not cohort.is_everyone(config, 6)
+    shares = np.array(SIZES) / 474
+    assert times.sum() == pytest.approx(3000)
+    assert np.all(np.abs(times / 3000 - shares) < 4 * np.sqrt(shares * (1 - shares) / 3000))
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_a_kept_optimiser_over_two_rounds_equals_one_over_two_epochs(tmp_path: P
         )  # fmt: skip
         resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
         params, store = resident.model.flat.clone(), None
+        start = {name: view.clone() for name, view in resident.model.layout.views(params).items()}
         if rounds == 2:
             write_state(tmp_path / "start", {}, {})
             store = SiteStateStore(tmp_path / "kept", tmp_path / "start")
@@ -208,5 +209,8 @@ def test_a_kept_optimiser_over_two_rounds_equals_one_over_two_epochs(tmp_path: P
             assert {name: tuple(value.shape) for name, value in store.load(2).items()} == {
                 name: array.shape for name, array in expected.items()
             }
-    for name, view in results[0].items():
-        torch.testing.assert_close(view, results[1][name], rtol=1e-5, atol=1e-6, msg=name)
+    for name, view in results[
+        0
+    ].items():  # a bound on single values would hold by luck: see tests/federated/test_numerics.py
+        moved, error = (results[1][name] - start[name]).norm(), (view - results[1][name]).norm()
+        assert error < 1e-4 * moved + 1e-7 * start[name].norm(), f"{name}: {error:.1e} off after moving {moved:.1e}"
