@@ -112,3 +112,50 @@ def test_federated_training_learns(tmp_path: Path) -> None:
     worker[1].close()
     assert seen[0] < 0.6
     assert seen[-1] > 0.75
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_state_is_marked_while_a_server_step_is_under_way(tmp_path: Path, fails: bool) -> None:
+    """A checkpoint of a state of which only some chunks are updated would be of no round."""
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    state, seen = worker[2], []
+
+    class Server(SGD):
+        def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
+            seen.append((state.partly_updated, state.lock.locked(), state.round, state.results))
+            super().step(state, delta, chunk)
+            if fails:
+                raise ValueError("in the middle of it")
+
+    def run() -> None:
+        rounds.run(config, *worker, Server(), lambda state, _: reported.append(state.lock.locked()), reported=True)
+
+    reported: list[bool] = []
+    if fails:
+        with pytest.raises(ValueError, match="in the middle of it"):
+            run()
+    else:
+        run()
+    worker[1].close()
+    assert seen == [(True, True, 0, {})]
+    assert reported == [True] * (not fails), "no checkpoint is taken while a round is reported"
+    assert (state.partly_updated, state.round, state.lock.locked()) == (fails, 0 if fails else 1, False)
+
+
+def test_an_error_in_local_training_names_site_and_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=5, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    worker[2].round = 3
+
+    def fail(self: Site, params: torch.Tensor, round_: int) -> Any:
+        if self.number == 1:
+            raise ValueError("bad text")
+        return train(self, params, round_)
+
+    train = Site.train
+    monkeypatch.setattr(Site, "train", fail)
+    with pytest.raises(ValueError, match="bad text") as error:
+        rounds.run(config, *worker, SGD(), lambda *_: None, reported=True)
+    worker[1].close()
+    assert error.value.__notes__ == ["at site 1, in round 4"]

@@ -166,6 +166,15 @@ def test_lower_precision_applies_to_passes_and_parameters_stay_float32(
     assert set(seen) == {dtype}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_clipping_bounds_a_step_in_any_precision(tmp_path: Path, precision: str) -> None:
+    """A step of SGD along a gradient clipped to norm 0.05 is learning_rate × 0.05 long, whatever the loss is scaled by."""
+    config = Config(batch_size=len(SHARD), learning_rate=0.1, optimiser="sgd", precision=precision, max_grad_norm=0.05)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    delta, _ = Site(0, SHARD, resident).train(resident.model.flat.clone(), 1)
+    assert delta.norm().item() == pytest.approx(0.1 * 0.05, rel=1e-3)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
 def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(tmp_path: Path) -> None:
     results = []
