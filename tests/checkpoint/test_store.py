@@ -216,3 +216,26 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: cannot read it \(NoCredentialsError"):
         CheckpointStore("s3://lab/x").fetch_newest(tmp_path / "newest")
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut could leave an empty checkpoint under its final name."""
+    checkpoints, calls = CheckpointStore(str(tmp_path / "c")), list[str]()
+    checkpoints.probe()
+    replace, fsync = os.replace, os.fsync
+
+    def recorded_replace(source: Any, target: Any) -> None:
+        calls.append(f"named {Path(target).name}")
+        replace(source, target)
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"synced {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    checkpoints.save(2, TENSORS, HEADER)
+    name = "round-000002.safetensors"
+    assert calls == [f"synced {name}", f"named {name}", "synced c"]

@@ -1,5 +1,8 @@
+import io
+
 import pytest
 
+from scaling_fl.distributed import shared_memory
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
 
@@ -21,3 +24,17 @@ def test_two_views_share_the_same_memory(memory: SharedMemory) -> None:
 def test_too_little_memory_is_reported_in_gibibytes(memory: SharedMemory) -> None:
     with pytest.raises(UserError, match=r"shared memory: \d+\.\d\d GiB of memory are free, 4096\.00 GiB are needed"):
         memory.floats(2**20, 2**20)
+
+
+@pytest.mark.parametrize(("columns", "fits"), [(768, True), (769, False)])
+def test_memory_is_refused_only_beyond_what_is_available(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch, columns: int, fits: bool
+) -> None:
+    """3 kB, of 1,024 bytes each, are 768 float32 values."""
+    reported = "MemTotal:   9 kB\nMemFree:   1 kB\nMemAvailable:   3 kB\n"
+    monkeypatch.setattr(shared_memory, "open", lambda path: io.StringIO(reported), raising=False)
+    if fits:
+        assert memory.floats(1, columns).shape == (1, columns)
+    else:
+        with pytest.raises(UserError, match="use fewer site_ids"):
+            memory.floats(1, columns)

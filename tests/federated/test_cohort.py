@@ -134,3 +134,26 @@ def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
     assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]
     central = dataclasses.replace(plan, config=dataclasses.replace(plan.config, baseline="centralised"))
     assert central.round_steps(1) == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_workers", "single"),
+    [
+        ({}, 6, True), ({}, 5, False), ({"sites_per_round": 2}, 2, True), ({"sites_per_round": 3}, 2, False),
+        ({"baseline": "centralised"}, 1, True), ({"baseline": "local_only"}, 5, False),
+        ({"sites_per_round": 6, "sampling": "by_examples"}, 6, True),
+    ],
+)  # fmt: skip
+def test_whether_workers_train_a_single_site_each(keys: dict[str, Any], num_workers: int, single: bool) -> None:
+    assert cohort.single_site_per_worker(Config(**keys), 6, num_workers) == single
+
+
+def test_the_evaluation_steps_count_every_sites_own_model() -> None:
+    """3 test and 7 held-back examples in batches of up to 2 are 2 + 4 batches; without a global model, for both sites."""
+    plan = dataclasses.replace(tracking_builders.plan(), num_test=3, num_held_back=7)
+    for baseline, models in ((None, 1), ("local_only", 2)):
+        config = dataclasses.replace(plan.config, val_batch_size=2, baseline=baseline)
+        assert dataclasses.replace(plan, config=config).evaluation_steps == models * sum(
+            -(-n // config.evaluation_batch_size(n)) for n in (3, 7)
+        )
+        assert config.evaluation_batch_size(7) == 2

@@ -159,3 +159,31 @@ def test_an_error_in_local_training_names_site_and_round(tmp_path: Path, monkeyp
         rounds.run(config, *worker, SGD(), lambda *_: None, reported=True)
     worker[1].close()
     assert error.value.__notes__ == ["at site 1, in round 4"]
+
+
+def test_the_reported_learning_rate_is_the_one_at_the_end_of_the_round(tmp_path: Path) -> None:
+    """Linear decay from 0.1 over 4 rounds."""
+    config = Config(site_ids=(-1, -1), num_rounds=4, batch_size=64, lr_schedule="linear", learning_rate=0.1)
+    worker, seen = builders.worker(tmp_path, config, builders.bert(), SHARDS), list[float]()
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["learning_rate"]), reported=True)
+    worker[1].close()
+    assert seen == pytest.approx([0.075, 0.05, 0.025, 0.0])
+
+
+def test_before_round_1_the_one_initial_model_is_evaluated_even_without_a_global_model(tmp_path: Path) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=64, baseline="local_only")
+    worker, seen = builders.worker(tmp_path, config, builders.bert(), SHARDS), list[dict[str, Any]]()
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_the_first_report(state: ServerState, results: dict[str, Any]) -> None:
+        seen.append(results)
+        raise Stop
+
+    with pytest.raises(Stop):
+        rounds.run(config, *worker, SGD(), stop_after_the_first_report)
+    worker[1].close()
+    assert {name for name in seen[0] if name.startswith("validation.")} == {
+        "validation.loss", "validation.accuracy", "validation.macro_f1", "validation.examples",
+    }  # fmt: skip
