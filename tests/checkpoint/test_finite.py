@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
-from scaling_fl.checkpoint.resume import check_finite
+from scaling_fl.checkpoint.resume import check_finite, expected_site_state
+from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
+from scaling_fl.federated.local_optimiser import site_state_template
+from tests import builders
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -12,3 +15,13 @@ def test_a_tensor_with_a_value_that_is_not_finite_is_named(value: float) -> None
     with pytest.raises(UserError, match=r"round 3: classifier\.weight contains NaN or infinite values"):
         check_finite("round 3", {"classifier.bias": good, "classifier.weight": bad})
     check_finite("round 3", {"a": good, "large": np.full(9, 3e38, np.float32), "integer": np.arange(4)})
+
+
+def test_only_sites_that_have_state_in_a_checkpoint_are_expected_to_have_it() -> None:
+    """Of three sites, 0 and 2 have trained; the tensors of other sites than 0 … 2 aren't expected."""
+    config, layout = Config(keep_optimiser=True, optimiser="rmsprop"), builders.flat_model().layout
+    saved = {name: np.zeros(1) for name in ("site_0.optimiser.0.step", "site_2.optimiser.0.step", "site_20.x", "bias")}
+    expected = expected_site_state(config, layout, 3, saved)
+    template = site_state_template(config, layout)
+    assert expected.keys() == {f"site_{site}.{name}" for site in (0, 2) for name in template}
+    assert all(array.shape == template[name.partition(".")[2]].shape for name, array in expected.items())

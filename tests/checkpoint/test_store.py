@@ -239,3 +239,17 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_afterwards(
     checkpoints.save(2, TENSORS, HEADER)
     name = "round-000002.safetensors"
     assert calls == [f"synced {name}", f"named {name}", "synced c"]
+
+
+def test_a_checkpoint_under_the_name_of_another_round_counts_as_damaged(
+    checkpoints: CheckpointStore, tmp_path: Path
+) -> None:
+    checkpoints.probe()
+    checkpoints.save(3, TENSORS, HEADER)
+    checkpoints.fs.cp_file(
+        f"{checkpoints.root}/round-000003.safetensors", f"{checkpoints.root}/round-000005.safetensors"
+    )
+    found = checkpoints.fetch_newest(tmp_path / "newest")
+    assert found is not None
+    assert found[1]["round"] == 3
+    assert found[2] == ["round-000005.safetensors is damaged (it was written as round 3)"]

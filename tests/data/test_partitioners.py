@@ -235,3 +235,13 @@ def test_no_site_number_is_favoured_by_skewed_sizes(law: str) -> None:
     largest = [int(np.bincount(partitioners.sizes(NEWS, 5, seed, law, 1.0)).argmax()) for seed in range(300)]
     shares = np.bincount(largest, minlength=5) / 300
     assert shares == pytest.approx(0.2, abs=5 * np.sqrt(0.2 * 0.8 / 300))
+
+
+def test_rows_that_are_moved_come_from_all_large_sites() -> None:
+    """Sites 2 and 3 receive 300 of the 600 rows that sites 0 and 1 give up, 300 each: about 150 from either."""
+    owners = np.repeat([0, 1], 1000)
+    moved = partitioners.ensure_minimum(owners, 4, 1, 300)
+    for site in (2, 3):
+        from_site_1 = int(owners[moved == site].sum())
+        # Hypergeometric: 300 drawn from 600, half of which are of site 1; variance 300 × ¼ × 300 / 599.
+        assert from_site_1 == pytest.approx(150, abs=5 * np.sqrt(300 / 4 * 300 / 599))

@@ -147,10 +147,25 @@ def test_a_checkpoint_holds_the_sites_state_of_its_round_and_not_of_the_next(bui
     assert tensors["site_0.m"].tolist() == [1.0]
 
 
-def test_a_checkpoint_that_failed_is_raised_at_the_next_report(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError("no space")
+def refuse(*_: Any) -> None:
+    raise OSError("no space")
 
+
+def test_a_checkpoint_that_failed_is_raised_at_the_next_report(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if no checkpoint is due: the job must not train on for hours."""
+    coordinator, state, events, _ = build(checkpoint_every=2)
+    monkeypatch.setattr(CheckpointStore, "save", refuse)
+    state.round = 2
+    coordinator.report(RESULTS)
+    assert coordinator._writer._last is not None
+    assert isinstance(coordinator._writer._last.exception(timeout=120), OSError)
+    state.round = 3
+    with pytest.raises(OSError, match="no space"):
+        coordinator.report(RESULTS)
+    assert [event["round"] for event in events] == [2]
+
+
+def test_a_checkpoint_that_failed_is_the_failure_of_a_stop(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     coordinator, state, events, _ = build()
     monkeypatch.setattr(CheckpointStore, "save", refuse)
     state.round = 1

@@ -11,6 +11,7 @@ import torch._inductor.config
 from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
 from scaling_fl.data.tasks import csv
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
@@ -171,3 +172,13 @@ def test_only_slow_steps_without_progress_count_as_waiting(
     (tmp_path / "again").mkdir()
     prepare_module.prepare(send, config, str(tmp_path / "again"))
     assert waited["load_model"], "a model may come from the hub"
+
+
+def test_truncated_texts_are_counted_among_those_that_sites_train_on(tmp_path: Path) -> None:
+    """Texts of 3, 4, 5 and 6 tokens, cut at 5; the last is held back."""
+    texts = ["river", "river stone", "river stone forest", "river stone forest meadow"]
+    token_store.write(tmp_path / "train", builders.tokenizer(), texts, np.zeros(4, np.int64), 5)
+    config = Config(max_seq_len=5)
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2]), config, 0) == 1
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2, 3]), config, 0) == 2
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1]), config, 0) == 0
