@@ -9,6 +9,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.task_loader import load_task
+from scaling_fl.errors import UserError
 from tests import builders
 
 TEXTS, LABELS = builders.texts_and_labels(200)
@@ -132,3 +133,12 @@ def test_shards_depend_on_data_seed_alone(keys: dict[str, Any]) -> None:
 
     assert rows(dataclasses.replace(config, seed=config.seed + 1)) == rows(config)
     assert rows(dataclasses.replace(config, data_seed=config.data_seed + 1)) != rows(config)
+
+
+@pytest.mark.parametrize("minimum", [1, 25])
+def test_rows_that_just_suffice_are_accepted(minimum: int) -> None:
+    num_sites = 200 // minimum
+    enough = Config(num_sites=num_sites, min_examples_per_site=minimum)
+    assert [len(shard) for shard in make_shards(enough, SPLIT, []).shards] == [minimum] * num_sites
+    with pytest.raises(UserError, match=f"200 training examples are too few for {num_sites + 1} sites"):
+        make_shards(dataclasses.replace(enough, num_sites=num_sites + 1), SPLIT, [])

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,3 +39,15 @@ def test_memory_is_refused_only_beyond_what_is_available(
     else:
         with pytest.raises(UserError, match="use fewer site_ids"):
             memory.floats(1, columns)
+
+
+def test_the_shortage_that_nccl_reports_is_explained_with_the_sizes_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16,384 blocks of 4 KiB are 64 MiB; 256 free ones are 1 MiB."""
+    found = SimpleNamespace(f_frsize=4096, f_blocks=16384, f_bavail=256)
+    monkeypatch.setattr(shared_memory.os, "statvfs", lambda place: found)
+    message = "Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"
+    explained = shared_memory.nccl_shared_memory_shortage(message, "/dev/shm")
+    assert explained.startswith(
+        "NCCL can't allocate 9.2 MiB for the traffic between GPUs: /dev/shm has 64 MiB, of which 1 MiB are free, "
+    )
+    assert shared_memory.nccl_shared_memory_shortage("another error") == ""

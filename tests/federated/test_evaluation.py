@@ -87,3 +87,12 @@ def test_every_evaluation_batch_counts_as_progress(tmp_path: Path, num_workers: 
         range(0, 5, num_workers)
     )
     assert len(steps) == {1: 5, 2: 3}[num_workers]
+
+
+def test_the_given_parameters_are_evaluated_and_not_those_that_the_model_holds(resident: Resident) -> None:
+    """After local training the model's buffer holds a site's delta."""
+    params = resident.model.flat.clone()
+    expected = [batch.loss_sum for batch in evaluate(resident, params, 0, 1)]
+    resident.model.flat.fill_(0.5)
+    assert [batch.loss_sum for batch in evaluate(resident, params, 0, 1)] == expected
+    assert [batch.loss_sum for batch in evaluate(resident, params * 2, 0, 1)] != expected

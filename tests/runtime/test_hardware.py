@@ -3,7 +3,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.runtime.hardware import find_devices
+from scaling_fl.runtime.hardware import environment, find_devices
 
 
 @pytest.fixture
@@ -38,3 +38,15 @@ def test_without_a_gpu_the_sites_run_on_the_cpu_and_a_note_says_so(monkeypatch: 
     notes: list[str] = []
     assert find_devices(Config(site_ids=(0, 5)), notes) == ("cpu", "cpu")
     assert notes == ["this machine has no GPU that torch can use: the sites run on the CPU"]
+
+
+def test_the_environment_of_a_job_names_what_its_bits_depend_on() -> None:
+    found = environment(Config(precision="bf16"), ("cpu",))
+    assert found["processor"].endswith(torch.backends.cpu.get_cpu_capability())
+    assert (found["torch"], found["precision"]) == (torch.__version__, "bf16")
+
+
+def test_a_gpu_is_named_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"an accelerator at {device}")
+    found = environment(Config(precision="fp32"), ("cuda:1", "cuda:0"))
+    assert found["processor"] == "an accelerator at cuda:1"

@@ -51,7 +51,7 @@ def test_the_moments_of_a_server_optimiser_start_where_its_paper_says(small_conf
         assert values == pytest.approx([1e-6 if name.startswith("server_moment_1.") else 0.0])
     earlier = {name: array * 0 if name.startswith("server_moment_") else array for name, array in tensors.items()}
     CheckpointStore(str(tmp_path / "out")).save(1, earlier, checkpoint_header(plan, {}, None))
-    prepare(dataclasses.replace(config, num_rounds=2), tmp_path / "resumed")
+    assert prepare(dataclasses.replace(config, num_rounds=2), tmp_path / "resumed").reported
     resumed, _ = read_state(tmp_path / "resumed" / "state.safetensors")
     assert not any(resumed[name].any() for name in starts)
 

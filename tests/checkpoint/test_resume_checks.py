@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling_fl.checkpoint.resume import check_finite, expected_site_state
+from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, expected_site_state
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.local_optimiser import site_state_template
@@ -25,3 +25,16 @@ def test_only_sites_that_have_state_in_a_checkpoint_are_expected_to_have_it() ->
     template = site_state_template(config, layout)
     assert expected.keys() == {f"site_{site}.{name}" for site in (0, 2) for name in template}
     assert all(array.shape == template[name.partition(".")[2]].shape for name, array in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("threads_per_site", "now", "used", "notes"),
+    [(None, 8, 3, 0), (3, 3, 3, 0), (8, 8, 8, 1)],
+)
+def test_a_job_keeps_its_threads_unless_the_user_says_otherwise(
+    threads_per_site: int | None, now: int, used: int, notes: int
+) -> None:
+    said: list[str] = []
+    assert agree_on_threads(Config(threads_per_site=threads_per_site), now, {"threads": 3}, said) == used
+    assert len(said) == notes
+    assert all(note.startswith("threads_per_site was 3, is now 8: ") for note in said)
