@@ -157,3 +157,9 @@ def test_the_evaluation_steps_count_every_sites_own_model() -> None:
             -(-n // config.evaluation_batch_size(n)) for n in (3, 7)
         )
         assert config.evaluation_batch_size(7) == 2
+
+
+def test_as_many_workers_as_sites_train_one_each_in_the_order_of_the_sites() -> None:
+    """Largest first would give site 2 to worker 0; messages and records say that worker N trains site N."""
+    assert cohort.assign([1, 2, 3], [0, 1, 2], 3) == [[0], [1], [2]]
+    assert cohort.assign([1, 2, 3], [1, 2], 3) == [[1], [2], []]
