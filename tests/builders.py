@@ -127,15 +127,16 @@ def worker(
     memory: SharedMemory | None = None,
 ) -> tuple[WorkerSites, Collectives, ServerState]:
     """A worker and its share of the sites; `module` holds the initial parameters."""
-    num_moments = server.optimiser(config).num_moments
+    initial_moments = server.optimiser(config).initial_moments
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", num_moments,
+        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", len(initial_moments),
         exact=config.exact_sum, single_site=cohort.single_site_per_worker(config, len(shards), num_workers),
     )  # fmt: skip
     worker_resident = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
     if rank == 0:
         write_shards(folder, shards)
         collectives.state[0].copy_(worker_resident.model.flat)
+        collectives.state[1:].copy_(torch.tensor(initial_moments)[:, None])
     collectives.barrier()
     worker_sites = WorkerSites(worker_resident, Shards(folder), rank, num_workers)
     trained, moments = worker_resident.model.layout.trained, collectives.state[1:]

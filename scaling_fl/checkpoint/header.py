@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from scaling_fl.errors import UserError
+from scaling_fl.federated import cohort
 from scaling_fl.federated.best_round import BestRound
 from scaling_fl.federated.run_plan import Plan
 
@@ -42,6 +43,7 @@ def checkpoint_header(
         "history": history or {},
         "best": None if best is None else dataclasses.asdict(best),
         "environment": plan.environment,
+        "cohort_rules": cohort.RULES,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

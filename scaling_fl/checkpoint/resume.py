@@ -11,7 +11,7 @@ from scaling_fl.checkpoint.header import check_header
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.federated import site_state
+from scaling_fl.federated import cohort, site_state
 from scaling_fl.federated.local_optimiser import site_state_template
 from scaling_fl.models.flat_parameters import Layout
 
@@ -23,6 +23,7 @@ def check(
     origin: Mapping[str, Any],
     tensors: state_file.Arrays,
     initial: state_file.Arrays,
+    num_sites: int,
 ) -> None:
     """Raises `UserError` if the job can't resume from the checkpoint with this `header` and these `tensors`.
 
@@ -30,7 +31,7 @@ def check(
     """
     source = f"checkpoints_dir={config.checkpoints_dir}: round {header.get('round')}"
     check_header(source, header)
-    _check_same_job(config, header, digest)
+    _check_same_job(config, header, digest, num_sites)
     check_origin(config, header, origin)
     _check_same_tensors(source, tensors, initial)
     check_finite(source, tensors)
@@ -70,14 +71,24 @@ def check_finite(source: str, tensors: state_file.Arrays) -> None:
             raise UserError(f"{source}: {name} contains NaN or infinite values; restore it, or use another one")
 
 
-def _check_same_job(config: Config, header: dict[str, Any], digest: str) -> None:
+def _check_same_job(config: Config, header: dict[str, Any], digest: str, num_sites: int) -> None:
     if header["job_name"] != config.job_name:
         raise UserError(
             f"checkpoints_dir={config.checkpoints_dir}: it holds the checkpoints of job {header['job_name']}; "
             f"set job_name={header['job_name']} to resume it, or choose another folder"
         )
-    # The model's path may change if the header identifies the model.
-    compatibility.check_config(config, header["config"] | ({"model": config.model} if header.get("origin") else {}))
+    before = dict(header["config"])
+    if header.get("origin"):  # it identifies the model, whose path may change
+        before["model"] = config.model
+    if header.get("cohort_rules", 1) == 1 and cohort.size(config, num_sites) == num_sites:
+        if config.sampling == before.get("sampling") == "by_examples":
+            raise UserError(
+                f"sampling='by_examples': when job {config.job_name} started, a cohort of all {num_sites} sites was not "
+                "drawn, and each site took part in every round; now sites are drawn with replacement; set "
+                "sampling=uniform to go on as before, or start a new job"
+            )
+        before["sampling"] = "uniform"
+    compatibility.check_config(config, before)
     compatibility.check_data(config, header["data_digest"], digest)
 
 

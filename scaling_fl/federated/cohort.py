@@ -8,12 +8,21 @@ import numpy as np
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 
+# The rules that cohorts are drawn by, for checkpoint headers. By rule 1, `by_examples` drew nothing if the cohort had the
+# size of all sites: each took part, weighted by its examples.
+RULES = 2
+
 
 def size(config: Config, num_sites: int) -> int:
     """The number of draws per round: the cohort's size, or more if `by_examples` draws a site repeatedly."""
     if config.participation is not None:
         return max(1, round(config.participation * num_sites))
     return num_sites if config.sites_per_round is None else config.sites_per_round
+
+
+def is_everyone(config: Config, num_sites: int) -> bool:
+    """Whether every site takes part in every round."""
+    return config.sampling == "uniform" and size(config, num_sites) == num_sites
 
 
 def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> bool:
@@ -26,14 +35,19 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
 
     A function of (seed, round). `sizes` are the sites' numbers of examples; the weights sum to 1. Uniform sampling is
     without replacement, with weights n_k / n (McMahan et al. 2017). Sampling by examples is with replacement and weighs
-    every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all sites.
+    every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all sites. As many draws as
+    there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
-    if count < len(sizes) and config.sampling == "by_examples":
+    if config.sampling == "by_examples":
         drawn = rng.choice(len(sizes), count, p=np.array(sizes) / sum(sizes))
         sites, times = np.unique(drawn, return_counts=True)
         return dict(zip(sites.tolist(), (times / count).tolist(), strict=True))
-    chosen = range(count) if count == len(sizes) else sorted(rng.choice(len(sizes), count, replace=False).tolist())
+    chosen = (
+        range(count)
+        if is_everyone(config, len(sizes))
+        else sorted(rng.choice(len(sizes), count, replace=False).tolist())
+    )
     total = sum(sizes[site] for site in chosen)
     return {site: sizes[site] / total for site in chosen}
 

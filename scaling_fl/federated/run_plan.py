@@ -54,8 +54,8 @@ class Plan:
     @property
     def one_site_per_worker(self) -> bool:
         """Whether worker N always trains site N and no other."""
-        everyone = cohort.size(self.config, self.num_sites) == self.num_sites == len(self.devices)
-        return everyone and self.config.baseline != "centralised"
+        everyone = cohort.is_everyone(self.config, self.num_sites)
+        return everyone and self.num_sites == len(self.devices) and self.config.baseline != "centralised"
 
     @property
     def ranks_here(self) -> list[int]:

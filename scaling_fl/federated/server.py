@@ -7,7 +7,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.server_state import ServerState
 
-_SECOND_DECAY, _EPSILON = 0.99, 1e-3  # β₂ and τ of Reddi et al. 2021
+_SECOND_DECAY, _ADAPTIVITY = 0.99, 1e-3  # β₂ and τ of Reddi et al. 2021
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class SGD:
     momentum: float = 0.0
 
     @property
-    def num_moments(self) -> int:
-        return int(self.momentum > 0)
+    def initial_moments(self) -> tuple[float, ...]:
+        """The value that each buffer of the state starts at."""
+        return (0.0,) * (self.momentum > 0)
 
     def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
         """Update `state` in place with `delta`, the aggregated delta of the slice `chunk` of the flat buffer."""
@@ -41,13 +42,13 @@ class Adaptive:
     """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, algorithm 2. The paper's Δ is −delta.
 
     params ← params − learning_rate × m / (√v + τ), where m ← momentum × m + (1 − momentum) × delta, and v accumulates
-    delta² as `kind` does: "adagrad", "adam" or "yogi".
+    delta² as `kind` does: "adagrad", "adam" or "yogi". m starts at 0 and v at τ², the least value that the paper allows.
     """
 
     kind: str
     learning_rate: float
     momentum: float
-    num_moments: int = 2
+    initial_moments: tuple[float, ...] = (0.0, _ADAPTIVITY**2)
 
     def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
         """See `SGD.step`."""
@@ -62,7 +63,7 @@ class Adaptive:
             v.mul_(_SECOND_DECAY).add_(square, alpha=1 - _SECOND_DECAY)
         else:
             v.sub_(square.mul_(torch.sign(v - square)), alpha=1 - _SECOND_DECAY)
-        trained.sub_(m.div(v.sqrt().add_(_EPSILON)), alpha=self.learning_rate)
+        trained.sub_(m.div(v.sqrt().add_(_ADAPTIVITY)), alpha=self.learning_rate)
 
 
 def optimiser(config: Config) -> SGD | Adaptive:
@@ -72,4 +73,4 @@ def optimiser(config: Config) -> SGD | Adaptive:
         return SGD(1.0 if rate is None else rate, momentum or 0.0)
     if momentum is None:
         momentum = 0.0 if kind == "adagrad" else 0.9
-    return Adaptive(kind, _EPSILON if rate is None else rate, momentum)
+    return Adaptive(kind, 0.001 if rate is None else rate, momentum)

@@ -1,7 +1,7 @@
 """The server's state: parameters, moments and round, in the flat buffer and by tensor name."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ class ServerState:
     params: torch.Tensor  # (size,) float32; see models/flat_parameters.py for the layout
     trained: int  # params[:trained] are trained; the rest is averaged, never optimised
     round: int  # the last complete round; 0 before training
-    moments: torch.Tensor | None = None  # (n, size) of the server optimiser; initially zero
+    moments: torch.Tensor | None = None  # (n, size) of the server optimiser
     partly_updated: bool = False  # a server step is under way, or failed: don't checkpoint
     results: dict[str, Any] = field(default_factory=dict)  # of `round`, without its evaluation
     # Of the last evaluation, by set; without a global model the sum over the sites' own.
@@ -56,10 +56,10 @@ def fill_state(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.
             view.copy_(torch.from_numpy(tensors[_MOMENT.format(number) + name]))
 
 
-def initial_moments(num_moments: int, params: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return zero moments for the float tensors `params`, by tensor name."""
+def initial_moments(values: Sequence[float], params: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return moments that start at `values`, for the float tensors `params`, by tensor name."""
     return {
-        _MOMENT.format(number) + name: np.zeros_like(array)
-        for number in range(num_moments)
+        _MOMENT.format(number) + name: np.full_like(array, value)
+        for number, value in enumerate(values)
         for name, array in params.items()
     }

@@ -5,6 +5,7 @@ folder: token stores, shards, the model's architecture and tokenizer, and the se
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
-    initial, previous = _initial_state(loaded.module, server.optimiser(config).num_moments), None
+    initial, previous = _initial_state(loaded.module, server.optimiser(config).initial_moments), None
     resume.check_finite(f"model={config.model}", initial)
     origin: dict[str, Any] = {
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
@@ -82,7 +83,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         if previous is not None:
             tensors, header, _ = previous
             of_sites = resume.expected_site_state(config, layout, len(shards), tensors)
-            resume.check(config, header, digest, origin, tensors, initial | of_sites)
+            resume.check(config, header, digest, origin, tensors, initial | of_sites, len(shards))
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in_header(header, config.keep_best)
@@ -162,12 +163,12 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     )
 
 
-def _initial_state(module: torch.nn.Module, num_moments: int) -> dict[str, Any]:
+def _initial_state(module: torch.nn.Module, moments: Sequence[float]) -> dict[str, Any]:
     layout = Layout(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     params = {entry.name: tensors[entry.name].detach().cpu().numpy() for entry in layout.entries}
     integers = {name: tensors[name].cpu().numpy() for name in layout.integer_names}
-    return params | integers | initial_moments(num_moments, params)
+    return params | integers | initial_moments(moments, params)
 
 
 def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list[str]:

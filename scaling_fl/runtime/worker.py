@@ -40,7 +40,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
 
     optimiser, shards = server.optimiser(plan.config), Shards(folder)
     collectives = Collectives(
-        rank, plan.devices, Layout(module).size, memory, rendezvous, optimiser.num_moments, on_wait,
+        rank, plan.devices, Layout(module).size, memory, rendezvous, len(optimiser.initial_moments), on_wait,
         nodes=plan.nodes, interface=plan.interface,
         exact=plan.config.exact_sum, single_site=cohort.single_site_per_worker(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip

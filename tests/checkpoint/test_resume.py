@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
+from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -81,6 +82,27 @@ def test_a_resumed_job_is_identical_to_an_uninterrupted_one(
     assert header["best"] == resumed_header["best"]
     assert header["best"]["round"] == best
     assert CheckpointStore(str(tmp_path / "again")).rounds() == sorted({4, best} - {1}, reverse=True)
+
+
+def test_a_cohort_of_all_sites_keeps_the_meaning_it_started_with(small_config: Config, tmp_path: Path) -> None:
+    """Earlier versions took all sites, weighted by examples, for by_examples; their headers have no `cohort_rules`."""
+    config = dataclasses.replace(small_config, sampling="by_examples", participation=1.0)
+    plan = prepare(config, tmp_path / "first")
+    assert not plan.one_site_per_worker
+    tensors, _ = read_state(tmp_path / "first" / "state.safetensors")
+    header = checkpoint_header(plan, {}, None)
+    store = CheckpointStore(str(tmp_path / "out"))
+    uniform = dataclasses.replace(config, sampling="uniform")
+    store.save(1, tensors, {key: value for key, value in header.items() if key != "cohort_rules"})
+    with pytest.raises(
+        UserError, match=r"cohort of all 2 sites was not drawn.*; set sampling=uniform to go on as before"
+    ):
+        prepare(config, tmp_path / "second")
+    assert prepare(uniform, tmp_path / "third").round == 1
+    store.save(1, tensors, header)
+    assert prepare(config, tmp_path / "fourth").round == 1
+    with pytest.raises(UserError, match="sampling was 'by_examples', is now 'uniform'"):
+        prepare(uniform, tmp_path / "fifth")
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

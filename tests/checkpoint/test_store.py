@@ -216,3 +216,40 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"checkpoints_dir=s3://lab/x: cannot read it \(NoCredentialsError"):
         CheckpointStore("s3://lab/x").fetch_newest(tmp_path / "newest")
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut could leave an empty checkpoint under its final name."""
+    checkpoints, calls = CheckpointStore(str(tmp_path / "c")), list[str]()
+    checkpoints.probe()
+    replace, fsync = os.replace, os.fsync
+
+    def recorded_replace(source: Any, target: Any) -> None:
+        calls.append(f"named {Path(target).name}")
+        replace(source, target)
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"synced {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    checkpoints.save(2, TENSORS, HEADER)
+    name = "round-000002.safetensors"
+    assert calls == [f"synced {name}", f"named {name}", "synced c"]
+
+
+def test_a_checkpoint_under_the_name_of_another_round_counts_as_damaged(
+    checkpoints: CheckpointStore, tmp_path: Path
+) -> None:
+    checkpoints.probe()
+    checkpoints.save(3, TENSORS, HEADER)
+    checkpoints.fs.cp_file(
+        f"{checkpoints.root}/round-000003.safetensors", f"{checkpoints.root}/round-000005.safetensors"
+    )
+    found = checkpoints.fetch_newest(tmp_path / "newest")
+    assert found is not None
+    assert found[1]["round"] == 3
+    assert found[2] == ["round-000005.safetensors is damaged (it was written as round 3)"]

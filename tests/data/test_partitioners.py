@@ -91,9 +91,20 @@ def test_by_label_gives_contiguous_runs_of_the_sorted_labels(labels_and_sites: t
     assert all(a.max() <= b.min() for a, b in itertools.pairwise(per_site))
 
 
-@pytest.mark.parametrize("owners", [partitioners.iid(NEWS, 40, 1), partitioners.sizes(NEWS, 8, 1, "lognormal", 0.5)])
-def test_random_partitions_give_all_sites_the_same_label_distribution(owners: np.ndarray) -> None:
-    per_site = counts(NEWS, owners, owners.max() + 1)
+@pytest.mark.parametrize("labels", [NEWS, np.sort(NEWS)], ids=["mixed", "sorted"])
+@pytest.mark.parametrize(
+    "scheme",
+    [lambda labels: partitioners.iid(labels, 40, 1), *(
+        lambda labels, law=law: partitioners.sizes(labels, 8, 1, law, 0.5) for law in SIZE_LAWS
+    )],
+    ids=["iid", *SIZE_LAWS],
+)  # fmt: skip
+def test_random_partitions_give_all_sites_the_same_label_distribution(
+    scheme: Callable[[np.ndarray], np.ndarray], labels: np.ndarray
+) -> None:
+    """A file sorted by label, too: rows in the order of the file would show."""
+    owners = scheme(labels)
+    per_site = counts(labels, owners, owners.max() + 1)
     expected = per_site.sum(axis=1, keepdims=True) / 4
     # Each count is hypergeometric, with a variance of less than n × ¼ × ¾: 5 standard deviations.
     assert (abs(per_site - expected) < 5 * np.sqrt(0.75 * expected)).all()
@@ -198,3 +209,39 @@ def test_partition_by_value_gives_each_site_exactly_the_rows_of_its_value() -> N
 def test_too_many_labels_per_site_are_refused(num_sites: int, number: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         partitioners.labels_per_site(np.arange(12) % 4, num_sites, 1, number)
+
+
+@pytest.mark.parametrize("scheme", [
+    lambda labels: partitioners.dirichlet(labels, 6, 1, 0.5),
+    lambda labels: partitioners.dirichlet_balanced(labels, 6, 1, 0.5),
+    lambda labels: partitioners.labels_per_site(labels, 6, 1, 1),
+    lambda labels: partitioners.ensure_minimum((np.arange(12_000) % 12 == 0).astype(int), 6, 1, 2_000),
+])  # fmt: skip
+def test_the_rows_of_a_label_are_drawn_at_random(scheme: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Files may be sorted, e.g. by date: a site's rows come from all parts of its labels, not from one run."""
+    labels = np.repeat(np.arange(4), 3000)
+    place = np.tile(np.arange(3000), 4) / 3000  # of a row within its label, uniform with variance 1/12
+    owners = scheme(labels)
+    for site in range(6):
+        for label in range(4):
+            own = place[(owners == site) & (labels == label)]
+            if 100 < len(own) < 2900:
+                assert own.mean() == pytest.approx(0.5, abs=5 / np.sqrt(12 * len(own)))
+
+
+@pytest.mark.parametrize("law", SIZE_LAWS)
+def test_no_site_number_is_favoured_by_skewed_sizes(law: str) -> None:
+    """Over many seeds, the largest site is anywhere."""
+    largest = [int(np.bincount(partitioners.sizes(NEWS, 5, seed, law, 1.0)).argmax()) for seed in range(300)]
+    shares = np.bincount(largest, minlength=5) / 300
+    assert shares == pytest.approx(0.2, abs=5 * np.sqrt(0.2 * 0.8 / 300))
+
+
+def test_rows_that_are_moved_come_from_all_large_sites() -> None:
+    """Sites 2 and 3 receive 300 of the 600 rows that sites 0 and 1 give up, 300 each: about 150 from either."""
+    owners = np.repeat([0, 1], 1000)
+    moved = partitioners.ensure_minimum(owners, 4, 1, 300)
+    for site in (2, 3):
+        from_site_1 = int(owners[moved == site].sum())
+        # Hypergeometric: 300 drawn from 600, half of which are of site 1; variance 300 × ¼ × 300 / 599.
+        assert from_site_1 == pytest.approx(150, abs=5 * np.sqrt(300 / 4 * 300 / 599))

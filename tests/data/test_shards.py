@@ -9,6 +9,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.task_loader import load_task
+from scaling_fl.errors import UserError
 from tests import builders
 
 TEXTS, LABELS = builders.texts_and_labels(200)
@@ -114,3 +115,30 @@ def test_the_data_digest_depends_on_the_sites_of_the_rows(tmp_path: Path) -> Non
     assert digests[0] == digests[1] != digests[2]
     plain = task(tmp_path, rows.format(1), test, **keys | {"partition": "iid", "partition_column": None}).digest()
     assert plain not in digests
+
+
+def test_the_default_skew_of_sizes_is_1_and_the_default_law_lognormal() -> None:
+    shards = make_shards(Config(num_sites=7, partition="sizes"), SPLIT, []).shards
+    spelt_out = Config(num_sites=7, partition="sizes", size_law="lognormal", size_skew=1.0)
+    assert all(map(np.array_equal, shards, make_shards(spelt_out, SPLIT, []).shards))
+
+
+@pytest.mark.parametrize("keys", [keys for keys in PARTITIONS if keys != {"iid_split": False}])
+def test_shards_depend_on_data_seed_alone(keys: dict[str, Any]) -> None:
+    """`seed` is of training: another one must not change which rows a site holds."""
+    config = Config.from_mapping({"num_sites": 7, "min_examples_per_site": 12, "validation_fraction": 0.2, **keys})
+
+    def rows(config: Config) -> list[list[int]]:
+        return [shard.tolist() for shard in make_shards(config, SPLIT, []).shards]
+
+    assert rows(dataclasses.replace(config, seed=config.seed + 1)) == rows(config)
+    assert rows(dataclasses.replace(config, data_seed=config.data_seed + 1)) != rows(config)
+
+
+@pytest.mark.parametrize("minimum", [1, 25])
+def test_rows_that_just_suffice_are_accepted(minimum: int) -> None:
+    num_sites = 200 // minimum
+    enough = Config(num_sites=num_sites, min_examples_per_site=minimum)
+    assert [len(shard) for shard in make_shards(enough, SPLIT, []).shards] == [minimum] * num_sites
+    with pytest.raises(UserError, match=f"200 training examples are too few for {num_sites + 1} sites"):
+        make_shards(dataclasses.replace(enough, num_sites=num_sites + 1), SPLIT, [])

@@ -118,3 +118,65 @@ def test_texts_are_encoded_without_truncation_on_request() -> None:
     )
     assert [len(ids) for chunk in chunks for ids in chunk["input_ids"]] == [22] * 1500
     assert seen == [(1000, 1500, "texts"), (1500, 1500, "texts")]
+
+
+def test_the_batches_of_one_window_are_shuffled_and_come_in_another_order_each_epoch(store: TokenStore) -> None:
+    """50 batches are one window, sorted by length. Unshuffled, the batch with the empty text would always be last."""
+    shard = np.arange(token_store.WINDOW * 4)
+    (empty,) = np.flatnonzero(store.lengths[shard] == 2)
+    places = []
+    for epoch in range(200):
+        batches = token_store.training_batches(store, shard, 4, True, 1, 1, 1, epoch)
+        assert len(batches) == 50
+        places += [place for place, batch in enumerate(batches) if empty in batch]
+    # Uniform on 0 … 49: mean 24.5, variance (50² − 1) / 12.
+    assert np.mean(places) == pytest.approx(24.5, abs=5 * np.sqrt((50**2 - 1) / 12 / 200))
+    assert len(set(places)) > 25
+
+
+def test_examples_are_shuffled_before_they_are_grouped(store: TokenStore) -> None:
+    """A shard of two windows: the examples of the first half of the file are in both."""
+    shard = np.arange(token_store.WINDOW * 4 * 2)
+    for grouped in (True, False):
+        batches = token_store.training_batches(store, shard, 4, grouped, 1)
+        mixed = [len({int(example) < len(shard) // 2 for example in batch}) == 2 for batch in batches]
+        assert sum(mixed) > len(batches) / 2, "most batches have examples of both halves of the file"
+
+
+def test_padding_is_the_padding_token_and_has_token_type_0(tmp_path: Path) -> None:
+    token_store.write(tmp_path / "typed", builders.tokenizer(), PAIRS[0], np.array([2, 1, 0]), 8, PAIRS[1], True)
+    batch = TokenStore(tmp_path / "typed", pad_token_id=5).batch(np.array([2, 1]))
+    assert batch.attention_mask.tolist() == [[1] * 4 + [0] * 4, [1] * 8]
+    assert batch.input_ids[0, 4:].tolist() == [5] * 4
+    assert batch.token_type_ids is not None
+    assert batch.token_type_ids[0, 4:].tolist() == [0] * 4
+    assert batch.labels.tolist() == [0, 1]
+
+
+def test_an_empty_text_becomes_the_padding_token_if_the_tokenizer_adds_none(tmp_path: Path) -> None:
+    class Words:
+        """A tokenizer without special tokens: every letter is a token."""
+
+        pad_token_id = 9
+
+        def __len__(self) -> int:
+            return 300
+
+        def __call__(self, texts: list[str], pairs: None, **_: object) -> dict[str, list[list[int]]]:
+            ids = [[ord(letter) for letter in text] for text in texts]
+            return {"input_ids": ids, "token_type_ids": [[1] * len(row) for row in ids]}
+
+    token_store.write(tmp_path / "store", Words(), ["ab", "", "c"], np.zeros(3, np.int64), 8, token_types=True)
+    store = TokenStore(tmp_path / "store", pad_token_id=9)
+    assert store.tokens.dtype == np.uint16, "299 doesn't fit into 8 bits"
+    assert store.tokens.tolist() == [97, 98, 9, 99]
+    assert store.offsets.tolist() == [0, 2, 3, 4]
+    assert store.types is not None
+    assert store.types.tolist() == [1, 1, 0, 1]
+
+
+def test_evaluation_batches_are_sorted_by_length_and_ties_keep_their_order(store: TokenStore) -> None:
+    examples = np.array([3, 40, 4, 11, 2499, 7])
+    batches = token_store.evaluation_batches(store, examples, 4)
+    order = sorted(range(6), key=lambda i: (-store.lengths[examples[i]], i))
+    assert [batch.tolist() for batch in batches] == [examples[order[:4]].tolist(), examples[order[4:]].tolist()]

@@ -1,6 +1,7 @@
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scaling_fl.distributed import collectives as collectives_module
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.errors import JobFailed
+from scaling_fl.errors import JobFailed, PeerLost
 
 SIZE = 1010  # not a multiple of the number of workers; even, so that rows are aligned for int64
 
@@ -233,3 +234,30 @@ def test_workers_on_a_gpu_share_its_memory_or_all_use_host_memory(
     # A barrier before and after the leaders' all-reduce, which several domains need.
     several = len(set(devices)) > 1 and not refuse
     assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3
+
+
+def test_waiting_is_announced_around_every_collective_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[bool] = []
+    collectives = Collectives(0, ["cpu"], SIZE, SharedMemory(), f"file://{tmp_path}/rendezvous", 0, waits.append)
+    assert waits == [True, False]
+    collectives.barrier()
+    assert collectives.all_gather_numbers(1.5, 2.0) == [[1.5, 2.0]]
+    assert waits == [True, False] * 3
+    with monkeypatch.context() as patched:
+        patched.setattr(dist, "barrier", Mock(side_effect=RuntimeError("broken")))
+        with pytest.raises(PeerLost, match="broken"):
+            collectives.barrier()
+    assert waits == [True, False] * 4, "a failed collective doesn't leave the worker waiting"
+    collectives.close()
+
+
+def test_a_row_of_a_worker_without_sites_is_left_out(tmp_path: Path) -> None:
+    """Its row holds what was there before: the last round's sum, or NaN."""
+    for exact in (True, False):
+        collectives = Collectives(
+            0, ["cpu"], SIZE, SharedMemory(), f"file://{tmp_path}/rendezvous {exact}", exact=exact, single_site=False
+        )
+        collectives.worker_row.fill_(2**50 if exact else float("nan"))
+        means = [delta.clone() for _, delta in collectives.weighted_mean(collectives.weighted_sum())]
+        assert torch.equal(torch.cat(means), torch.zeros(SIZE))
+        collectives.close()

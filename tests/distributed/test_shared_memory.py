@@ -1,5 +1,9 @@
+import io
+from types import SimpleNamespace
+
 import pytest
 
+from scaling_fl.distributed import shared_memory
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
 
@@ -21,3 +25,29 @@ def test_two_views_share_the_same_memory(memory: SharedMemory) -> None:
 def test_too_little_memory_is_reported_in_gibibytes(memory: SharedMemory) -> None:
     with pytest.raises(UserError, match=r"shared memory: \d+\.\d\d GiB of memory are free, 4096\.00 GiB are needed"):
         memory.floats(2**20, 2**20)
+
+
+@pytest.mark.parametrize(("columns", "fits"), [(768, True), (769, False)])
+def test_memory_is_refused_only_beyond_what_is_available(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch, columns: int, fits: bool
+) -> None:
+    """3 kB, of 1,024 bytes each, are 768 float32 values."""
+    reported = "MemTotal:   9 kB\nMemFree:   1 kB\nMemAvailable:   3 kB\n"
+    monkeypatch.setattr(shared_memory, "open", lambda path: io.StringIO(reported), raising=False)
+    if fits:
+        assert memory.floats(1, columns).shape == (1, columns)
+    else:
+        with pytest.raises(UserError, match="use fewer site_ids"):
+            memory.floats(1, columns)
+
+
+def test_the_shortage_that_nccl_reports_is_explained_with_the_sizes_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16,384 blocks of 4 KiB are 64 MiB; 256 free ones are 1 MiB."""
+    found = SimpleNamespace(f_frsize=4096, f_blocks=16384, f_bavail=256)
+    monkeypatch.setattr(shared_memory.os, "statvfs", lambda place: found)
+    message = "Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"
+    explained = shared_memory.nccl_shared_memory_shortage(message, "/dev/shm")
+    assert explained.startswith(
+        "NCCL can't allocate 9.2 MiB for the traffic between GPUs: /dev/shm has 64 MiB, of which 1 MiB are free, "
+    )
+    assert shared_memory.nccl_shared_memory_shortage("another error") == ""

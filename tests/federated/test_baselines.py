@@ -50,9 +50,10 @@ def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
     ]
     evaluated = [evaluate(worker_sites.resident, torch.from_numpy(params), 0, 1) for params in own]
     accuracies = [sum(np.trace(batch.confusion) for batch in batches) / 23 for batches in evaluated]
+    losses = [sum(batch.loss_sum for batch in batches) / 23 for batches in evaluated]
     server = state.params.numpy().copy()
     collectives.close()
-    return seen[-1], own, server, accuracies
+    return seen[-1], own, server, accuracies, losses
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -70,10 +71,12 @@ def test_local_only_equals_separate_training_of_each_site(
             Site(number, shard, resident).train(params, round_)
             params = params - resident.model.flat  # delta
         expected.append(params)
-    for results, own, server, accuracies in run_distributed(train_alone, num_workers):
+    for results, own, server, accuracies, losses in run_distributed(train_alone, num_workers):
         for site in range(3):
             torch.testing.assert_close(torch.from_numpy(own[site]), expected[site], rtol=1e-5, atol=1e-6)
         assert np.array_equal(server, start.numpy()), "nothing is aggregated"
+        assert len({round(loss, 4) for loss in losses}) == 3, "equal values would hide a wrong mean"
+        assert results["validation.loss"] == pytest.approx(np.mean(losses))
         assert results["validation.accuracy"] == pytest.approx(np.mean(accuracies))
         assert results["validation.worst_site.accuracy"] == pytest.approx(min(accuracies))
         assert results["validation.best_site.accuracy"] == pytest.approx(max(accuracies))

@@ -69,9 +69,29 @@ def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
 
 
-def test_full_participation_samples_nothing() -> None:
-    everyone = cohort.sample(Config(sampling="by_examples", sites_per_round=6), SIZES, 1)
-    assert everyone == {site: size / 474 for site, size in enumerate(SIZES)}
+@pytest.mark.parametrize("keys", [{}, {"sites_per_round": 6}, {"participation": 0.95}])
+def test_full_participation_samples_nothing(keys: dict[str, Any]) -> None:
+    config = Config(**keys)
+    assert cohort.sample(config, SIZES, 1) == {site: size / 474 for site, size in enumerate(SIZES)}
+    assert cohort.is_everyone(config, 6)
+    assert not cohort.is_everyone(dataclasses.replace(config, sites_per_round=5, participation=None), 6)
+
+
+@pytest.mark.parametrize("keys", [{"sites_per_round": 6}, {"participation": 1.0}])
+def test_as_many_draws_by_examples_as_sites_are_with_replacement(keys: dict[str, Any]) -> None:
+    """Li et al. 2020, scheme I: K = N draws of weight 1/N each. Of 474 examples, 400 are at one site."""
+    config = Config(sampling="by_examples", **keys)
+    times = np.zeros(6)
+    for round_ in range(500):
+        weights = cohort.sample(config, SIZES, round_)
+        for site, weight in weights.items():
+            times[site] += weight * 6
+        assert all(weight * 6 == pytest.approx(round(weight * 6)) for weight in weights.values())
+        assert sum(weights.values()) == pytest.approx(1)
+    assert not cohort.is_everyone(config, 6)
+    shares = np.array(SIZES) / 474
+    assert times.sum() == pytest.approx(3000)
+    assert np.all(np.abs(times / 3000 - shares) < 4 * np.sqrt(shares * (1 - shares) / 3000))
 
 
 @pytest.mark.parametrize(
@@ -114,3 +134,32 @@ def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
     assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]
     central = dataclasses.replace(plan, config=dataclasses.replace(plan.config, baseline="centralised"))
     assert central.round_steps(1) == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_workers", "single"),
+    [
+        ({}, 6, True), ({}, 5, False), ({"sites_per_round": 2}, 2, True), ({"sites_per_round": 3}, 2, False),
+        ({"baseline": "centralised"}, 1, True), ({"baseline": "local_only"}, 5, False),
+        ({"sites_per_round": 6, "sampling": "by_examples"}, 6, True),
+    ],
+)  # fmt: skip
+def test_whether_workers_train_a_single_site_each(keys: dict[str, Any], num_workers: int, single: bool) -> None:
+    assert cohort.single_site_per_worker(Config(**keys), 6, num_workers) == single
+
+
+def test_the_evaluation_steps_count_every_sites_own_model() -> None:
+    """3 test and 7 held-back examples in batches of up to 2 are 2 + 4 batches; without a global model, for both sites."""
+    plan = dataclasses.replace(tracking_builders.plan(), num_test=3, num_held_back=7)
+    for baseline, models in ((None, 1), ("local_only", 2)):
+        config = dataclasses.replace(plan.config, val_batch_size=2, baseline=baseline)
+        assert dataclasses.replace(plan, config=config).evaluation_steps == models * sum(
+            -(-n // config.evaluation_batch_size(n)) for n in (3, 7)
+        )
+        assert config.evaluation_batch_size(7) == 2
+
+
+def test_as_many_workers_as_sites_train_one_each_in_the_order_of_the_sites() -> None:
+    """Largest first would give site 2 to worker 0; messages and records say that worker N trains site N."""
+    assert cohort.assign([1, 2, 3], [0, 1, 2], 3) == [[0], [1], [2]]
+    assert cohort.assign([1, 2, 3], [1, 2], 3) == [[1], [2], []]

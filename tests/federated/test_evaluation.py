@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -69,5 +70,29 @@ def test_each_test_example_is_evaluated_once_by_any_number_of_workers(tmp_path: 
     assert result["validation.examples"] == 23
     assert result["validation.loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert result["validation.accuracy"] == pytest.approx(np.trace(confusion) / 23)
+    pooled = sum(part.confusion for part in evaluate(resident, params, 0, 1))
+    assert pooled.tolist() == confusion.tolist(), "rows are true labels, columns predictions"
+    assert not np.array_equal(confusion, confusion.T)
     one_worker = metrics.validation(evaluate(resident, params, 0, 1))
     assert result == one_worker, "bitwise: sums run in batch order"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_evaluation_batch_counts_as_progress(tmp_path: Path, num_workers: int) -> None:
+    """23 texts in batches of 5: five batches, of which the first of two workers has three."""
+    resident = builders.resident(tmp_path, Config(val_batch_size=5), builders.bert())
+    steps: list[int] = []
+    resident = dataclasses.replace(resident, on_step=lambda: steps.append(1))
+    assert [batch.batch for batch in evaluate(resident, resident.model.flat.clone(), 0, num_workers)] == list(
+        range(0, 5, num_workers)
+    )
+    assert len(steps) == {1: 5, 2: 3}[num_workers]
+
+
+def test_the_given_parameters_are_evaluated_and_not_those_that_the_model_holds(resident: Resident) -> None:
+    """After local training the model's buffer holds a site's delta."""
+    params = resident.model.flat.clone()
+    expected = [batch.loss_sum for batch in evaluate(resident, params, 0, 1)]
+    resident.model.flat.fill_(0.5)
+    assert [batch.loss_sum for batch in evaluate(resident, params, 0, 1)] == expected
+    assert [batch.loss_sum for batch in evaluate(resident, params * 2, 0, 1)] != expected

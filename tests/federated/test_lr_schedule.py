@@ -31,3 +31,8 @@ def test_warm_up_is_in_rounds_or_a_fraction_of_them(warmup: float) -> None:
     assert rates(1, 2, 6, 10 - 1e-9, warmup=warmup, lr_schedule="linear") == pytest.approx(
         [0.05, 0.1, 0.05, 0], abs=1e-9
     )
+
+
+def test_a_warm_up_of_1_is_one_round_and_not_all_of_them() -> None:
+    assert rates(0.5, 1, 5, warmup=1.0) == pytest.approx([0.05, 0.1, 0.1])
+    assert rates(0.5, 1, 5, warmup=0.05) == pytest.approx([0.1, 0.1, 0.1])

@@ -63,3 +63,25 @@ def test_numbers_that_json_lacks_become_text() -> None:
     assert metrics.finite_or_text({"a": 1.5, "b": float("nan"), "c": float("-inf")}) == {
         "a": 1.5, "b": "nan", "c": "-inf",
     }  # fmt: skip
+
+
+def test_curves_of_single_sites_are_left_out_on_request() -> None:
+    sites = [SiteMetrics(0, 6.0, 1, 2), SiteMetrics(1, 8.0, 8, 8)]
+    assert metrics.training(sites, each=False) == {
+        name: value for name, value in metrics.training(sites).items() if not name.startswith("site.")
+    }
+
+
+def test_metrics_of_the_sites_own_models_are_averaged_over_sites() -> None:
+    """Sites of any size count the same; neither the best nor the worst is the first or the last."""
+    sites = [
+        {"validation.loss": loss, "validation.accuracy": accuracy, "validation.examples": 8}
+        for loss, accuracy in ((0.5, 0.5), (1.5, 0.125), (0.25, 0.875), (1.75, 0.25))
+    ]
+    assert metrics.mean_over_sites(sites) == {
+        "validation.loss": 1.0,
+        "validation.accuracy": 0.4375,
+        "validation.examples": 8,
+        "validation.worst_site.accuracy": 0.125,
+        "validation.best_site.accuracy": 0.875,
+    }

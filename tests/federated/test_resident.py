@@ -51,3 +51,10 @@ def test_token_types_of_pairs_reach_the_model(tmp_path: Path) -> None:
 def test_auto_is_float32_on_the_cpu() -> None:
     assert precision(Config(), torch.device("cpu")) == "fp32"
     assert precision(Config(precision="bf16"), torch.device("cpu")) == "bf16"
+
+
+def test_logits_are_float32_in_any_precision(tmp_path: Path) -> None:
+    for number, name in enumerate(("fp32", "bf16", "fp16")):
+        (tmp_path / str(number)).mkdir()
+        resident = builders.resident(tmp_path / str(number), Config(precision=name), builders.bert())
+        assert resident.logits(resident.train.batch(SHARD)).dtype == torch.float32

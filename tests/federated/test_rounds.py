@@ -112,3 +112,78 @@ def test_federated_training_learns(tmp_path: Path) -> None:
     worker[1].close()
     assert seen[0] < 0.6
     assert seen[-1] > 0.75
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_state_is_marked_while_a_server_step_is_under_way(tmp_path: Path, fails: bool) -> None:
+    """A checkpoint of a state of which only some chunks are updated would be of no round."""
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    state, seen = worker[2], []
+
+    class Server(SGD):
+        def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
+            seen.append((state.partly_updated, state.lock.locked(), state.round, state.results))
+            super().step(state, delta, chunk)
+            if fails:
+                raise ValueError("in the middle of it")
+
+    def run() -> None:
+        rounds.run(config, *worker, Server(), lambda state, _: reported.append(state.lock.locked()), reported=True)
+
+    reported: list[bool] = []
+    if fails:
+        with pytest.raises(ValueError, match="in the middle of it"):
+            run()
+    else:
+        run()
+    worker[1].close()
+    assert seen == [(True, True, 0, {})]
+    assert reported == [True] * (not fails), "no checkpoint is taken while a round is reported"
+    assert (state.partly_updated, state.round, state.lock.locked()) == (fails, 0 if fails else 1, False)
+
+
+def test_an_error_in_local_training_names_site_and_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=5, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    worker[2].round = 3
+
+    def fail(self: Site, params: torch.Tensor, round_: int) -> Any:
+        if self.number == 1:
+            raise ValueError("bad text")
+        return train(self, params, round_)
+
+    train = Site.train
+    monkeypatch.setattr(Site, "train", fail)
+    with pytest.raises(ValueError, match="bad text") as error:
+        rounds.run(config, *worker, SGD(), lambda *_: None, reported=True)
+    worker[1].close()
+    assert error.value.__notes__ == ["at site 1, in round 4"]
+
+
+def test_the_reported_learning_rate_is_the_one_at_the_end_of_the_round(tmp_path: Path) -> None:
+    """Linear decay from 0.1 over 4 rounds."""
+    config = Config(site_ids=(-1, -1), num_rounds=4, batch_size=64, lr_schedule="linear", learning_rate=0.1)
+    worker, seen = builders.worker(tmp_path, config, builders.bert(), SHARDS), list[float]()
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["learning_rate"]), reported=True)
+    worker[1].close()
+    assert seen == pytest.approx([0.075, 0.05, 0.025, 0.0])
+
+
+def test_before_round_1_the_one_initial_model_is_evaluated_even_without_a_global_model(tmp_path: Path) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=64, baseline="local_only")
+    worker, seen = builders.worker(tmp_path, config, builders.bert(), SHARDS), list[dict[str, Any]]()
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_the_first_report(state: ServerState, results: dict[str, Any]) -> None:
+        seen.append(results)
+        raise Stop
+
+    with pytest.raises(Stop):
+        rounds.run(config, *worker, SGD(), stop_after_the_first_report)
+    worker[1].close()
+    assert {name for name in seen[0] if name.startswith("validation.")} == {
+        "validation.loss", "validation.accuracy", "validation.macro_f1", "validation.examples",
+    }  # fmt: skip

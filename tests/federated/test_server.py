@@ -28,9 +28,16 @@ def test_fedavg_is_rate_1() -> None:
     assert state.params.item() == 0.75
 
 
+def start_of_moments(optimiser: server.SGD | server.Adaptive, size: int) -> torch.Tensor:
+    """The moments (n, size) that a new job starts with."""
+    tensors = initial_moments(optimiser.initial_moments, {"weight": np.ones(size, np.float32)})
+    return torch.from_numpy(np.stack([tensors[name] for name in sorted(tensors)]))
+
+
 def reference(kind: str, deltas: np.ndarray, rate: float, momentum: float) -> np.ndarray:
-    """Algorithm 2 of Reddi et al. 2021 in float64, from parameters of zero: x + rate × m / (√v + τ), where Δ = −delta."""
-    x, m, v = (np.zeros(deltas.shape[1]) for _ in range(3))
+    """Algorithm 2 of Reddi et al. 2021 in float64, from x = m = 0 and v = τ²: x + rate × m / (√v + τ), Δ = −delta."""
+    x, m = (np.zeros(deltas.shape[1]) for _ in range(2))
+    v = np.full(deltas.shape[1], 1e-3**2)
     for delta in -deltas.astype(np.float64):
         m = momentum * m + (1 - momentum) * delta
         v = {
@@ -44,24 +51,37 @@ def reference(kind: str, deltas: np.ndarray, rate: float, momentum: float) -> np
 
 @pytest.mark.parametrize("kind", ["adam", "yogi", "adagrad"])
 def test_adaptive_optimisers_match_the_paper_in_any_chunks(kind: str) -> None:
-    deltas = np.random.default_rng(3).normal(0, 0.01, (5, 8)).astype(np.float32)
+    deltas = np.random.default_rng(3).normal(0, 0.003, (5, 8)).astype(np.float32)  # near τ, where the start matters
     optimiser = server.optimiser(Config(server_optimiser=kind, server_learning_rate=0.05, server_momentum=0.7))
     expected = reference(kind, deltas[:, :6], 0.05, 0.7)
     for parts in ([slice(0, 8)], [slice(0, 3), slice(3, 7), slice(7, 8)]):
-        state = ServerState(torch.zeros(8), trained=6, round=0, moments=torch.zeros(optimiser.num_moments, 8))
+        moments = start_of_moments(optimiser, 8)
+        state = ServerState(torch.zeros(8), trained=6, round=0, moments=moments.clone())
         for delta in deltas:
             for part in parts:
                 optimiser.step(state, torch.from_numpy(delta[part].copy()), part)
         np.testing.assert_allclose(state.params[:6].numpy(), expected, rtol=1e-5)
         np.testing.assert_allclose(state.params[6:].numpy(), -deltas[:, 6:].sum(0), rtol=1e-5)
         assert state.moments is not None
-        assert not state.moments[:, 6:].any(), "averaged-only values have no moments"
+        assert torch.equal(state.moments[:, 6:], moments[:, 6:]), "averaged-only values have no moments"
+
+
+@pytest.mark.parametrize(
+    ("kind", "second_moment"),
+    [("adam", 0.99 * 1e-6 + 0.01 * 1e-2), ("yogi", 1e-6 + 0.01 * 1e-2), ("adagrad", 1e-6 + 1e-2)],
+)
+def test_the_first_adaptive_step_by_hand(kind: str, second_moment: float) -> None:
+    """delta = 0.1, so delta² = 0.01, far above v = τ² = 10⁻⁶; the step is rate × delta / (√v + τ) without momentum."""
+    optimiser = server.optimiser(Config(server_optimiser=kind, server_learning_rate=0.5, server_momentum=0.0))
+    state = ServerState(torch.zeros(1), trained=1, round=0, moments=start_of_moments(optimiser, 1))
+    optimiser.step(state, torch.tensor([0.1]), slice(0, 1))
+    assert state.params.item() == pytest.approx(-0.5 * 0.1 / (second_moment**0.5 + 1e-3), rel=1e-6)
 
 
 def test_momentum_matches_pytorch() -> None:
     deltas = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32))
     optimiser = server.optimiser(Config(server_momentum=0.9, server_learning_rate=0.5))
-    state = ServerState(torch.ones(5), trained=5, round=0, moments=torch.zeros(optimiser.num_moments, 5))
+    state = ServerState(torch.ones(5), trained=5, round=0, moments=start_of_moments(optimiser, 5))
     reference_params = torch.nn.Parameter(torch.ones(5))
     plain = torch.optim.SGD([reference_params], lr=0.5, momentum=0.9)
     for delta in deltas:
@@ -98,6 +118,8 @@ def test_state_with_moments_round_trips_by_tensor_name() -> None:
         for name, view in model.layout.views(got).items():
             assert torch.equal(view, model.layout.views(sent)[name])
     params = {name: array for name, array in tensors.items() if not name.startswith("server_moment_")}
-    fresh = initial_moments(2, params)
+    fresh = initial_moments((0.0, 0.25), params)
     assert fresh.keys() == tensors.keys() - params.keys()
-    assert not any(array.any() for array in fresh.values())
+    for name, array in fresh.items():
+        assert (array == (0.25 if name.startswith("server_moment_1.") else 0.0)).all()
+        assert (array.dtype, array.shape) == (np.float32, params[name.split(".", 1)[1]].shape)

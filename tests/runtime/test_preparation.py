@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch._inductor.config
 
+from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
 from scaling_fl.data.tasks import csv
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
@@ -36,6 +38,22 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert plan.evaluation_steps == 1
     shards = Shards(tmp_path / "work")
     assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
+
+
+def test_the_moments_of_a_server_optimiser_start_where_its_paper_says(small_config: Config, tmp_path: Path) -> None:
+    """Reddi et al. 2021, algorithm 2: v₋₁ ≥ τ², and τ = 0.001. A resumed job keeps the v of its checkpoint."""
+    config = dataclasses.replace(small_config, server_optimiser="adam")
+    plan = prepare(config, tmp_path / "new")
+    tensors, _ = read_state(tmp_path / "new" / "state.safetensors")
+    starts = {name: np.unique(array) for name, array in tensors.items() if name.startswith("server_moment_")}
+    assert len(starts) == 2 * sum(not name.startswith("server_moment_") for name in tensors)
+    for name, values in starts.items():
+        assert values == pytest.approx([1e-6 if name.startswith("server_moment_1.") else 0.0])
+    earlier = {name: array * 0 if name.startswith("server_moment_") else array for name, array in tensors.items()}
+    CheckpointStore(str(tmp_path / "out")).save(1, earlier, checkpoint_header(plan, {}, None))
+    assert prepare(dataclasses.replace(config, num_rounds=2), tmp_path / "resumed").reported
+    resumed, _ = read_state(tmp_path / "resumed" / "state.safetensors")
+    assert not any(resumed[name].any() for name in starts)
 
 
 def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_config: Config, tmp_path: Path) -> None:
@@ -154,3 +172,13 @@ def test_only_slow_steps_without_progress_count_as_waiting(
     (tmp_path / "again").mkdir()
     prepare_module.prepare(send, config, str(tmp_path / "again"))
     assert waited["load_model"], "a model may come from the hub"
+
+
+def test_truncated_texts_are_counted_among_those_that_sites_train_on(tmp_path: Path) -> None:
+    """Texts of 3, 4, 5 and 6 tokens, cut at 5; the last is held back."""
+    texts = ["river", "river stone", "river stone forest", "river stone forest meadow"]
+    token_store.write(tmp_path / "train", builders.tokenizer(), texts, np.zeros(4, np.int64), 5)
+    config = Config(max_seq_len=5)
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2]), config, 0) == 1
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2, 3]), config, 0) == 2
+    assert prepare_module._num_truncated(tmp_path, np.array([0, 1]), config, 0) == 0

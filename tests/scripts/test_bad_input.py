@@ -261,6 +261,7 @@ CHECKPOINTS = (
     Row("a round that is NaN", ("is damaged (it was written as round nan)", "Restore one"), OUT, header(round=float("nan"))),
     Row("a header without job name", ("checkpoints_dir=out: round 1: ", "job_name is missing or of the wrong type; restore"), OUT, header(job_name=None)),
     Row("text for threads", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong type; restore"), OUT, header(threads="many")),
+    Row("no threads", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong type; restore"), OUT, header(threads=0)),
     Row("threads below one", ("checkpoints_dir=out: round 1: ", "threads is missing or of the wrong type; restore"), OUT, header(threads=-1)),
     Row("a list for the environment", ("checkpoints_dir=out: round 1: ", "environment is missing or of the wrong type; restore"), OUT, header(environment=[])),
     Row("text for the unreported round", ("checkpoints_dir=out: round 1: ", "reported is missing or of the wrong type; restore"), OUT, header(reported="no")),

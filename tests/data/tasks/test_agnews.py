@@ -83,3 +83,9 @@ def test_the_digest_depends_on_content_only(files: tuple[str, str], tmp_path: Pa
     assert load((str(moved), files[1])).digest() != digest
     moved.write_text(KAGGLE.replace("1,W", "2,W"))
     assert load((str(moved), files[1])).digest() != digest
+
+
+def test_only_labels_that_test_examples_have_are_missed_in_training(files: tuple[str, str]) -> None:
+    """No training example is Sports or Sci/Tech; the test file has one Sports and one World."""
+    Path(files[0]).write_text("3,a,b\n1,c,d\n")
+    assert load(files).notes == ("no training example has the label 'Sports'; test examples that have it: 1",)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, expected_site_state
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated.local_optimiser import site_state_template
+from tests import builders
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_with_a_value_that_is_not_finite_is_named(value: float) -> None:
+    good, bad = np.ones((3, 2), np.float32), np.ones((3, 2), np.float32)
+    bad[1, 1] = value
+    with pytest.raises(UserError, match=r"round 3: classifier\.weight contains NaN or infinite values"):
+        check_finite("round 3", {"classifier.bias": good, "classifier.weight": bad})
+    check_finite("round 3", {"a": good, "large": np.full(9, 3e38, np.float32), "integer": np.arange(4)})
+
+
+def test_only_sites_that_have_state_in_a_checkpoint_are_expected_to_have_it() -> None:
+    """Of three sites, 0 and 2 have trained; the tensors of other sites than 0 … 2 aren't expected."""
+    config, layout = Config(keep_optimiser=True, optimiser="rmsprop"), builders.flat_model().layout
+    saved = {name: np.zeros(1) for name in ("site_0.optimiser.0.step", "site_2.optimiser.0.step", "site_20.x", "bias")}
+    expected = expected_site_state(config, layout, 3, saved)
+    template = site_state_template(config, layout)
+    assert expected.keys() == {f"site_{site}.{name}" for site in (0, 2) for name in template}
+    assert all(array.shape == template[name.partition(".")[2]].shape for name, array in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("threads_per_site", "now", "used", "notes"),
+    [(None, 8, 3, 0), (3, 3, 3, 0), (8, 8, 8, 1)],
+)
+def test_a_job_keeps_its_threads_unless_the_user_says_otherwise(
+    threads_per_site: int | None, now: int, used: int, notes: int
+) -> None:
+    said: list[str] = []
+    assert agree_on_threads(Config(threads_per_site=threads_per_site), now, {"threads": 3}, said) == used
+    assert len(said) == notes
+    assert all(note.startswith("threads_per_site was 3, is now 8: ") for note in said)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.runtime.hardware import environment, find_devices
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A machine with two GPUs; the compute capabilities can be changed."""
+    capabilities = [(8, 0), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[int(device[-1])])
+    return capabilities
+
+
+def test_each_entry_of_site_ids_is_the_index_of_a_gpu(two_gpus: list[tuple[int, int]]) -> None:
+    notes: list[str] = []
+    assert find_devices(Config(site_ids=(1, 0, 1)), notes) == ("cuda:1", "cuda:0", "cuda:1")
+    assert find_devices(Config(site_ids=(-1, -1)), notes) == ("cpu", "cpu")
+    assert notes == []
+    with pytest.raises(UserError, match=r"site_ids=\[0, 2\]: there is no GPU 2; this machine has GPUs 0 to 1"):
+        find_devices(Config(site_ids=(0, 2)), notes)
+
+
+def test_precision_must_be_said_if_only_some_gpus_have_bf16(two_gpus: list[tuple[int, int]]) -> None:
+    two_gpus[1] = (7, 5)
+    with pytest.raises(UserError, match="some of these GPUs have bf16"):
+        find_devices(Config(site_ids=(0, 1)), [])
+    assert find_devices(Config(site_ids=(0, 1), precision="fp16"), []) == ("cuda:0", "cuda:1")
+    assert find_devices(Config(site_ids=(1, 1)), []) == ("cuda:1", "cuda:1")
+
+
+def test_without_a_gpu_the_sites_run_on_the_cpu_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    notes: list[str] = []
+    assert find_devices(Config(site_ids=(0, 5)), notes) == ("cpu", "cpu")
+    assert notes == ["this machine has no GPU that torch can use: the sites run on the CPU"]
+
+
+def test_the_environment_of_a_job_names_what_its_bits_depend_on() -> None:
+    found = environment(Config(precision="bf16"), ("cpu",))
+    assert found["processor"].endswith(torch.backends.cpu.get_cpu_capability())
+    assert (found["torch"], found["precision"]) == (torch.__version__, "bf16")
+
+
+def test_a_gpu_is_named_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"an accelerator at {device}")
+    found = environment(Config(precision="fp32"), ("cuda:1", "cuda:0"))
+    assert found["processor"] == "an accelerator at cuda:1"
