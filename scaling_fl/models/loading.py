@@ -95,6 +95,15 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
     return _with_padding_token(model, found)
 
 
+def label_names(model: str) -> tuple[str, ...]:
+    """The names of a trained model's labels, by number; see `load_model`."""
+
+    def load(source: str, local_files_only: bool) -> Any:
+        return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+
+    return tuple(name for _, name in sorted(_obtain(model, load).id2label.items()))
+
+
 def architecture(module: Any) -> dict[str, Any]:
     """Return the model's configuration, defaults included, without what describes the file or the library."""
     config = json.loads(module.config.to_json_string(use_diff=False))

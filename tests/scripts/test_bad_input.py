@@ -134,7 +134,7 @@ BY_COLUMN = {"partition": "column", "partition_column": "topic"}
 
 KEYS = (
     Row("an unknown key", ("num_round=3: unknown key; did you mean num_rounds?",), {"num_round": 3}),
-    Row("a key unlike any other", ("xyz=1: unknown key; the keys are job_name, ",), {"xyz": 1}),
+    Row("a key unlike any other", ("xyz=1: unknown key; the keys are checkpoint, ",), {"xyz": 1}),
     Row("text for a number", ("num_rounds='ten': expected a whole number, 1 or more",), {"num_rounds": "ten"}),
     Row("text for True or False", ("iid_split='no': expected True or False, with a capital",), {"iid_split": "no"}),
     Row("a number for text", ("model=7: expected text; in a config file, put it in quotes",), {"model": 7}),

@@ -1,6 +1,7 @@
 """Row readers of CSV, TSV, JSON lines and Parquet files on any file system of fsspec. Errors name file and row."""
 
 import csv
+import difflib
 import glob
 import json
 import os
@@ -58,6 +59,16 @@ def place(path: str) -> str:
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
+def did_you_mean(path: str) -> str:
+    """What to add to the message that a local path doesn't exist: the most similar name in its folder, if any."""
+    folder, name = os.path.split(path)
+    try:
+        close = difflib.get_close_matches(name, os.listdir(os.path.expanduser(folder) or "."), n=1)
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
+
+
 def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Iterator[Row]:
     """Read a file row by row; its extension determines its format.
 
@@ -92,7 +103,9 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
     except UserError:
         raise
     except FileNotFoundError as error:
-        what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
+        what = f"there is no such file{did_you_mean(path)}"
+        if "://" in path:
+            what = "there is no such file, or it can't be reached"
         raise UserError(f"{key}={path!r}: {what}; check the path") from error
     except Exception as error:  # every file system and format raises its own exceptions
         raise UserError(

@@ -15,7 +15,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 
 NEEDS = ("dataset", "text_column", "label_column")
-TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "partition_column")
+TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "partition_column", "test_fraction")
 
 
 def load(config: Config, report: Report) -> Task:
@@ -26,7 +26,8 @@ def load(config: Config, report: Report) -> Task:
     datasets.disable_progress_bars()
     try:
         splits = _load(datasets, str(config.dataset), config.dataset_config)
-        (train, names), (test, _) = (_table(datasets, config, splits, key) for key in ("train_split", "test_split"))
+        train, names = _table(datasets, config, splits, "train_split")
+        test = None if config.test_fraction else _table(datasets, config, splits, "test_split")[0]
     except UserError:
         raise
     except Exception as error:  # configurations, files and features can fail in any way
