@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import fsspec
 import torch
 
-from scaling_fl import state_file
+from scaling_fl import host, state_file
 from scaling_fl.config.compatibility import check_data
 from scaling_fl.config.schema import Config
-from scaling_fl.data.readers.formats import did_you_mean
 from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
 from scaling_fl.federated.server_state import fill_state
@@ -107,7 +106,7 @@ def _local_copy(path: str) -> Iterator[Path]:
     local = Path(path).expanduser()
     if "://" not in path:
         if not local.is_file():
-            raise UserError(f"checkpoint={path}: there is no such file{did_you_mean(path)}; check the path")
+            raise UserError(f"checkpoint={path}: there is no such file{host.did_you_mean(path)}; check the path")
         yield local
         return
     with tempfile.TemporaryDirectory() as folder:

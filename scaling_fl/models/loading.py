@@ -19,7 +19,7 @@ import transformers.models.distilbert.modeling_distilbert
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from scaling_fl import hf_hub, seeding
+from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
@@ -146,11 +146,14 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
             return load(folder, True)
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise UserError(
-                f"model={model}: there is no such folder; give {', '.join(ALIASES)}, tiny, a hub id or a local folder"
+                f"model={model}: there is no such folder{host.did_you_mean(source)}; give {', '.join(ALIASES)}, tiny, a hub id or a local folder"
             )
         with contextlib.suppress(OSError):  # not cached, or not completely
             return load(source, True)
-        hf_hub.check_exists("model", source, f"model={model}", "give the path of a local model folder, or model=tiny")
+        similar = host.did_you_mean(source, [*ALIASES, "tiny"])
+        hf_hub.check_exists(
+            "model", source, f"model={model}{similar}", "give the path of a local model folder, or model=tiny"
+        )
         return load(source, False)
     except UserError:
         raise

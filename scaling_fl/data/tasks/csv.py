@@ -48,10 +48,12 @@ def classification(
     """
     first = test if train is None else train
     assert first is not None
+    notes: list[str] = []
     text, pair, label = (str(getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column"))
     if names is None:
         found = first.labels(label)
         classes = tables.class_numbers(set(found))
+        notes = tables.look_alikes(f"label_column={label!r}", classes)
         if len(classes) > max(1000, len(found) // 2):
             raise UserError(
                 f"label_column={label!r}: {len(found):,} {'test' if train is None else 'training'} rows have {len(classes):,} different values there; "
@@ -67,4 +69,4 @@ def classification(
         labels = table.classes(label, classes, source, exact=names is not None)
         return Split(table.texts(text), labels, pairs, table.notes, table.sites(config.partition_column))
 
-    return Task(split(train), split(test), tuple(classes))
+    return Task(split(train), split(test), tuple(classes), tuple(notes))
