@@ -1,12 +1,13 @@
 """What jobs use on this machine: a work folder per job, locks that keep other runs out, and a shared cache."""
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,6 +37,19 @@ def exclusive_lock(path: Path, waiting: str, report: Report) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def did_you_mean(path: str, known: Sequence[str] = ()) -> str:
+    """What to add to the message that there is no `path`: the most similar name in its folder or in `known`, if any."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        names = os.listdir(os.path.expanduser(folder) or ".") if "://" not in path else []
+    except (OSError, ValueError):
+        names = []
+    close = difflib.get_close_matches(path.lower(), known, 1, 0.75)
+    by_case = {other.lower(): os.path.join(folder, other) for other in names if other != name}
+    close += [by_case[other] for other in difflib.get_close_matches(name.lower(), by_case, 1, 0.75)]
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ Commands:
   train         train, evaluate and record every round (the default command)
   show_task     preview a task: rows, labels, lengths in tokens, duplicates
   show_shards   preview a partition: rows of each label at each site
+  evaluate      measure a checkpoint or a trained model on any test file
   sync          bring a job's records up to date, e.g. after a MongoDB outage
   print_config  show the configuration that would run on this machine
   help          list all keys with their defaults; or help KEY, help COMMAND
@@ -75,6 +76,7 @@ from sacred.utils import SacredError  # noqa: E402
 from scaling_fl import host  # noqa: E402
 from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, keep_text  # noqa: E402
 from scaling_fl.config.schema import Config  # noqa: E402
+from scaling_fl.config.sections.commands import check_command  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import signals  # noqa: E402
 from scaling_fl.runtime.job import Job  # noqa: E402
@@ -171,6 +173,7 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
     """Validate, and prepare everything that training needs, before Sacred starts a run: bad input leaves no record."""
     with _reported_errors():
         checked = job.config_of(config)
+        check_command(checked, command_name)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
         if command_name == "print_config":
@@ -204,6 +207,12 @@ def show_task(_config: dict[str, Any]) -> None:
 def show_shards(_config: dict[str, Any]) -> None:
     """Preview the partition: sites × labels, as a table and as a picture. Trains and writes nothing."""
     _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
+
+
+@experiment.command(unobserved=True)
+def evaluate(_config: dict[str, Any]) -> None:
+    """Measure a checkpoint or a trained model on any test file: metrics, confusion matrix, predictions as CSV."""
+    _show("scaling_fl.commands.evaluate:show", "the evaluation", _config)
 
 
 def _show(target: str, name: str, config: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Fixtures: a small job, workers in real processes, the command line, a MongoDB-wire server, and object stores."""
 
 import contextlib
+import multiprocessing.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,16 +41,17 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tests out of the user's caches, and of other jobs' locks and temporary files.
 
     Set once, because the fork server keeps its first environment.
     """
     os.environ["XDG_CACHE_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    with tempfile.TemporaryDirectory(prefix="sf-") as folder:  # a short path, because the paths of sockets are limited
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        zygote.set_environment(clean_environment())
-        yield
+    folder = tempfile.mkdtemp(prefix="sf-")  # a short path, because the paths of sockets are limited
+    # Removed after what multiprocessing itself keeps there (priority -100).
+    multiprocessing.util.Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-200)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    zygote.set_environment(clean_environment())
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ _FREE_VARIABLES = {
 }  # fmt: skip
 _PRELOADED = (
     "scaling_fl.runtime.preparation", "scaling_fl.runtime.worker", "scaling_fl.runtime.job", "scaling_fl.commands.show_task",
-    "scaling_fl.commands.show_shards", "scaling_fl.tracking.mongo", "sacred", "sacred.run", "dotenv", "git", "gridfs",
+    "scaling_fl.commands.show_shards", "scaling_fl.commands.evaluate", "scaling_fl.tracking.mongo", "sacred", "sacred.run", "dotenv", "git", "gridfs",
     "s3fs", "gcsfs", "pyarrow.csv", "pyarrow.parquet", "filelock", "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Commands that show the task (`show_task`) or the shards (`show_shards`) without training.
+"""Commands that show the task (`show_task`), the shards (`show_shards`) or a trained model's test results (`evaluate`).
 
-Both run in a child process, like the preparation, and send their lines to the console.
+Each runs in a child process, like the preparation, and sends its lines to the console. Only `csv_file` writes a file.
 """

@@ -1,13 +1,14 @@
 """The `show_shards` command: a table and a terminal picture of the shards, sites × labels, without training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl.commands import csv_file
 from scaling_fl.config.partition_keys import PARTITION_OF_KEY, chosen_partition
 from scaling_fl.config.schema import Config
-from scaling_fl.data.examples import Split
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import Sharding, make_shards
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.federated.metrics import label_entropy
@@ -33,12 +34,16 @@ def show(send: Send, config: Config, width: int) -> None:
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
+    csv_file.check_new(config.csv_path)
     with waiting(send, reads_over_network(config)):
         task = load_task(config, report)
     notes = list(task.notes)
     sharding = make_shards(config, task.train, notes)
     for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, sharding, width):
         send({"event": "said", "text": line})
+    if config.csv_path is not None:
+        csv_file.write(config.csv_path, *_columns(task, sharding))
+        send({"event": "said", "text": f"shards  {config.csv_path}"})
 
 
 def describe(
@@ -52,28 +57,45 @@ def describe(
         f"{' '.join([f'partition={chosen_partition(keys)}', *chosen])}: {len(sharding.shards):,} sites, "
         f"{len(sharding.trained):,} training rows{held_back}",
         "",
-        *_table(split, label_names, sharding, width),
+        *_table(split, label_names, sharding, width, config.all),
         "",
-        *_picture(split, label_names, sharding.shards, width),
+        *_picture(split, label_names, sharding.shards, width, config.all),
     ]
 
 
-def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_width: int) -> list[str]:
-    shards, columns = sharding.shards, short_names(label_names[:_MAX_COLUMNS], _LABEL_WIDTH)
+def _columns(task: Task, sharding: Sharding) -> tuple[list[str], Iterator[list[object]]]:
+    """The whole table for a CSV file: header and rows."""
+    split = task.train
+    named = ["name"] if split.sites is not None else []
+    rows = (
+        [
+            site,
+            *([] if split.sites is None else [split.sites[shard[0]]]),
+            len(shard),
+            f"{label_entropy(split.labels[shard]):.6f}",
+            *np.bincount(split.labels[shard], minlength=len(task.label_names)).tolist(),
+        ]
+        for site, shard in enumerate(sharding.shards)
+    )
+    return ["site", *named, "examples", "entropy", *task.label_names], rows
+
+
+def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_width: int, every: bool) -> list[str]:
+    shards, columns = sharding.shards, short_names(label_names[: None if every else _MAX_COLUMNS], _LABEL_WIDTH)
     names = list(map(str, range(len(shards))))
     if split.sites is not None:  # partition=column: the value that the site's rows share
         names = short_names([split.sites[shard[0]] for shard in shards], _LABEL_WIDTH)
     width = max(4, *map(len, names))
-    while len(columns) > 1 and width + 20 + sum(2 + max(8, len(name)) for name in columns) > max_width:
+    while not every and len(columns) > 1 and width + 20 + sum(2 + max(8, len(name)) for name in columns) > max_width:
         columns.pop()
     entropies = [label_entropy(split.labels[shard]) for shard in shards]
 
     head = "".join(f"  {name:>8}" for name in columns)
     lines = [f"{'site':>{width}}  {'examples':>9}  {'entropy':>7}{head}"]
-    few = len(shards) <= _MAX_SITES
+    few = every or len(shards) <= _MAX_SITES
     for site in range(len(shards)) if few else [*range(_FIRST), *range(len(shards) - _LAST, len(shards))]:
         if not few and site == len(shards) - _LAST:
-            lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites")
+            lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites; all=True lists them")
         counts = np.bincount(split.labels[shards[site]], minlength=len(label_names))
         cells = (f"  {count:>{max(8, len(name))},}" for count, name in zip(counts, columns, strict=False))
         lines.append(f"{names[site]:>{width}}  {len(shards[site]):>9,}  {entropies[site]:>7.3f}{''.join(cells)}")
@@ -88,27 +110,41 @@ def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_wid
 
 
 def _picture(
-    split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]], max_width: int
+    split: Split, label_names: Sequence[str], shards: Sequence[npt.NDArray[np.int64]], max_width: int, every: bool
 ) -> list[str]:
-    """Sites from left to right: a bar for the size, and below it each label's share of the site's examples."""
-    names = short_names(label_names[:_MAX_ROWS], _LABEL_WIDTH)
+    """Sites from left to right: a bar for the size, and below it each label's share of the site's examples.
+
+    If there are too many sites for a line, some are left out, or, if `every` site is shown, more lines follow.
+    """
+    num_rows = len(label_names) if every else _MAX_ROWS
+    names = short_names(label_names[:num_rows], _LABEL_WIDTH)
     width = max(map(len, ("examples", *names)))
     room = min(_MAX_WIDTH, max_width - width - 2)
-    sites = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), room)).astype(np.int64))
-    counts = np.array([np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in sites])
     sizes = np.array([len(shard) for shard in shards])
-    heights = np.ceil(len(_HEIGHTS) * sizes[sites] / sizes.max()).astype(int) - 1
-    shades = np.ceil((len(_SHADES) - 1) * counts / counts.sum(axis=1, keepdims=True)).astype(int)
-
-    across = min(6, room // len(sites))  # characters per site
+    if every:
+        parts = np.split(np.arange(len(shards)), range(room, len(shards), room))
+    else:
+        parts = [np.unique(np.linspace(0, len(shards) - 1, min(len(shards), room)).astype(np.int64))]
+    across = min(6, room // len(parts[0]))  # characters per site
 
     def row(name: str, characters: str, levels: npt.NDArray[np.int64]) -> str:
         return f"{name:>{width}}  {''.join(characters[level] * across for level in levels)}"
 
-    which = f"{'' if len(sites) == len(shards) else f'{len(sites)} of '}{len(shards):,} sites"
-    lines = [f"{'':>{width}}  {which}; share of a site's examples:  · none  ░ up to 25 %  ▒ 50 %  ▓ 75 %  █ 100 %"]
-    lines.append(row("examples", _HEIGHTS, heights))
-    lines += [row(name, _SHADES, shades[:, label]) for label, name in enumerate(names)]
-    if len(label_names) > _MAX_ROWS:
-        lines.append(f"{'':>{width}}  … and {len(label_names) - _MAX_ROWS:,} more labels")
+    shown = sum(map(len, parts))
+    which = f"all {shown}" if shown == len(shards) else f"{shown} of {len(shards):,}"
+    wide = f", each {across} characters wide" if across > 1 else ""
+    lines = [
+        f"{'':>{width}}  {which} sites from left to right{wide}",
+        f"{'examples':>{width}}  the higher, the more examples: █ is as large as the largest site ({sizes.max():,})",
+        f"{'a label':>{width}}  its share of the site's examples: · none  ░ up to 25 %  ▒ up to 50 %  ▓ up to 75 %  █ more",
+    ]
+    for sites in parts:
+        counts = np.array([np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in sites])
+        heights = np.ceil(len(_HEIGHTS) * sizes[sites] / sizes.max()).astype(int) - 1
+        shades = np.ceil((len(_SHADES) - 1) * counts / counts.sum(axis=1, keepdims=True)).astype(int)
+        lines += ["", f"{'':>{width}}  sites {sites[0]} to {sites[-1]}"] if len(parts) > 1 else [""]
+        lines.append(row("examples", _HEIGHTS, heights))
+        lines += [row(name, _SHADES, shades[:, label]) for label, name in enumerate(names)]
+    if len(label_names) > num_rows:
+        lines.append(f"{'':>{width}}  … and {len(label_names) - num_rows:,} more labels")
     return lines

@@ -1,14 +1,13 @@
 """The `show_task` command: rows, labels, token lengths, duplicates and examples of a task, without training."""
 
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import token_store
+from scaling_fl.data import duplicates, token_store
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.subsets import stratified
 from scaling_fl.data.task_loader import load_task, reads_over_network
@@ -80,21 +79,13 @@ def describe(
             + (f" ({cut / len(lengths):.1%})" if max_width >= 80 else "")
         )
 
-    labels_of: dict[Hashable, set[int]] = {}
-    for example, label in zip(_contents(task.train), task.train.labels.tolist(), strict=True):
-        labels_of.setdefault(example, set()).add(label)
-    test_examples = _contents(task.test)
-    shared = [
-        label in labels_of[example]
-        for example, label in zip(test_examples, task.test.labels.tolist(), strict=True)
-        if example in labels_of
-    ]
+    found = duplicates.count(task.train, task.test)
     lines += [
         "",
-        f"duplicates within a split: {len(task.train) - len(labels_of):,} training and "
-        f"{len(task.test) - len(set(test_examples)):,} test rows repeat an earlier text",
-        f"duplicates between splits: {len(shared):,} test rows repeat a training text, "
-        f"{shared.count(False):,} of them with another label",
+        f"duplicates within a split: {found.in_train:,} training and {found.in_test:,} test rows "
+        "repeat an earlier text",
+        f"duplicates between splits: {found.shared:,} test rows repeat a training text, "
+        f"{found.relabelled:,} of them with another label",
         "",
         "training examples",
     ]
@@ -109,7 +100,3 @@ def describe(
 def _lengths(tokenizer: Any, split: Split, report: Any) -> npt.NDArray[np.int64]:
     chunks = token_store.encode(tokenizer, split.texts, split.pairs, None, report=report)
     return np.array([len(ids) for chunk in chunks for ids in chunk["input_ids"]], np.int64)
-
-
-def _contents(split: Split) -> list[Any]:
-    return split.texts if split.pairs is None else list(zip(split.texts, split.pairs, strict=True))

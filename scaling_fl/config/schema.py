@@ -9,6 +9,7 @@ from typing import Any
 
 from scaling_fl.config import constraints
 from scaling_fl.config.parsing import parse
+from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
@@ -17,7 +18,7 @@ from scaling_fl.errors import UserError
 
 
 @dataclass(frozen=True)
-class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys):
+class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
     """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
     @classmethod

@@ -37,6 +37,9 @@ class Split:
         return digest.hexdigest()
 
 
+NO_EXAMPLES = Split([], np.empty(0, np.int64))
+
+
 @dataclass(frozen=True)
 class Task:
     """Training examples, test examples and label names."""

@@ -8,7 +8,7 @@ from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.data import partitioners
 from scaling_fl.data.examples import Split
-from scaling_fl.data.readers.tables import class_numbers
+from scaling_fl.data.readers.tables import class_numbers, look_alikes
 from scaling_fl.data.subsets import Indices, held_back
 from scaling_fl.errors import UserError
 
@@ -29,7 +29,7 @@ def make_shards(config: Config, split: Split, notes: list[str]) -> Sharding:
     held = held_back(split.labels, config.validation_fraction, config.data_seed)
     trained = np.setdiff1d(np.arange(len(split)), held)
     if chosen_partition(config.to_mapping()) == "column":
-        shards = _by_column(config, split, trained)
+        shards = _by_column(config, split, trained, notes)
     else:
         shards = _assigned_shards(config, split.labels[trained], notes)
     return Sharding(held, trained, [trained[shard] for shard in shards])
@@ -72,9 +72,10 @@ def _assign_owners(config: Config, labels: partitioners.Labels, num_sites: int) 
     return partitioners.iid(labels, num_sites, seed)
 
 
-def _by_column(config: Config, split: Split, trained: Indices) -> list[Indices]:
+def _by_column(config: Config, split: Split, trained: Indices, notes: list[str]) -> list[Indices]:
     assert split.sites is not None
     order = class_numbers(set(split.sites))
+    notes += look_alikes(f"partition_column={config.partition_column!r}", order)
     what = f"partition_column={config.partition_column!r}: the training rows have {len(order):,} different values in it"
     if config.num_sites not in (None, len(order)):
         raise UserError(f"{what}, one site each, but num_sites={config.num_sites}; leave num_sites out")

@@ -9,18 +9,25 @@ from scaling_fl.errors import UserError
 Indices = npt.NDArray[np.int64]
 
 
-def held_back(labels: npt.NDArray[np.integer], fraction: float, seed: int) -> Indices:
+def held_back(
+    labels: npt.NDArray[np.integer],
+    fraction: float,
+    seed: int,
+    key: str = "validation_fraction",
+    purpose: str = "held back",
+) -> Indices:
     """The share `fraction` of the examples, stratified by label, that no site trains on.
 
-    Raises `UserError` if a `fraction` above 0 rounds to no example, or to all of them.
+    `key`: the configuration key that sets `fraction`. Different purposes draw different examples. Raises `UserError` if
+    a `fraction` above 0 rounds to no example, or to all of them.
     """
     count = round(fraction * len(labels))
     if fraction > 0 and not 0 < count < len(labels):
         raise UserError(
-            f"validation_fraction={fraction:g}: holds back {'all' if count else 'none'} of {len(labels)} training "
+            f"{key}={fraction:g}: holds back {'all' if count else 'none'} of {len(labels)} training "
             f"examples; {'lower' if count else 'raise'} it, or use more data"
         )
-    return stratified(labels, count, seed, "held back")
+    return stratified(labels, count, seed, purpose)
 
 
 def stratified(labels: npt.NDArray[np.integer], keep: int, seed: int, purpose: str = "stratified") -> Indices:

@@ -1,6 +1,9 @@
 """Evaluation of a model on a whole set, in fixed batches divided among the workers."""
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -11,12 +14,18 @@ from scaling_fl.federated.resident import Resident
 
 @torch.inference_mode()
 def evaluate(
-    resident: Resident, params: torch.Tensor, worker: int, num_workers: int, held_back: bool = False
+    resident: Resident,
+    params: torch.Tensor,
+    worker: int,
+    num_workers: int,
+    held_back: bool = False,
+    on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] = lambda rows, logits: None,
 ) -> list[BatchMetrics]:
     """Evaluate `params` (size,) on this worker's share of the test set, or of the held-back examples.
 
     The batches don't depend on the number of workers. Worker w takes batches w, w + num_workers, …, so that together the
-    workers evaluate every example once. If a batch exceeds the GPU's memory, it and all later ones are split.
+    workers evaluate every example once. `on_logits` is called with the indices (B,) and logits (B, C) of each part of
+    a batch. If a batch exceeds the GPU's memory, it and all later ones are split.
     """
     resident.model.load(params)
     resident.model.module.eval()
@@ -39,6 +48,7 @@ def evaluate(
                     raise
                 fitting = -(-min(fitting, len(rest)) // 2)
                 continue
+            on_logits(rest[:fitting], logits)
             loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
             cells = batch.labels * num_labels + logits.argmax(-1)
             confusion.index_add_(0, cells, torch.ones_like(cells))

@@ -19,7 +19,7 @@ import transformers.models.distilbert.modeling_distilbert
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from scaling_fl import hf_hub, seeding
+from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
@@ -109,6 +109,15 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
     return _with_padding_token(model, found)
 
 
+def label_names(model: str) -> tuple[str, ...]:
+    """The names of a trained model's labels, by number; see `load_model`."""
+
+    def load(source: str, local_files_only: bool) -> Any:
+        return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+
+    return tuple(name for _, name in sorted(_obtain(model, load).id2label.items()))
+
+
 def architecture(module: Any) -> dict[str, Any]:
     """Return the model's configuration, defaults included, without the file, the library and what is always set."""
     config = json.loads(module.config.to_json_string(use_diff=False))
@@ -158,11 +167,14 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
             return load(folder, True)
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise UserError(
-                f"model={model}: there is no such folder; give {', '.join(ALIASES)}, tiny, a hub id or a local folder"
+                f"model={model}: there is no such folder{host.did_you_mean(source)}; give {', '.join(ALIASES)}, tiny, a hub id or a local folder"
             )
         with contextlib.suppress(OSError):  # not cached, or not completely
             return load(source, True)
-        hf_hub.check_exists("model", source, f"model={model}", "give the path of a local model folder, or model=tiny")
+        similar = host.did_you_mean(source, [*ALIASES, "tiny"])
+        hf_hub.check_exists(
+            "model", source, f"model={model}{similar}", "give the path of a local model folder, or model=tiny"
+        )
         return load(source, False)
     except UserError:
         raise

@@ -17,7 +17,7 @@ from scaling_fl.checkpoint import resume
 from scaling_fl.checkpoint.final_model import is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
-from scaling_fl.data import token_cache, token_store
+from scaling_fl.data import duplicates, token_cache, token_store
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
@@ -53,6 +53,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.sites_per_round is not None and config.sites_per_round > len(shards):
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     notes += _selection_notes(config, len(held_back), len(task.train))
+    notes += duplicates.notes(task.train, task.test)
+    if len(held_back):
+        rows = (task.train.take(trained), task.train.take(held_back))
+        notes += duplicates.notes(*rows, "held-back", "remove duplicates from the training file")
 
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk

@@ -1,12 +1,17 @@
+import csv
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from scaling_fl.commands import show_shards
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.commands import check_command
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
+from scaling_fl.errors import UserError
 
 NAMES = ("sea", "land", "moon")
 
@@ -23,7 +28,7 @@ def describe(rows: Split, names: tuple[str, ...] = NAMES, width: int = 120, **ke
 def picture(lines: list[str]) -> list[list[str]]:
     """Names and bars below the legend."""
     legend = next(number for number, line in enumerate(lines) if "none" in line)
-    return [line.split("  ") for line in map(str.strip, lines[legend + 1 :])]
+    return [line.split("  ") for line in map(str.strip, lines[legend + 2 :])]
 
 
 def test_counts_and_entropies_match_the_shards() -> None:
@@ -77,9 +82,9 @@ def test_many_sites_and_labels_are_abridged() -> None:
     lines = describe(rows, tuple(f"label {number}" for number in range(40)), num_sites=1000)
     table, drawn = lines[2:14], picture(lines)
     assert [line.split()[0] for line in table] == ["site", *"012345", "…", "997", "998", "999", "…"]
-    assert table[7].split(maxsplit=1)[1] == "991 more sites"
+    assert table[7].split(maxsplit=1)[1] == "991 more sites; all=True lists them"
     assert table[-1].strip() == "… and 32 more labels"
-    assert any(line.strip().startswith("64 of 1,000 sites;") for line in lines)
+    assert any(line.strip() == "64 of 1,000 sites from left to right" for line in lines)
     assert all(len(characters) == 64 for _, characters in drawn[:-1])
     assert len(drawn) == 1 + 30 + 1
     assert all(len(line) < 160 for line in lines)
@@ -96,6 +101,67 @@ def test_rows_fit_the_terminal_and_tell_labels_apart(width: int, num_sites: int)
     rows = [*lines[2 : 4 + min(num_sites, 9)], *lines[legend + 1 :]]  # the other lines are prose
     assert all(len(line) <= width for line in rows), max(rows, key=len)
     assert "… Forestry" in lines[2]
-    assert [line.strip().split("  ")[0] for line in lines[legend + 2 :]] == [
+    assert [line.strip().split("  ")[0] for line in lines[legend + 3 :]] == [
         "… Food and Drink", "… Forestry", "… Fishing", "… Transport", "… Textiles",
     ]  # fmt: skip
+
+
+def test_all_sites_and_labels_are_listed_on_request() -> None:
+    rows = split([number % 40 for number in range(4000)])
+    lines = describe(rows, tuple(f"label {number}" for number in range(40)), num_sites=150, all=True)
+    assert [line.split()[0] for line in lines[3:153]] == list(map(str, range(150)))
+    assert all(len(line.split()) == 3 + 40 for line in lines[3:153])
+    counts = [list(map(int, line.split()[3:])) for line in lines[3:153]]
+    assert np.sum(counts, axis=0).tolist() == [100] * 40
+    # 64 + 64 + 22 sites, each part with a bar and 40 labels
+    assert [line.strip() for line in lines if line.strip().startswith("sites ")] == [
+        "sites 0 to 63", "sites 64 to 127", "sites 128 to 149",
+    ]  # fmt: skip
+    bars = [line.split()[1] for line in lines if line.split()[:1] == ["examples"] and set(line.split()[1]) <= set("▇█")]
+    assert list(map(len, bars)) == [64, 64, 22]
+    assert not any("more" in line.split() and "…" in line for line in lines)
+
+
+def test_the_legend_says_what_columns_bars_and_shades_mean() -> None:
+    lines = describe(split([0, 1, 0, 0, 2, 0, 1, 0, 1, 0, 1]), iid_split=False, num_sites=3)
+    legend = lines.index(next(line for line in lines if "none" in line))
+    assert [line.strip() for line in lines[legend - 2 : legend + 1]] == [
+        "all 3 sites from left to right, each 6 characters wide",
+        "examples  the higher, the more examples: █ is as large as the largest site (4)",
+        "a label  its share of the site's examples: · none  ░ up to 25 %  ▒ up to 50 %  ▓ up to 75 %  █ more",
+    ]
+
+
+def test_a_csv_file_holds_the_counts_of_all_sites(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("body,topic,town\na,x,Oslo\nb,y,Lund\nc,x,Lund\nd,x,Lund\ne,y,Oslo\n")
+    keys = {
+        "task_name": "csv", "train_path": str(tmp_path / "all.csv"), "test_path": str(tmp_path / "all.csv"),
+        "text_column": "body", "label_column": "topic", "partition": "column", "partition_column": "town",
+        "site_ids": [-1], "csv_path": str(tmp_path / "shards.csv"),
+    }  # fmt: skip
+    show_shards.show(MagicMock(), Config.from_mapping(keys), 80)
+    with open(tmp_path / "shards.csv", newline="") as file:
+        found = list(csv.reader(file))
+    # -1/3 log2(1/3) - 2/3 log2(2/3)
+    assert found == [
+        ["site", "name", "examples", "entropy", "x", "y"],
+        ["0", "Lund", "3", "0.918296", "2", "1"],
+        ["1", "Oslo", "2", "1.000000", "1", "1"],
+    ]
+    with pytest.raises(UserError, match="it exists; choose another name"):
+        show_shards.show(MagicMock(), Config.from_mapping(keys), 80)
+
+
+@pytest.mark.parametrize(
+    ("keys", "command", "message"),
+    [
+        ({"all": True}, "train", "all=True: only show_shards uses it, not train; leave it out"),
+        ({"csv_path": "x.csv"}, "show_task", "csv_path=x.csv: only evaluate and show_shards use it, not show_task"),
+        ({"checkpoint": "x"}, "show_shards", "checkpoint=x: only evaluate uses it"),
+    ],
+)
+def test_keys_of_other_commands_are_refused(keys: dict[str, Any], command: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_command(Config(**keys), command)
+    check_command(Config(**keys), "print_config")
+    check_command(Config(), command)

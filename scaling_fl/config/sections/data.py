@@ -53,6 +53,13 @@ class DataKeys:
         "maximum number of test rows; the rows are drawn with `data_seed`, stratified by label; default: all",
         **at_least(1),
     )
+    test_fraction: float = key(
+        0.0,
+        "share of the rows of `train_path` (task hub: `train_split`) that become the test set, instead of `test_path`; drawn "
+        "with `data_seed`, stratified by label (tasks agnews, csv, hub, spooky_author, yelp)",
+        "a number from 0 to less than 1",
+        lambda share: 0 <= share < 1,
+    )
     validation_fraction: float = key(
         0.0,
         "share of the training rows held back from all sites for the metrics `held_back.…`; drawn with `data_seed`, "

@@ -101,5 +101,5 @@ class TrainingKeys:
         **SEED,
     )
     data_seed: int = key(
-        58923, "random seed of the choice of rows (`max_…_examples`, `validation_fraction`) and of the shards", **SEED
+        58923, "random seed of the choice of rows (`max_…_examples`, `…_fraction`) and of the shards", **SEED
     )

@@ -1,15 +1,21 @@
 """Row readers of CSV, TSV, JSON lines and Parquet files on any file system of fsspec. Errors name file and row."""
 
 import csv
+import functools
 import glob
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import OpenFile
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
+from scaling_fl import host
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text
 
@@ -22,20 +28,42 @@ Wanted = Mapping[str, str | None]
 Row = tuple[int, list[Any] | None]
 
 
+OTHER_COLUMNS = "for a file with other columns, use task_name=csv text_column=… label_column=…"
+_SEPARATORS = {  # each with its name and the remedy if a file has it unexpectedly
+    ";": ("semicolons", "save it with commas"),
+    "\t": ("tabs", "name it .tsv"),
+    "|": ("vertical bars", "save it with commas"),
+    ",": ("commas", "name it .csv"),
+}
+_AS_CSV = "save the sheet as CSV in UTF-8"
+_OTHER_FORMATS = (  # how a file of another format begins; bytes that are not UTF-8 are surrogates
+    ("PK\3\4", "an Excel workbook or a zip archive", f"{_AS_CSV}, or unpack the archive"),
+    ("\udcd0\udccf\x11", "an Excel workbook", _AS_CSV),
+    ("PAR1", "Parquet", "name it .parquet"),
+    ("\x1f\udc8b", "gzip", "add .gz to its name"),
+    ("\udcfd7zXZ", "xz", "add .xz to its name"),
+    ("\udcff\udcfe", "UTF-16", "save the file as UTF-8"),
+    ("\udcfe\udcff", "UTF-16", "save the file as UTF-8"),
+    ("%PDF-", "a PDF document", "name a file of rows"),
+    ("<!doctype", "a web page", "download the file itself"),
+    ("<html", "a web page", "download the file itself"),
+    ("version https://git-lfs", "a Git LFS pointer", "fetch the file with git lfs pull"),
+)
+
+
 def expand(paths: str, key: str) -> list[str]:
     """The files that a configuration key names: one, several separated by commas, or a pattern with * ? [].
 
     Raises `UserError` if there are none, or if a file is named twice.
     """
-    if os.path.exists(os.path.expanduser(paths)):  # names of files may contain commas and * ? []
-        return [paths]
     files = []
-    for path in filter(None, map(str.strip, paths.split(","))):
-        if not glob.has_magic(path) or path.startswith(("http://", "https://")):  # in a URL, ? begins the query
+    for path in _separate(paths):
+        is_url = path.startswith(("http://", "https://"))  # there, ? begins the query
+        if is_url or not glob.has_magic(path) or os.path.exists(os.path.expanduser(path)):
             files.append(path)
             continue
         try:
-            fs, pattern = fsspec.url_to_fs(path)
+            fs, pattern = file_system(_pattern(path))
             found = sorted(name for name, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
         except Exception as error:  # every file system raises its own exceptions
             raise UserError(
@@ -51,6 +79,41 @@ def expand(paths: str, key: str) -> list[str]:
         if places[number] in places[:number]:
             raise UserError(f"{key}={paths!r}: it names {path} twice; leave one out")
     return files
+
+
+def _separate(paths: str) -> list[str]:
+    """The paths in a list separated by commas. A name that exists may itself contain commas: the longest one counts."""
+    parts, separate = paths.split(","), list[str]()
+    while parts:
+        joined = (",".join(parts[:number]).strip() for number in range(len(parts), 0, -1))
+        path = next(filter(_is_there, joined), parts[0].strip())
+        del parts[: path.count(",") + 1]
+        if path:
+            separate.append(path)
+    return separate
+
+
+def _is_there(path: str) -> bool:
+    """Whether a file has this name, or, if it is a pattern, its folder exists."""
+    folder, name = os.path.split(os.path.expanduser(path))
+    return bool(path) and (
+        os.path.exists(os.path.join(folder, name))
+        or ("," not in name and glob.has_magic(name) and os.path.isdir(folder))
+    )
+
+
+def _pattern(path: str) -> str:
+    """The pattern, with * ? [] taken literally in the name of its folder if that folder exists."""
+    folder, name = os.path.split(path)
+    return os.path.join(glob.escape(folder), name) if os.path.isdir(os.path.expanduser(folder)) else path
+
+
+def file_system(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the place in it. In local paths, `::` has no special meaning."""
+    if "://" in path:
+        found: tuple[AbstractFileSystem, str] = fsspec.url_to_fs(path)
+        return found
+    return LocalFileSystem(), LocalFileSystem._strip_protocol(path)
 
 
 def place(path: str) -> str:
@@ -78,21 +141,34 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
     ending = os.path.splitext(name.removesuffix(os.path.splitext(name)[1]) if compression else name)[1]
     try:
         if ending in (".parquet", ".pq"):
-            with fsspec.open(path, "rb") as file:
+            with _open(path, "rb") as file:
                 yield from _parquet(file, path, wanted)
             return
         tabs, lines = ending in (".tsv", ".tab"), ending in (".jsonl", ".ndjson", ".json")
         # Undecodable bytes become surrogates, so that errors can name their row.
         options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
-        with fsspec.open(path, "rt", compression=compression, **options) as file:
+        with _open(path, "rt", compression=compression, **options) as file:
+            first = file.readline()
+            _check_start(first, path)
+            content = itertools.chain([first] if first else [], file)
             if lines:
-                yield from _json_lines(file, path, wanted)
+                yield from _json_lines(content, path, wanted)
             else:
-                yield from _select_columns((_tsv if tabs else _csv)(file, path), path, wanted, headerless)
+                separated = [*wanted], len(headerless or ())
+                records = (
+                    _tsv(content)
+                    if tabs
+                    else _csv(
+                        content, path, functools.partial(_check_separator, path, ",", [first.strip()], *separated)
+                    )
+                )
+                yield from _select_columns(records, path, wanted, headerless, "\t" if tabs else ",")
     except UserError:
         raise
     except FileNotFoundError as error:
-        what = "there is no such file" if "://" not in path else "there is no such file, or it can't be reached"
+        what = f"there is no such file{host.did_you_mean(path)}"
+        if "://" in path:
+            what = "there is no such file, or it can't be reached"
         raise UserError(f"{key}={path!r}: {what}; check the path") from error
     except Exception as error:  # every file system and format raises its own exceptions
         raise UserError(
@@ -100,8 +176,22 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         ) from error
 
 
-def _csv(file: IO[str], path: str) -> Iterator[Row]:
-    """RFC 4180: fields with commas or line breaks are quoted, and quotes inside them doubled."""
+def _open(path: str, mode: str, **options: Any) -> OpenFile:
+    return fsspec.open(path, mode, **options) if "://" in path else OpenFile(*file_system(path), mode, **options)
+
+
+def _check_start(first: str, path: str) -> None:
+    """Raise `UserError` if the first line shows that the file has another format than its name says."""
+    for start, found, remedy in _OTHER_FORMATS:
+        if first[: len(start)].lower() == start.lower():
+            raise UserError(f"{path}, row 1: expected text, found {found}; {remedy}")
+
+
+def _csv(file: Iterable[str], path: str, check_first: Callable[[], None]) -> Iterator[Row]:
+    """RFC 4180: fields with commas or line breaks are quoted, and quotes inside them doubled.
+
+    `check_first` is called if the first record is malformed.
+    """
     reader = csv.reader(file, strict=True)
     number = line = 0
     try:
@@ -109,13 +199,15 @@ def _csv(file: IO[str], path: str) -> Iterator[Row]:
             line = reader.line_num
             yield number, record
     except csv.Error as error:
+        if number == 0:
+            check_first()
         raise UserError(
             f"{path}, row {number + 1}, starting in line {line + 1}: {error} in line {reader.line_num}; a field that starts "
             "with a quote ends at the next undoubled quote, so double the quotes inside it"
         ) from error
 
 
-def _tsv(file: IO[str], path: str) -> Iterator[Row]:
+def _tsv(file: Iterable[str]) -> Iterator[Row]:
     """Each line is a row, whatever quotes it holds: quotes around a whole field are removed, others are text.
 
     CSV writers set to tabs quote some fields; other programs never quote, and their texts may have unbalanced quotes.
@@ -137,10 +229,11 @@ def _unquoted(field: str) -> str:
 
 
 def _select_columns(
-    records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None
+    records: Iterator[Row], path: str, wanted: Wanted, headerless: Sequence[str] | None, separator: str
 ) -> Iterator[Row]:
     """The wanted columns' names, then the wanted fields of each record."""
     header: list[str] | None = None
+    names = list(headerless or ())
     for number, record in records:
         if not record:
             yield number, None
@@ -148,13 +241,21 @@ def _select_columns(
         if header is None:
             if not all(map(is_text, record)):
                 raise UserError(f"{path}, row {number}: {NOT_TEXT}")
-            has_header = headerless is None or record == list(headerless)
-            header = record if has_header else list(headerless or ())
+            _check_separator(path, separator, record, [*wanted], len(names))
+            has_header = headerless is None or record == names
+            if not has_header and len(record) != len(names):
+                raise UserError(
+                    f"{path}, row {number}: expected {len(names)} fields ({_listed(names)}), found {len(record)} "
+                    f"({_listed(record)}); {OTHER_COLUMNS}"
+                )
+            header = record if has_header else names
             chosen = check_columns(path, header, wanted)
             positions = [header.index(name) for name in chosen]
             yield 0, chosen
             if has_header:
                 continue
+        if record == header:
+            raise UserError(f"{path}, row {number}: it repeats the header; remove the row")
         if len(record) != len(header):
             raise UserError(
                 f"{path}, row {number}: expected {len(header)} fields ({_listed(header)}), found {len(record)}"
@@ -162,7 +263,20 @@ def _select_columns(
         yield number, [record[position] for position in positions]
 
 
-def _json_lines(file: IO[str], path: str, wanted: Wanted) -> Iterator[Row]:
+def _check_separator(path: str, separator: str, record: list[str], wanted: list[str], num_fields: int) -> None:
+    """Raise `UserError` if the first record has the wanted columns, or `num_fields` fields, with another separator."""
+    if num_fields == len(record) or set(wanted) <= set(record):
+        return
+    line = separator.join(record)
+    for other, (name, remedy) in _SEPARATORS.items():
+        fields = [field.strip().strip('"') for field in line.split(other)]
+        if other != separator and (set(wanted) <= set(fields) or len(fields) == num_fields > 1):
+            raise UserError(
+                f"{path}, row 1: its fields seem to be separated by {name}, not by {_SEPARATORS[separator][0]}; {remedy}"
+            )
+
+
+def _json_lines(file: Iterable[str], path: str, wanted: Wanted) -> Iterator[Row]:
     chosen: list[str] | None = None
     for number, line in enumerate(file, 1):
         if not line.strip():

@@ -1,7 +1,8 @@
 """Tables: the rows of one or several files as columns of texts and labels. Errors name file, row and column."""
 
+import unicodedata
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from scaling_fl.config.schema import Config
 from scaling_fl.data.readers import formats
 from scaling_fl.errors import UserError
-from scaling_fl.text import NOT_TEXT, is_text
+from scaling_fl.text import NOT_TEXT, is_text, one_line
 
 _NO_LABEL = "the label is empty; fill it in, or remove the row"
 
@@ -24,6 +25,7 @@ class Table:
     columns: dict[str, list[Any]]
     files: list[tuple[str, Sequence[int]]]  # each file's path and row numbers
     notes: tuple[str, ...] = ()
+    headerless: Sequence[str] | None = None  # the columns, if the files may lack a header
 
     def location(self, index: int, column: str) -> str:
         """The file, row and column of a value, for messages."""
@@ -95,11 +97,30 @@ class Table:
         labels = self.columns[column] if exact else self.labels(column)
         for index, label in enumerate(labels):
             if label not in names:
-                what = f"expected {' or '.join(names)}, found {label!r}"
+                what = self._unknown(index, labels, names)
                 if known_from is not None:
-                    what = f"the label {label!r} doesn't occur in {known_from}, so no site can learn it; correct it, or remove the row"
+                    alike = [name for name in names if label is not None and _fold(name) == _fold(label)]
+                    what = (
+                        f"the label {label!r} doesn't occur in {known_from}{f' (but {alike[0]!r} does)' if alike else ''}, "
+                        "so no site can learn it; correct it, or remove the row"
+                    )
                 raise UserError(f"{self.location(index, column)}: {_NO_LABEL if label is None else what}")
         return np.array([names[label] for label in labels], np.int64)
+
+    def _unknown(self, index: int, labels: list[str], names: Mapping[str, int]) -> str:
+        """What is wrong with a label that is not one of the fixed `names`, and the remedy."""
+        found, expected = labels[index], " or ".join(names)
+        first_row = self.location(index, "").endswith(", row 1, column ")
+        if self.headerless is not None and first_row and labels.count(found) == 1 and _parse_number(found) is None:
+            fields = ", ".join(str(column[index]) for column in self.columns.values())
+            return (
+                f"expected the header {','.join(self.headerless)} or a label ({expected}), found {one_line(fields, 100)}; "
+                f"{formats.OTHER_COLUMNS}"
+            )
+        one_less = {str(int(name) - 1) for name in names if name.isdecimal()}
+        shifted = len(one_less) == len(names) and {min(one_less)} < set(labels) <= one_less
+        remedy = f"the labels seem to count from {min(one_less)}: add 1 to each" if shifted else "correct it"
+        return f"expected {expected}, found {found!r}; {remedy}, or use task_name=csv, which takes any labels"
 
 
 def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str] | None = None) -> Table:
@@ -130,7 +151,7 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
         if num_blank:
             notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
         files.append((path, numbers))
-    return Table(kept, files, tuple(notes))
+    return Table(kept, files, tuple(notes), headerless)
 
 
 def wanted(config: Config, key: str, columns: formats.Wanted) -> dict[str, str | None]:
@@ -145,6 +166,35 @@ def class_numbers(labels: set[str]) -> dict[str, int]:
     if all(_parse_number(label) is not None for label in labels):
         return {label: n for n, label in enumerate(sorted(labels, key=lambda label: (Decimal(label), label)))}
     return {label: n for n, label in enumerate(sorted(labels))}
+
+
+def look_alikes(setting: str, names: Iterable[str]) -> list[str]:
+    """Notes on names that are different, but look alike: 01 and 1, True and TRUE, an accent composed or decomposed."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_fold(name), []).append(name)
+    alike = [
+        " and ".join(map(ascii if len(set(map(_composed, g))) < len(g) else repr, g))
+        for g in groups.values()
+        if len(g) > 1
+    ]
+    more = f" (and {len(alike) - 3:,} more such groups)" if len(alike) > 3 else ""
+    said = "; ".join(alike[:3])
+    return (
+        [f"{setting}: {said}{more} look alike, but count as different; if they mean the same, write them alike"]
+        if alike
+        else []
+    )
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFKC", name)
+
+
+def _fold(name: str) -> str:
+    """What names that look alike have in common."""
+    number = _parse_number(name)
+    return " ".join(_composed(name).casefold().split()) if number is None else str(number.normalize())
 
 
 def _normalised(label: str) -> str:

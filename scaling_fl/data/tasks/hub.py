@@ -6,7 +6,7 @@ from typing import Any
 
 import huggingface_hub
 
-from scaling_fl import hf_hub
+from scaling_fl import hf_hub, host
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Task
 from scaling_fl.data.readers import formats, tables
@@ -15,7 +15,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 
 NEEDS = ("dataset", "text_column", "label_column")
-TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "partition_column")
+TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "partition_column", "test_fraction")
 
 
 def load(config: Config, report: Report) -> Task:
@@ -26,7 +26,8 @@ def load(config: Config, report: Report) -> Task:
     datasets.disable_progress_bars()
     try:
         splits = _load(datasets, str(config.dataset), config.dataset_config)
-        (train, names), (test, _) = (_table(datasets, config, splits, key) for key in ("train_split", "test_split"))
+        train, names = _table(datasets, config, splits, "train_split")
+        test = None if config.test_fraction else _table(datasets, config, splits, "test_split")[0]
     except UserError:
         raise
     except Exception as error:  # configurations, files and features can fail in any way
@@ -51,9 +52,13 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
     if os.path.isdir(folder):  # of data files in any format that `datasets` reads
         return datasets.load_dataset(folder, configuration)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"dataset={name}: there is no such folder; give a hub id, or a folder saved by `datasets`")
+        raise UserError(
+            f"dataset={name}: there is no such folder{host.did_you_mean(name)}; give a hub id, or a folder saved by `datasets`"
+        )
     try:
-        hf_hub.check_exists("dataset", name, f"dataset={name}", "give a folder saved by `datasets`")
+        hf_hub.check_exists(
+            "dataset", name, f"dataset={name}{host.did_you_mean(name)}", "give a folder saved by `datasets`"
+        )
     except hf_hub.Unreachable as unreachable:
         switches = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
         before = [getattr(*switch) for switch in switches]

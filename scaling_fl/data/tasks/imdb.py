@@ -14,6 +14,7 @@ import numpy as np
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import downloads
+from scaling_fl.data.readers.formats import file_system
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 from scaling_fl.text import NOT_TEXT, is_text
@@ -40,7 +41,7 @@ def load(config: Config, report: Report) -> Task:
         what = f"{place} (delete it to download it again)"
     reviews: dict[tuple[str, str], dict[int, str]] = {(s, f): {} for s in ("train", "test") for f in FOLDERS}
     try:
-        fs, root = fsspec.url_to_fs(place)
+        fs, root = file_system(place)
         if not fs.exists(root):
             raise FileNotFoundError
         for done, (name, content) in enumerate(_archive(fs, root) if fs.isfile(root) else _folder(fs, root)):

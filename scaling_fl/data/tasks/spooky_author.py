@@ -4,12 +4,12 @@ Kaggle's test file has no authors: `scripts/spooky_author/split_data.py` splits 
 """
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.examples import NO_EXAMPLES, Split, Task
 from scaling_fl.data.readers import tables
 from scaling_fl.progress import Report
 
 NEEDS = ("train_path", "test_path")
-TAKES = ("partition_column",)
+TAKES = ("partition_column", "test_fraction")
 AUTHORS = {"EAP": "Edgar Allan Poe", "HPL": "H. P. Lovecraft", "MWS": "Mary Wollstonecraft Shelley"}
 CLASSES = {author: number for number, author in enumerate(AUTHORS)}
 
@@ -19,6 +19,8 @@ def load(config: Config, report: Report) -> Task:
 
 
 def _split(config: Config, key: str) -> Split:
+    if getattr(config, key) is None:
+        return NO_EXAMPLES
     wanted = tables.wanted(config, key, dict.fromkeys(("text", "author")))
     table = tables.read(getattr(config, key), key, wanted)
     labels, sites = table.classes("author", CLASSES), table.sites(config.partition_column)

@@ -1,12 +1,12 @@
 """Yelp reviews, one to five stars (Zhang et al. 2015): headerless `"5","text"`, as in the Crepe distribution."""
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.examples import NO_EXAMPLES, Split, Task
 from scaling_fl.data.readers import tables
 from scaling_fl.progress import Report
 
 NEEDS = ("train_path", "test_path")
-TAKES = ("partition_column",)
+TAKES = ("partition_column", "test_fraction")
 COLUMNS = ("stars", "text")
 CLASSES = {"1": 0, "2": 1, "3": 2, "4": 3, "5": 4}
 LABEL_NAMES = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
@@ -17,6 +17,8 @@ def load(config: Config, report: Report) -> Task:
 
 
 def _split(config: Config, key: str) -> Split:
+    if getattr(config, key) is None:
+        return NO_EXAMPLES
     wanted = tables.wanted(config, key, dict.fromkeys(COLUMNS))
     table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
     texts = table.texts("text")

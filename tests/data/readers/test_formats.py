@@ -165,14 +165,18 @@ def test_patterns_work_on_the_memory_file_system() -> None:
             b"text,label\n1,2\n3,caf\xe9\n",
             "{path}, row 3, column label: expected text, found a NUL or bytes that are not UTF-8",
         ),
-        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: expected text, found a NUL or bytes that are not UTF-8"),
+        ("t.csv", b"\xff\xfet\x00e\x00", "{path}, row 1: expected text, found UTF-16; save the file as UTF-8"),
         (
             "t.csv",
             b"text,label\nx\x00y,1\n",
             "{path}, row 2, column text: expected text, found a NUL or bytes that are not UTF-8",
         ),
         ("t.csv", b"text,label\nx,1\ny,\n", "{path}, row 3, column label: the label is empty"),
-        ("t.csv", b"text\tlabel\nx\t1\n", "text_column='text': {path} has no column text; choose from text\tlabel"),
+        (
+            "t.csv",
+            b"text\tlabel\nx\t1\n",
+            "{path}, row 1: its fields seem to be separated by tabs, not by commas; name it .tsv",
+        ),
         ("t.csv", b"text,text,label\n1,2,3\n", "text_column='text': {path} has 2 columns named text; rename one"),
         ("t.tsv", b'text\tlabel\n"two\nlines"\t1\n', "{path}, row 2: expected 2 fields (text, label), found 1"),
         (

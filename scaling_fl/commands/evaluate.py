@@ -1,0 +1,174 @@
+"""The `evaluate` command: a trained model's metrics on a test set, its confusion matrix, and its predictions as CSV."""
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scaling_fl.commands import csv_file, trained_model
+from scaling_fl.commands.trained_model import TrainedModel
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
+from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.task_loader import load_test, reads_over_network
+from scaling_fl.errors import UserError
+from scaling_fl.federated import metrics
+from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.resident import Resident
+from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.progress import Report, Send, waiting
+from scaling_fl.text import one_line
+
+_MAX_LABELS = 30  # in the table
+_MAX_MATRIX = 12  # labels in the matrix; if there are more, the most frequent confusions are listed instead
+_MAX_CONFUSIONS = 10
+_LABEL_WIDTH = 24
+
+
+def show(send: Send, config: Config) -> None:
+    """Send the results line by line. Raises `UserError` on bad input; then nothing is written."""
+    loading.silence_library()
+
+    def report(what: str, done: float, total: float, unit: str) -> None:
+        send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
+
+    csv_file.check_new(config.csv_path)
+    send({"event": "said", "text": f"loading {config.checkpoint}"})
+    with waiting(send):
+        trained = trained_model.load(config, report)
+    config = trained.config
+    with waiting(send, reads_over_network(config)):
+        task = load_test(config, report)
+    split, notes = _with_labels_of(trained, task)
+    batches, predicted, probabilities = measure(trained, split, report)
+    confusion = np.sum([batch.confusion for batch in batches], axis=0)
+    source = config.test_path or config.dataset or (config.train_path if config.test_fraction else None)
+    title = f"task {config.task_name}{f', {source}' if source else ''}: {len(split):,} test rows"
+    lines = [trained.title, f"{title}; max_seq_len={config.max_seq_len}", *(f"note: {note}" for note in notes), ""]
+    for line in lines + describe(metrics.validation(batches), confusion, trained.label_names):
+        send({"event": "said", "text": line})
+    if config.csv_path is not None:
+        header = ["row", "label", "predicted", "probability", "text", *(["text_pair"] if split.pairs else [])]
+        csv_file.write(config.csv_path, header, _rows(split, predicted, probabilities, trained.label_names))
+        send({"event": "said", "text": f"predictions  {config.csv_path}"})
+
+
+def measure(
+    trained: TrainedModel, split: Split, report: Report
+) -> tuple[list[metrics.BatchMetrics], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Evaluate as in a run. Also returns each example's prediction (N,) and the prediction's probability (N,)."""
+    config, module = trained.config, trained.module
+    if config.threads_per_site is not None:
+        torch.set_num_threads(config.threads_per_site)
+    on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
+    device = torch.device(f"cuda:{config.site_ids[0] % torch.cuda.device_count()}" if on_gpu else "cpu")
+    predicted, probabilities = np.empty(len(split), np.int64), np.empty(len(split), np.float32)
+    done = 0
+
+    def keep(rows: npt.NDArray[np.int64], logits: torch.Tensor) -> None:
+        nonlocal done
+        highest, labels = logits.softmax(-1).max(-1)
+        predicted[rows], probabilities[rows] = labels.cpu().numpy(), highest.cpu().numpy()
+        done += len(rows)
+        report("evaluating", done, len(split), "texts")
+
+    with tempfile.TemporaryDirectory() as folder:
+        token_types = split.pairs is not None and loading.takes_token_types(module)
+        token_store.write(
+            Path(folder), trained.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs, token_types,
+            lambda done, total, unit: report("tokenising", done, total, unit),
+        )  # fmt: skip
+        store = token_store.TokenStore(Path(folder), trained.tokenizer.pad_token_id)
+        module.to(device)
+        model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
+        # Only evaluated: nothing is compiled for it, and there is no backward pass.
+        plain = dataclasses.replace(config, compile=False, gradient_checkpointing=False)
+        resident = Resident(plain, model, store, store, device)
+        batches = evaluate(resident, model.flat.clone(), 0, 1, on_logits=keep)
+    return batches, predicted, probabilities
+
+
+def describe(results: dict[str, float], confusion: npt.NDArray[np.int64], label_names: Sequence[str]) -> list[str]:
+    """Metrics, figures per label, and the confusion matrix (C, C), as lines."""
+    names = [one_line(name, _LABEL_WIDTH) for name in label_names]
+    width = max(map(len, ("label", *names[:_MAX_LABELS])))
+    hits, rows, guesses = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    lines = [
+        ", ".join(
+            f"{title} {results[f'validation.{key}']:.4f}"
+            for title, key in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+        ),
+        "",
+        f"       {'label':<{width}}  {'rows':>9}  {'predicted':>9}  {'precision':>9}  {'recall':>6}  {'F1':>6}",
+    ]
+    for label, name in enumerate(names[:_MAX_LABELS]):
+        precision, recall = _share(hits[label], guesses[label], 9), _share(hits[label], rows[label], 6)
+        f1 = _share(2 * hits[label], rows[label] + guesses[label], 6)
+        figures = f"{rows[label]:>9,}  {guesses[label]:>9,}  {precision}  {recall}  {f1}"
+        lines.append(f"{label:>5}  {name:<{width}}  {figures}")
+    if len(names) > _MAX_LABELS:
+        lines.append(f"       … and {len(names) - _MAX_LABELS:,} more labels")
+    lines.append("")
+    if len(names) <= _MAX_MATRIX:
+        cell = max(5, len(f"{confusion.max():,}"))
+        heads = "".join(f"  {label:>{cell}}" for label in range(len(names)))
+        lines += [
+            "confusion matrix: a row for each true label, a column for each predicted one",
+            f"       {'':<{width}}{heads}",
+        ]
+        for label, name in enumerate(names):
+            lines.append(f"{label:>5}  {name:<{width}}" + "".join(f"  {count:>{cell},}" for count in confusion[label]))
+        return lines
+    wrong = confusion - np.diag(hits)
+    lines.append("most frequent confusions: rows, true label → predicted label")
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:_MAX_CONFUSIONS]:
+        true, guess = divmod(int(place), len(names))
+        if wrong[true, guess]:
+            lines.append(f"{wrong[true, guess]:>7,}  {names[true]} → {names[guess]}")
+    return lines
+
+
+def _share(part: int, whole: int, width: int) -> str:
+    """The share, or a dash if it is undefined: a label that never occurs, or is never predicted."""
+    return f"{part / whole:>{width}.3f}" if whole else f"{'–':>{width}}"
+
+
+def _rows(
+    split: Split,
+    predicted: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
+    names: Sequence[str],
+) -> Iterator[list[object]]:
+    for row, (label, guess, probability) in enumerate(zip(split.labels, predicted, probabilities, strict=True)):
+        pair = [] if split.pairs is None else [split.pairs[row]]
+        yield [row + 1, names[label], names[guess], f"{probability:.6f}", split.texts[row], *pair]
+
+
+def _with_labels_of(trained: TrainedModel, task: Task) -> tuple[Split, list[str]]:
+    """The test examples with the model's label numbers, and notes. Raises `UserError` if the model lacks a label."""
+    number_of = {name: number for number, name in enumerate(trained.label_names)}
+    notes = list(task.notes)
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in number_of):  # a model that was saved without names
+        if len(task.label_names) != len(number_of):
+            raise UserError(
+                f"checkpoint={trained.config.checkpoint}: its {len(number_of)} labels have no names, and the test rows have "
+                f"{len(task.label_names)} labels; name them in id2label of its config.json"
+            )
+        number_of = {name: number for number, name in enumerate(task.label_names)}
+        notes.append(
+            f"the model's labels have no names; they are taken to be {', '.join(task.label_names)}, in this order"
+        )
+    used = [task.label_names[label] for label in np.unique(task.test.labels)]
+    if unknown := [name for name in used if name not in number_of]:
+        raise UserError(
+            f"test rows have the label {unknown[0]!r}, but the model's labels are "
+            f"{one_line(', '.join(trained.label_names), 300)}; correct the labels, or use a model that was trained on them"
+        )
+    numbers = np.array([number_of.get(name, -1) for name in task.label_names], np.int64)
+    return dataclasses.replace(task.test, labels=numbers[task.test.labels]), notes

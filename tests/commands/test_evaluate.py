@@ -1,0 +1,163 @@
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+
+from scaling_fl import state_file
+from scaling_fl.checkpoint.header import checkpoint_header
+from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.commands import evaluate
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated import metrics
+from scaling_fl.runtime import launcher
+from tests import builders
+
+NAMES = ("class 0", "class 1", "class 2")
+
+
+def lines_of(config: Config) -> list[str]:
+    lines: list[str] = []
+    evaluate.show(MagicMock(side_effect=lambda event: lines.append(event.get("text", ""))), config)
+    return lines
+
+
+@pytest.fixture
+def job(small_config: Config, tmp_path: Path) -> tuple[Config, Any]:
+    """A job with the checkpoint of a round, and the model in it: a plain one of the library, with other weights."""
+    config = dataclasses.replace(small_config, server_momentum=0.9)  # so that the checkpoint holds moments as well
+    (tmp_path / "work").mkdir()
+    plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
+    folder = tmp_path / "work" / "model"
+    torch.manual_seed(8)
+    module = transformers.AutoModelForSequenceClassification.from_config(
+        transformers.AutoConfig.from_pretrained(folder, initializer_range=1.0)
+    ).eval()
+    tensors = dict(state_file.read_state(tmp_path / "work" / "state.safetensors")[0])
+    tensors |= {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    store = CheckpointStore(str(config.checkpoints_dir))
+    store.probe()
+    store.save(7, tensors, checkpoint_header(plan, {}, None))
+    return config, module
+
+
+def expected(module: Any, path: Path) -> tuple[float, np.ndarray, list[float]]:
+    """Mean loss, confusion matrix and probability of each prediction, by a plain loop over the rows of a file."""
+    losses, probabilities, confusion = [], [], np.zeros((3, 3), np.int64)
+    with open(path, newline="") as file, torch.inference_mode():
+        for row in csv.DictReader(file):
+            batch = builders.tokenizer()(row["body"], truncation=True, max_length=16, return_tensors="pt")
+            logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            label = NAMES.index(row["topic"])
+            losses.append(cross_entropy(logits, torch.tensor([label])).item())
+            confusion[label, logits.argmax()] += 1
+            probabilities.append(logits.softmax(-1).max().item())
+    return float(np.mean(losses)), confusion, probabilities
+
+
+def check(lines: list[str], predictions: Path, module: Any, path: Path) -> None:
+    loss, confusion, probabilities = expected(module, path)
+    figures = f"loss {loss:.4f}, accuracy {np.trace(confusion) / confusion.sum():.4f}, macro F1 {metrics.macro_f1(confusion):.4f}"
+    assert figures in lines
+    matrix = lines.index("confusion matrix: a row for each true label, a column for each predicted one")
+    assert [line.split()[-3:] for line in lines[matrix + 2 : matrix + 5]] == confusion.astype(str).tolist()
+    with open(predictions, newline="") as file:
+        found = list(csv.DictReader(file))
+    with open(path, newline="") as file:
+        given = list(csv.DictReader(file))
+    assert [(row["text"], row["label"]) for row in found] == [(row["body"], row["topic"]) for row in given]
+    assert [row["row"] for row in found] == [str(number) for number in range(1, len(given) + 1)]
+    assert [float(row["probability"]) for row in found] == pytest.approx(probabilities, abs=1e-4)
+    again = np.zeros((3, 3), np.int64)
+    np.add.at(again, tuple([NAMES.index(row[key]) for row in found] for key in ("label", "predicted")), 1)
+    assert np.array_equal(again, confusion)
+
+
+def test_a_checkpoint_is_measured_with_the_keys_of_its_job(job: tuple[Config, Any], tmp_path: Path) -> None:
+    config, module = job
+    path = f"{config.checkpoints_dir}/round-000007.safetensors"
+    lines = lines_of(Config(checkpoint=path, csv_path=str(tmp_path / "own.csv"), threads_per_site=1))
+    assert f"checkpoint {path}: round 7 of job j, model={config.model}" in lines
+    check(lines, tmp_path / "own.csv", module, Path(str(config.test_path)))
+    # Another file, without some of the labels.
+    rows = [f"class {label},{text}" for text, label in zip(*builders.texts_and_labels(30, 9), strict=True) if label]
+    (tmp_path / "new.csv").write_text("\n".join(["topic,body", *rows]))
+    lines = lines_of(Config(checkpoint=path, test_path=str(tmp_path / "new.csv"), csv_path=str(tmp_path / "p.csv")))
+    check(lines, tmp_path / "p.csv", module, tmp_path / "new.csv")
+    assert any(line.split() == ["0", "class", "0", "0", *line.split()[4:5], "0.000", "–", "0.000"] for line in lines)
+
+
+def test_a_model_folder_is_measured_with_the_keys_that_are_typed(job: tuple[Config, Any], tmp_path: Path) -> None:
+    config, module = job
+    module.save_pretrained(tmp_path / "saved")
+    builders.tokenizer().save_pretrained(tmp_path / "saved")
+    typed = dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), csv_path=str(tmp_path / "p.csv"))
+    check(lines_of(typed), tmp_path / "p.csv", module, Path(str(config.test_path)))
+
+
+def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, Any], tmp_path: Path) -> None:
+    config, module = job
+    module.config.id2label = {number: f"LABEL_{number}" for number in range(3)}
+    module.save_pretrained(tmp_path / "saved")
+    builders.tokenizer().save_pretrained(tmp_path / "saved")
+    lines = lines_of(dataclasses.replace(config, checkpoint=str(tmp_path / "saved")))
+    assert (
+        "note: the model's labels have no names; they are taken to be class 0, class 1, class 2, in this order" in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"checkpoint": None}, r"checkpoint: evaluate needs it; set checkpoint=.*round-000010\.safetensors"),
+        (
+            {"checkpoint": "{out}/round-000001.safetensors"},
+            r"there is no such file \(did you mean .*000007\.safetensors",
+        ),
+        ({"checkpoint": "nope://x/r.safetensors"}, r"checkpoint=nope://x/r\.safetensors: cannot read it \(ValueError"),
+        ({"checkpoint": "{folder}/model/model.safetensors"}, "it is damaged, or not a checkpoint"),
+        (
+            {"checkpoint": "{folder}/model", "max_seq_len": 16},
+            r"its weights lack classifier\.bias, classifier\.weight, so it isn't a trained",
+        ),
+        ({"model": "tiny"}, "the data have changed since the job started"),
+        (
+            {"test_path": "{folder}/other.csv"},
+            "test rows have the label 'class 9', but the model's labels are class 0, cl",
+        ),
+        ({"csv_path": "{folder}/train.csv"}, r"csv_path=.*train\.csv: it exists; choose another name"),
+        ({"csv_path": "{folder}/no/p.csv"}, "there is no folder"),
+        ({"csv_path": "s3://lab/p.csv"}, "expected a local file"),
+    ],
+)
+def test_unsuitable_keys_are_refused_in_one_line(
+    job: tuple[Config, Any], tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "other.csv").write_text("topic,body\nclass 0,a\nclass 9,b\n")
+    if keys.get("model") == "tiny":
+        Path(str(job[0].train_path)).write_text("topic,body\nclass 0,a\nclass 1,b\nclass 2,c\n")
+    out = str(job[0].checkpoints_dir)
+    typed = {"checkpoint": f"{out}/round-000007.safetensors"} | keys
+    filled = {k: v.format(out=out, folder=tmp_path) if isinstance(v, str) else v for k, v in typed.items()}
+    with pytest.raises(UserError, match=message) as refusal:
+        lines_of(Config.from_mapping(filled))
+    assert "\n" not in str(refusal.value)
+
+
+def test_many_labels_are_abridged_to_the_most_frequent_confusions() -> None:
+    confusion = np.diag(np.arange(40))
+    confusion[3, 5], confusion[7, 1] = 4, 9
+    rows = confusion.sum()
+    results = {"validation.loss": 1.0, "validation.accuracy": np.trace(confusion) / rows, "validation.macro_f1": 0.5}
+    lines = evaluate.describe(results, confusion, [f"label {number}" for number in range(40)])
+    assert "       … and 10 more labels" in lines
+    assert [line.strip() for line in lines[-2:]] == ["9  label 7 → label 1", "4  label 3 → label 5"]
+    # label 3: 3 of 7 rows found, and all 3 predictions right; F1 = 2 × 3 / (7 + 3)
+    assert any(line.split() == ["3", "label", "3", "7", "3", "1.000", "0.429", "0.600"] for line in lines)
