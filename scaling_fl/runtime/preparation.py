@@ -5,6 +5,7 @@ folder: token stores, shards, the model's architecture and tokenizer, and the se
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import server
 from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
+from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_moments
 from scaling_fl.federated.worker_sites import write_shards
-from scaling_fl.models import fingerprints, loading
+from scaling_fl.models import fingerprints, loading, probe
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, num_cores
@@ -60,8 +62,6 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
         check_compiler(devices[0])
-    loaded.module.config.save_pretrained(work / "model")
-    tokenizer_files = [Path(file) for file in loaded.tokenizer.save_pretrained(work / "model")]
 
     threads = config.threads_per_site or max(1, num_cores() // len(config.site_ids))
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
@@ -69,6 +69,12 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     layout = Layout(loaded.module)
     initial, previous = _initial_state(loaded.module, server.optimiser(config).num_moments), None
     resume.check_finite(f"model={config.model}", initial)
+    with waiting(send):
+        padding, resolved = _try_model(config, loaded, task.train, devices[0], notes)
+    loaded.module.config.save_pretrained(work / "model")
+    loaded.tokenizer.padding_side = "left" if padding.left else "right"  # also in the exported tokenizer
+    saved = map(Path, loaded.tokenizer.save_pretrained(work / "model"))
+    tokenizer_files = [path for path in saved if path.exists()]  # some tokenizers name a file that they don't write
     origin: dict[str, Any] = {
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
     }  # fmt: skip
@@ -84,7 +90,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in_header(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
-            resume.compare_environments(header["environment"], environment(config, devices), notes)
+            resume.compare_environments(header["environment"], environment(resolved, devices), notes)
             exported = not config.has_global_model or is_exported(checkpoints, round_)
             finished = round_ >= config.num_rounds and exported
         if not finished:
@@ -135,8 +141,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 num_truncated=0 if finished else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
-                environment=environment(config, devices),
+                environment=environment(resolved, devices),
                 notes=tuple(notes),
+                pad_left=padding.left,
+                pad_to=padding.min_length,
                 num_held_back=len(held_back),
                 best=best,
                 metrics=metrics,
@@ -150,6 +158,28 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             ),
         }
     )
+
+
+def _try_model(
+    config: Config, loaded: loading.LoadedModel, train: Split, device: str, notes: list[str]
+) -> tuple[probe.Padding, Config]:
+    """Return how to pad, and `config` with the precision in which the model works. Raises `UserError` if none does."""
+    types = train.pairs is not None and loading.takes_token_types(loaded.module)
+    texts = probe.tokenised_extremes(loaded.tokenizer, train.texts, train.pairs is not None, types, config.max_seq_len)
+    padding = probe.find_padding(config.model, loaded.module, texts, notes)
+    chosen = precision(config, torch.device(device))
+    for attempt in dict.fromkeys((chosen, "fp32") if config.precision == "auto" else (chosen,)):
+        try:
+            probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
+        except Exception as error:  # architectures raise anything
+            failure = probe.reason(error)
+            notes.append(f"precision={attempt}: model={config.model} fails in it ({failure})")
+            continue
+        if attempt != chosen:
+            notes[-1] += f"; {attempt} is used"
+        return padding, replace(config, precision=attempt)
+    remedy = "use another model" if attempt == "fp32" else "set precision=fp32"
+    raise UserError(f"{notes[-1]}; {remedy}")
 
 
 def _initial_state(module: torch.nn.Module, num_moments: int) -> dict[str, Any]:
