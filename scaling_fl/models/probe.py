@@ -83,7 +83,7 @@ def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Pad
             padding = Padding(left, min(length, longest))
             try:
                 if _is_independent(module, texts, padding):
-                    notes += _padding_notes(model, padding, failure)
+                    notes += _padding_notes(model, padding, longest, failure)
                     return padding
                 break
             except Exception as error:
@@ -99,7 +99,7 @@ def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Pad
     if not torch.equal(first, second):
         notes.append(f"model={model}: its logits vary from call to call, so metrics can't be repeated exactly")
         return Padding()
-    notes += _padding_notes(model, padding, None)
+    notes += _padding_notes(model, padding, longest, None)
     return padding
 
 
@@ -113,16 +113,13 @@ def _is_independent(module: Any, texts: Texts, padding: Padding) -> bool:
     return True
 
 
-def _padding_notes(model: str, padding: Padding, failure: Exception | None) -> list[str]:
+def _padding_notes(model: str, padding: Padding, longest: int, failure: Exception | None) -> list[str]:
     if padding.min_length == 1:
         return []
-    length = padding.min_length
-    if failure is None:
-        why, same = "its logits depend on padding", f'padding="max_length", max_length={length}, truncation=True'
-    else:
-        why, same = "it can't take shorter texts", f"padding=True, pad_to_multiple_of={length}"
+    why = "its logits depend on padding" if failure is None else "it can't take shorter texts"
     return [
-        f"model={model}: {why}, so texts are padded to {length} tokens at least; do so in a pipeline as well: {same}"
+        f"model={model}: {why}, so texts are padded to {padding.min_length} tokens at least; do so in a pipeline as well: "
+        f'padding="max_length", max_length={longest}, truncation=True'
     ]
 
 
