@@ -20,7 +20,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.resident import Resident
-from scaling_fl.models import loading
+from scaling_fl.models import loading, probe
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 from scaling_fl.text import one_line
@@ -84,7 +84,10 @@ def measure(
             Path(folder), trained.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs, token_types,
             lambda done, total, unit: report("tokenising", done, total, unit),
         )  # fmt: skip
-        store = token_store.TokenStore(Path(folder), trained.tokenizer.pad_token_id)
+        paired = split.pairs is not None
+        texts = probe.tokenised_extremes(trained.tokenizer, split.texts, paired, token_types, config.max_seq_len)
+        padding = probe.find_padding(config.model, module, texts, [])
+        store = token_store.TokenStore(Path(folder), trained.tokenizer.pad_token_id, padding.left, padding.min_length)
         module.to(device)
         model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
         # Only evaluated: nothing is compiled for it, and there is no backward pass.

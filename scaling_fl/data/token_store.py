@@ -16,23 +16,26 @@ _CHUNK = 1000  # texts per tokenizer call, which spreads them over its threads
 
 
 class Batch(NamedTuple):
-    input_ids: torch.Tensor  # (B, T) int64, padded on the right to the batch's longest text
+    input_ids: torch.Tensor  # (B, T) int64, padded to the batch's longest text
     attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
     labels: torch.Tensor  # (B,) int64
     token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on the second text of a pair; None if all are 0
 
 
 class TokenStore:
-    """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. The files are memory-mapped."""
+    """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. The files are memory-mapped.
 
-    def __init__(self, folder: Path, pad_token_id: int):
+    Batches are padded on the right, or on the `left`, and to `min_length` tokens at least.
+    """
+
+    def __init__(self, folder: Path, pad_token_id: int, left: bool = False, min_length: int = 1):
         dtype = np.load(folder / "dtype.npy").dtype
         self.tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
         self.labels = np.load(folder / "labels.npy")  # (N,) int64
         types = folder / "types.bin"
         self.types = np.memmap(types, np.uint8, "r") if types.exists() else None
-        self.pad_token_id = pad_token_id
+        self.pad_token_id, self.left, self.min_length = pad_token_id, left, min_length
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,8 +48,10 @@ class TokenStore:
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Gather the texts `indices` (B,) into one padded batch."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
-        positions = np.arange(lengths.max())
-        mask = positions < lengths[:, None]  # (B, T)
+        width = max(int(lengths.max()), self.min_length)
+        gaps = width - lengths[:, None] if self.left else np.zeros((len(lengths), 1), np.int64)
+        positions = np.arange(width) - gaps  # (B, T): below 0 on padding on the left
+        mask = (positions >= 0) & (positions < lengths[:, None])  # (B, T)
         sources = (starts[:, None] + positions)[mask]
 
         def padded(values: npt.NDArray[np.unsignedinteger], padding: int) -> torch.Tensor:
@@ -97,7 +102,8 @@ def write(
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
     """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token."""
-    dtype = np.min_scalar_type(len(tokenizer) - 1)  # uint16 for vocabularies up to 65,536
+    highest = max(tokenizer.get_vocab().values(), default=0)  # vocabularies with gaps have fewer tokens
+    dtype = np.min_scalar_type(max(highest, len(tokenizer) - 1))  # uint16 for vocabularies up to 65,536
     lengths: list[int] = []
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:

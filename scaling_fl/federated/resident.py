@@ -12,7 +12,7 @@ from scaling_fl.data import token_store
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.models.flat_parameters import FlatModel
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -50,7 +50,7 @@ class Resident:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
-        dtype = _AUTOCAST[precision(self.config, self.device)]
+        dtype = AUTOCAST[precision(self.config, self.device)]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits: torch.Tensor = self.model.module(**inputs).logits
         return logits.float()

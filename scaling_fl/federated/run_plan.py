@@ -31,6 +31,8 @@ class Plan:
     pad_token_id: int
     environment: dict[str, str]  # what bitwise reproducibility depends on: versions, processor
     notes: tuple[str, ...]  # for the user
+    pad_left: bool = False  # batches are padded on the left, not on the right
+    pad_to: int = 1  # tokens that batches have at least
     num_held_back: int = 0  # training examples that no site trains on
     label_counts: tuple[tuple[int, ...], ...] = ()  # by site: training examples of each label
     best: BestRound | None = None  # the best round so far, by `keep_best`

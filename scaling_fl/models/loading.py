@@ -16,11 +16,12 @@ import transformers
 import transformers.models.albert.modeling_albert
 import transformers.models.bert.modeling_bert
 import transformers.models.distilbert.modeling_distilbert
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
+from scaling_fl.models.text_tokenizer import load_text_tokenizer
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
 ALIASES = {
@@ -28,6 +29,8 @@ ALIASES = {
     "bert": "bert-base-cased",
     "distilbert": "distilbert-base-cased",
 }
+
+_TOKENIZER_PACKAGES = ("tiktoken", "sacremoses", "rjieba", "fugashi", "mistral_common")  # few tokenizers need them
 
 
 # What the program and the exported model rely on, whatever the base model's config.json says. None of these keys changes
@@ -67,7 +70,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
 
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
             options = {"local_files_only": local_files_only, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = load_text_tokenizer(source, **options)
             torch.manual_seed(seeding.torch_seed(seed, "head"))
             module, report = AutoModelForSequenceClassification.from_pretrained(
                 source,
@@ -86,11 +89,17 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                 f"model={model}: its weights match less than half of {type(module).__name__}; "
                 "use the config.json that belongs to the weights"
             )
+        for key, found, expected in report["mismatched_keys"]:
+            if key.startswith(f"{module.base_model_prefix}."):  # not the head: it would be redrawn
+                raise UserError(
+                    f"model={model}: {key} has the shape {list(found)} in its weights, but {list(expected)} by its "
+                    "config.json; use the config.json that belongs to the weights"
+                )
     module.config.pad_token_id = _with_padding_token(model, tokenizer).pad_token_id
     for key, value in NO_CACHE.items():
         if hasattr(module.config, key):
             setattr(module.config, key, value)
-    _check_limits(model, module, tokenizer, max_seq_len)
+    _check_length(model, module.config, tokenizer, max_seq_len)
     return LoadedModel(module, tokenizer, new_parameters)
 
 
@@ -102,7 +111,7 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
 
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any]:
             options = {"local_files_only": local_files_only, "trust_remote_code": False}
-            return AutoTokenizer.from_pretrained(source, **options), AutoConfig.from_pretrained(source, **options)
+            return load_text_tokenizer(source, **options), AutoConfig.from_pretrained(source, **options)
 
         found, config = _obtain(model, load_both)
     _check_length(model, config, found, max_seq_len)
@@ -179,6 +188,11 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # broken files can raise anything
+        needed = next((package for package in _TOKENIZER_PACKAGES if package in str(error)), None)
+        if needed is not None:
+            raise UserError(
+                f"model={model}: its tokenizer needs the package {needed}: ./run-local.sh -m pip install {needed}"
+            ) from error
         reason = textwrap.shorten(str(error), 250, placeholder=" …")  # transformers' messages run to paragraphs
         raise UserError(
             f"model={model}: cannot load it: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
@@ -202,21 +216,8 @@ def _with_padding_token(model: str, tokenizer: Any) -> Any:
 
 
 def _check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_seq_len))
+    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    # Some say -1 or None for no limit.
+    limit = min((limit for limit in limits if limit is not None and limit > 0), default=max_seq_len)
     if max_seq_len > limit:
         raise UserError(f"max_seq_len={max_seq_len}: model={model} takes at most {limit} tokens; lower max_seq_len")
-
-
-def _check_limits(model: str, module: Any, tokenizer: Any, max_seq_len: int) -> None:
-    _check_length(model, module.config, tokenizer, max_seq_len)
-    # Configurations don't say everything: some models use up positions for padding, and some vocabularies exceed the
-    # embeddings. A full-length text of the vocabulary's last token fails here, rather than during training.
-    ids = torch.full((1, max_seq_len), len(tokenizer) - 1)
-    try:
-        with torch.inference_mode():
-            module.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (IndexError, RuntimeError) as error:
-        raise UserError(
-            f"model={model}: it can't take {max_seq_len} tokens of its tokenizer's vocabulary ({error}); "
-            "lower max_seq_len, or check that model and tokenizer belong together"
-        ) from error

@@ -55,4 +55,5 @@ def tiny_tokenizer(texts: list[str]) -> Any:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        split_special_tokens=True,  # "[SEP]" in a text is text
     )

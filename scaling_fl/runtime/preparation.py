@@ -6,6 +6,7 @@ folder: token stores, shards, the model's architecture and tokenizer, and the se
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import server
 from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
+from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_moments
 from scaling_fl.federated.worker_sites import write_shards
-from scaling_fl.models import export, fingerprints, loading
+from scaling_fl.models import export, fingerprints, loading, probe
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
@@ -66,6 +68,9 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.compile:
         check_compiler(devices[0])
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
+    with waiting(send):
+        padding, resolved = _try_model(config, loaded, task.train, "token_type_ids" in input_names, devices[0], notes)
+    loaded.tokenizer.padding_side = "left" if padding.left else "right"  # also in the exported tokenizer
     with export.export_errors(config.model):
         loaded.module.config.save_pretrained(work / "model")
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
@@ -92,7 +97,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             history = header["history"] | ({str(round_): metrics} if reported else {})
             best = best_in_header(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
-            resume.compare_environments(header["environment"], environment(config, devices), notes)
+            resume.compare_environments(header["environment"], environment(resolved, devices), notes)
             exported = not config.has_global_model or is_exported(checkpoints, round_)
             finished = round_ >= config.num_rounds and exported
         if not finished:
@@ -146,8 +151,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 num_truncated=0 if finished else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
-                environment=environment(config, devices),
+                environment=environment(resolved, devices),
                 notes=tuple(notes),
+                pad_left=padding.left,
+                pad_to=padding.min_length,
                 num_held_back=len(held_back),
                 label_counts=tuple(
                     tuple(np.bincount(task.train.labels[shard], minlength=len(task.label_names)).tolist())
@@ -165,6 +172,27 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             ),
         }
     )
+
+
+def _try_model(
+    config: Config, loaded: loading.LoadedModel, train: Split, types: bool, device: str, notes: list[str]
+) -> tuple[probe.Padding, Config]:
+    """Return how to pad, and `config` with the precision in which the model works. Raises `UserError` if none does."""
+    texts = probe.tokenised_extremes(loaded.tokenizer, train.texts, train.pairs is not None, types, config.max_seq_len)
+    padding = probe.find_padding(config.model, loaded.module, texts, notes)
+    chosen = precision(config, torch.device(device))
+    for attempt in dict.fromkeys((chosen, "fp32") if config.precision == "auto" else (chosen,)):
+        try:
+            probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
+        except Exception as error:  # architectures raise anything
+            failure = probe.reason(error)
+            notes.append(f"precision={attempt}: model={config.model} fails in it ({failure})")
+            continue
+        if attempt != chosen:
+            notes[-1] += f"; {attempt} is used"
+        return padding, replace(config, precision=attempt)
+    remedy = "use another model" if attempt == "fp32" else "set precision=fp32"
+    raise UserError(f"{notes[-1]}; {remedy}")
 
 
 def _initial_state(module: torch.nn.Module, moments: Sequence[float]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A worker process: it opens the files of the preparation, and runs its sites through the rounds."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -70,11 +71,12 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = _Progress(send, rank)
+    padding = (plan.pad_token_id, plan.pad_left, plan.pad_to)
     resident = Resident(
-        config=plan.config,
+        config=dataclasses.replace(plan.config, precision=plan.environment["precision"]),
         model=model,
-        train=token_store.TokenStore(folder / "train", plan.pad_token_id),
-        test=token_store.TokenStore(folder / "test", plan.pad_token_id),
+        train=token_store.TokenStore(folder / "train", *padding),
+        test=token_store.TokenStore(folder / "test", *padding),
         device=device,
         on_step=progress.step,
         held_back=np.load(folder / "held_back.npy"),

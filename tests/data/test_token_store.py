@@ -1,9 +1,13 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from scaling_fl.data import token_store
 from scaling_fl.data.token_store import TokenStore
@@ -180,3 +184,25 @@ def test_evaluation_batches_are_sorted_by_length_and_ties_keep_their_order(store
     batches = token_store.evaluation_batches(store, examples, 4)
     order = sorted(range(6), key=lambda i: (-store.lengths[examples[i]], i))
     assert [batch.tolist() for batch in batches] == [examples[order[:4]].tolist(), examples[order[4:]].tolist()]
+
+
+def test_batches_are_padded_on_the_left_or_to_a_minimum_length(tmp_path: Path) -> None:
+    token_store.write(tmp_path / "store", builders.tokenizer(), ["river stone"], np.array([0]), 9)
+    ids = TokenStore(tmp_path / "store", 7).batch(np.array([0]))
+    length = ids.input_ids.shape[1]
+    for left in (False, True):
+        batch = TokenStore(tmp_path / "store", 7, left, length + 3).batch(np.array([0]))
+        words = slice(3, None) if left else slice(0, length)
+        assert torch.equal(batch.input_ids[:, words], ids.input_ids)
+        assert torch.equal(batch.attention_mask[:, words], ids.attention_mask)
+        assert (batch.input_ids == 7).sum() == 3
+        assert batch.attention_mask.sum() == length
+
+
+def test_vocabularies_with_gaps_keep_their_ids(tmp_path: Path) -> None:
+    tokenizer = builders.tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["river"] = 70_000
+    gapped = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    token_store.write(tmp_path / "store", gapped, ["river"], np.array([0]), 8)
+    assert 70_000 in TokenStore(tmp_path / "store", 0).tokens

@@ -106,23 +106,6 @@ def test_a_partly_cached_model_is_looked_up_on_the_hub(tmp_path: Path, monkeypat
     assert asked == ["lab/model"]
 
 
-def test_too_few_positions_or_embeddings_are_detected_at_load_time(tmp_path: Path) -> None:
-    config = transformers.RobertaConfig(
-        vocab_size=len(builders.tokenizer()), max_position_embeddings=20, pad_token_id=1, **builders.TINY_SIZES
-    )
-    transformers.RobertaModel(config).save_pretrained(tmp_path)
-    builders.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"it can't take 20 tokens of its tokenizer's vocabulary"):
-        load(str(tmp_path), max_seq_len=20)
-    assert load(str(tmp_path), max_seq_len=18)
-
-    builders.pretrained(tmp_path)
-    small = transformers.AutoConfig.from_pretrained(tmp_path, vocab_size=10)
-    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="check that model and tokenizer belong together"):
-        load(str(tmp_path))
-
-
 def test_max_seq_len_beyond_the_models_limit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_seq_len=65: model=.* takes at most 64 tokens"):
         load(str(builders.pretrained(tmp_path)), max_seq_len=65)
@@ -200,3 +183,19 @@ def test_the_tokenizer_loads_without_the_weights(tmp_path: Path) -> None:
     for model, limit in ((str(folder), 64), ("tiny", 512)):
         with pytest.raises(UserError, match=f"max_seq_len=513: model={model} takes at most {limit} tokens"):
             loading.load_tokenizer(model, [], 513)
+
+
+def test_an_embedding_table_of_another_size_is_refused(tmp_path: Path) -> None:
+    builders.pretrained(tmp_path)
+    transformers.AutoConfig.from_pretrained(tmp_path, vocab_size=90).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"bert\.embeddings\.word_embeddings\.weight has the shape \[\d+, 16\] .*\[90, 16"
+    ):
+        load(str(tmp_path))
+
+
+def test_minus_one_is_no_limit_on_the_length(tmp_path: Path) -> None:
+    config = transformers.XLNetConfig(vocab_size=len(builders.tokenizer()), d_model=16, n_layer=1, n_head=2, d_inner=32)
+    transformers.XLNetModel(config).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    assert load(str(tmp_path), max_seq_len=300)

@@ -21,6 +21,7 @@ from scaling_fl.runtime import launcher
 from scaling_fl.runtime import preparation as prepare_module
 from scaling_fl.state_file import read_state
 from tests import builders
+from tests.models import architectures
 
 
 def prepare(config: Config, folder: Path) -> Plan:
@@ -182,3 +183,24 @@ def test_truncated_texts_are_counted_among_those_that_sites_train_on(tmp_path: P
     assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2]), config, 0) == 1
     assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2, 3]), config, 0) == 2
     assert prepare_module._num_truncated(tmp_path, np.array([0, 1]), config, 0) == 0
+
+
+def test_automatic_precision_falls_back_and_a_chosen_one_is_refused(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeBERTa can't run under bf16 autocast."""
+    model = tmp_path / "deberta"
+    architectures.build("deberta").save_pretrained(model)
+    builders.tokenizer().save_pretrained(model)
+    config = dataclasses.replace(small_config, model=str(model), checkpoints_dir=None)
+    with pytest.raises(UserError, match=rf"precision=bf16: model={model} fails in it \(.*\); set precision=fp32"):
+        prepare(dataclasses.replace(config, precision="bf16"), tmp_path / "refused")
+
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(prepare_module, "precision", lambda config, device: "bf16")  # as on a GPU
+    (tmp_path / "work").mkdir()
+    prepare_module.prepare(Mock(side_effect=events.append), config, str(tmp_path / "work"))
+    plan = events[-1]["plan"]
+    assert plan.environment["precision"] == "fp32"
+    assert plan.config.precision == "auto", "the job can be resumed with the same command"
+    assert any("precision=bf16" in note and note.endswith("; fp32 is used") for note in plan.notes)

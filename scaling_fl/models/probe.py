@@ -1,0 +1,171 @@
+"""Trial of a model in the preparation: what fails in training fails here, in one line, before a worker starts."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from scaling_fl.errors import UserError
+
+_SHORT = 8  # tokens
+_WIDE = 16  # tokens
+_TOLERANCE = 1e-3  # of the largest logit: far above rounding, far below what a padding token that is read changes
+
+
+class Padding(NamedTuple):
+    """How batches are padded: on the left or the right, and to `min_length` tokens at least."""
+
+    left: bool = False
+    min_length: int = 1
+
+
+class Text(NamedTuple):
+    """One tokenised text or pair: lists of T values. `types` is None if the model gets no token types."""
+
+    ids: list[int]
+    types: list[int] | None
+
+
+class Texts(NamedTuple):
+    """The extremes of what a tokenizer yields. `shortest` has no words; `longest` has the vocabulary's highest id."""
+
+    shortest: Text
+    short: Text
+    longest: Text
+    pad_token_id: int
+
+
+def tokenised_extremes(tokenizer: Any, texts: Sequence[str], paired: bool, types: bool, max_seq_len: int) -> Texts:
+    """Tokenise an empty text, the beginning of the first of `texts` that has words, and its repetition to full length."""
+
+    def encode(text: str, length: int) -> Text:
+        encoded = tokenizer(
+            [text], [text] if paired else None, truncation=True, max_length=length,
+            return_attention_mask=False, return_token_type_ids=types,
+        )  # fmt: skip
+        ids = list(encoded["input_ids"][0]) or [tokenizer.pad_token_id]
+        return Text(ids, (list(encoded["token_type_ids"][0]) or [0]) if types else None)
+
+    source = next((text for text in texts if text.strip()), "a")[:1000] + " "
+    ids, types_ = encode(source * (1 + 20 * max_seq_len // len(source)), max_seq_len)
+    special = set(tokenizer.all_special_ids)
+    words = [place for place, number in enumerate(ids) if number not in special] or [len(ids) // 2]
+    middle = words[len(words) // 2]
+    missing = max_seq_len - len(ids)
+    highest = max((number for number in tokenizer.get_vocab().values() if number not in special), default=0)
+    ids[middle : middle + 1] = [highest] + [ids[middle]] * missing
+    if types_ is not None:
+        types_[middle : middle + 1] = [types_[middle]] * (1 + missing)
+    short = encode(source, min(_SHORT, max_seq_len))
+    return Texts(encode("", max_seq_len), short, Text(ids, types_), tokenizer.pad_token_id)
+
+
+def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Padding:
+    """Return the padding under which logits don't depend on a batch's other texts; note what is unusual.
+
+    Padding on the right is tried first, then on the left, then to longer and longer texts. Padding every text to full
+    length is the last resort. Raises `UserError` if the model can't take texts that its tokenizer yields.
+    """
+    longest = len(texts.longest.ids)
+    try:
+        forward(module, inputs([texts.longest], Padding(), texts.pad_token_id))
+    except Exception as error:  # architectures raise anything
+        raise UserError(
+            f"model={model}: it can't take {longest} tokens of its tokenizer's vocabulary ({reason(error)}); "
+            "lower max_seq_len, or check that model and tokenizer belong together"
+        ) from error
+    failure = None
+    for left in (False, True):
+        for length in (1, *(4 * 2**power for power in range(longest.bit_length()))):
+            padding = Padding(left, min(length, longest))
+            try:
+                if _is_independent(module, texts, padding):
+                    notes += _padding_notes(model, padding, longest, failure)
+                    return padding
+                break
+            except Exception as error:
+                failure = error
+    padding = Padding(min_length=longest)
+    try:
+        whole = inputs([texts.shortest, texts.short], padding, texts.pad_token_id)
+        first, second = forward(module, whole), forward(module, whole)
+    except Exception as error:
+        raise UserError(
+            f"model={model}: it can't take a text of {len(texts.shortest.ids)} tokens ({reason(error)}); use another model"
+        ) from error
+    if not torch.equal(first, second):
+        notes.append(f"model={model}: its logits vary from call to call, so metrics can't be repeated exactly")
+        return Padding()
+    notes += _padding_notes(model, padding, longest, None)
+    return padding
+
+
+def _is_independent(module: Any, texts: Texts, padding: Padding) -> bool:
+    """Whether short texts have the same logits alone and padded to more tokens."""
+    wide = Padding(padding.left, min(len(texts.longest.ids), max(_WIDE, 2 * padding.min_length)))
+    for text in (texts.shortest, texts.short):
+        alone, padded = (forward(module, inputs([text], p, texts.pad_token_id)) for p in (padding, wide))
+        if not (alone - padded).abs().max() <= _TOLERANCE * alone.abs().max():
+            return False
+    return True
+
+
+def _padding_notes(model: str, padding: Padding, longest: int, failure: Exception | None) -> list[str]:
+    if padding.min_length == 1:
+        return []
+    why = "its logits depend on padding" if failure is None else "it can't take shorter texts"
+    return [
+        f"model={model}: {why}, so texts are padded to {padding.min_length} tokens at least; do so in a pipeline as well: "
+        f'padding="max_length", max_length={longest}, truncation=True'
+    ]
+
+
+def check_step(module: Any, texts: Texts, padding: Padding, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Evaluate the longest text, and take the gradient on two short ones, under autocast to `dtype`.
+
+    Raises whatever the model raises, and `FloatingPointError` if a logit is NaN or infinite. `module` is unchanged.
+    """
+    for batch, train in (([texts.longest], False), ([texts.short, texts.shortest], True)):
+        tensors = {name: p.detach().to(device).requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+        trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
+        tensors |= {name: buffer.to(device, copy=True) for name, buffer in module.named_buffers()}
+        module.train(train)
+        arguments = {name: tensor.to(device) for name, tensor in inputs(batch, padding, texts.pad_token_id).items()}
+        with torch.set_grad_enabled(train), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = functional_call(module, tensors, (), arguments).logits.float()
+        if not logits.isfinite().all():
+            raise FloatingPointError("its logits are not finite")
+        if train:
+            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
+            torch.autograd.grad(cross_entropy(logits, labels), trained, allow_unused=True)
+
+
+@torch.inference_mode()
+def forward(module: Any, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits (B, C) in evaluation mode."""
+    logits: torch.Tensor = module.eval()(**arguments).logits
+    return logits
+
+
+def inputs(batch: Sequence[Text], padding: Padding, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Return the model's arguments (B, T), padded."""
+    width = max(padding.min_length, *(len(text.ids) for text in batch))
+
+    def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+        gaps = [[value] * (width - len(row)) for row in rows]
+        pairs = zip(gaps, rows, strict=True)
+        return torch.tensor([[*gap, *row] if padding.left else [*row, *gap] for gap, row in pairs])
+
+    arguments = {
+        "input_ids": padded([text.ids for text in batch], pad_token_id),
+        "attention_mask": padded([[1] * len(text.ids) for text in batch], 0),
+    }
+    types = [text.types for text in batch if text.types is not None]
+    return arguments | ({"token_type_ids": padded(types, 0)} if types else {})
+
+
+def reason(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")

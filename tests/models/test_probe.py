@@ -1,0 +1,94 @@
+"""The trial of models: how they must be padded, and what they can't take."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from scaling_fl.errors import UserError
+from scaling_fl.models import probe
+from tests import builders
+from tests.models import architectures
+
+LENGTH = 32
+
+
+def extremes(paired: bool = False, types: bool = False, length: int = LENGTH) -> probe.Texts:
+    return probe.tokenised_extremes(builders.tokenizer(), ["", "river stone"], paired, types, length)
+
+
+def try_model(module: Any, notes: list[str], length: int = LENGTH) -> probe.Padding:
+    return probe.find_padding("m", module, extremes(length=length), notes)
+
+
+def test_the_extremes_are_the_empty_text_and_a_full_one_with_the_highest_id() -> None:
+    tokenizer = builders.tokenizer()
+    cls, sep, highest = tokenizer.cls_token_id, tokenizer.sep_token_id, max(tokenizer.get_vocab().values())
+    texts = extremes()
+    assert texts.shortest.ids == [cls, sep]
+    assert len(texts.longest.ids) == LENGTH
+    assert (texts.longest.ids[0], texts.longest.ids[-1], highest in texts.longest.ids) == (cls, sep, True)
+    pairs = extremes(paired=True, types=True)
+    assert pairs.shortest == ([cls, sep, sep], [0, 0, 1])
+    assert pairs.longest.types == sorted(pairs.longest.types or []), "the second text comes last"
+    assert set(pairs.longest.types or []) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "says"),
+    [
+        ("bert", (False, 1), None),
+        ("bart", (False, 1), None),
+        ("t5", (False, 1), None),
+        ("gpt2", (False, 1), None),
+        ("xlnet", (True, 1), None),
+        ("fnet", (False, LENGTH), "its logits depend on padding"),
+        ("funnel", (False, 8), "it can't take shorter texts"),
+        ("canine", (False, 4), "it can't take shorter texts"),
+    ],
+)
+def test_padding_is_chosen_so_that_logits_do_not_depend_on_the_batch(
+    kind: str, padding: tuple[bool, int], says: str | None
+) -> None:
+    notes: list[str] = []
+    module, texts = architectures.build(kind), extremes()
+    found = probe.find_padding("m", module, texts, notes)
+    assert (found == padding, len(notes)) == (True, 0 if says is None else 1), (found, notes)
+    assert says is None or says in notes[0]
+    alone = probe.forward(module, probe.inputs([texts.short], found, texts.pad_token_id))
+    together = probe.forward(module, probe.inputs([texts.longest, texts.short], found, texts.pad_token_id))[1:]
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
+
+
+def test_too_few_positions_or_embeddings_are_refused() -> None:
+    sizes = {"max_position_embeddings": 20, "pad_token_id": 1}  # two positions are used up
+    module = architectures.build("roberta", **sizes)
+    with pytest.raises(UserError, match=r"model=m: it can't take 20 tokens of its tokenizer's vocabulary"):
+        try_model(module, [], 20)
+    assert try_model(module, [], 18) == probe.Padding()
+    with pytest.raises(UserError, match="check that model and tokenizer belong together"):
+        try_model(architectures.build("bert", vocab_size=10), [])
+
+
+def test_a_step_finds_what_reduced_precision_breaks_and_changes_nothing() -> None:
+    module = architectures.build("deberta")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    cpu = torch.device("cpu")
+    probe.check_step(module, extremes(), probe.Padding(), cpu, None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    with pytest.raises(RuntimeError, match="overflow"):
+        probe.check_step(module, extremes(), probe.Padding(), cpu, torch.bfloat16)
+    with torch.no_grad():
+        module.classifier.bias[0] = float("inf")
+    with pytest.raises(FloatingPointError):
+        probe.check_step(module, extremes(), probe.Padding(), cpu, None)
+
+
+def test_what_fails_only_in_training_is_found() -> None:
+    """Reformer pads texts by itself, except in training."""
+    module = architectures.build("reformer")
+    with pytest.raises(ValueError, match="training"):
+        probe.check_step(module, extremes(), probe.Padding(), torch.device("cpu"), None)
+    assert isinstance(module, transformers.ReformerForSequenceClassification)

@@ -1,0 +1,62 @@
+"""Special tokens in texts are text: in the program, and in a tokenizer that it has saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from scaling_fl.errors import UserError
+from scaling_fl.models import loading
+from scaling_fl.models.text_tokenizer import load_text_tokenizer
+from scaling_fl.models.tiny import tiny_tokenizer
+from tests import builders
+
+_PIECES = ["▁", *"</s>[]SEPCLunkclep", "▁river", "▁stone"]
+
+
+def unigram(kind: Any, *special: str) -> Any:
+    """A tokenizer as SentencePiece files have it: special tokens come first, with the score 0."""
+    scores = [(piece, -3 - number / 10) for number, piece in enumerate(dict.fromkeys(_PIECES))]
+    return kind(vocab=[*((token, 0.0) for token in special), *scores])
+
+
+TOKENIZERS = {
+    "word pieces": builders.tokenizer,
+    "T5": lambda: unigram(transformers.T5Tokenizer, "<pad>", "</s>", "<unk>"),
+    "XLM-R": lambda: unigram(transformers.XLMRobertaTokenizer, "<s>", "<pad>", "</s>", "<unk>"),
+    "DeBERTa": lambda: unigram(transformers.DebertaV2Tokenizer, "[PAD]", "[CLS]", "[SEP]", "[UNK]"),
+    "XLNet": lambda: unigram(transformers.XLNetTokenizer, "<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>"),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_special_tokens_in_a_text_are_text_in_program_and_export(tmp_path: Path, kind: str) -> None:
+    plain = TOKENIZERS[kind]()
+    plain.save_pretrained(tmp_path / "base")
+    tokenizer = load_text_tokenizer(str(tmp_path / "base"))
+    tokenizer.save_pretrained(tmp_path / "export")
+    export = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    again = load_text_tokenizer(str(tmp_path / "export"))
+    added = sorted(tokenizer("")["input_ids"])
+    text = "river </s> stone <s> [SEP] <sep> stone [CLS] <cls> river"
+    ids = tokenizer(text)["input_ids"]
+    found = sorted(number for number in ids if number in tokenizer.all_special_ids and number != tokenizer.unk_token_id)
+    assert found == added, tokenizer.convert_ids_to_tokens(ids)
+    assert export(text)["input_ids"] == again(text)["input_ids"] == ids
+    others = "river stone stones ë river"
+    assert tokenizer(others)["input_ids"] == plain(others)["input_ids"], "other texts keep their tokens"
+
+
+def test_the_tiny_models_tokenizer_reads_special_tokens_as_text() -> None:
+    tokens = tiny_tokenizer(["[SEP] river"])("river [SEP] [PAD]").tokens()
+    assert (tokens.count("[SEP]"), tokens.count("[PAD]")) == (1, 0)
+
+
+def test_a_package_that_a_tokenizer_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs(*_: object, **__: object) -> None:
+        raise ImportError("`tiktoken` is required to read a `tiktoken` file.")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", needs)
+    with pytest.raises(UserError, match=r"its tokenizer needs the package tiktoken: \./run-local\.sh -m pip install"):
+        loading.load_tokenizer(str(builders.pretrained(tmp_path)), [], 16)
