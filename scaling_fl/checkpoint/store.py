@@ -69,7 +69,7 @@ class CheckpointStore(Storage):
         """Rename the checkpoints of rounds after `newer_than`, so that they are no longer listed."""
         for round_ in self.rounds():
             if round_ > newer_than:
-                self.fs.mv(f"{self.root}/{_file_name(round_)}", f"{self.root}/{_file_name(round_)}.damaged")
+                self.rename(_file_name(round_), f"{_file_name(round_)}.damaged")
 
     def prune(self, keep: int, best: int | None) -> str | None:
         """Remove all checkpoints but the newest `keep` (0: keep all) and that of round `best`.

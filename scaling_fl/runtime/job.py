@@ -131,9 +131,11 @@ class Job:
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
-        self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
-        if config.checkpoints_dir is not None:
-            self._lease = Lease(CheckpointStore(config.checkpoints_dir), str(config.job_name))
+        checkpoints = None if config.checkpoints_dir is None else CheckpointStore(config.checkpoints_dir)
+        folder = None if checkpoints is None else checkpoints.url
+        self._resources.enter_context(host.job_lock(str(config.job_name), folder, recorded))
+        if checkpoints is not None:
+            self._lease = Lease(checkpoints, str(config.job_name))
             self._lease.wait_until_free(self.console.line)
         if self.unobserved:
             return None
@@ -148,7 +150,7 @@ class Job:
 
     def _say_finished(self, plan: Plan, history: Path | None) -> None:
         config = plan.config
-        folder = str(config.checkpoints_dir or "node 0's checkpoints_dir").rstrip("/")
+        folder = CheckpointStore(config.checkpoints_dir).url if config.checkpoints_dir else "node 0's checkpoints_dir"
         model = f"the model is in {folder}/model" if config.has_global_model else f"checkpoints are in {folder}"
         self.console.line(
             f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"

@@ -65,7 +65,7 @@ class Destinations:
         if finished is not None and log.end != "completed":  # killed before it could append its last events
             log.restore(finished.history)
             if config.has_global_model:
-                log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
+                log.append("model", path=CheckpointStore(str(config.checkpoints_dir)).url_of("model"))
             log.append("completed")
         log.close()
         replays = [Replay(history, target) for target in self.targets(config)]
