@@ -13,6 +13,7 @@ import torch
 from scaling_fl import state_file
 from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.checkpoint.header import checkpoint_header
+from scaling_fl.checkpoint.history import History
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated.best_round import best_so_far
@@ -48,7 +49,7 @@ class Coordinator:
         # The last round reported, and the last round saved with its report.
         self._reported = self._saved = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
-        self._history = dict(plan.history)
+        self._history = History(plan.history)
 
     def report(self, results: dict[str, float]) -> None:
         """Log the round; if a checkpoint is due, write it in the background of the next round.
@@ -58,7 +59,7 @@ class Coordinator:
         self._writer.check()
         config, round_ = self._plan.config, self._state.round
         self._results, self._reported = finite_or_text(results), round_
-        self._history[str(round_)] = self._results
+        self._history.add(round_, self._results)
         self._send({"event": "round", "round": round_, "metrics": self._results})
         if config.checkpoint_due(round_):
             self._save()
@@ -76,8 +77,7 @@ class Coordinator:
         tensors: state_file.Arrays = state_arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
-        earlier = {number: of_round for number, of_round in self._history.items() if int(number) < round_}
-        header = checkpoint_header(self._plan, results, best, reported, earlier)
+        header = checkpoint_header(self._plan, results, best, reported, self._history.before(round_))
 
         def write() -> None:
             start = time.perf_counter()
