@@ -10,12 +10,13 @@ Start with:
   ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] \
       num_rounds=100 model=distilbert task_name=agnews \
       train_path=train.csv test_path=test.csv \
-      job_name=news checkpoints_dir=checkpoints/news
+      job_name=news
 
 Commands:
   train         train, evaluate and record every round (the default command)
   show_task     preview a task: rows, labels, lengths in tokens, duplicates
   show_shards   preview a partition: rows of each label at each site
+  export        make a Hugging Face folder of a checkpoint
   sync          bring a job's records up to date, e.g. after a MongoDB outage
   print_config  show the configuration that would run
   help          list all keys with their defaults; or help KEY, help COMMAND
@@ -33,9 +34,10 @@ Sacred's most used flags (https://sacred.readthedocs.io):
   -d            show stack traces
   -D            start a debugger after a failure
 
-To resume a job, run the same command again, with its job_name and
-checkpoints_dir. docs/quickstart.md explains the output, and
-docs/troubleshooting.md the messages.
+To resume a job, run the same command again, with its job_name. Checkpoints
+and the final model are in checkpoints/JOB_NAME, or in checkpoints_dir.
+docs/quickstart.md explains the output, and docs/troubleshooting.md the
+messages.
 """
 
 import atexit
@@ -197,6 +199,14 @@ def show_shards(_config: dict[str, Any]) -> None:
     _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
 
 
+@experiment.command(unobserved=True)
+def export(_config: dict[str, Any]) -> None:
+    """Make a Hugging Face folder of a checkpoint: of the file `checkpoint`, or of the newest of `job_name`."""
+    config = job.config_of(_config)
+    config = config if config.job_name is None else config.named(config.job_name)
+    _show("scaling_fl.checkpoint.export:export", "the export", config.to_mapping())
+
+
 def _show(target: str, name: str, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     with _reported_errors(), host.work_folder() as folder:
@@ -233,10 +243,7 @@ def _command(argv: list[str]) -> None:
                 job.console.line(f"{what:<12} {where}")
         except KeyboardInterrupt:
             signals.ignore()
-            resumes = (
-                "; if job_name and checkpoints_dir are set, run the same command again to resume" if job.plan else ""
-            )
-            print(f"interrupted{resumes}", file=sys.stderr)
+            print(f"interrupted{job.how_to_resume()}", file=sys.stderr)
             sys.exit(signals.exit_status())
 
 

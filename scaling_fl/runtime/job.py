@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl import host
+from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.run import CHECKPOINTS
 from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
@@ -47,9 +49,9 @@ class Job:
         self._written: dict[str, str] = {}
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
-        """The typed configuration; checkpoints_dir defaults to Vertex AI's AIP_CHECKPOINT_DIR."""
+        """The typed configuration; the default of checkpoints_dir is Vertex AI's AIP_CHECKPOINT_DIR, if set."""
         place = os.environ.get("AIP_CHECKPOINT_DIR")
-        if place and values["checkpoints_dir"] is None:
+        if place and values["checkpoints_dir"] == CHECKPOINTS:
             values = {**values, "checkpoints_dir": place}
             self.console.line(f"checkpoints_dir={place}, from AIP_CHECKPOINT_DIR")
         return Config.from_mapping(values)
@@ -65,6 +67,7 @@ class Job:
         self.link = ControlLink(cluster_env.this_node(os.environ), self.console.line)
         self._resources.callback(self.link.close)
         config = agreement.agree_on_config(config, self.link)
+        config = config.named(str(config.job_name))
         history = self._claim(config) if self.link.node.rank == 0 else None
         self.plan = self._prepare(config)
         if self.plan.finished:
@@ -89,6 +92,8 @@ class Job:
         assert plan is not None, "`begin` made it"
         for note in plan.notes:
             self.console.line(f"note: {note}")
+        if plan.config.checkpoints_dir is None and plan.node == 0:
+            self.console.line("note: checkpoints_dir=None: neither checkpoints nor the final model are saved")
         self.console.plan(plan)
         for attempt in itertools.count(1):
             try:
@@ -113,6 +118,7 @@ class Job:
         """Bring the job's records up to date from its events."""
         if config.job_name is None:
             raise UserError("sync: no job_name; add job_name=…, and checkpoints_dir=… if its events are only there")
+        config = config.named(config.job_name)
         history = self._claim(config)
         if history is None or not history.exists():
             raise UserError(
@@ -125,6 +131,15 @@ class Job:
     def written(self) -> dict[str, str]:
         """The places of everything that was written, by kind."""
         return self._written | (self._tracker.locations() if self._tracker is not None else {})
+
+    def how_to_resume(self) -> str:
+        """What a message about an interruption says; empty if nothing has begun."""
+        if self.plan is None:
+            return ""
+        config = self.plan.config
+        if config.checkpoints_dir is None and self.plan.node == 0:
+            return "; nothing is saved, because of checkpoints_dir=None"
+        return f"; to resume, run the same command again with job_name={config.job_name}"
 
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run of this job is in progress; return its event file, if the run is recorded."""
@@ -151,7 +166,8 @@ class Job:
     def _say_finished(self, plan: Plan, history: Path | None) -> None:
         config = plan.config
         folder = CheckpointStore(config.checkpoints_dir).url if config.checkpoints_dir else "node 0's checkpoints_dir"
-        model = f"the model is in {folder}/model" if config.has_global_model else f"checkpoints are in {folder}"
+        models = " and ".join(f"{folder}/{name}" for name in final_model.folders(config, plan.round, plan.best))
+        model = f"the model is in {models}" if models else f"checkpoints are in {folder}"
         self.console.line(
             f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"
         )
@@ -174,7 +190,8 @@ class Job:
             said = (
                 f"{done} rounds are done and recorded, but there is no checkpoint; to train again, use another job_name"
             )
-            if config.checkpoints_dir is not None:  # the user expects the model there
+            if config.checkpoints_dir not in (None, Config().named(str(config.job_name)).checkpoints_dir):
+                # The user expects the model there.
                 raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
             if config.num_rounds > done or self.link.node.count > 1:  # other nodes can't see the record
                 raise UserError(f"job_name={config.job_name}: {said}")
@@ -189,5 +206,5 @@ class Job:
         if self._tracker is not None:
             self._tracker.event(event)
         if event["event"] in ("checkpoint", "model"):
-            self._written[event["event"]] = event["path"]
+            self._written["best model" if event["path"].endswith("/model-best") else event["event"]] = event["path"]
         self.console.event(event, self.plan)

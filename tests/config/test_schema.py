@@ -13,7 +13,8 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
     assert Config.from_mapping(defaults) == Config()
     documented = {
         "learning_rate": 5e-5, "optimiser": "adamw", "max_seq_len": 128, "batch_size": 32, "val_batch_size": 512,
-        "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None, "checkpoints_dir": None,
+        "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None,
+        "checkpoints_dir": "checkpoints/{job_name}",
     }  # fmt: skip
     assert {key: defaults[key] for key in documented} == documented
 
