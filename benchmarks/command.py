@@ -72,7 +72,7 @@ class Job:
     def __init__(self, parent: Path, keys: dict[str, Any], *python: str, **environ: str):
         self.folder = Path(tempfile.mkdtemp(dir=parent))
         self.typed_at = time.time()
-        words = [f"{key}={value}" for key, value in keys.items()]
+        words = [f"{key}={value}" for key, value in ({"checkpoints_dir": None} | keys).items()]
         with open(self.folder / "output", "w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *(python or [str(measure.ROOT / "scripts" / "train_federated.py")]), "with", *words],

@@ -197,7 +197,7 @@ def scaling_fl(folder: Path, num_rounds: int, exact_sum: bool = True) -> list[fl
         "text_column": "text", "label_column": "label", "model": folder / "model", "max_seq_len": LENGTH,
         "site_ids": str([-1] * NUM_SITES).replace(" ", ""), "batch_size": BATCH_SIZE, "optimiser": "sgd",
         "learning_rate": LEARNING_RATE, "num_rounds": num_rounds + 1, "eval_every": num_rounds + 1,
-        "exact_sum": exact_sum,
+        "exact_sum": exact_sum, "checkpoints_dir": None,
     }  # fmt: skip
     environ = dict.fromkeys(("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST"), "")
     with tempfile.TemporaryDirectory() as place:

@@ -10,13 +10,14 @@ Start with:
   ./run-local.sh scripts/train_federated.py with site_ids=[0,0,1,1] \
       num_rounds=100 model=distilbert task_name=agnews \
       train_path=train.csv test_path=test.csv \
-      job_name=news checkpoints_dir=checkpoints/news
+      job_name=news
 
 Commands:
   train         train, evaluate and record every round (the default command)
   show_task     preview a task: rows, labels, lengths in tokens, duplicates
   show_shards   preview a partition: rows of each label at each site
   evaluate      measure a checkpoint or a trained model on any test file
+  export        make a Hugging Face folder of a checkpoint
   sync          bring a job's records up to date, e.g. after a MongoDB outage
   print_config  show the configuration that would run on this machine
   help          list all keys with their defaults; or help KEY, help COMMAND
@@ -34,9 +35,10 @@ Sacred's most used flags (https://sacred.readthedocs.io):
   -d            show stack traces
   -D            start a debugger after a failure
 
-To resume a job, run the same command again, with its job_name and
-checkpoints_dir. docs/quickstart.md explains the output, and
-docs/troubleshooting.md the messages.
+To resume a job, run the same command again, with its job_name. Checkpoints
+and the final model are in checkpoints/JOB_NAME, or in checkpoints_dir.
+docs/quickstart.md explains the output, and docs/troubleshooting.md the
+messages.
 """
 
 import atexit
@@ -200,27 +202,38 @@ def sync(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def show_task(_config: dict[str, Any]) -> None:
     """Preview the task: rows, labels, lengths in tokens, duplicates, examples. Trains and writes nothing."""
-    _show("scaling_fl.commands.show_task:show", "the preview", _config)
+    _show("scaling_fl.commands.show_task:show", "the preview", Config.from_mapping(_config), max(60, job.console.width))
 
 
 @experiment.command(unobserved=True)
 def show_shards(_config: dict[str, Any]) -> None:
     """Preview the partition: sites × labels, as a table and as a picture. Trains and writes nothing."""
-    _show("scaling_fl.commands.show_shards:show", "the table of shards", _config)
+    _show(
+        "scaling_fl.commands.show_shards:show",
+        "the table of shards",
+        Config.from_mapping(_config),
+        max(60, job.console.width),
+    )
 
 
 @experiment.command(unobserved=True)
 def evaluate(_config: dict[str, Any]) -> None:
     """Measure a checkpoint or a trained model on any test file: metrics, confusion matrix, predictions as CSV."""
-    _show("scaling_fl.commands.evaluate:show", "the evaluation", _config)
+    _show("scaling_fl.commands.evaluate:show", "the evaluation", job.config_of(_config))
 
 
-def _show(target: str, name: str, config: dict[str, Any]) -> None:
+@experiment.command(unobserved=True)
+def export(_config: dict[str, Any]) -> None:
+    """Make a Hugging Face folder of a checkpoint: of the file `checkpoint`, or of the newest of `job_name`."""
+    config = job.config_of(_config)
+    config = config if config.job_name is None else config.named(config.job_name)
+    _show("scaling_fl.checkpoint.export:export", "the export", config)
+
+
+def _show(target: str, name: str, config: Config, *arguments: Any) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     with _reported_errors(), host.work_folder() as folder:
-        launcher.run_children(
-            target, [(Config.from_mapping(config), max(60, job.console.width))], [name], folder, job.console.event
-        )
+        launcher.run_children(target, [(config, *arguments)], [name], folder, job.console.event)
 
 
 def main(argv: list[str]) -> None:

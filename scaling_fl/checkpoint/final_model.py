@@ -1,14 +1,48 @@
-"""The folder of the final model: published file by file, and complete once its last file exists."""
+"""Hugging Face folders of the model: published file by file, and complete once their last file exists."""
 
-from scaling_fl.checkpoint.store import CheckpointStore
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scaling_fl.checkpoint.storage import OnProgress, Storage, no_progress
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.best_round import BestRound
+from scaling_fl.models import export
 
 COMPLETE = "scaling_fl.json"  # published last
 
 
-def is_exported(checkpoints: CheckpointStore, round_: int) -> bool:
-    """Whether the folder holds the complete model of this round."""
-    complete = checkpoints.read_json(f"model/{COMPLETE}")
+def folders(config: Config, round_: int, best: BestRound | None) -> dict[str, int]:
+    """The folders that a finished job has, and the round of each: `model` of the last round, `model-best` of the best."""
+    if not config.has_global_model:
+        return {}
+    last = {"model": round_} if config.export in ("last", "both") else {}
+    return last | ({"model-best": best.round} if config.export in ("best", "both") and best is not None else {})
+
+
+def is_exported(checkpoints: Storage, name: str, round_: int) -> bool:
+    """Whether the folder `name` holds the complete model of this round."""
+    complete = checkpoints.read_json(f"{name}/{COMPLETE}")
     try:
-        return complete["round"] == round_ and complete["files"].items() <= checkpoints.sizes("model").items()
+        return complete["round"] == round_ and complete["files"].items() <= checkpoints.sizes(name).items()
     except (KeyError, TypeError, AttributeError):  # the file is missing or damaged
         return False
+
+
+def publish(
+    checkpoints: Storage,
+    name: str,
+    round_: int,
+    module: Any,
+    prepared: Path,
+    card: str,
+    on_progress: OnProgress = no_progress,
+) -> str:
+    """Write the folder `name` of `module`, its model `card`, and the tokenizer in `prepared`; return its full name."""
+    with tempfile.TemporaryDirectory() as staging:
+        export.write_folder(module, prepared, Path(staging))
+        (Path(staging) / "README.md").write_text(card)
+        files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
+        (Path(staging) / COMPLETE).write_text(json.dumps({"round": round_, "files": files}))
+        return checkpoints.publish_folder(Path(staging), name, COMPLETE, on_progress)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from scaling_fl.errors import UserError
@@ -24,12 +25,12 @@ def checkpoint_header(
     results: dict[str, float | str],
     best: BestRound | None,
     reported: bool = True,
-    history: dict[str, dict[str, Any]] | None = None,
+    history: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Build the header of a checkpoint; `CheckpointStore.save` adds the round.
 
     `reported`: whether `results` are final. If not, the resumed job evaluates the round first.
-    `history`: the results of earlier rounds, by round.
+    `history`: the results of recent rounds, by round; see `history.py`.
     """
     return {
         "job_name": plan.config.job_name,
@@ -40,7 +41,7 @@ def checkpoint_header(
         "label_names": list(plan.label_names),
         "metrics": results,
         "reported": reported,
-        "history": history or {},
+        "history": dict(history or {}),
         "best": None if best is None else dataclasses.asdict(best),
         "environment": plan.environment,
         "cohort_rules": cohort.RULES,

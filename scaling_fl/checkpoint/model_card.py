@@ -22,7 +22,7 @@ _RESULTS = ("validation.", "held_back.")
 
 
 def model_card(
-    config: Config, label_names: Sequence[str], num_sites: int, round_: int, results: Mapping[str, Any]
+    config: Config, label_names: Sequence[str], num_sites: int | None, round_: int, results: Mapping[str, Any]
 ) -> str:
     """Return the `README.md` of the model after `round_`, with its `results` by metric. It names no local path."""
     base = ALIASES.get(config.model, config.model)
@@ -34,7 +34,8 @@ def model_card(
         tags=["federated-learning", "scaling_fl"],
     )
     argument = "a text" if config.text_pair_column is None else {"text": "a text", "text_pair": "another text"}
-    training = [("sites", num_sites), ("rounds", round_)]
+    training: list[tuple[str, Any]] = [("sites", num_sites)] if num_sites is not None else []
+    training.append(("rounds", round_))
     training += [(key, value) for key in _TRAINING if (value := getattr(config, key)) is not None]
     measured = [(name, value) for name, value in sorted(results.items()) if name.startswith(_RESULTS)]
     sections = [

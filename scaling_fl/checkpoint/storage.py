@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
@@ -31,26 +32,37 @@ class Storage:
 
     def __init__(self, url: str):
         try:
-            # Uploading a part must finish within s3fs's read time-out: 15 s, too short on a slow line.
-            options = {"config_kwargs": {"read_timeout": 120}} if url.startswith("s3://") else {}
-            self.fs, root = fsspec.url_to_fs(url, **options)
-            self.root = root.rstrip("/") or root
+            self.fs, root = _open(url)
         except (ValueError, ImportError) as error:
             raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
         self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
+        if "s3" in self.fs.protocol and "//" in root:  # s3fs lists s3://bucket/key for s3://bucket//key
+            bucket, _, key = root.partition("/")
+            root = f"{bucket}/{key.lstrip('/')}"
+            self.url = f"s3://{root}".rstrip("/")
+        self.root = root.rstrip("/") or root
 
     def url_of(self, name: str) -> str:
         """The full name of a file in the folder, as the user would type it."""
         return f"{self.url}/{name}"
 
     def probe(self) -> None:
-        """Write and remove a small file, and remove what killed runs left. Raises `UserError` if that fails."""
-        probe = f"{self.root}/{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        """Write, list and remove a small file, and remove what killed runs left. Raises `UserError` if that fails.
+
+        A folder whose listing lacks what was written there would be taken for empty: the job would start again.
+        """
+        name, content = f"{_TEMPORARY}probe-{uuid.uuid4().hex}", b"scaling_fl"
         with self._as_user_error("cannot write to it"):
             self.fs.makedirs(self.root, exist_ok=True)
             self.remove_partial_files()
-            self.fs.pipe_file(probe, b"scaling_fl")
-            self.fs.rm_file(probe)
+            self.fs.pipe_file(f"{self.root}/{name}", content)
+            found = self.sizes().get(name) == len(content) and self.read(name) == content
+            self.remove(name)
+        if not found:
+            raise UserError(
+                f"checkpoints_dir={self.url}: a file that was written there is not found by listing the folder; choose "
+                "a path of letters, digits, '-', '_', '.' and single slashes"
+            )
 
     def remove_partial_files(self) -> None:
         """Remove the unfinished files of killed processes."""
@@ -97,6 +109,15 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.root}/{name}")
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Rename a file of the folder. (fsspec's `mv` would take [ and * in the path for patterns.)"""
+        with self._as_user_error(f"cannot rename {name}"):
+            if self.local:
+                os.replace(f"{self.root}/{name}", f"{self.root}/{new_name}")
+            else:
+                self.fs.cp_file(f"{self.root}/{name}", f"{self.root}/{new_name}")
+                self.fs.rm_file(f"{self.root}/{name}")
+
     def publish_file(self, path: Path, name: str) -> None:
         """Publish a copy of a local file as `name`."""
         with self._workspace() as folder:
@@ -138,6 +159,18 @@ class Storage:
 
     def _as_user_error(self, failure: str) -> contextlib.AbstractContextManager[None]:
         return storage_errors(f"checkpoints_dir={self.url}", failure)
+
+
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a local path or URL, and the folder in it. Raises `ValueError` or `ImportError`."""
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    # Uploading a part must finish within s3fs's read time-out: 15 s, too short on a slow line.
+    options = {"config_kwargs": {"read_timeout": 120}} if protocol == "s3" else {}
+    if "::" in protocol:
+        return fsspec.url_to_fs(url, **options)  # type: ignore[no-any-return]
+    # `url_to_fs` would take a :: within the path for a chain of file systems.
+    kind = fsspec.get_filesystem_class(protocol)
+    return kind(**kind._get_kwargs_from_urls(url), **options), kind._strip_protocol(url)
 
 
 @contextlib.contextmanager

@@ -18,10 +18,7 @@ class CheckpointStore(Storage):
 
     def rounds(self) -> list[int]:
         """Rounds with a checkpoint, newest first. Other files are ignored."""
-        names = self.sizes()
-        numbers = [int(match[1]) for match in map(_NAME.fullmatch, names) if match]
-        # \d also matches non-ASCII digits and extra leading zeros: only the exact name that `save` writes counts.
-        return sorted((number for number in numbers if _file_name(number) in names), reverse=True)
+        return sorted((number for number in map(round_of, self.sizes()) if number is not None), reverse=True)
 
     def save(
         self, round_: int, tensors: Arrays, header: Mapping[str, Any], on_progress: OnProgress = no_progress
@@ -47,15 +44,8 @@ class CheckpointStore(Storage):
         with self._as_user_error("cannot read it"):
             for round_ in self.rounds():
                 name = _file_name(round_)
-                self.fs.get_file(f"{self.root}/{name}", str(path))
                 try:
-                    if path.is_dir():
-                        path.rmdir()
-                        raise Damaged("it is a folder")
-                    tensors, header = read_state(path)
-                    if header.get("round") != round_:
-                        raise Damaged(f"it was written as round {header.get('round')}")
-                    return tensors, header, damaged
+                    return *self._fetch(round_, path), damaged
                 except Damaged as error:
                     damaged.append(f"{name} is damaged ({error})")
         if damaged:
@@ -65,11 +55,32 @@ class CheckpointStore(Storage):
             )
         return None
 
+    def fetch(self, round_: int, path: Path) -> tuple[Arrays, dict[str, Any]]:
+        """Copy the checkpoint of a round to `path`; return its tensors and header. Raises `UserError` if it can't be used."""
+        name = _file_name(round_)
+        with self._as_user_error(f"cannot read {name}"):
+            try:
+                return self._fetch(round_, path)
+            except Damaged as error:
+                raise UserError(
+                    f"{self.url_of(name)}: it is damaged ({error}); restore it, or choose another checkpoint"
+                ) from error
+
+    def _fetch(self, round_: int, path: Path) -> tuple[Arrays, dict[str, Any]]:
+        self.fs.get_file(f"{self.root}/{_file_name(round_)}", str(path))
+        if path.is_dir():
+            path.rmdir()
+            raise Damaged("it is a folder")
+        tensors, header = read_state(path)
+        if header.get("round") != round_:
+            raise Damaged(f"it was written as round {header.get('round')}")
+        return tensors, header
+
     def set_aside(self, newer_than: int) -> None:
         """Rename the checkpoints of rounds after `newer_than`, so that they are no longer listed."""
         for round_ in self.rounds():
             if round_ > newer_than:
-                self.fs.mv(f"{self.root}/{_file_name(round_)}", f"{self.root}/{_file_name(round_)}.damaged")
+                self.rename(_file_name(round_), f"{_file_name(round_)}.damaged")
 
     def prune(self, keep: int, best: int | None) -> str | None:
         """Remove all checkpoints but the newest `keep` (0: keep all) and that of round `best`.
@@ -86,6 +97,13 @@ class CheckpointStore(Storage):
                 "the permissions"
             )
         return None
+
+
+def round_of(name: str) -> int | None:
+    """The round of the checkpoint with this file name; `None` if it is another file."""
+    match = _NAME.fullmatch(name)
+    # \d also matches non-ASCII digits and extra leading zeros: only the exact name that `save` writes counts.
+    return int(match[1]) if match and _file_name(int(match[1])) == name else None
 
 
 def _file_name(round_: int) -> str:

@@ -17,8 +17,15 @@ def check(config: "Config") -> None:
         raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:
         raise UserError(
-            f"max_restarts={config.max_restarts}: restarts need a checkpoint to resume from; set checkpoints_dir as well"
+            f"max_restarts={config.max_restarts}: restarts need a checkpoint to resume from; leave out checkpoints_dir=None"
         )
+    if config.export != "last" and config.keep_best is None:
+        raise UserError(
+            f"export={config.export}: no metric chooses the best round; set keep_best=validation.accuracy as well, or "
+            "validation_fraction=0.1 keep_best=held_back.accuracy"
+        )
+    if config.export != "last" and not config.has_global_model:
+        raise UserError(f"export={config.export}: baseline=local_only has no global model; leave out export")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(
             f"keep_best={config.keep_best!r}: no training rows are held back; set validation_fraction=0.1 as well"

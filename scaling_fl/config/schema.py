@@ -42,6 +42,12 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
         """Plain values, with lists for tuples, as Sacred and JSON require."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
+    def named(self, job_name: str) -> "Config":
+        """The configuration of the job of this name: `checkpoints_dir` without the placeholder."""
+        folder = self.checkpoints_dir
+        folder = None if folder is None else folder.replace("{job_name}", job_name)
+        return dataclasses.replace(self, job_name=job_name, checkpoints_dir=folder)
+
     @property
     def has_global_model(self) -> bool:
         """Whether the sites are aggregated into one model."""

@@ -38,7 +38,7 @@ class Plan:
     best: BestRound | None = None  # the best round so far, by `keep_best`
     metrics: dict[str, Any] = field(default_factory=dict)  # of `round`, from its checkpoint
     reported: bool = False  # whether `metrics` are complete; if not, `round` has yet to be evaluated
-    history: dict[str, dict[str, Any]] = field(default_factory=dict)  # metrics of all reported rounds, by round
+    history: dict[str, dict[str, Any]] = field(default_factory=dict)  # metrics of recent reported rounds, by round
     # The model's identity, independent of its path, which a resumed job must match: see `checkpoint.resume.check_origin`.
     origin: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # of what must be identical on all nodes

@@ -49,11 +49,16 @@ def state_arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray
 
 def fill_state(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     """Inverse of `state_arrays`: write `tensors` into `block` and the model's integer buffers."""
-    not_params = ("server_moment_", site_state.PREFIX)
-    model.fill(block[0], {name: tensors[name] for name in tensors if not name.startswith(not_params)})
+    model.fill(block[0], parameters(tensors))
     for number, moment in enumerate(block[1:]):
         for name, view in model.layout.views(moment).items():
             view.copy_(torch.from_numpy(tensors[_MOMENT.format(number) + name]))
+
+
+def parameters(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the model's tensors out of those of a checkpoint."""
+    others = ("server_moment_", site_state.PREFIX)
+    return {name: tensors[name] for name in tensors if not name.startswith(others)}
 
 
 def initial_moments(values: Sequence[float], params: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

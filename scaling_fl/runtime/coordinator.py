@@ -1,6 +1,5 @@
 """The coordinator, worker 0: it reports rounds, writes checkpoints, and saves one before a job ends early."""
 
-import json
 import tempfile
 import threading
 import time
@@ -10,19 +9,19 @@ from pathlib import Path
 import torch
 
 from scaling_fl import state_file
-from scaling_fl.checkpoint.final_model import COMPLETE
+from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.header import checkpoint_header
+from scaling_fl.checkpoint.history import History
 from scaling_fl.checkpoint.model_card import model_card
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated.best_round import best_so_far
 from scaling_fl.federated.metrics import finite_or_text
 from scaling_fl.federated.run_plan import Plan
-from scaling_fl.federated.server_state import ServerState, state_arrays
+from scaling_fl.federated.server_state import ServerState, parameters, state_arrays
 from scaling_fl.federated.site_state import SiteStateStore
-from scaling_fl.models import export
 from scaling_fl.models.flat_parameters import FlatModel
-from scaling_fl.progress import Send
+from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.background import BackgroundWriter
 
 
@@ -49,7 +48,7 @@ class Coordinator:
         # The last round reported, and the last round saved with its report.
         self._reported = self._saved = state.round if plan.reported else -1
         self._results: dict[str, float | str] = {}
-        self._history = dict(plan.history)
+        self._history = History(plan.history)
 
     def report(self, results: dict[str, float]) -> None:
         """Log the round; if a checkpoint is due, write it in the background of the next round.
@@ -59,7 +58,7 @@ class Coordinator:
         self._writer.check()
         config, round_ = self._plan.config, self._state.round
         self._results, self._reported = finite_or_text(results), round_
-        self._history[str(round_)] = self._results
+        self._history.add(round_, self._results)
         confusion = {name: matrix.tolist() for name, matrix in self._state.confusion.items()}
         self._state.confusion = {}
         self._send({"event": "round", "round": round_, "metrics": self._results, "confusion": confusion})
@@ -79,19 +78,24 @@ class Coordinator:
         tensors: state_file.Arrays = state_arrays(self._model, self._snapshot.copy_(self._block))
         if self._store is not None:
             tensors = ChainMap(dict(tensors), self._store.as_of(round_))  # type: ignore[arg-type] # only read
-        earlier = {number: of_round for number, of_round in self._history.items() if int(number) < round_}
-        header = checkpoint_header(self._plan, results, best, reported, earlier)
+        header = checkpoint_header(self._plan, results, best, reported, self._history.before(round_))
 
         def write() -> None:
             start = time.perf_counter()
             name = folder.save(round_, tensors, header, self._send.progress)
             seconds = time.perf_counter() - start
             self._send({"event": "checkpoint", "round": round_, "path": name, "seconds": seconds})
-            if trouble := folder.prune(config.keep_checkpoints, best.round if best else None):
-                self._send({"event": "said", "text": f"note: {trouble}"})
+            # The second is for the case that the newest gets damaged.
+            self._prune(2 if config.keep_checkpoints is None else config.keep_checkpoints)
 
         self._writer.submit(write)
         self._saved = round_
+
+    def _prune(self, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep` and the best."""
+        folder = CheckpointStore(str(self._plan.config.checkpoints_dir))
+        if trouble := folder.prune(keep, self._best.round if self._best else None):
+            self._send({"event": "said", "text": f"note: {trouble}"})
 
     def stop(self) -> None:
         """Save the last complete round before the job ends, holding the server state's lock until the process ends.
@@ -111,22 +115,28 @@ class Coordinator:
         threading.Event().wait()
 
     def finish(self) -> None:
-        """After the last round: write the global model as a Hugging Face folder, `checkpoints_dir/model`."""
+        """After the last round: write Hugging Face folders (key `export`), and leave the checkpoints that are kept."""
         self._writer.wait()
+        config, round_ = self._plan.config, self._state.round
         if self._best is not None:
             said = f"best round by {self._best.metric}: {self._best.round}, with {self._best.value:.4f}"
             self._send({"event": "said", "text": said})
-        if self._plan.config.checkpoints_dir is None or not self._plan.config.has_global_model:
+        if config.checkpoints_dir is None:
             return
-        self._model.load(self._state.params)
-        with tempfile.TemporaryDirectory() as staging:
-            export.write_folder(self._model.module, Path(self._plan.folder) / "model", Path(staging))
-            round_ = self._state.round
-            results = self._history.get(str(round_), {})
-            card = model_card(self._plan.config, self._plan.label_names, self._plan.num_sites, round_, results)
-            (Path(staging) / "README.md").write_text(card)
-            files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
-            (Path(staging) / COMPLETE).write_text(json.dumps({"round": round_, "files": files}))
-            folder = CheckpointStore(self._plan.config.checkpoints_dir)
-            name = folder.publish_folder(Path(staging), "model", COMPLETE, self._send.progress)
-        self._send({"event": "model", "path": name})
+        checkpoints = CheckpointStore(config.checkpoints_dir)
+        for name, exported in final_model.folders(config, round_, self._best).items():  # `model` before `model-best`
+            if exported == round_:
+                self._model.load(self._state.params)
+            else:
+                with tempfile.TemporaryDirectory() as copy, waiting(self._send, not checkpoints.local):
+                    tensors, _ = checkpoints.fetch(exported, Path(copy) / "state.safetensors")
+                self._model.fill(self._model.flat, parameters(tensors))
+            results = self._history.before(exported + 1).get(str(exported), {})
+            card = model_card(config, self._plan.label_names, self._plan.num_sites, exported, results)
+            prepared = Path(self._plan.folder) / "model"
+            path = final_model.publish(
+                checkpoints, name, exported, self._model.module, prepared, card, self._send.progress
+            )
+            self._send({"event": "model", "path": path})
+        if config.keep_checkpoints is None:
+            self._prune(1)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl import host
+from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.run import CHECKPOINTS
 from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
@@ -49,9 +51,9 @@ class Job:
         self._unnamed = False  # whether the command had no job_name
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
-        """The typed configuration; checkpoints_dir defaults to Vertex AI's AIP_CHECKPOINT_DIR."""
+        """The typed configuration; the default of checkpoints_dir is Vertex AI's AIP_CHECKPOINT_DIR, if set."""
         place = os.environ.get("AIP_CHECKPOINT_DIR")
-        if place and values["checkpoints_dir"] is None:
+        if place and values["checkpoints_dir"] == CHECKPOINTS:
             values = {**values, "checkpoints_dir": place}
             self.console.line(f"checkpoints_dir={place}, from AIP_CHECKPOINT_DIR")
         return Config.from_mapping(values)
@@ -68,6 +70,7 @@ class Job:
         self.link = ControlLink(cluster_env.this_node(os.environ), self.console.line)
         self._resources.callback(self.link.close)
         config = agreement.agree_on_config(config, self.link)
+        config = config.named(str(config.job_name))
         history = self._claim(config) if self.link.node.rank == 0 else None
         self.plan = self._prepare(config)
         if self.plan.finished:
@@ -92,6 +95,8 @@ class Job:
         assert plan is not None, "`begin` made it"
         for note in plan.notes:
             self.console.line(f"note: {note}")
+        if plan.config.checkpoints_dir is None and plan.node == 0:
+            self.console.line("note: checkpoints_dir=None: neither checkpoints nor the final model are saved")
         self.console.plan(plan)
         for attempt in itertools.count(1):
             try:
@@ -116,6 +121,7 @@ class Job:
         """Bring the job's records up to date from its events."""
         if config.job_name is None:
             raise UserError("sync: no job_name; add job_name=…, and checkpoints_dir=… if its events are only there")
+        config = config.named(config.job_name)
         history = self._claim(config)
         if history is None or not history.exists():
             raise UserError(
@@ -135,7 +141,7 @@ class Job:
             return ""
         config, round_ = self.plan.config, self.plan.round if self._saved is None else self._saved
         if config.checkpoints_dir is None:
-            return "; nothing is saved, because checkpoints_dir is not set"
+            return "; nothing is saved, because of checkpoints_dir=None"
         if round_ == 0:
             return f"; no round is saved in {config.checkpoints_dir}: run the same command again to start anew"
         more = f" with job_name={config.job_name}" if self._unnamed else ""
@@ -146,9 +152,11 @@ class Job:
         if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
             self.destinations.addresses.insert(0, address)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
-        self._resources.enter_context(host.job_lock(str(config.job_name), config.checkpoints_dir, recorded))
-        if config.checkpoints_dir is not None:
-            self._lease = Lease(CheckpointStore(config.checkpoints_dir), str(config.job_name))
+        checkpoints = None if config.checkpoints_dir is None else CheckpointStore(config.checkpoints_dir)
+        folder = None if checkpoints is None else checkpoints.url
+        self._resources.enter_context(host.job_lock(str(config.job_name), folder, recorded))
+        if checkpoints is not None:
+            self._lease = Lease(checkpoints, str(config.job_name))
             self._lease.wait_until_free(self.console.line)
         if self.unobserved:
             return None
@@ -163,8 +171,9 @@ class Job:
 
     def _say_finished(self, plan: Plan, history: Path | None) -> None:
         config = plan.config
-        folder = str(config.checkpoints_dir or "node 0's checkpoints_dir").rstrip("/")
-        model = f"the model is in {folder}/model" if config.has_global_model else f"checkpoints are in {folder}"
+        folder = CheckpointStore(config.checkpoints_dir).url if config.checkpoints_dir else "node 0's checkpoints_dir"
+        models = " and ".join(f"{folder}/{name}" for name in final_model.folders(config, plan.round, plan.best))
+        model = f"the model is in {models}" if models else f"checkpoints are in {folder}"
         self.console.line(
             f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"
         )
@@ -187,7 +196,8 @@ class Job:
             said = (
                 f"{done} rounds are done and recorded, but there is no checkpoint; to train again, use another job_name"
             )
-            if config.checkpoints_dir is not None:  # the user expects the model there
+            if config.checkpoints_dir not in (None, Config().named(str(config.job_name)).checkpoints_dir):
+                # The user expects the model there.
                 raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
             if config.num_rounds > done or self.link.node.count > 1:  # other nodes can't see the record
                 raise UserError(f"job_name={config.job_name}: {said}")
@@ -202,7 +212,7 @@ class Job:
         if self._tracker is not None:
             self._tracker.event(event)
         if event["event"] in ("checkpoint", "model"):
-            self._written[event["event"]] = event["path"]
+            self._written["best model" if event["path"].endswith("/model-best") else event["event"]] = event["path"]
         if event["event"] == "checkpoint":
             self._saved = event["round"]
         self.console.event(event, self.plan)

@@ -101,7 +101,7 @@ def _stop_note(plan: Plan) -> str:
     if plan.node > 0:  # only node 0 knows `checkpoints_dir`
         return "stopping: asking node 0 to stop the job"
     if plan.config.checkpoints_dir is None:
-        return "stopping: nothing is saved, because checkpoints_dir is not set"
+        return "stopping: nothing is saved, because of checkpoints_dir=None"
     return "stopping: saving the last complete round first"
 
 

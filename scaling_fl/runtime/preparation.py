@@ -15,7 +15,7 @@ import torch
 
 from scaling_fl import state_file
 from scaling_fl.checkpoint import resume
-from scaling_fl.checkpoint.final_model import is_exported
+from scaling_fl.checkpoint.final_model import folders, is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.data import duplicates, token_cache, token_store
@@ -98,7 +98,9 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             best = best_in_header(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(resolved, devices), notes)
-            exported = not config.has_global_model or is_exported(checkpoints, round_)
+            exported = all(
+                is_exported(checkpoints, name, of_round) for name, of_round in folders(config, round_, best).items()
+            )
             finished = round_ >= config.num_rounds and exported
         if not finished:
             checkpoints.probe()

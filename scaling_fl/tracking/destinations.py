@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
@@ -64,8 +65,8 @@ class Destinations:
         log = events.EventLog(history)  # appends the missing end of a killed run
         if finished is not None and log.end != "completed":  # killed before it could append its last events
             log.restore(finished.history)
-            if config.has_global_model:
-                log.append("model", path=f"{str(config.checkpoints_dir).rstrip('/')}/model")
+            for name in final_model.folders(config, finished.round, finished.best):
+                log.append("model", path=CheckpointStore(str(config.checkpoints_dir)).url_of(name))
             log.append("completed")
         log.close()
         replays = [Replay(history, target) for target in self.targets(config)]

@@ -75,7 +75,8 @@ class Record:
                 self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
                 self.info["files"]["checkpoint"] = event["path"]
             case "model":
-                self.info["files"]["model"] = event["path"]
+                name = "best model" if event["path"].endswith("/model-best") else "model"
+                self.info["files"][name] = event["path"]
             case "output":
                 self._append_output(event["text"] + "\n")
             case "restarted":

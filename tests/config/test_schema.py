@@ -13,7 +13,8 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
     assert Config.from_mapping(defaults) == Config()
     documented = {
         "learning_rate": 5e-5, "optimiser": "adamw", "max_seq_len": 128, "batch_size": 32, "val_batch_size": 512,
-        "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None, "checkpoints_dir": None,
+        "eval_every": 1, "checkpoint_every": 1, "data_seed": 58923, "job_name": None,
+        "checkpoints_dir": "checkpoints/{job_name}",
     }  # fmt: skip
     assert {key: defaults[key] for key in documented} == documented
 
@@ -139,3 +140,23 @@ def test_every_optimiser_in_the_configuration_is_implemented() -> None:
 def test_small_test_sets_are_split_into_smaller_batches(num_test: int, size: int) -> None:
     assert Config().evaluation_batch_size(num_test) == size
     assert Config(val_batch_size=8).evaluation_batch_size(num_test) == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"export": "best"}, r"export=best: no metric chooses the best round; set keep_best=validation\.accuracy"),
+        (
+            {"export": "both", "keep_best": "validation.loss", "baseline": "local_only"},
+            r"export=both: baseline=local_only has no global model; leave out export",
+        ),
+        (
+            {"max_restarts": 1, "checkpoints_dir": None},
+            r"restarts need a checkpoint .*; leave out checkpoints_dir=None",
+        ),
+    ],
+)
+def test_what_can_not_be_exported_or_resumed_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config.from_mapping(keys)
+    Config.from_mapping({"export": "best", "keep_best": "validation.loss", "max_restarts": 1})

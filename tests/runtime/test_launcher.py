@@ -294,7 +294,7 @@ def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
     ("checkpoints_dir", "node", "note"),
     [
         ("out", 0, "stopping: saving the last complete round first"),
-        (None, 0, "stopping: nothing is saved, because checkpoints_dir is not set"),
+        (None, 0, "stopping: nothing is saved, because of checkpoints_dir=None"),
         (None, 1, "stopping: asking node 0 to stop the job"),  # node 0 alone has checkpoints_dir
     ],
 )

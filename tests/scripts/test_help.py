@@ -23,7 +23,7 @@ def test_the_overview_names_commands_keys_and_pages(command: Command, words: lis
     done = command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Fine-tune a language model on many sites without pooling their data.\n")
-    for name in ("train", "show_task", "show_shards", "evaluate", "sync", "print_config", "help"):
+    for name in ("train", "show_task", "show_shards", "evaluate", "export", "sync", "print_config", "help"):
         assert f"\n  {name} " in done.stdout
     assert "docs/configuration.md" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -51,7 +51,7 @@ def test_losing_a_machine_and_its_disk_leaves_no_gap_in_the_record(
 
 
 def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words: list[str], tmp_path: Path) -> None:
-    assert command(*words).returncode == 0
+    assert command(*words, "checkpoints_dir=None").returncode == 0
     before = record(tmp_path)
     metrics, run, info = (json.loads(before[name]) for name in ("metrics.json", "run.json", "info.json"))
     assert run["result"]["validation"]["loss"]["last"] == metrics["validation.loss"]["values"][-1]
@@ -62,9 +62,10 @@ def test_a_record_without_checkpoints_is_not_overwritten(command: Command, words
     assert sum(int(row["examples"]) for row in classes) == metrics["validation.examples"]["values"][-1]
     for row in csv.DictReader(before["shards.csv"].decode().splitlines()):
         assert sum(int(row[f"label {label}"]) for label in info["label_names"]) == int(row["examples"])
-    again = command(*words)
-    assert again.returncode == 0, again.stderr
-    assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout
+    for keys in (["checkpoints_dir=None"], []):  # the default was None in version 0.1.0
+        again = command(*words, *keys)
+        assert again.returncode == 0, again.stderr
+        assert "job j is finished: 2 rounds are done and recorded, but there is no checkpoint" in again.stdout
     for key, message in (
         (
             "checkpoints_dir=new",
@@ -92,9 +93,10 @@ def test_another_jobs_folder_is_refused_without_a_record(command: Command, words
 
 def test_a_job_runs_once_per_folder_whatever_tmpdir_is(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
-    running = start(tmp_path, *words, "num_rounds=9999")
+    words += ["num_rounds=9999", "checkpoints_dir=None"]
+    running = start(tmp_path, *words)
     wait_for_row(running, 1)
-    second = start(tmp_path, *words, "num_rounds=9999", TMPDIR=str(tmp_path / "t"))
+    second = start(tmp_path, *words, TMPDIR=str(tmp_path / "t"))
     output = second.communicate()[0]
     assert second.returncode == 1
     assert "job_name=j: another run of this job is writing to runs/_events/j.jsonl; wait for it to end" in output

@@ -344,8 +344,8 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_path: Path, how: signal.Signals) -> None:
-    process = start(tmp_path, *words, "num_rounds=9999", cold=how is signal.SIGTERM)
-    wait_for_row(process, 1)
+    process = start(tmp_path, *words, "num_rounds=9999", "checkpoints_dir=None", cold=how is signal.SIGTERM)
+    text = wait_for_row(process, 1)
     children = workers_of(process)
     if how is signal.SIGTERM:
         os.kill(process.pid, how)
@@ -353,8 +353,10 @@ def test_an_interrupt_ends_all_processes_and_is_recorded(words: list[str], tmp_p
         os.killpg(process.pid, how)  # to the whole process group, like a terminal
     rest = process.communicate()[0]
     assert process.returncode == 128 + how
-    assert "stopping: nothing is saved, because checkpoints_dir is not set" in rest
-    assert "interrupted; nothing is saved, because checkpoints_dir is not set\n" in rest
+    assert "note: checkpoints_dir=None: neither checkpoints nor the final model are saved\n" in text
+    assert "stopping: nothing is saved, because of checkpoints_dir=None" in rest
+    assert "interrupted; nothing is saved, because of checkpoints_dir=None" in rest
+    assert not (tmp_path / "checkpoints").exists()
     assert "Traceback" not in rest
     builders.wait_for_end(children)
     assert json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["status"] == "INTERRUPTED"

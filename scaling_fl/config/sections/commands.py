@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from scaling_fl.config.key import key
 from scaling_fl.errors import UserError
 
-COMMANDS_OF_KEY = {"checkpoint": ("evaluate",), "csv_path": ("evaluate", "show_shards"), "all": ("show_shards",)}
+COMMANDS_OF_KEY = {
+    "checkpoint": ("evaluate", "export"),
+    "csv_path": ("evaluate", "show_shards"),
+    "all": ("show_shards",),
+}
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class CommandKeys:
 
     checkpoint: str | None = key(
         None,
-        "for `evaluate`: a checkpoint (`…/round-000010.safetensors`), a folder of a trained model, or a hub id",
+        "for `evaluate`: a checkpoint (`…/round-000010.safetensors`), a folder of a trained model, or a hub id; for "
+        "`export`: a checkpoint, by default the newest of `job_name`",
         may_change=True,
     )
     csv_path: str | None = key(

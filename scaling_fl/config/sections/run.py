@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scaling_fl.config.key import at_least, key, one_of
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHECKPOINTS = "checkpoints/{job_name}"  # the default, relative to the current folder, as runs/ is
 BEST_BY = tuple(
     f"{split}.{metric}" for split in ("validation", "held_back") for metric in ("loss", "accuracy", "macro_f1")
 )
@@ -22,16 +23,31 @@ class RunKeys:
         lambda name: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name) is not None,
     )
     checkpoints_dir: str | None = key(
-        None, "folder for checkpoints and the final model: local, s3:// or gs://", may_change=True
+        CHECKPOINTS,
+        "folder for checkpoints and the final model: local, s3:// or gs://; `{job_name}` stands for the job's name; None: "
+        "neither is saved",
+        may_change=True,
     )
     checkpoint_every: int = key(
         1, "rounds between checkpoints; the last round is always saved", **at_least(1), may_change=True
     )
-    keep_checkpoints: int = key(3, "number of most recent checkpoints to keep; 0: all", **at_least(0), may_change=True)
+    keep_checkpoints: int | None = key(
+        None,
+        "number of most recent checkpoints to keep; 0: all; default: 2 while the job runs, and the last once it is finished",
+        **at_least(0),
+        may_change=True,
+    )
     keep_best: str | None = key(
         None,
         "also keep the checkpoint of the best round by this metric, such as `held_back.accuracy` or `validation.loss`",
         **one_of(BEST_BY),
+        may_change=True,
+    )
+    export: str = key(
+        "last",
+        "which rounds' models a finished job writes as Hugging Face folders: last (`model`), best (`model-best`, chosen by "
+        "`keep_best`) or both",
+        **one_of(("last", "best", "both")),
         may_change=True,
     )
     max_restarts: int = key(
