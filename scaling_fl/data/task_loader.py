@@ -42,7 +42,9 @@ def load_task(config: Config, report: Report = unreported) -> Task:
     for key in KEYS:
         value = getattr(config, key)
         if key in module.NEEDS and value is None:
-            raise UserError(f"{key}: task_name={config.task_name} needs it; set {key}=…")
+            raise UserError(
+                f"{key}: task_name={config.task_name} needs it; set {key}={'FILE' if key.endswith('path') else 'NAME'}"
+            )
         if key not in (*module.NEEDS, *module.TAKES) and value != defaults[key]:
             uses = ", ".join((*module.NEEDS, *module.TAKES)) or "none of these keys"
             raise UserError(f"{key}={value!r}: task_name={config.task_name} doesn't use it; it takes {uses}")
