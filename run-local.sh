@@ -18,6 +18,9 @@
 # .venv beside this script. The first call creates .venv, and later calls update
 # it when requirements.txt has changed; -m pytest, ruff, mypy and mkdocs also need
 # requirements-dev.txt. PYTHON=… names the interpreter to create .venv with.
+# TORCH_INDEX=… names the package index that PyTorch is installed from. Without it,
+# a Linux machine without an NVIDIA driver gets a build without CUDA, and others
+# get the build of PyPI.
 #
 # Settings are read from .env (see .env.template). docs/docker-and-debugging.md
 # has more.
@@ -25,6 +28,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$root/.venv
+cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf 'run-local.sh: %s\n' "$*" >&2; }
 
@@ -55,8 +59,54 @@ install_requirements() {
         "$python" -m venv --clear "$venv"
     fi
     say "installing $requirements into .venv; the first time, this takes a few minutes"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/$requirements" >&2
+    install_pytorch
+    pip_install -r "$root/$requirements" | show_progress
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@"; }
+
+# Of pip's output, show the large downloads and the last step.
+show_progress() {
+    local line file
+    while IFS= read -r line; do
+        case $line in
+        *Downloading\ *\ [MG]B\))
+            file=${line#*Downloading }
+            say "downloading ${file##*/}"
+            ;;
+        Installing\ collected\ packages:*)
+            line=${line//[^,]/}
+            say "unpacking $((${#line} + 1)) packages"
+            ;;
+        esac
+    done
+}
+
+# Install PyTorch from TORCH_INDEX, if it is set. Otherwise, on Linux without an NVIDIA driver, install it from PyTorch's
+# index of builds without CUDA; where that index can't be reached, pip's usual index serves PyTorch with all the rest.
+install_pytorch() {
+    local torch index
+    torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$root/requirements.txt")
+    if [[ -z $torch ]] || compgen -G "$venv/lib/python3*/site-packages/${torch/==/-}*.dist-info" >/dev/null; then return; fi
+    if index=${TORCH_INDEX-$(from_env_file TORCH_INDEX)}; then
+        if [[ -z $index ]]; then return; fi
+        say "installing $torch from TORCH_INDEX=$index"
+        pip_install --no-deps --index-url "$index" "$torch" | show_progress
+    elif [[ $(uname -s) == Linux && ! -e /proc/driver/nvidia/version ]] && ! command -v nvidia-smi >/dev/null; then
+        say "no NVIDIA driver: installing $torch without CUDA, from $cpu_index (TORCH_INDEX=… names another index)"
+        pip_install --retries 0 --timeout 15 --no-deps --index-url "$cpu_index" "$torch" 2>/dev/null | show_progress ||
+            say "$cpu_index can't be reached, or lacks $torch: pip's usual index serves it, perhaps with several GB of CUDA"
+    fi
+}
+
+# Print the value of a variable in .env; fail if no line sets it.
+from_env_file() {
+    local line
+    line=$(grep -E "^(export +)?$1=" "$root/.env" 2>/dev/null | tail -n 1) || return 1
+    line=${line#*=}
+    line=${line%% #*}
+    printf '%s\n' "${line//[\"\' ]/}"
 }
 
 # Print what a container run lacks; print nothing if it lacks nothing.
@@ -216,7 +266,10 @@ fi
 
 if [[ -w $root ]] && command -v flock >/dev/null; then # concurrent calls wait for each other
     exec 9>"$root/.venv.lock"
-    flock 9
+    if ! flock --timeout 2 9; then
+        say 'another call is installing .venv; waiting until it is done'
+        flock 9
+    fi
 fi
 case "${1} ${2:-}" in
 "-m pytest" | "-m ruff" | "-m mypy" | "-m mkdocs") install_requirements requirements-dev.txt ;;

@@ -19,8 +19,16 @@ _PREFIX = "scaling_fl-"
 
 
 def cache_folder() -> Path:
-    """The cache that this user's jobs share: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
+    """The cache that this user's jobs share: `~/.cache/scaling_fl`, or `$XDG_CACHE_HOME/scaling_fl`.
+
+    Raises `UserError` if this user has no home folder: libraries would take `~` for the name of a folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling_fl"
+    except RuntimeError as error:
+        raise UserError(
+            f"HOME: not set, and user {os.getuid()} has no entry in /etc/passwd; set HOME to a folder that you can write to"
+        ) from error
 
 
 @contextlib.contextmanager

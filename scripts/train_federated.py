@@ -41,33 +41,47 @@ docs/quickstart.md explains the output, and docs/troubleshooting.md the
 messages.
 """
 
+import os
+import sys
+
+# So that the script runs from any folder, installed or not.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from scaling_fl.runtime import signals
+
+if __name__ == "__main__":
+    signals.exit_at_once()  # first, because the imports below take seconds
+
 import atexit
 import contextlib
 import logging
-import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that the script runs from any folder, installed or not
+from scaling_fl.config import key_help
 
-from scaling_fl.config import key_help  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__)):  # imports below take a while
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     print(_text, file=sys.stdout if sys.argv[1:] else sys.stderr)
     sys.exit(0 if sys.argv[1:] else 2)
 
-import dotenv  # noqa: E402
-
+from scaling_fl import env_file, host  # noqa: E402
+from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text  # noqa: E402
+from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import launcher  # noqa: E402
 
 if __name__ == "__main__":
-    dotenv.load_dotenv(ROOT / ".env", interpolate=False)  # as Docker Compose reads it: .env.template
+    try:
+        check_words(sys.argv[1:])
+        env_file.load(ROOT / ".env")
+        host.cache_folder()
+    except UserError as error:
+        sys.exit(f"Refused: {error}")
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
@@ -75,12 +89,8 @@ from sacred import SETTINGS, Experiment, commands, dependencies  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.utils import SacredError  # noqa: E402
 
-from scaling_fl import host  # noqa: E402
-from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, keep_text  # noqa: E402
 from scaling_fl.config.schema import Config  # noqa: E402
 from scaling_fl.config.sections.commands import check_command  # noqa: E402
-from scaling_fl.errors import JobFailed, UserError  # noqa: E402
-from scaling_fl.runtime import signals  # noqa: E402
 from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo_address  # noqa: E402
 
@@ -143,6 +153,7 @@ def _reported_errors() -> Iterator[None]:
         raise Refused(error) from error
     except JobFailed as error:
         job.link.announce_end(error)
+        job.failed(error)
         raise Failed(error) from error
     except KeyboardInterrupt as error:
         signals.start_shutdown_timer()
@@ -159,8 +170,6 @@ def remember_options(options: dict[str, Any]) -> None:
             with _reported_errors():
                 check_config_file(word)
     with _reported_errors():
-        if options["--queue"]:
-            raise UserError("-q: nothing starts queued runs; leave it out")
         job.unobserved = bool(options["--unobserved"])
         # Sacred's own observers would create a new run at each start, and wait a minute for a server.
         if folder := options["--file_storage"]:
@@ -168,6 +177,7 @@ def remember_options(options: dict[str, Any]) -> None:
         if typed := options["--mongo_db"]:
             job.destinations.addresses.append(mongo_address.from_flag(typed))
     options["--file_storage"] = options["--mongo_db"] = None
+    options["--force"] = True  # no warnings about types, which `Config` checks
 
 
 @experiment.config_hook
@@ -262,8 +272,7 @@ def _command(argv: list[str]) -> None:
         resources.callback(job.console.close)
         try:
             experiment.run_commandline(keep_text(argv))
-            for what, where in job.written().items():
-                job.console.line(f"{what:<12} {where}")
+            job.print_written()
         except KeyboardInterrupt:
             signals.ignore()
             print(f"interrupted{job.after_interrupt()}", file=sys.stderr)

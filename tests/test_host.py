@@ -48,3 +48,13 @@ def test_the_work_folder_is_removed_with_the_job() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not folders[0].exists()
+
+
+def test_a_user_without_a_home_folder_is_refused_unless_the_cache_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # has no entry in /etc/passwd
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert host.cache_folder() == Path("/elsewhere/scaling_fl")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(UserError, match="HOME: not set, and user 2147483643 has no entry in /etc/passwd; set HOME to"):
+        host.cache_folder()

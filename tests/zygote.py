@@ -49,11 +49,20 @@ _PR_SET_CHILD_SUBREAPER, _CLONE_NEWNET = 36, 0x40000000  # <linux/prctl.h>, <lin
 def popen(
     *arguments: str, script: Path = SCRIPT, cold: bool = False, network: str = "", **options: Any
 ) -> "subprocess.Popen[str]":
-    """Like `subprocess.Popen([python, script, *arguments], **options)`, in the network namespace `network` if given."""
-    argv, environ = [sys.executable, str(script), *arguments], options.get("env") or os.environ
+    """Like `subprocess.Popen([python, script, *arguments], **options)`, in the network namespace `network` if given.
+
+    A key that is set twice takes the later value: tests override the keys of a fixture. The command itself refuses it.
+    """
+    argv, environ = [sys.executable, str(script), *last_values(arguments)], options.get("env") or os.environ
     if cold or import_time_environment(environ) != _zygote.environ:
         return subprocess.Popen(["ip", "netns", "exec", network, *argv] if network else argv, **options)
     return _ForkedPopen([network, *argv], **options)
+
+
+def last_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with each key's last value only."""
+    last = {word.partition("=")[0]: number for number, word in enumerate(words)}
+    return [word for number, word in enumerate(words) if "=" not in word or last[word.partition("=")[0]] == number]
 
 
 def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -1,13 +1,14 @@
-"""The command line: text values kept verbatim, named configurations that set several keys, configuration files."""
+"""The command line: its words, text values kept verbatim, named configurations, configuration files."""
 
 import ast
+import dataclasses
+import itertools
 import os
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from sacred.config import load_config_file
-
+from scaling_fl.config import flags
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
@@ -33,7 +34,11 @@ def keep_text(argv: Sequence[str]) -> list[str]:
         return word if keep else f"{key}={value!r}"
 
     start = argv.index("with") + 1 if "with" in argv else len(argv)
-    return [*argv[:start], *map(quoted, argv[start:])]
+    of_flags = [word[:1] == "-" or flags.takes_value(before) for before, word in itertools.pairwise(argv)]
+    return [
+        word if number < start or of_flags[number - 1] else quoted(word)  # argv[0] has no word before it
+        for number, word in enumerate(argv)
+    ]
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
@@ -60,6 +65,48 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Raise `UserError` at the first mistake that shows in the words alone, before anything is imported or started."""
+    keys = tuple(field.name for field in dataclasses.fields(Config))
+    _check_lists(words)
+    options, words = flags.separate(words, keys)
+    flags.check(options)
+    if words[:1] == ["help"]:
+        return
+    position = words.index("with") if "with" in words else len(words)
+    before, updates = words[:position], words[position + 1 :]
+    for word in before:
+        command = [] if word is before[0] else before[:1]
+        if "=" in word or word in NAMED_CONFIGS or word in keys:
+            more = " …" if len(words) > len(command) + 1 else ""
+            raise UserError(
+                f"{word}: expected `with` before the keys; write {' '.join([*command, 'with', word])}{more}"
+            )
+        if command:
+            raise UserError(f"{word}: expected one command, found {command[0]} before it; keys and files follow `with`")
+    if position < len(words) and not updates:
+        raise UserError("with: expected keys after it, such as num_rounds=3; add some, or leave `with` out")
+    seen = dict[str, str]()
+    for word in updates:
+        key, equals, _ = (part.strip() for part in word.partition("="))
+        if word == "with":
+            raise UserError("with: it is there twice; write it once, before the keys")
+        if word in keys or (equals and not key):
+            raise UserError(f"{word}: expected {key or 'key'}=value; leave no blanks around the =")
+        if seen.setdefault(key, word) is not word and equals:
+            raise UserError(f"{word}: {seen[key]} is there as well; leave one of them out")
+
+
+def _check_lists(words: Sequence[str]) -> None:
+    """Refuse a list with blanks, of which the shell makes several words, such as `site_ids=[0,` and `-1]`."""
+    for number, word in enumerate(words):
+        if word.startswith(("site_ids=[", "site_ids=(")) and not word.rstrip().endswith(("]", ")")):
+            rest = words[number + 1 :]
+            length = next((i for i, other in enumerate(rest, 1) if other.endswith(("]", ")"))), 0)
+            whole = "".join([word, *rest[:length]]) if length else "site_ids=[0,0]"
+            raise UserError(f"{word}: expected a list without blanks; write {whole}")
+
+
 def check_config_file(word: str) -> None:
     """Raise `UserError` unless the file `word` holds a configuration.
 
@@ -71,6 +118,8 @@ def check_config_file(word: str) -> None:
         )
     if word.endswith(".pickle"):
         raise UserError(f"{word}: loading a pickle can run arbitrary code; write the configuration as JSON or YAML")
+    from sacred.config import load_config_file  # here, because the words are checked before Sacred is imported
+
     try:
         values = load_config_file(word)
     except Exception as error:  # every file format raises its own exceptions

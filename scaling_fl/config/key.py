@@ -6,12 +6,24 @@ from typing import Any
 
 
 def key(
-    default: Any, help: str, expected: str = "", valid: Callable[[Any], bool] | None = None, may_change: bool = False
+    default: Any,
+    help: str,
+    expected: str = "",
+    valid: Callable[[Any], bool] | None = None,
+    may_change: bool = False,
+    may_be_empty: bool = False,
 ) -> Any:
-    """A configuration key. `expected`: the values that `valid` accepts; `may_change`: whether a resumed job may change it."""
+    """A configuration key.
+
+    `expected`: the values that `valid` accepts; `may_change`: whether a resumed job may change it; `may_be_empty`: an
+    empty text, as an unset shell variable leaves it, counts as not set, instead of being refused.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help, "expected": expected, "valid": valid, "may_change": may_change}
-    )
+        default=default,
+        metadata={
+            "help": help, "expected": expected, "valid": valid, "may_change": may_change, "may_be_empty": may_be_empty,
+        },
+    )  # fmt: skip
 
 
 def at_least(minimum: int) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The keys by section, with default and help text: for `train_federated.py help`, and for docs/configuration.md."""
 
 import dataclasses
-import difflib
 import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from scaling_fl.config.key_names import meant
 from scaling_fl.config.schema import Config
 
 _INTRODUCTION = (
@@ -49,8 +49,8 @@ def asked_for(words: Sequence[str], overview: str) -> str:
 
 def unknown(word: str) -> str:
     """What to tell a user who asked for help on a word that is neither a key nor a command."""
-    close = difflib.get_close_matches(word, [field.name for field in dataclasses.fields(Config)], n=1)
-    hint = f"did you mean {close[0]}?" if close else "`help` lists the keys, `--help` the commands"
+    close = meant(word, [field.name for field in dataclasses.fields(Config)])
+    hint = f"did you mean {close}?" if close else "`help` lists the keys, `--help` the commands"
     return f"there is no such key or command; {hint}"
 
 

@@ -17,6 +17,10 @@ def parse(field: Any, hint: Any, value: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind, expected = kinds[0], field.metadata["expected"]
+    if value == "" and field.metadata["may_be_empty"]:
+        return None
+    if isinstance(value, str) and kind in (int, float):  # YAML takes 1e-3 for text; it wants 1.0e-3
+        value = _as_number(value, kind)
     if kind is bool:
         if not isinstance(value, bool):
             raise UserError(f"{field.name}={value!r}: expected True or False, with a capital letter and no quotes")
@@ -50,3 +54,11 @@ def parse(field: Any, hint: Any, value: Any) -> Any:
     if valid is not None and not valid(value):
         raise UserError(f"{field.name}={original!r}: expected {expected}")
     return value
+
+
+def _as_number(text: str, kind: type[int] | type[float]) -> int | float | str:
+    """The number that a text is; the text itself if it is none."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text

@@ -1,13 +1,13 @@
 """The configuration of a run: plain values, validated once; errors name key, value and remedy."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scaling_fl.config import constraints
+from scaling_fl.config.key_names import meant
 from scaling_fl.config.parsing import parse
 from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.data import DataKeys
@@ -30,8 +30,8 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(fields)}"
+                close = meant(name, fields)
+                hint = f"did you mean {close}?" if close else f"the keys are {', '.join(fields)}"
                 raise UserError(f"{name}={values[name]!r}: unknown key; {hint}")
         hints = typing.get_type_hints(cls)
         config = cls(**{name: parse(fields[name], hints[name], value) for name, value in values.items()})

@@ -100,7 +100,7 @@ def _module(config: Config, *not_needed: str) -> Any:
         elif key in module.NEEDS and value is None and key not in not_needed:
             alternative = ", or test_fraction=0.2 to test on a part of train_path"
             raise UserError(
-                f"{key}: task_name={config.task_name} needs it; set {key}=…"
+                f"{key}: task_name={config.task_name} needs it; set {key}={'FILE' if key.endswith('path') else 'NAME'}"
                 f"{alternative if key in _TEST_KEYS and takes_fraction else ''}"
             )
     return module

@@ -44,8 +44,13 @@ class ControlPlane:
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", known)
         self._nodes = list(nodes) or [0] * len(devices)
         self.rank, self.num_workers, self.transport_note = rank, len(devices), ""
+        meeting: dict[str, Any] = {"init_method": rendezvous}
+        if (path := rendezvous.removeprefix("file://")) != rendezvous:
+            # Not as a URL, in which ? or # would end the path.
+            meeting = {"store": dist.FileStore(path, len(devices))}  # type: ignore[attr-defined]
+            meeting["store"].set_timeout(TIMEOUT)
         with self._collective():
-            dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(devices), timeout=TIMEOUT)
+            dist.init_process_group("gloo", **meeting, rank=rank, world_size=len(devices), timeout=TIMEOUT)
         self._gpu = torch.device(devices[rank]) if devices[rank].startswith("cuda") else None
 
     def all_gather_numbers(self, *values: float) -> list[list[float]]:

@@ -56,8 +56,10 @@ class WeightedSum:
 
 def divergence_error(sites: Sequence[int], limit: float = float("inf")) -> JobFailed:
     """Return the error for sites whose deltas aren't finite or reach `limit`."""
+    *others, last = map(str, sites)
+    named = f"sites {', '.join(others)} and {last}" if others else f"site {last}"
     return JobFailed(
-        f"the parameters of site {' or '.join(map(str, sites))} are no longer finite after local "
+        f"the parameters of {named} are no longer finite after local "
         f"training{f', or moved by {limit:g} or more' * (limit < float('inf'))}; lower learning_rate, and check for "
         "corrupt texts or labels"
     )

@@ -131,9 +131,17 @@ class Job:
         if not self.destinations.bring_up_to_date(config, history, self.console.line):
             raise UserError(f"job_name={config.job_name}: some of its records are not up to date; try again later")
 
-    def written(self) -> dict[str, str]:
-        """The places of everything that was written, by kind."""
-        return self._written | (self._tracker.locations() if self._tracker is not None else {})
+    def failed(self, error: JobFailed) -> None:
+        """Append the failure to the recorded output, which Sacred's own message doesn't reach, and name the records."""
+        if self._tracker is not None:
+            self.print_written()
+            self._tracker.output(str(error))
+
+    def print_written(self) -> None:
+        """Print the places of everything that was written, by kind."""
+        written = self._written | (self._tracker.locations() if self._tracker is not None else {})
+        for what, where in written.items():
+            self.console.line(f"{what:<12} {where}")
 
     def after_interrupt(self) -> str:
         """What an interrupted job has saved, and how to resume it; the end of a message."""
@@ -175,7 +183,8 @@ class Job:
         models = " and ".join(f"{folder}/{name}" for name in final_model.folders(config, plan.round, plan.best))
         model = f"the model is in {models}" if models else f"checkpoints are in {folder}"
         self.console.line(
-            f"job {config.job_name} is finished: {plan.round} rounds are done, and {model}; for more rounds, raise num_rounds"
+            f"job {config.job_name} is finished: {_rounds_done(plan.round)}, and {model}; for more rounds, set num_rounds "
+            f"above {plan.round}"
         )
         if history is not None and history.exists():
             self.destinations.bring_up_to_date(config, history, self.console.line, finished=plan)
@@ -194,7 +203,7 @@ class Job:
         compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
             said = (
-                f"{done} rounds are done and recorded, but there is no checkpoint; to train again, use another job_name"
+                f"{_rounds_done(done)} and recorded, but there is no checkpoint; to train again, use another job_name"
             )
             if config.checkpoints_dir not in (None, Config().named(str(config.job_name)).checkpoints_dir):
                 # The user expects the model there.
@@ -216,3 +225,7 @@ class Job:
         if event["event"] == "checkpoint":
             self._saved = event["round"]
         self.console.event(event, self.plan)
+
+
+def _rounds_done(number: int) -> str:
+    return "1 round is done" if number == 1 else f"{number} rounds are done"

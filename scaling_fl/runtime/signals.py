@@ -3,12 +3,13 @@
 At the first signal, a job in training saves the last complete round and ends. At the second, it ends at once.
 """
 
+import atexit
 import contextlib
 import os
 import signal
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Clusters kill 20 to 30 s after SIGTERM.
@@ -22,12 +23,33 @@ _graceful = _deferring = False
 wakeup, _wakeup_writer = os.pipe()  # wakes the launcher while it waits for its children
 
 
+def exit_at_once() -> None:
+    """End the command in one line at a stop signal, until `install`.
+
+    Nothing has been written by then, and an exception in the middle of an import would leave it with a long traceback.
+    """
+    _handle_with(_exit)
+
+
 def install() -> None:
     """Handle the stop signals from now on, except those that `nohup` ignores."""
     os.set_blocking(_wakeup_writer, False)
+    _handle_with(_receive)
+
+
+def _handle_with(handler: Callable[[int, types.FrameType | None], None]) -> None:
     for stop in STOP_SIGNALS:
         if signal.getsignal(stop) is not signal.SIG_IGN:
-            signal.signal(stop, _receive)
+            signal.signal(stop, handler)
+
+
+def _exit(number: int, frame: types.FrameType | None) -> None:
+    ignore()
+    with contextlib.suppress(OSError):  # the terminal is closed
+        os.write(2, b"interrupted\n")
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()  # removes temporary files
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager

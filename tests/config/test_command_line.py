@@ -1,12 +1,19 @@
+import dataclasses
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sacred.arg_parser import get_config_updates
+from sacred.experiment import gather_command_line_options
 
-from scaling_fl.config.command_line import NAMED_CONFIGS, keep_text
+from scaling_fl.config import flags, key_names
+from scaling_fl.config.command_line import NAMED_CONFIGS, check_words, keep_text
+from scaling_fl.config.key_names import meant
 from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+
+KEYS = {field.name for field in dataclasses.fields(Config)}
 
 
 @pytest.mark.parametrize("name", sorted(NAMED_CONFIGS))
@@ -53,3 +60,95 @@ def test_any_text_survives_the_command_line(text: str) -> None:
     value = as_sacred_reads(f"author={text}")["author"]
     # Sacred strips surrounding white space; None and Python strings are taken as literals.
     assert value == text or text.strip() in ("None", "") or text.strip()[-1] in "'\""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "train task_name=agnews",
+            "task_name=agnews: expected `with` before the keys; write train with task_name=agnews",
+        ),
+        ("num_rounds=3 seed=1", "num_rounds=3: expected `with` before the keys; write with num_rounds=3 …"),
+        ("num_rounds 3", "num_rounds: expected `with` before the keys; write with num_rounds …"),
+        ("demo", "demo: expected `with` before the keys; write with demo"),
+        ("train demo num_rounds=3", "demo: expected `with` before the keys; write train with demo …"),
+        (
+            "show_task show_shards",
+            "show_shards: expected one command, found show_task before it; keys and files follow",
+        ),
+        ("--num_rounds=3", "--num_rounds: there is no such flag; write the key after `with`: with num_rounds=…"),
+        ("with demo --lr 3", "--lr: there is no such flag; write the key after `with`: with learning_rate=…"),
+        ("--verbatim", "--verbatim: there is no such flag; `--help` shows the flags"),
+        ("-x with demo", "-x: there is no such flag; `--help` shows the flags"),
+        ("--comment", "--comment: option --comment requires argument"),
+        ("with", "with: expected keys after it, such as num_rounds=3"),
+        ("with demo with seed=1", "with: it is there twice; write it once, before the keys"),
+        ("with num_rounds = 3", "num_rounds: expected num_rounds=value; leave no blanks around the ="),
+        ("with demo =3", "=3: expected key=value; leave no blanks around the ="),
+        ("with num_rounds=3 demo num_rounds=4", "num_rounds=4: num_rounds=3 is there as well; leave one of them out"),
+        ("with seed=1 seed=1", "seed=1: seed=1 is there as well; leave one of them out"),
+        ("with site_ids=[0, -1, 2] demo", "site_ids=[0,: expected a list without blanks; write site_ids=[0,-1,2]"),
+        ("with site_ids=[0, demo", "site_ids=[0,: expected a list without blanks; write site_ids=[0,0]"),
+        ("-q with demo", "-q: nothing starts queued runs; leave it out"),
+        ("with demo -s sqlite://x", "-s sqlite://x: there is no record in SQL; records go to runs/"),
+        ("--tiny_db=x with demo", "--tiny_db x: there is no record in TinyDB; records go to runs/"),
+        ("-S bucket with demo", "-S bucket: there is no record in S3; records go to runs/"),
+        ("-i 77 with demo", "-i 77: a run is numbered by its record, runs/N; name it with job_name=… instead"),
+        ("-l LOUD with demo", "-l LOUD: expected a number or one of CRITICAL"),
+        ("-b 0 with demo", "-b 0: expected seconds, a number above 0"),
+        ("-P high with demo", "-P high: expected a number"),
+        ("-C fd with demo", "-C fd: expected no or sys"),
+    ],
+)
+def test_a_mistake_in_the_words_is_refused_with_its_remedy(words: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_words(words.split())
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "", "train", "help sync", "--help", "with demo", "-u with demo num_rounds=3 site_ids=[-1,-1]",
+        "show_task with my.yaml runs/1/config.json demo seed=1 -c lr=3 --comment=lr=4 -D", "-l 10 -b 5 -P 2 -C no",
+    ],
+)  # fmt: skip
+def test_sound_words_are_accepted(words: str) -> None:
+    check_words(words.split())
+
+
+def test_the_values_of_flags_are_not_taken_for_keys() -> None:
+    argv = ["train_federated.py", "with", "author=1", "-c", "author=1", "--name=author=2"]
+    assert keep_text(argv) == [*argv[:2], "author='1'", *argv[3:]]
+
+
+def test_the_flags_are_sacreds() -> None:
+    short, long = "", []
+    for option in gather_command_line_options():
+        names = option.get_flags()
+        short += names[0][1:] + ":" * (option.arg is not None)
+        long.append(names[1][2:] + "=" * (option.arg is not None))
+    assert sorted(flags._SHORT) == sorted(short)
+    assert sorted(flags._LONG) == sorted(long)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("lr", "learning_rate"), ("epochs", "num_local_epochs"), ("lr_scheduler", "lr_schedule"), ("bs", "batch_size"),
+        ("clients", "num_sites"), ("rounds", "num_rounds"), ("output_dir", "checkpoints_dir"), ("wd", "weight_decay"),
+        ("model_name_or_path", "model"), ("Learning-Rate", "learning_rate"), ("learnin_rate", "learning_rate"),
+        ("keep_optimizer", "keep_optimiser"), ("num_train_epoch", "num_local_epochs"), ("zzz", None),
+    ],
+)  # fmt: skip
+def test_names_of_other_tools_and_misspellings_lead_to_the_key(name: str, key: str | None) -> None:
+    assert meant(name, KEYS) == key
+
+
+def test_the_table_of_other_names_leads_to_keys_each_name_once() -> None:
+    names = " ".join(key_names._ELSEWHERE.values()).split()
+    assert len(names) == len(set(names))
+    assert key_names._ELSEWHERE.keys() <= KEYS
+    assert not KEYS & set(names), "a key stands for itself"

@@ -36,6 +36,8 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("iid_split", 1, "True or False, with a capital letter"),
         ("learning_rate", 0, "a number above 0"),
         ("learning_rate", float("nan"), "a number above 0"),
+        ("num_rounds", "2.5", "a whole number, 1 or more"),
+        ("learning_rate", "nan", "a number above 0"),
         ("learning_rate", "5e-5x", "such as learning_rate="),
         ("weight_decay", -0.1, "a number, 0 or more"),
         ("optimiser", "adamv", "one of adamw, adam, sgd"),
@@ -78,6 +80,19 @@ def test_numbers_and_lists_are_converted_to_the_type_of_their_key() -> None:
     config = Config.from_mapping({"learning_rate": 1, "site_ids": [1, 0]})
     assert (config.learning_rate, type(config.learning_rate)) == (1.0, float)
     assert config.site_ids == (1, 0)
+
+
+def test_numbers_written_as_text_are_numbers_for_number_keys() -> None:
+    """YAML takes 1e-3 for text."""
+    values = {"learning_rate": "1e-3", "num_rounds": " 3 ", "max_grad_norm": "1", "num_sites": "4", "job_name": "7"}
+    config = Config.from_mapping(values)
+    assert (config.learning_rate, config.num_rounds, config.job_name) == (1e-3, 3, "7")
+    assert (config.max_grad_norm, type(config.max_grad_norm), config.num_sites) == (1.0, float, 4)
+
+
+def test_an_empty_author_is_not_set() -> None:
+    """As from author=$USER in a shell without USER."""
+    assert Config.from_mapping({"author": ""}).author is None
 
 
 def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_the_results() -> None:

@@ -90,7 +90,7 @@ def test_relative_paths_start_in_the_callers_folder_and_the_caller_owns_the_resu
         assert folder / "out" / "model" / "model.safetensors" in made
         assert {path.stat().st_uid for path in made} == {user}
         again = run(*words, variables={"SCALING_FL_CACHE": f"scaling_fl-test-{user}", "TMPDIR": "/tmp"}, **options)
-        assert "job j is finished: 1 rounds are done, and the model is in out/model" in again.stdout, again.stderr
+        assert "job j is finished: 1 round is done, and the model is in out/model" in again.stdout, again.stderr
     finally:
         docker("volume", "rm", f"scaling_fl-test-{user}", check=False)
 

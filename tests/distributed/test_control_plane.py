@@ -11,7 +11,9 @@ from scaling_fl.errors import PeerLost, UserError
 
 
 def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> str:
-    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
+    # In a URL, each of these characters would end the path.
+    collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/a?b#c;d")
+    assert (folder / "a?b#c;d").exists()
     collectives.barrier()
     if rank == 1:
         collectives.close()

@@ -291,6 +291,9 @@ CHECKPOINTS = (
 
 TYPED = (
     Row("an unknown key", ("num_round=3: unknown key; did you mean num_rounds?",), {"num_round": 3}),
+    Row("`with` twice", ("with: it is there twice",), {"with": None}),
+    Row("a key of another tool", ("lr=0.1: unknown key; did you mean learning_rate?",), {"lr": 0.1}),
+    Row("a flag that Sacred applies too late", ("-t x: there is no record in TinyDB; records go to runs/",), {"-tx": None}),
     Row("text for a seed", ("seed='abc': expected a whole number",), {"seed": "abc"}),
     Row("an invalid literal", ("num_rounds='{[]: 1}': expected a whole number",), {"num_rounds": "{[]: 1}"}),
     Row("bytes that are not UTF-8", ("author='caf\\udce9': expected UTF-8 text",), {"author": "caf\udce9"}),

@@ -99,3 +99,26 @@ def test_an_unreachable_store_does_not_delay_the_exit(
     finally:
         process.kill()
         process.wait()
+
+
+# A sitecustomize.py that presses Ctrl-C when the command imports the module $AT.
+CTRL_C = """
+import os, signal, sys
+at = os.environ["AT"]
+def hook(event, arguments):
+    global at
+    if event == "import" and arguments[0] == at and sys.orig_argv[1].endswith("train_federated.py"):
+        at = None
+        os.killpg(0, signal.SIGINT)
+sys.addaudithook(hook)
+"""
+
+
+@pytest.mark.parametrize("module", ["scaling_fl.config", "dotenv", "sacred", "git.repo", "scaling_fl.tracking.tracker"])
+def test_an_interrupt_while_the_command_starts_is_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CTRL_C)
+    process = start(tmp_path, "with", "demo", cold=True, PYTHONPATH=str(tmp_path / "site"), AT=module)
+    assert process.communicate()[0] == "interrupted\n"
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["site"], "nothing is written"

@@ -32,7 +32,9 @@ def test_a_full_disk_ends_the_job_and_more_space_lets_it_resume(
     size, events = ((tmp_path / "one" / name).stat().st_size for name in ("round-000001.safetensors", "events.jsonl"))
     assert events < size / 3
     # A small file system in a mount namespace. It disappears with the namespace, so its content is copied out first.
-    argv = shlex.join([sys.executable, str(SCRIPT), *words, "num_rounds=9", "checkpoints_dir=small"])
+    argv = shlex.join(
+        [sys.executable, str(SCRIPT), *zygote.last_values([*words, "num_rounds=9", "checkpoints_dir=small"])]
+    )
     script = (
         f"mkdir small left && mount -t tmpfs -o size={3 * size + size // 2 + 2 * events} none small || exit 77; "
         f"{argv}; status=$?; cp -r small/. left; exit $status"

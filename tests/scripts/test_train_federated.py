@@ -337,9 +337,10 @@ def test_a_killed_worker_ends_the_job_and_is_named_last(words: list[str], tmp_pa
     run = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())
     assert run["status"] == "FAILED"
     assert "killed by SIGKILL" in "".join(run["fail_trace"])
-    assert "round    loss" in (tmp_path / "runs" / "1" / "cout.txt").read_text(), (
-        "the output before the failure is kept"
-    )
+    output = (tmp_path / "runs" / "1" / "cout.txt").read_text()
+    assert "round    loss" in output, "the output before the failure is kept"
+    assert last.removeprefix("Failed: ") in output
+    assert "run record   runs/1\n" in rest
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -390,7 +391,7 @@ def test_closing_the_terminal_ends_the_job_after_publishing_the_last_complete_ro
     )
     os.close(shell_end)
     keys = ["num_rounds=9999", "checkpoint_every=9999", "job_name=closed", "checkpoints_dir=out"]
-    os.write(terminal, f"{shlex.join([sys.executable, str(SCRIPT), *words, *keys])}\n".encode())
+    os.write(terminal, f"{shlex.join([sys.executable, str(SCRIPT), *zygote.last_values([*words, *keys])])}\n".encode())
     text = ""
     while not re.search(r" 2  +\d\.\d{4} ", text):
         text += os.read(terminal, 4096).decode(errors="replace")

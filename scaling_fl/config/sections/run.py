@@ -63,7 +63,7 @@ class RunKeys:
         lambda seconds: 1 <= seconds <= 1e6,
         may_change=True,
     )
-    author: str | None = key(None, "who runs the job; saved in its record", may_change=True)
+    author: str | None = key(None, "who runs the job; saved in its record", may_change=True, may_be_empty=True)
     precision: str = key(
         "auto",
         "precision of forward and backward passes: fp32, bf16, fp16 or auto (bf16 on GPUs that support it, otherwise fp32); "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,7 +47,14 @@ def this_node(environ: Mapping[str, str]) -> Node:
 
 
 def _check_interfaces(environ: Mapping[str, str], node: Node) -> None:
-    """Refuse the loopback interface for nodes on different machines: the workers could not reach each other."""
+    """Refuse an interface that doesn't exist, or can't lead to the other nodes: the loopback interface."""
+    present = [name for _, name in socket.if_nameindex()]
+    for missing in environ.get("GLOO_SOCKET_IFNAME", "").split(","):
+        if missing and missing not in present:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={missing}: this machine has no such network interface; choose from "
+                f"{', '.join(present)}, or unset the variable"
+            )
     if node.count == 1 or node.address.startswith(("localhost", "127.", "::1")):
         return
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
