@@ -18,9 +18,9 @@
 # .venv beside this script. The first call creates .venv, and later calls update
 # it when requirements.txt has changed; -m pytest, ruff, mypy and mkdocs also need
 # requirements-dev.txt. PYTHON=… names the interpreter to create .venv with.
-# TORCH_INDEX=… names the package index that PyTorch is installed from. Without it,
-# a Linux machine without an NVIDIA driver gets a build without CUDA, and others
-# get the build of PyPI.
+# TORCH_INDEX=… names the package index that PyTorch is installed from. Without
+# it, a Linux machine without an NVIDIA driver gets a build without CUDA, and
+# others get the build of PyPI.
 #
 # Settings are read from .env (see .env.template). docs/docker-and-debugging.md
 # has more.

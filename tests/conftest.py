@@ -79,7 +79,7 @@ def small_config(tmp_path: Path) -> Config:
         site_ids=(-1, -1), num_rounds=1, task_name="csv", train_path=str(builders.write_csv(tmp_path / "train.csv", 41)),
         test_path=str(builders.write_csv(tmp_path / "test.csv", 9, 1)), text_column="body", label_column="topic",
         model=str(builders.pretrained(tmp_path / "model")), max_seq_len=16, batch_size=8, job_name="j",
-        checkpoints_dir=str(tmp_path / "out"), threads_per_site=1,
+        checkpoints_dir=str(tmp_path / "out"), keep_checkpoints=3, threads_per_site=1,
     )  # fmt: skip
 
 

@@ -145,6 +145,9 @@ class JsonTokenizer:
     def __len__(self) -> int:
         return self.size
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(number): number for number in range(self.size)}
+
     def __call__(self, texts: Sequence[str], pairs: None, max_length: int, **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [json.loads(text)[:max_length] for text in texts]}
 

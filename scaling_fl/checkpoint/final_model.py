@@ -8,7 +8,6 @@ from typing import Any
 from scaling_fl.checkpoint.storage import OnProgress, Storage, no_progress
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.best_round import BestRound
-from scaling_fl.models import export
 
 COMPLETE = "scaling_fl.json"  # published last
 
@@ -41,6 +40,8 @@ def publish(
 ) -> str:
     """Write the folder `name` of `module`, its model `card`, and the tokenizer in `prepared`; return its full name."""
     with tempfile.TemporaryDirectory() as staging:
+        from scaling_fl.models import export  # imports torch, and the launcher, which imports this module, needs none
+
         export.write_folder(module, prepared, Path(staging))
         (Path(staging) / "README.md").write_text(card)
         files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}

@@ -77,7 +77,7 @@ def check_words(words: Sequence[str]) -> None:
     before, updates = words[:position], words[position + 1 :]
     for word in before:
         command = [] if word is before[0] else before[:1]
-        if "=" in word or word in NAMED_CONFIGS or word in keys:
+        if "=" in word or word in NAMED_CONFIGS or (word in keys and word != "export"):  # also a command
             more = " …" if len(words) > len(command) + 1 else ""
             raise UserError(
                 f"{word}: expected `with` before the keys; write {' '.join([*command, 'with', word])}{more}"

@@ -18,7 +18,7 @@ _ELSEWHERE = {
     "warmup": "warmup_steps warmup_ratio warmup_rounds num_warmup_steps",
     "weight_decay": "wd l2 weight_decay_rate",
     "max_grad_norm": "clip grad_clip clip_norm clip_grad_norm gradient_clip_val clip_grad gradient_clipping",
-    "model": "model_name model_name_or_path model_id model_path pretrained checkpoint backbone",
+    "model": "model_name model_name_or_path model_id model_path pretrained backbone",
     "max_seq_len": "max_length max_len max_seq_length seq_len seq_length block_size",
     "num_sites": "clients num_clients n_clients client_num_in_total sites users num_users parties num_parties silos",
     "sites_per_round": "clients_per_round client_num_per_round num_clients_per_round cohort_size min_fit_clients",

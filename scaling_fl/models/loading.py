@@ -189,7 +189,8 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
         raise
     except Exception as error:  # broken files can raise anything
         needed = next((package for package in _TOKENIZER_PACKAGES if package in str(error)), None)
-        if needed is not None:
+        # The library's ValueErrors list packages that may have nothing to do with it.
+        if needed is not None and isinstance(error, ImportError):
             raise UserError(
                 f"model={model}: its tokenizer needs the package {needed}: ./run-local.sh -m pip install {needed}"
             ) from error

@@ -68,6 +68,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.compile:
         check_compiler(devices[0])
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
+    resume.check_finite(f"model={config.model}", _initial_state(loaded.module, ()))
     with waiting(send):
         padding, resolved = _try_model(config, loaded, task.train, "token_type_ids" in input_names, devices[0], notes)
     loaded.tokenizer.padding_side = "left" if padding.left else "right"  # also in the exported tokenizer
@@ -81,7 +82,6 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
     initial, previous = _initial_state(loaded.module, server.optimiser(config).initial_moments), None
-    resume.check_finite(f"model={config.model}", initial)
     origin: dict[str, Any] = {
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
     }  # fmt: skip

@@ -16,13 +16,12 @@ from collections import Counter
 from itertools import compress
 from pathlib import Path
 
-import fsspec
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scaling_fl.checkpoint.storage import storage_errors
-from scaling_fl.data.readers import formats, tables
+from scaling_fl.data.readers import paths, tables
 from scaling_fl.data.subsets import stratified
 from scaling_fl.data.tasks import spooky_author
 from scaling_fl.errors import UserError
@@ -34,8 +33,8 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         raise UserError(f"--train-size={train_size}: expected a number between 0 and 1, such as 0.75")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed={seed}: expected a whole number from 0 to 4294967295")
-    sources = formats.expand(full_path, "--full-path")
-    if len({formats.place(path) for path in (*sources, train_path, test_path)}) < len(sources) + 2:
+    sources = paths.expand(full_path, "--full-path")
+    if len({paths.place(path) for path in (*sources, train_path, test_path)}) < len(sources) + 2:
         raise UserError("--full-path, --train-path and --test-path must be three different files")
     table = tables.read(full_path, "--full-path", dict.fromkeys(("id", "text", "author")))
     for column in ("id", "text"):
@@ -46,7 +45,7 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         if not path.endswith(".csv"):
             raise UserError(f"{path}: the output is CSV; choose a name ending in .csv")
         with storage_errors(path, "cannot write to it"):
-            fs, place = fsspec.url_to_fs(path)
+            fs, place = paths.file_system(path)
             if fs.isdir(place):
                 raise UserError(f"{path}: found a folder, expected a file; choose another path")
             if fs.exists(place) and not force:
@@ -65,12 +64,12 @@ def split(full_path: str, train_path: str, test_path: str, train_size: float, se
         report.append((path, buffer.getvalue(), Counter(compress(authors, chosen))))
     for path, *_ in report:
         with storage_errors(path, "cannot write to it"):
-            fs, place = fsspec.url_to_fs(path)
+            fs, place = paths.file_system(path)
             fs.makedirs(fs._parent(place), exist_ok=True)
     lines = list(table.notes)
     for path, content, counts in report:
         with storage_errors(path, "cannot write to it"):
-            fs, place = fsspec.url_to_fs(path)
+            fs, place = paths.file_system(path)
             fs.pipe_file(place, content.encode())
         shares = ", ".join(f"{author} {count:,}" for author, count in sorted(counts.items()))
         lines.append(f"{path}: {sum(counts.values()):,} rows ({shares})")

@@ -20,12 +20,12 @@ def test_a_model_is_complete_if_its_last_file_names_the_round_and_all_sizes(
 ) -> None:
     checkpoints = CheckpointStore(str(tmp_path / "out"))
     checkpoints.probe()
-    assert not is_exported(checkpoints, 4)
+    assert not is_exported(checkpoints, "model", 4)
     (tmp_path / "out" / "model").mkdir()
     for name, content in (("config.json", "{}"), ("model.safetensors", "1234")):
         (tmp_path / "out" / "model" / name).write_text(content)
-    assert not is_exported(checkpoints, 4)
+    assert not is_exported(checkpoints, "model", 4)
     found = {"round": 4, "files": {"config.json": 2, "model.safetensors": 4}} | change
     checkpoints.write_json("done", found)
     (tmp_path / "out" / "done").rename(tmp_path / "out" / "model" / COMPLETE)
-    assert is_exported(checkpoints, 4) == complete
+    assert is_exported(checkpoints, "model", 4) == complete

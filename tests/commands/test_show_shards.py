@@ -157,7 +157,7 @@ def test_a_csv_file_holds_the_counts_of_all_sites(tmp_path: Path) -> None:
     [
         ({"all": True}, "train", "all=True: only show_shards uses it, not train; leave it out"),
         ({"csv_path": "x.csv"}, "show_task", "csv_path=x.csv: only evaluate and show_shards use it, not show_task"),
-        ({"checkpoint": "x"}, "show_shards", "checkpoint=x: only evaluate uses it"),
+        ({"checkpoint": "x"}, "show_shards", "checkpoint=x: only evaluate and export use it"),
     ],
 )
 def test_keys_of_other_commands_are_refused(keys: dict[str, Any], command: str, message: str) -> None:

@@ -52,7 +52,7 @@ def test_tasks_with_two_files_take_one(tmp_path: Path, task_name: str) -> None:
     task = load_task(Config.from_mapping(keys | {"test_fraction": 0.2}))
     assert (len(task.train), len(task.test), len(set(task.test.labels.tolist()))) == (16, 4, 2)
     with pytest.raises(
-        UserError, match=r"needs it; set test_path=…, or test_fraction=0\.2 to test on a part of train_path"
+        UserError, match=r"needs it; set test_path=FILE, or test_fraction=0\.2 to test on a part of train_path"
     ):
         load_task(Config.from_mapping(keys))
 
@@ -90,5 +90,5 @@ def test_a_resume_with_another_fraction_is_refused(tmp_path: Path) -> None:
     del before["test_fraction"]  # a job of an earlier version
     with pytest.raises(UserError, match="the data have changed"):
         resume._check_same_job(
-            now, {"job_name": "j", "config": before, "data_digest": "0" * 64}, load_task(now).digest()
+            now, {"job_name": "j", "config": before, "data_digest": "0" * 64}, load_task(now).digest(), 1
         )

@@ -166,6 +166,9 @@ def test_an_empty_text_becomes_the_padding_token_if_the_tokenizer_adds_none(tmp_
         def __len__(self) -> int:
             return 300
 
+        def get_vocab(self) -> dict[str, int]:
+            return {chr(number): number for number in range(300)}
+
         def __call__(self, texts: list[str], pairs: None, **_: object) -> dict[str, list[list[int]]]:
             ids = [[ord(letter) for letter in text] for text in texts]
             return {"input_ids": ids, "token_type_ids": [[1] * len(row) for row in ids]}

@@ -176,6 +176,7 @@ def test_clipping_bounds_a_step_in_any_precision(tmp_path: Path, precision: str)
     assert delta.norm().item() == pytest.approx(0.1 * 0.05, rel=1e-3)
 
 
+@pytest.mark.timeout(3600)  # the compiler takes a minute of an idle core
 @pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
 def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(tmp_path: Path) -> None:
     results = []

@@ -197,17 +197,17 @@ def test_a_process_under_a_debugger_never_counts_as_hung(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("children", "message"),
     [
-        (("asleep", "waiting", "busy"), r"child 0 made no progress for 2 s and counts as hung.*raise stall_timeout(.|\n)*"
+        (("asleep", "waiting", "busy"), r"child 0 made no progress for 5 s and counts as hung.*raise stall_timeout(.|\n)*"
                                         r"File .*test_launcher\.py., line \d+ in get_stuck"),
-        (("busy", "stopped", "waiting"), r"child 1 made no progress for 2 s .*It is suspended, so it can't print its stack trace"),
-        (("waiting", "waiting"), r"child [01] made no progress for 2 s"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 5 s .*It is suspended, so it can't print its stack trace"),
+        (("waiting", "waiting"), r"child [01] made no progress for 5 s"),
     ],
 )  # fmt: skip
 def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tuple[str, ...], message: str) -> None:
     names = [f"child {number}" for number in range(len(children))]
     with pytest.raises(JobFailed, match=message):
         launcher.run_children(
-            f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 2.0
+            f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 5.0
         )
     assert multiprocessing.active_children() == []
 

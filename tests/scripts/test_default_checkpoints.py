@@ -99,7 +99,7 @@ def test_the_best_round_is_exported_at_the_end_or_by_typing_the_job_again(
         assert tensors.keys() <= expected.keys()
         assert all(np.array_equal(tensor, expected[key]) for key, tensor in tensors.items())
     finished = command(*words, "export=both")
-    assert "the model is in checkpoints/j/model and checkpoints/j/model-best; for" in finished.stdout
+    assert "the model is in checkpoints/j/model and checkpoints/j/model-best; for" in " ".join(finished.stdout.split())
 
 
 def test_the_name_of_the_job_may_stand_anywhere_in_the_folder() -> None:

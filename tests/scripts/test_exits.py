@@ -80,10 +80,10 @@ def test_an_unreachable_store_does_not_delay_the_exit(
             (tmp_path / "lost").touch()
         match end:
             case "SIGTERM":
-                status, message = 128 + signal.SIGTERM, "run the same command again to resume"
+                status, message = 128 + signal.SIGTERM, "run the same command again"
                 process.terminate()
             case "SIGINT twice":
-                status, message = 128 + signal.SIGINT, "run the same command again to resume"
+                status, message = 128 + signal.SIGINT, "run the same command again"
                 os.killpg(process.pid, signal.SIGINT)  # to the whole process group, like a terminal
                 time.sleep(2)
                 assert process.poll() is None, "after one Ctrl-C, publishing may take any time"

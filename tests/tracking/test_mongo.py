@@ -297,7 +297,10 @@ def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str)
     log.append("completed")
     log.close()
     replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
-    replay.step()
+    for _ in range(10):  # on a busy machine, the server may not answer in time
+        replay.step()
+        if replay.trouble is None:
+            break
     assert replay.trouble is None, replay.describe_trouble()
     entry = database(mongo).runs.find_one()
     assert 2 * OUTPUT_END <= len(entry["captured_out"]) < 2 * OUTPUT_END + 200

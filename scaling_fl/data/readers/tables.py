@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data.readers import formats
+from scaling_fl.data.readers.paths import expand
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text, one_line
 
@@ -130,7 +131,7 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
     """
     kept: dict[str, list[Any]] = {}
     files, notes = list[tuple[str, Sequence[int]]](), list[str]()
-    for path in formats.expand(paths, key):
+    for path in expand(paths, key):
         numbers, num_blank = array("q"), 0
         columns: list[tuple[str, list[Any]]] = []
         for number, values in formats.rows(path, key, wanted, headerless):

@@ -14,7 +14,7 @@ import numpy as np
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.readers import downloads
-from scaling_fl.data.readers.formats import file_system
+from scaling_fl.data.readers.paths import file_system
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 from scaling_fl.text import NOT_TEXT, is_text

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaling_fl.data.readers import formats, tables
+from scaling_fl.data.readers import paths, tables
 from scaling_fl.errors import UserError
 from tests.conftest import ObjectStore
 
@@ -103,7 +103,7 @@ def test_several_files_and_patterns_are_read_in_order(tmp_path: Path) -> None:
 
 def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a,b*[1].csv", b"text,label\na,x\n")
-    assert formats.expand(path, "train_path") == [path]
+    assert paths.expand(path, "train_path") == [path]
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
@@ -111,10 +111,10 @@ def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     write(tmp_path / "a.csv", b"text,label\na,x\n")
     (tmp_path / "a.csv.d").mkdir()
     monkeypatch.chdir(tmp_path)
-    for paths in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
+    for names in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
         with pytest.raises(UserError, match=r"train_path='.*': it names (\./)?a\.csv twice"):
-            tables.read(paths, "train_path", WANTED)
-    assert formats.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders are ignored"
+            tables.read(names, "train_path", WANTED)
+    assert paths.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders are ignored"
 
 
 def test_long_texts_are_read(tmp_path: Path) -> None:

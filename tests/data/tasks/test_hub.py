@@ -230,6 +230,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
+@pytest.mark.timeout(3600)  # it imports the library anew in each of several processes
 def test_a_data_set_is_downloaded_from_the_hub_once_and_then_works_offline(
     hub: ThreadingHTTPServer, command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
