@@ -77,7 +77,7 @@ show_progress() {
             ;;
         Installing\ collected\ packages:*)
             line=${line//[^,]/}
-            say "unpacking $((${#line} + 1)) packages"
+            say "unpacking $((${#line} + 1)) package$([[ -z $line ]] || echo s)"
             ;;
         esac
     done
