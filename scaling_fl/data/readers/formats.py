@@ -14,6 +14,7 @@ from fsspec.utils import infer_compression
 
 from scaling_fl import host
 from scaling_fl.data.readers.paths import file_system
+from scaling_fl.data.readers.unexpected import check_separator, check_start
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text
 
@@ -27,26 +28,6 @@ Row = tuple[int, list[Any] | None]
 
 
 OTHER_COLUMNS = "for a file with other columns, use task_name=csv text_column=… label_column=…"
-_SEPARATORS = {  # each with its name and the remedy if a file has it unexpectedly
-    ";": ("semicolons", "save it with commas"),
-    "\t": ("tabs", "name it .tsv"),
-    "|": ("vertical bars", "save it with commas"),
-    ",": ("commas", "name it .csv"),
-}
-_AS_CSV = "save the sheet as CSV in UTF-8"
-_OTHER_FORMATS = (  # how a file of another format begins; bytes that are not UTF-8 are surrogates
-    ("PK\3\4", "an Excel workbook or a zip archive", f"{_AS_CSV}, or unpack the archive"),
-    ("\udcd0\udccf\x11", "an Excel workbook", _AS_CSV),
-    ("PAR1", "Parquet", "name it .parquet"),
-    ("\x1f\udc8b", "gzip", "add .gz to its name"),
-    ("\udcfd7zXZ", "xz", "add .xz to its name"),
-    ("\udcff\udcfe", "UTF-16", "save the file as UTF-8"),
-    ("\udcfe\udcff", "UTF-16", "save the file as UTF-8"),
-    ("%PDF-", "a PDF document", "name a file of rows"),
-    ("<!doctype", "a web page", "download the file itself"),
-    ("<html", "a web page", "download the file itself"),
-    ("version https://git-lfs", "a Git LFS pointer", "fetch the file with git lfs pull"),
-)
 
 
 def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Iterator[Row]:
@@ -77,7 +58,7 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
         with _open(path, "rt", compression=compression, **options) as file:
             first = file.readline()
-            _check_start(first, path)
+            check_start(first, path)
             content = itertools.chain([first] if first else [], file)
             if lines:
                 yield from _json_lines(content, path, wanted)
@@ -86,9 +67,7 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
                 records = (
                     _tsv(content)
                     if tabs
-                    else _csv(
-                        content, path, functools.partial(_check_separator, path, ",", [first.strip()], *separated)
-                    )
+                    else _csv(content, path, functools.partial(check_separator, path, ",", [first.strip()], *separated))
                 )
                 yield from _select_columns(records, path, wanted, headerless, "\t" if tabs else ",")
     except UserError:
@@ -106,13 +85,6 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
 
 def _open(path: str, mode: str, **options: Any) -> OpenFile:
     return fsspec.open(path, mode, **options) if "://" in path else OpenFile(*file_system(path), mode, **options)
-
-
-def _check_start(first: str, path: str) -> None:
-    """Raise `UserError` if the first line shows that the file has another format than its name says."""
-    for start, found, remedy in _OTHER_FORMATS:
-        if first[: len(start)].lower() == start.lower():
-            raise UserError(f"{path}, row 1: expected text, found {found}; {remedy}")
 
 
 def _csv(file: Iterable[str], path: str, check_first: Callable[[], None]) -> Iterator[Row]:
@@ -169,7 +141,7 @@ def _select_columns(
         if header is None:
             if not all(map(is_text, record)):
                 raise UserError(f"{path}, row {number}: {NOT_TEXT}")
-            _check_separator(path, separator, record, [*wanted], len(names))
+            check_separator(path, separator, record, [*wanted], len(names))
             has_header = headerless is None or record == names
             if not has_header and len(record) != len(names):
                 raise UserError(
@@ -189,19 +161,6 @@ def _select_columns(
                 f"{path}, row {number}: expected {len(header)} fields ({_listed(header)}), found {len(record)}"
             )
         yield number, [record[position] for position in positions]
-
-
-def _check_separator(path: str, separator: str, record: list[str], wanted: list[str], num_fields: int) -> None:
-    """Raise `UserError` if the first record has the wanted columns, or `num_fields` fields, with another separator."""
-    if num_fields == len(record) or set(wanted) <= set(record):
-        return
-    line = separator.join(record)
-    for other, (name, remedy) in _SEPARATORS.items():
-        fields = [field.strip().strip('"') for field in line.split(other)]
-        if other != separator and (set(wanted) <= set(fields) or len(fields) == num_fields > 1):
-            raise UserError(
-                f"{path}, row 1: its fields seem to be separated by {name}, not by {_SEPARATORS[separator][0]}; {remedy}"
-            )
 
 
 def _json_lines(file: Iterable[str], path: str, wanted: Wanted) -> Iterator[Row]:
