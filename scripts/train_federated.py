@@ -235,9 +235,7 @@ def evaluate(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def export(_config: dict[str, Any]) -> None:
     """Make a Hugging Face folder of a checkpoint: of the file `checkpoint`, or of the newest of `job_name`."""
-    config = job.config_of(_config)
-    config = config if config.job_name is None else config.named(config.job_name)
-    _show("scaling_fl.checkpoint.export:export", "the export", config)
+    _show("scaling_fl.commands.export:export", "the export", job.config_of(_config))
 
 
 def _show(target: str, name: str, config: Config, *arguments: Any) -> None:

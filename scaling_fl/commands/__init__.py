@@ -1,4 +1,5 @@
-"""Commands that show the task (`show_task`), the shards (`show_shards`) or a trained model's test results (`evaluate`).
+"""Commands other than train: show_task, show_shards, evaluate (a trained model's test results), export (of a checkpoint).
 
-Each runs in a child process, like the preparation, and sends its lines to the console. Only `csv_file` writes a file.
+Each runs in a child process, like the preparation, and sends its lines to the console. job_checkpoint: what evaluate and
+export read of a job. Only csv_file writes a file, and export a folder, through `checkpoint`.
 """

@@ -39,9 +39,8 @@ def show(send: Send, config: Config) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
     csv_file.check_new(config.csv_path)
-    send({"event": "said", "text": f"loading {config.checkpoint}"})
-    with waiting(send):
-        trained = trained_model.load(config, report)
+    send({"event": "said", "text": f"loading {config.checkpoint or f'the newest checkpoint of job {config.job_name}'}"})
+    trained = trained_model.load(send, config, report)
     config = trained.config
     with waiting(send, reads_over_network(config)):
         task = load_test(config, report)
@@ -63,7 +62,7 @@ def measure(
     trained: TrainedModel, split: Split, report: Report
 ) -> tuple[list[metrics.BatchMetrics], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Evaluate as in a run. Also returns each example's prediction (N,) and the prediction's probability (N,)."""
-    config, module = trained.config, trained.module
+    config, module, tokenizer = trained.config, trained.loaded.module, trained.loaded.tokenizer
     if config.threads_per_site is not None:
         torch.set_num_threads(config.threads_per_site)
     on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
@@ -81,13 +80,12 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         token_types = split.pairs is not None and loading.takes_token_types(module)
         token_store.write(
-            Path(folder), trained.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs, token_types,
+            Path(folder), tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs, token_types,
             lambda done, total, unit: report("tokenising", done, total, unit),
         )  # fmt: skip
         paired = split.pairs is not None
-        texts = probe.tokenised_extremes(trained.tokenizer, split.texts, paired, token_types, config.max_seq_len)
-        padding = probe.find_padding(config.model, module, texts, [])
-        store = token_store.TokenStore(Path(folder), trained.tokenizer.pad_token_id, padding.left, padding.min_length)
+        padding, _ = probe.prepare_padding(config.model, trained.loaded, split.texts, paired, config.max_seq_len, [])
+        store = token_store.TokenStore(Path(folder), tokenizer.pad_token_id, padding.left, padding.min_length)
         module.to(device)
         model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
         # Only evaluated: nothing is compiled for it, and there is no backward pass.

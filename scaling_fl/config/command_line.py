@@ -10,6 +10,7 @@ from typing import Any
 
 from scaling_fl.config import flags
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.commands import COMMANDS
 from scaling_fl.errors import UserError
 
 
@@ -77,7 +78,7 @@ def check_words(words: Sequence[str]) -> None:
     before, updates = words[:position], words[position + 1 :]
     for word in before:
         command = [] if word is before[0] else before[:1]
-        if "=" in word or word in NAMED_CONFIGS or (word in keys and word != "export"):  # also a command
+        if "=" in word or word in NAMED_CONFIGS or word in set(keys) - COMMANDS:
             more = " …" if len(words) > len(command) + 1 else ""
             raise UserError(
                 f"{word}: expected `with` before the keys; write {' '.join([*command, 'with', word])}{more}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.commands import COMMANDS
 
 _INTRODUCTION = (
     "Write keys after `with`, as key=value, lists without spaces. A key with the default None is not set. "
@@ -66,5 +67,7 @@ def _entry(field: "dataclasses.Field[Any]", width: int, with_valid: bool = False
     texts = [field.metadata["help"]]
     if with_valid and field.metadata["expected"]:
         texts.append(f"valid: {field.metadata['expected']}")
+    if with_valid and field.name in COMMANDS:
+        texts.append("(There is a command of this name as well: --help lists the commands.)")
     wrap = textwrap.TextWrapper(width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
     return "\n".join([f"  {field.name}={as_command_line(field.default)}", *map(wrap.fill, texts)])

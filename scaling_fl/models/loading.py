@@ -48,6 +48,7 @@ class LoadedModel(NamedTuple):
     module: Any  # a transformers.PreTrainedModel
     tokenizer: Any
     new_parameters: list[str]  # names that the pre-trained weights lack: usually the head
+    notes: tuple[str, ...] = ()
 
 
 def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> LoadedModel:
@@ -61,6 +62,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
     }
+    notes = []
     if model == "tiny":
         tokenizer = tiny_tokenizer(texts)
         torch.manual_seed(seeding.torch_seed(seed, "head"))
@@ -71,14 +73,21 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
         def load_both(source: str, local_files_only: bool) -> tuple[Any, Any, dict[str, Any]]:
             options = {"local_files_only": local_files_only, "trust_remote_code": False}
             tokenizer = load_text_tokenizer(source, **options)
+            config = AutoConfig.from_pretrained(source, **options, **labels)
+            if getattr(config, "attention_type", None) == "block_sparse":
+                config.attention_type = "original_full"  # the library would switch to it at the first short batch
+                notes.append(
+                    f"model={model}: attention_type=block_sparse would hold until the first short batch only, so every "
+                    "text gets full attention"
+                )
             torch.manual_seed(seeding.torch_seed(seed, "head"))
             module, report = AutoModelForSequenceClassification.from_pretrained(
                 source,
+                config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head from earlier fine-tuning is replaced, and reported as new
                 **options,
-                **labels,
             )
             return tokenizer, module, report
 
@@ -100,7 +109,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
         if hasattr(module.config, key):
             setattr(module.config, key, value)
     _check_length(model, module.config, tokenizer, max_seq_len)
-    return LoadedModel(module, tokenizer, new_parameters)
+    return LoadedModel(module, tokenizer, new_parameters, tuple(dict.fromkeys(notes)))
 
 
 def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from scaling_fl.errors import UserError
+from scaling_fl.models import loading
 
 _SHORT = 8  # tokens
 _WIDE = 16  # tokens
@@ -61,6 +62,26 @@ def tokenised_extremes(tokenizer: Any, texts: Sequence[str], paired: bool, types
         types_[middle : middle + 1] = [types_[middle]] * (1 + missing)
     short = encode(source, min(_SHORT, max_seq_len))
     return Texts(encode("", max_seq_len), short, Text(ids, types_), tokenizer.pad_token_id)
+
+
+def prepare_padding(
+    model: str, loaded: loading.LoadedModel, texts: Sequence[str], paired: bool, max_seq_len: int, notes: list[str]
+) -> tuple[Padding, Texts]:
+    """Return how to pad, see `find_padding`, and the texts tried. Sets the tokenizer's `padding_side` accordingly.
+
+    `texts` need not be those of the training: a few words are enough.
+    """
+    types = "token_type_ids" in loading.input_names(loaded.module, paired)
+    tried = tokenised_extremes(loaded.tokenizer, texts, paired, types, max_seq_len)
+    modules = list(loaded.module.modules())
+    padding = find_padding(model, loaded.module, tried, notes)
+    if modules != list(loaded.module.modules()):
+        raise UserError(
+            f"model={model}: it replaces parts of itself when it is used, so that results would depend on earlier "
+            "batches; use another model"
+        )
+    loaded.tokenizer.padding_side = "left" if padding.left else "right"
+    return padding, tried
 
 
 def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Padding:

@@ -63,6 +63,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk
         loaded = loading.load_model(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+    notes += loaded.notes
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
@@ -70,8 +71,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
     resume.check_finite(f"model={config.model}", _initial_state(loaded.module, ()))
     with waiting(send):
-        padding, resolved = _try_model(config, loaded, task.train, "token_type_ids" in input_names, devices[0], notes)
-    loaded.tokenizer.padding_side = "left" if padding.left else "right"  # also in the exported tokenizer
+        padding, resolved = _try_model(config, loaded, task.train, devices[0], notes)
     with export.export_errors(config.model):
         loaded.module.config.save_pretrained(work / "model")
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
@@ -177,11 +177,11 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
 
 
 def _try_model(
-    config: Config, loaded: loading.LoadedModel, train: Split, types: bool, device: str, notes: list[str]
+    config: Config, loaded: loading.LoadedModel, train: Split, device: str, notes: list[str]
 ) -> tuple[probe.Padding, Config]:
     """Return how to pad, and `config` with the precision in which the model works. Raises `UserError` if none does."""
-    texts = probe.tokenised_extremes(loaded.tokenizer, train.texts, train.pairs is not None, types, config.max_seq_len)
-    padding = probe.find_padding(config.model, loaded.module, texts, notes)
+    paired = train.pairs is not None
+    padding, texts = probe.prepare_padding(config.model, loaded, train.texts, paired, config.max_seq_len, notes)
     chosen = precision(config, torch.device(device))
     for attempt in dict.fromkeys((chosen, "fp32") if config.precision == "auto" else (chosen,)):
         try:

@@ -10,12 +10,17 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pymongo
 import pytest
+import safetensors.numpy
 from bson import json_util
 
+from scaling_fl.commands import evaluate
+from scaling_fl.commands.export import export
+from scaling_fl.config.schema import Config
 from tests import builders
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -100,3 +105,25 @@ def test_resuming_an_earlier_job_with_changed_keys_is_refused(command: Command, 
     assert (folder / "runs" / "_events" / "earlier.jsonl").read_bytes() == (
         EARLIER / "runs" / "_events" / "earlier.jsonl"
     ).read_bytes()
+
+
+def test_a_checkpoint_of_the_earlier_version_is_exported_and_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    checkpoint = "out/round-000002.safetensors"
+    export(MagicMock(), Config(checkpoint=checkpoint))
+    expected, _ = builders.read(folder / checkpoint)
+    exported = safetensors.numpy.load_file(folder / "out" / "model-round-000002" / "model.safetensors")
+    assert exported
+    assert all(np.array_equal(tensor, expected[name]) for name, tensor in exported.items())
+
+    def measured(checkpoint: str) -> list[str]:
+        lines: list[str] = []
+        keys = {"checkpoint": checkpoint, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv"}
+        keys |= {"text_column": "body", "label_column": "topic", "threads_per_site": 1}  # type: ignore[dict-item]
+        send = MagicMock(side_effect=lambda event: lines.append(event.get("text", "")))
+        evaluate.show(send, Config.from_mapping(keys))
+        return lines[next(i for i, line in enumerate(lines) if line.startswith("loss ")) :]
+
+    assert measured(checkpoint) == measured("out/model-round-000002")

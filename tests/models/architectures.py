@@ -29,6 +29,7 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 20},
     "longformer": {"attention_window": 8},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [8, 8], "attention_head_size": 8},
+    "xmod": {"default_language": "en_XX"},
     **{kind: {"decoder_start_token_id": 0} for kind in ("t5", "mt5", "umt5")},
 }
 

@@ -100,6 +100,8 @@ def test_a_partly_cached_model_is_looked_up_on_the_hub(tmp_path: Path, monkeypat
         return original(str(tmp_path), **options)
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", without_weights)
+    config = transformers.AutoConfig.from_pretrained(tmp_path, num_labels=3)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: builders.tokenizer())
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
     assert load("lab/model").module.classifier.out_features == 3

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from scaling_fl.errors import UserError
-from scaling_fl.models import probe
+from scaling_fl.models import loading, probe
 from tests import builders
 from tests.models import architectures
 
@@ -92,3 +92,20 @@ def test_what_fails_only_in_training_is_found() -> None:
     with pytest.raises(ValueError, match="training"):
         probe.check_step(module, extremes(), probe.Padding(), torch.device("cpu"), None)
     assert isinstance(module, transformers.ReformerForSequenceClassification)
+
+
+def test_a_model_that_replaces_its_own_parts_is_refused() -> None:
+    class Changing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = architectures.build("bert")
+            self.config, self.part = self.inner.config, torch.nn.Dropout()
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            if input_ids.shape[1] < 4:
+                self.part = torch.nn.Dropout()
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+
+    loaded = loading.LoadedModel(Changing(), builders.tokenizer(), [])
+    with pytest.raises(UserError, match="model=m: it replaces parts of itself when it is used"):
+        probe.prepare_padding("m", loaded, ["river"], False, 16, [])

@@ -3,15 +3,12 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from scaling_fl.checkpoint.export import export
 from scaling_fl.config.schema import Config
-from scaling_fl.errors import UserError
 from scaling_fl.state_file import read_state
 from tests import builders
 
@@ -54,27 +51,6 @@ def test_a_job_keeps_its_model_and_last_checkpoint_and_is_resumed(
     assert all(np.array_equal(tensor, saved[name]) for name, tensor in tensors.items())
     refused = command("export", "with", f"checkpoint={folder / left[0]}", "learning_rate=0.7")
     assert "can't be resumed with different settings: learning_rate was " in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({}, r"export: no checkpoint is named; add checkpoint="),
-        ({"checkpoint": "out/model"}, r"checkpoint=out/model: expected a file round-NNNNNN\.safetensors"),
-        ({"checkpoints_dir": "none"}, r"checkpoints_dir=none: found no checkpoint; correct job_name or the folder"),
-        (
-            {"checkpoint": "none/round-000001.safetensors"},
-            r"checkpoints_dir=none: cannot read round-000001.safetensors",
-        ),
-    ],
-)
-def test_an_export_of_nothing_is_refused(
-    keys: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=message):
-        export(Mock(), Config.from_mapping(keys))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_round_is_exported_at_the_end_or_by_typing_the_job_again(

@@ -10,6 +10,7 @@ COMMANDS_OF_KEY = {
     "csv_path": ("evaluate", "show_shards"),
     "all": ("show_shards",),
 }
+COMMANDS = frozenset(command for commands in COMMANDS_OF_KEY.values() for command in commands)
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class CommandKeys:
 
     checkpoint: str | None = key(
         None,
-        "for `evaluate`: a checkpoint (`…/round-000010.safetensors`), a folder of a trained model, or a hub id; for "
-        "`export`: a checkpoint, by default the newest of `job_name`",
+        "for `evaluate` and `export`: a checkpoint (`…/round-000010.safetensors`), by default the newest of `job_name`; "
+        "for `evaluate` also a folder of a trained model, or a hub id",
         may_change=True,
     )
     csv_path: str | None = key(

@@ -1,0 +1,68 @@
+"""`export` writes the model of any checkpoint: on disk, in an object store, with the tiny model's own vocabulary."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import fsspec
+import pytest
+import torch
+import transformers
+
+from scaling_fl import state_file
+from scaling_fl.checkpoint.header import checkpoint_header
+from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.commands.export import export
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.runtime import launcher
+from tests.conftest import ObjectStore
+
+
+def test_a_checkpoint_in_an_object_store_is_exported_beside_it(
+    job: tuple[Config, Any], object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, module = job
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    url = f"{object_store.bucket}/jobs/news"
+    source = Path(str(config.checkpoints_dir)) / "round-000007.safetensors"
+    object_store.fs.put_file(str(source), f"{url}/{source.name}")
+    export(MagicMock(), Config(checkpoint=f"{url}/{source.name}"))
+    fs, path = fsspec.url_to_fs(f"{url}/model-round-000007")
+    fs.get(path, str(tmp_path / "fetched"), recursive=True)
+    _same(tmp_path / "fetched", module)
+
+
+def test_the_tiny_model_is_exported_with_the_vocabulary_of_its_data(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(small_config, model="tiny")
+    (tmp_path / "work").mkdir()
+    plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
+    tensors = state_file.read_state(tmp_path / "work" / "state.safetensors")[0]
+    store = CheckpointStore(str(config.checkpoints_dir))
+    store.probe()
+    store.save(4, tensors, checkpoint_header(plan, {}, None))
+    # The data have moved since.
+    moved = {}
+    for key in ("train_path", "test_path"):
+        moved[key] = str(Path(getattr(config, key)).rename(tmp_path / f"moved-{key}.csv"))
+    typed = Config.from_mapping({"checkpoints_dir": config.checkpoints_dir, "job_name": "j"} | moved)
+    export(MagicMock(), typed)
+    exported = Path(store.url) / "model-round-000004"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (exported / file).read_bytes() == (tmp_path / "work" / "model" / file).read_bytes()
+    Path(moved["train_path"]).write_text("topic,body\nclass 0,a\nclass 1,b\nclass 2,c\n")
+    with pytest.raises(UserError, match="the data have changed since the job started"):
+        export(MagicMock(), typed)
+
+
+def _same(folder: Path, module: Any) -> None:
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    expected = module.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    text = transformers.AutoTokenizer.from_pretrained(folder)("river stone", return_tensors="pt")
+    assert text["input_ids"].shape[1] > 2
