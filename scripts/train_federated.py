@@ -95,10 +95,10 @@ from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo_address  # noqa: E402
 
 
-def _cache_git_commit() -> bool:
-    """Return whether Sacred can record the commit: it would crash without git, in a copy, or before the first commit.
+def _cache_git_commit() -> tuple[str, str, bool] | None:
+    """Return the repository, the commit, and whether files have changed; None without git or before the first commit.
 
-    Also make Sacred reuse the answer. By default, it runs three git commands per source file, which takes seconds.
+    Sacred would crash without them. Also make Sacred reuse the answer. By default, it runs three git commands per source file, which takes seconds.
     """
     try:
         import git
@@ -106,9 +106,9 @@ def _cache_git_commit() -> bool:
         git.Repo(ROOT).head.commit.hexsha  # noqa: B018
         answer = dependencies.get_commit_if_possible(str(ROOT / "scripts" / "train_federated.py"), True)
     except Exception:  # no git, no repository, no commit, another user's repository: each raises its own exception
-        return False
+        return None
     dependencies.get_commit_if_possible = lambda filename, save_git_info: answer
-    return True
+    return answer  # type: ignore[no-any-return]
 
 
 SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
@@ -118,7 +118,8 @@ if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
     for _name, _text in vars(commands).items():
         if isinstance(_text, str):
             setattr(commands, _name, re.sub(r"\x1b\[[\d;]*m", "", _text))
-experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_cache_git_commit())
+_commit = _cache_git_commit()
+experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_commit is not None)
 experiment.doc = __doc__.splitlines()[0]  # docopt would read the flags in the rest as further options
 experiment.add_config(Config().to_mapping())
 for _name, _values in NAMED_CONFIGS.items():
@@ -170,6 +171,11 @@ def remember_options(options: dict[str, Any]) -> None:
             with _reported_errors():
                 check_config_file(word)
     with _reported_errors():
+        if options["--enforce_clean"] and (
+            _commit is None or _commit[2]
+        ):  # Sacred would say so after loading the model
+            found = "no git repository with a commit" if _commit is None else f"uncommitted changes in {ROOT}"
+            raise UserError(f"-e: expected sources that are committed, found {found}; commit them, or leave -e out")
         job.unobserved = bool(options["--unobserved"])
         # Sacred's own observers would create a new run at each start, and wait a minute for a server.
         if folder := options["--file_storage"]:

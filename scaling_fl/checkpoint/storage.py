@@ -46,6 +46,10 @@ class Storage:
         """The full name of a file in the folder, as the user would type it."""
         return f"{self.url}/{name}"
 
+    def exists(self) -> bool:
+        """Whether there is such a folder; object stores have no folders, and any name will do."""
+        return not self.local or Path(self.root).is_dir()
+
     def probe(self) -> None:
         """Write, list and remove a small file, and remove what killed runs left. Raises `UserError` if that fails.
 

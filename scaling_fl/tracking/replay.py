@@ -42,7 +42,10 @@ class Target(Protocol):
 
 
 class Mirror:
-    """The copy of the event file beside the checkpoints, because a preempted container loses its disk."""
+    """The copy of the event file beside the checkpoints, because a preempted container loses its disk.
+
+    Where there are no checkpoints, as in a `sync` on another machine, there is no copy.
+    """
 
     name, title, throttled = "the copy of the events beside the checkpoints", "", False
 
@@ -54,7 +57,8 @@ class Mirror:
 
     def write(self, record: Record, events: list[Event], path: Path) -> None:
         due = any(event["event"] in ("started", "checkpoint", "restarted", *event_file.ENDS) for event in events)
-        if due and (self._lease is None or self._lease.taken_over_by is None):
+        mine = self._lease is None or self._lease.taken_over_by is None
+        if due and mine and self._checkpoints.exists():
             self._checkpoints.publish_file(path, event_file.MIRROR)
 
     def location(self) -> str:

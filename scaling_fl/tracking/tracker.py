@@ -47,7 +47,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         config: Mapping[str, Any],
         meta_info: Mapping[str, Any],
         _id: Any,
-    ) -> Any:
+    ) -> None:
         plan = self._plan
         table = [
             {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6)}
@@ -91,7 +91,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         self._log.restore(plan.history)
         for replay in self.replays:
             replay.start()
-        return plan.config.job_name
+        # No id: Sacred would print it as the run's, beside the record's number.
 
     def event(self, event: Event) -> None:
         """Append an event of a worker."""

@@ -41,6 +41,8 @@ def strike(fault: dict[str, Any]) -> None:
         case ["hang"]:
             time.sleep(1000)
         case ["launcher", name, *slow]:
+            while "after" in fault and not Path(fault["after"]).exists():
+                time.sleep(0.01)
             launcher = int(os.environ["CHAOS_LAUNCHER"])
             os.kill(launcher, getattr(signal, name))
             # Stay at this place until the launcher has asked the processes to stop; "slow" and SIGKILL: for ever.

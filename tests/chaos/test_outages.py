@@ -1,11 +1,15 @@
 """A database that is unreachable for a while: the job doesn't wait for it, and the entry is complete in the end."""
 
+import contextlib
 import datetime
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +100,20 @@ def test_a_server_that_comes_and_goes_ends_up_with_the_whole_entry(server: Serve
     assert_complete(server, flaky)
 
 
+def wait_until(condition: Callable[[], bool], marker: Path | None = None) -> None:
+    """Wait for `condition`, then create the file `marker`. The test's time-out is the limit."""
+    while not condition():
+        time.sleep(0.05)
+    if marker is not None:
+        marker.touch()
+
+
+def has_entry(server: Server, name: str) -> bool:
+    with contextlib.suppress(pymongo.errors.PyMongoError):
+        return server.database(name).runs.find_one() is not None
+    return False
+
+
 @pytest.mark.thorough
 def test_a_server_that_stays_down_delays_nothing_and_sync_completes_the_entry(server: Server, tmp_path: Path) -> None:
     unrecorded = job(tmp_path / "job", server.address)
@@ -132,7 +150,10 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
     server.start()
     resumed = job(tmp_path / "job", server.address)
     fault = {"place": "training", "kind": "launcher SIGKILL", "worker": 1, "round": 3, "marker": str(tmp_path / "m")}
-    resumed.run(fault)
+    entered = threading.Thread(target=lambda: wait_until(lambda: has_entry(server, "job"), tmp_path / "entered"))
+    entered.start()  # on a busy machine, the kill would come before the entry
+    resumed.run(fault | {"after": str(tmp_path / "entered")})
+    entered.join()
     (killed,) = server.database("job").runs.find()
     assert killed["status"] == "RUNNING"
     done = resumed.run()
@@ -162,14 +183,14 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
 def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Server, tmp_path: Path) -> None:
     server.start()
     here = job(tmp_path / "here", server.address)
-    for machine in ("a", "b"):  # each has its own lock files
-        (tmp_path / machine).mkdir()
-    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(tmp_path / "a"), **here.environ)
+    # Each machine has its own lock files. The paths of sockets are limited.
+    a, b = (tempfile.mkdtemp(prefix="sf-") for _ in "ab")
+    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=a, **here.environ)
     wait_for_row(process, 1)
+    lease = here.folder / "out" / "lease.json"
+    wait_until(lambda: "in database here" in lease.read_text())
     shutil.copytree(here.folder / "model", tmp_path / "there" / "model")
-    there = Job(
-        [*here.words, f"checkpoints_dir={here.folder}/out"], tmp_path / "there", {"TMPDIR": str(tmp_path / "b")}
-    )
+    there = Job([*here.words, f"checkpoints_dir={here.folder}/out"], tmp_path / "there", {"TMPDIR": b})
     refused = there.run()
     assert refused.returncode == 1
     assert "job news: a run on " in refused.stdout
@@ -183,6 +204,8 @@ def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Serve
     assert "waiting up to" in resumed.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert list((here.folder / "out").glob("lease.json")) == []
+    for folder in (a, b):
+        shutil.rmtree(folder)
 
 
 SECRET = "s3cr/et@pass"

@@ -434,3 +434,15 @@ def test_debug_shows_the_stack_trace(command: Command) -> None:
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "train_path='no.csv': there is no such file" in done.stderr.splitlines()[-1]
+
+
+def test_sources_that_are_not_committed_are_refused_before_the_data_are_read(command: Command, home: Path) -> None:
+    before = content(home)
+    done = command("-e", *arguments({}), cold=True, GIT_PYTHON_GIT_EXECUTABLE="/none")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "Refused: -e: expected sources that are committed, found no git repository with a commit"
+    )
+    assert done.stderr.strip().count("\n") == 0
+    assert "reading" not in done.stdout
+    assert content(home) == before

@@ -130,3 +130,12 @@ def test_the_copy_beside_the_checkpoints_is_written_at_starts_checkpoints_and_en
         replay.step()
         assert copy.read_bytes() == log.path.read_bytes(), event
     log.close()
+
+
+def test_where_there_are_no_checkpoints_there_is_no_copy(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    replay = Replay(log.path, Mirror(CheckpointStore(str(tmp_path / "none"))))
+    replay.step()
+    assert replay.trouble is None
+    assert not (tmp_path / "none").exists()
+    log.close()
