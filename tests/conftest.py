@@ -54,6 +54,13 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     zygote.set_environment(clean_environment())
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for temporary files of a command: `tmp_path` may be too long for the paths of sockets."""
+    with tempfile.TemporaryDirectory(prefix="sf-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(_own_folders: None) -> Iterator[None]:
     """Restore the environment: a worker that runs in this process names the network interface to use, for one."""

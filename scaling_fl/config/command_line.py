@@ -129,3 +129,24 @@ def check_config_file(word: str) -> None:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{word}: expected keys and values, found {type(values).__name__}; correct it")
+    if repeated := _repeated_key(word):
+        raise UserError(f"{word}: it sets {repeated} twice; leave one of them out")
+
+
+def _repeated_key(path: str) -> str | None:
+    """A key that a YAML or JSON file sets twice, of which parsers take the last; None if there is none."""
+    import yaml  # type: ignore[import-untyped]  # here, because few commands need it
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(
+                file, yaml.SafeLoader
+            )  # JSON is YAML, but for rare files that Sacred reads all the same
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    seen = set[str]()
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value in seen:
+            return str(key.value)
+        seen.add(key.value)
+    return None

@@ -48,6 +48,11 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
         folder = None if folder is None else folder.replace("{job_name}", job_name)
         return dataclasses.replace(self, job_name=job_name, checkpoints_dir=folder)
 
+    def to_record(self) -> dict[str, Any]:
+        """Like `to_mapping`, with the placeholder in the default folder: another job_name then means another folder."""
+        is_default = self.checkpoints_dir == Config().named(str(self.job_name)).checkpoints_dir
+        return self.to_mapping() | ({"checkpoints_dir": Config.checkpoints_dir} if is_default else {})
+
     @property
     def has_global_model(self) -> bool:
         """Whether the sites are aggregated into one model."""

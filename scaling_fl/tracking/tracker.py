@@ -72,7 +72,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
         self._log.append(
             "started",
             sacred=json.loads(json.dumps(sacred, default=str)),
-            config=plan.config.to_mapping(),
+            config=plan.config.to_record(),
             start={
                 "host": socket.gethostname(),
                 "after_round": plan.round,

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -180,17 +179,21 @@ def test_a_resume_continues_the_entry(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Server, tmp_path: Path) -> None:
+def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(
+    server: Server, tmp_path: Path, short_folder: Path
+) -> None:
     server.start()
     here = job(tmp_path / "here", server.address)
-    # Each machine has its own lock files. The paths of sockets are limited.
-    a, b = (tempfile.mkdtemp(prefix="sf-") for _ in "ab")
-    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=a, **here.environ)
+    for machine in ("a", "b"):  # each has its own lock files
+        (short_folder / machine).mkdir()
+    process = start(here.folder, *here.words, "num_rounds=9999", TMPDIR=str(short_folder / "a"), **here.environ)
     wait_for_row(process, 1)
     lease = here.folder / "out" / "lease.json"
     wait_until(lambda: "in database here" in lease.read_text())
     shutil.copytree(here.folder / "model", tmp_path / "there" / "model")
-    there = Job([*here.words, f"checkpoints_dir={here.folder}/out"], tmp_path / "there", {"TMPDIR": b})
+    there = Job(
+        [*here.words, f"checkpoints_dir={here.folder}/out"], tmp_path / "there", {"TMPDIR": str(short_folder / "b")}
+    )
     refused = there.run()
     assert refused.returncode == 1
     assert "job news: a run on " in refused.stdout
@@ -204,8 +207,6 @@ def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(server: Serve
     assert "waiting up to" in resumed.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert list((here.folder / "out").glob("lease.json")) == []
-    for folder in (a, b):
-        shutil.rmtree(folder)
 
 
 SECRET = "s3cr/et@pass"

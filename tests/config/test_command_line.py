@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from sacred.arg_parser import get_config_updates
 from sacred.experiment import gather_command_line_options
 
 from scaling_fl.config import flags, key_names
-from scaling_fl.config.command_line import NAMED_CONFIGS, check_words, keep_text
+from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -152,3 +153,24 @@ def test_the_table_of_other_names_leads_to_keys_each_name_once() -> None:
     assert len(names) == len(set(names))
     assert key_names._ELSEWHERE.keys() <= KEYS
     assert not KEYS & set(names), "a key stands for itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "repeated"),
+    [
+        ("a.yaml", "num_rounds: 3\nseed: 1\n'num_rounds': 4\n", "num_rounds"),
+        ("a.json", '{"num_rounds": 3, "num_rounds": 4}', "num_rounds"),
+        ("b.yaml", "num_rounds: 3\nsite_ids: [0, 0]\n", None),
+        ("b.json", '{\n\t"num_rounds": 3,\n\t"site_ids": [0, 0]\n}', None),
+    ],
+)
+def test_a_configuration_file_that_sets_a_key_twice_is_refused(
+    tmp_path: Path, name: str, content: str, repeated: str | None
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    if repeated is None:
+        check_config_file(str(path))
+    else:
+        with pytest.raises(UserError, match=f"{name}: it sets {repeated} twice; leave one of them out"):
+            check_config_file(str(path))

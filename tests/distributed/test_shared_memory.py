@@ -1,4 +1,5 @@
 import io
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -51,3 +52,13 @@ def test_the_shortage_that_nccl_reports_is_explained_with_the_sizes_found(monkey
         "NCCL can't allocate 9.2 MiB for the traffic between GPUs: /dev/shm has 64 MiB, of which 1 MiB are free, "
     )
     assert shared_memory.nccl_shared_memory_shortage("another error") == ""
+
+
+def test_a_view_outlives_the_file_which_is_closed() -> None:
+    memory = SharedMemory()
+    view = memory.floats(1, 2)
+    memory.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory.descriptor)
+    view[0, 1] = 3
+    assert view.tolist() == [[0.0, 3.0]]

@@ -1,9 +1,12 @@
+import os
+
 import pytest
 import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.runtime.hardware import environment, find_devices
+from scaling_fl.federated.resident import precision
+from scaling_fl.runtime.hardware import environment, find_devices, num_cores
 
 
 @pytest.fixture
@@ -50,3 +53,22 @@ def test_a_gpu_is_named_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"an accelerator at {device}")
     found = environment(Config(precision="fp32"), ("cuda:1", "cuda:0"))
     assert found["processor"] == "an accelerator at cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "chosen"), [("cuda", True, "bf16"), ("cuda", False, "fp32"), ("cpu", True, "fp32")]
+)
+def test_automatic_precision_is_bf16_on_gpus_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    assert precision(Config(), torch.device(device)) == chosen
+    assert precision(Config(precision="fp16"), torch.device(device)) == "fp16"
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which_are_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
+    assert num_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert num_cores() == 12

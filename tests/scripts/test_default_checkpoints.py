@@ -53,6 +53,20 @@ def test_a_job_keeps_its_model_and_last_checkpoint_and_is_resumed(
     assert "can't be resumed with different settings: learning_rate was " in refused.stderr
 
 
+def test_a_recorded_configuration_starts_the_same_job_under_another_name(
+    command: Command, words: list[str], tmp_path: Path
+) -> None:
+    first = command(*words, "num_rounds=2")
+    assert first.returncode == 0, first.stderr
+    again = command("with", "runs/1/config.json", "job_name=second")
+    assert again.returncode == 0, again.stderr
+    states = [read_state(tmp_path / "checkpoints" / name / "round-000002.safetensors")[0] for name in ("j", "second")]
+    assert states[0].keys() == states[1].keys()
+    assert all(np.array_equal(array, states[1][name]) for name, array in states[0].items())
+    resumed = command("with", "runs/1/config.json")
+    assert "job j is finished: 2 rounds are done" in resumed.stdout
+
+
 def test_the_best_round_is_exported_at_the_end_or_by_typing_the_job_again(
     command: Command, words: list[str], tmp_path: Path
 ) -> None:

@@ -91,12 +91,11 @@ def test_another_jobs_folder_is_refused_without_a_record(command: Command, words
     assert (record(tmp_path), sorted(os.walk(tmp_path / "runs"))) == before
 
 
-def test_a_job_runs_once_per_folder_whatever_tmpdir_is(words: list[str], tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
+def test_a_job_runs_once_per_folder_whatever_tmpdir_is(words: list[str], tmp_path: Path, short_folder: Path) -> None:
     words += ["num_rounds=9999", "checkpoints_dir=None"]
     running = start(tmp_path, *words)
     wait_for_row(running, 1)
-    second = start(tmp_path, *words, TMPDIR=str(tmp_path / "t"))
+    second = start(tmp_path, *words, TMPDIR=str(short_folder))
     output = second.communicate()[0]
     assert second.returncode == 1
     assert "job_name=j: another run of this job is writing to runs/_events/j.jsonl; wait for it to end" in output

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,16 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
     assert agreed(1, hosted[1], hosted[0]).num_sites == 10
     column = [dataclasses.replace(c, partition="column", partition_column="author") for c in (first, second)]
     assert agreed(0, *column).num_sites is None, "the data say how many"
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_another_version_on_one_node_is_named(rank: int) -> None:
+    now = Config().to_mapping()
+    of_node = [now, {key: value for key, value in now.items() if key != "test_fraction"}, now]
+    others = {other: keys for other, keys in enumerate(of_node) if other != rank}
+    mine = SimpleNamespace(to_mapping=lambda: of_node[rank])
+    with pytest.raises(UserError, match="node 1 and node 0 have different sets of keys; run the same version"):
+        agreement.agree_on_config(mine, Told(rank, others))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
