@@ -16,7 +16,7 @@ _HEADER_TYPES = {
     "metrics": dict, "history": dict, "reported": bool,
 }  # fmt: skip
 _CONFIG_TYPES = {"site_ids": list, "num_rounds": int}
-_ORIGIN_TYPES = {"weights": str, "architecture": dict, "tokens": str}
+_ORIGIN_TYPES = {"weights": str, "architecture": dict, "tokens": str, "padding": list}
 _BEST_TYPES = {"metric": str, "round": int, "value": float}
 
 
@@ -60,6 +60,8 @@ def check_header(source: str, header: dict[str, Any]) -> None:
         wrong += [key for key, kind in _CONFIG_TYPES.items() if type(header["config"].get(key)) is not kind]
     for key, types in (("best", _BEST_TYPES), ("origin", _ORIGIN_TYPES)):
         value = header.get(key)
+        if key == "origin" and type(value) is dict:
+            value = {"padding": []} | value  # 0.1.0 padded all models alike
         if value is not None and (type(value) is not dict or {name: type(v) for name, v in value.items()} != types):
             wrong.append(key)
     if wrong or header["threads"] < 1:

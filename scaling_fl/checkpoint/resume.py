@@ -95,8 +95,9 @@ def _check_same_job(config: Config, header: dict[str, Any], digest: str, num_sit
 def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """Raises `UserError` if the model or its tokens differ from those the job started with, even under the same path.
 
-    `origin`: digests of the pre-trained "weights" and of the "tokens", and the "architecture", as far as known yet. Only
-    architecture keys known to both library versions are compared. Checkpoints of earlier versions have no origin.
+    `origin`: digests of the pre-trained "weights" and of the "tokens", the "architecture", and the "padding", as far as
+    known yet. Only architecture keys known to both library versions are compared. Earlier checkpoints have no origin, or
+    one without padding: 0.1.0 padded on the right, to the longest text of the batch.
     """
     before = header.get("origin") or {}
     changed = [
@@ -104,6 +105,9 @@ def check_origin(config: Config, header: Mapping[str, Any], origin: Mapping[str,
         for what in ("weights", "tokens")
         if what in before and what in origin and before[what] != origin[what]
     ]
+    padding = before.get("padding", [False, 1])
+    if before and origin.get("padding", padding) != padding:
+        changed.append(f"padding was {padding}, is now {origin['padding']}")
     was, now = before.get("architecture", {}), origin["architecture"]
     changed += [
         f"{key} was {was[key]!r}, is now {now[key]!r}" for key in was.keys() & now.keys() if was[key] != now[key]

@@ -84,6 +84,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     initial, previous = _initial_state(loaded.module, server.optimiser(config).initial_moments), None
     origin: dict[str, Any] = {
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
+        "padding": list(padding),
     }  # fmt: skip
     if config.checkpoints_dir is not None:
         checkpoints = CheckpointStore(config.checkpoints_dir)

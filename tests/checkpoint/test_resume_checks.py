@@ -1,7 +1,10 @@
+import contextlib
+from typing import Any
+
 import numpy as np
 import pytest
 
-from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, expected_site_state
+from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, check_origin, expected_site_state
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.local_optimiser import site_state_template
@@ -38,3 +41,24 @@ def test_a_job_keeps_its_threads_unless_the_user_says_otherwise(
     assert agree_on_threads(Config(threads_per_site=threads_per_site), now, {"threads": 3}, said) == used
     assert len(said) == notes
     assert all(note.startswith("threads_per_site was 3, is now 8: ") for note in said)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ({}, [False, 1], None),
+        ({}, [True, 1], r"padding was \[False, 1\], is now \[True, 1\]"),  # XLNet in 0.1.0
+        ({"padding": [True, 1]}, [True, 1], None),
+        ({"padding": [False, 8]}, [False, 1], r"padding was \[False, 8\], is now \[False, 1\]"),
+        ({"padding": [False, 8]}, None, None),  # not known yet
+    ],
+)
+def test_a_job_goes_on_with_the_padding_that_it_started_with(
+    before: dict[str, Any], now: list[Any] | None, message: str | None
+) -> None:
+    origin: dict[str, Any] = {"weights": "w", "architecture": {}}
+    header = {"origin": origin | {"tokens": "t"} | before, "config": {"model": "m"}}
+    found = origin | ({} if now is None else {"padding": now})
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+        check_origin(Config(), header, found)
+    check_origin(Config(), header | {"origin": None}, found)

@@ -97,4 +97,6 @@ def _archive(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, by
 def _folder(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, bytes]]:
     names = [name for name in fs.find(path) if _REVIEW.fullmatch(name)]
     for start in range(0, len(names), _CHUNK):
-        yield from fs.cat(names[start : start + _CHUNK]).items()
+        chunk = names[start : start + _CHUNK]
+        # `cat` would take [ and * in a folder's name for a pattern.
+        yield from zip(chunk, fs.cat_ranges(chunk, None, None, on_error="raise"), strict=True)

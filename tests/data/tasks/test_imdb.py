@@ -104,6 +104,10 @@ def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_
     digest = load(archive).digest()
     assert load(str(tmp_path)).digest() == digest
     assert load(str(tmp_path / ROOT)).digest() == digest
+    for name in ("copy [1]", "a*b?", "*"):
+        (tmp_path / name).symlink_to(tmp_path / ROOT)
+        assert load(str(tmp_path / name)).digest() == digest
+        (tmp_path / name).unlink()
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
     with pytest.raises(
         UserError, match=r"expected 500 reviews in test/pos, found 499; use a complete copy of aclImdb_v1"
