@@ -25,7 +25,7 @@ Commands:
 Keys follow `with`, as key=value. `help` lists them; docs/configuration.md has
 the same list. `demo` and `paper` are named configurations: several keys each.
 
-Sacred's most used flags (https://sacred.readthedocs.io):
+Sacred's most-used flags (https://sacred.readthedocs.io):
   -u            record nothing
   -c TEXT       add a comment to the record
   -n NAME       name the experiment in the record
@@ -54,6 +54,7 @@ if __name__ == "__main__":
 
 import atexit
 import contextlib
+import inspect
 import logging
 import re
 import signal
@@ -71,6 +72,7 @@ if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__
     sys.exit(0 if sys.argv[1:] else 2)
 
 from scaling_fl import env_file, host  # noqa: E402
+from scaling_fl.config import flags  # noqa: E402
 from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import launcher  # noqa: E402
@@ -268,8 +270,16 @@ def main(argv: list[str]) -> None:
 
 def _command(argv: list[str]) -> None:
     global job
-    if argv[1:2] == ["help"] and argv[2] not in dict(experiment.gather_commands()):
-        sys.exit(f"help {argv[2]}: {key_help.unknown(argv[2])}")
+    commands_ = dict(experiment.gather_commands())
+    _, words = flags.separate(argv[1:], ())
+    if words[:1] == ["help"]:
+        if words[1] not in commands_:
+            sys.exit(f"help {words[1]}: {key_help.unknown(words[1])}")
+        print(f"{words[1]}\n  {inspect.getdoc(commands_[words[1]])}")
+        return
+    if words and words[0] not in {"with", *commands_}:
+        similar = host.did_you_mean(words[0], [*commands_])
+        sys.exit(f"Refused: {words[0]}: there is no such command{similar}; --help lists the commands")
     signals.install()
     with contextlib.ExitStack() as resources:
         job = Job(resources)

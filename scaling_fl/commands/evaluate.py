@@ -39,7 +39,8 @@ def show(send: Send, config: Config) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
 
     csv_file.check_new(config.csv_path)
-    send({"event": "said", "text": f"loading {config.checkpoint or f'the newest checkpoint of job {config.job_name}'}"})
+    if named := config.checkpoint or (config.job_name and f"the newest checkpoint of job {config.job_name}"):
+        send({"event": "said", "text": f"loading {named}"})
     trained = trained_model.load(send, config, report)
     config = trained.config
     with waiting(send, reads_over_network(config)):

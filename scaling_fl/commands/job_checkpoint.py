@@ -98,13 +98,13 @@ def _find(typed: Config) -> tuple[str, int | None]:
         round_ = round_of(name)
         if round_ is None:
             raise UserError(
-                f"checkpoint={typed.checkpoint}: expected a file round-NNNNNN.safetensors, as a job writes them to its "
-                "checkpoints_dir"
+                f"checkpoint={typed.checkpoint}: expected a file round-NNNNNN.safetensors, like those that a job writes to its "
+                "checkpoints_dir; for a trained model, name its folder"
             )
         return folder or ("/" if typed.checkpoint.startswith("/") else "."), round_
     newest_in = typed.checkpoints_dir if typed.job_name is None else typed.named(typed.job_name).checkpoints_dir
     if newest_in is None or "{job_name}" in newest_in:
         raise UserError(
-            "checkpoint: none is named; add checkpoint=…/round-NNNNNN.safetensors, or job_name=… for the job's newest"
+            "checkpoint: none is given; add checkpoint=…/round-NNNNNN.safetensors, or job_name=… for the job's newest"
         )
     return newest_in, None

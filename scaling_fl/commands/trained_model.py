@@ -1,6 +1,7 @@
 """The model that `evaluate` measures: a checkpoint of a job, or a trained model as a folder or on the hub."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 from scaling_fl.commands.job_checkpoint import JobCheckpoint
@@ -35,6 +36,13 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
 
 
 def _from_folder(config: Config, name: str) -> TrainedModel:
+    path = Path(name).expanduser()
+    if path.exists() and not (path / "config.json").exists():
+        raise UserError(
+            f"checkpoint={name}: expected a checkpoint (round-NNNNNN.safetensors) or the folder of a trained model, found "
+            f"{'a folder without config.json' if path.is_dir() else 'another file'}; name such a file, a job's folder "
+            "`model`, or job_name=…"
+        )
     names = loading.label_names(name)
     limit = loading.load_tokenizer(name, [], 1).model_max_length
     config = dataclasses.replace(config, max_seq_len=min(config.max_seq_len, limit))

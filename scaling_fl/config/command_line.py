@@ -8,10 +8,12 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from scaling_fl import host
 from scaling_fl.config import flags
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.commands import COMMANDS
 from scaling_fl.errors import UserError
+from scaling_fl.text import one_line
 
 
 def keep_text(argv: Sequence[str]) -> list[str]:
@@ -93,19 +95,19 @@ def check_words(words: Sequence[str]) -> None:
         if word == "with":
             raise UserError("with: it is there twice; write it once, before the keys")
         if word in keys or (equals and not key):
-            raise UserError(f"{word}: expected {key or 'key'}=value; leave no blanks around the =")
+            raise UserError(f"{word}: expected {key or 'key'}=value; leave no spaces around the =")
         if seen.setdefault(key, word) is not word and equals:
             raise UserError(f"{word}: {seen[key]} is there as well; leave one of them out")
 
 
 def _check_lists(words: Sequence[str]) -> None:
-    """Refuse a list with blanks, of which the shell makes several words, such as `site_ids=[0,` and `-1]`."""
+    """Refuse a list with spaces, of which the shell makes several words, such as `site_ids=[0,` and `-1]`."""
     for number, word in enumerate(words):
         if word.startswith(("site_ids=[", "site_ids=(")) and not word.rstrip().endswith(("]", ")")):
             rest = words[number + 1 :]
             length = next((i for i, other in enumerate(rest, 1) if other.endswith(("]", ")"))), 0)
             whole = "".join([word, *rest[:length]]) if length else "site_ids=[0,0]"
-            raise UserError(f"{word}: expected a list without blanks; write {whole}")
+            raise UserError(f"{word}: expected a list without spaces; write {whole}")
 
 
 def check_config_file(word: str) -> None:
@@ -116,6 +118,7 @@ def check_config_file(word: str) -> None:
     if not os.path.exists(word):
         raise UserError(
             f"{word}: expected key=value, a named configuration ({', '.join(NAMED_CONFIGS)}) or an existing file"
+            f"{host.did_you_mean(word, [*NAMED_CONFIGS])}"
         )
     if word.endswith(".pickle"):
         raise UserError(f"{word}: loading a pickle can run arbitrary code; write the configuration as JSON or YAML")
@@ -125,10 +128,11 @@ def check_config_file(word: str) -> None:
         values = load_config_file(word)
     except Exception as error:  # every file format raises its own exceptions
         raise UserError(
-            f"{word}: cannot read it as a configuration: {type(error).__name__}: {error}; correct it"
+            f"{word}: expected a configuration as JSON or YAML, found an error ({one_line(str(error), 200)}); correct it"
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{word}: expected keys and values, found {type(values).__name__}; correct it")
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{word}: expected keys and values, found {found}; write a line such as num_rounds: 3")
     if repeated := _repeated_key(word):
         raise UserError(f"{word}: it sets {repeated} twice; leave one of them out")
 

@@ -68,6 +68,6 @@ def _entry(field: "dataclasses.Field[Any]", width: int, with_valid: bool = False
     if with_valid and field.metadata["expected"]:
         texts.append(f"valid: {field.metadata['expected']}")
     if with_valid and field.name in COMMANDS:
-        texts.append("(There is a command of this name as well: --help lists the commands.)")
+        texts.append(f"({field.name} is also a command: see --help.)")
     wrap = textwrap.TextWrapper(width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
     return "\n".join([f"  {field.name}={as_command_line(field.default)}", *map(wrap.fill, texts)])

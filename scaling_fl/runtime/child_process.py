@@ -31,7 +31,7 @@ _STARTUP_GRACE = 60.0  # seconds until a child's first heartbeat: the fork serve
 _HEARTBEAT_INTERVAL = 5.0  # seconds
 _CLEANUP_GRACE = 2.0  # seconds for libraries to clean up in a child that exits by itself
 _CAUSES = {
-    signal.SIGKILL: "somebody killed it, or the system ran out of memory (see `dmesg`; a smaller "
+    signal.SIGKILL: "it was killed, or the system ran out of memory (see `dmesg`; a smaller "
     "batch_size or max_seq_len, or fewer sites, use less memory)",
     signal.SIGBUS: "the system ran out of memory or disk; use fewer sites or a smaller model",
     signal.SIGSEGV: "native code crashed: a bug in a library, or incompatible versions",

@@ -85,7 +85,7 @@ class Coordinator:
             name = folder.save(round_, tensors, header, self._send.progress)
             seconds = time.perf_counter() - start
             self._send({"event": "checkpoint", "round": round_, "path": name, "seconds": seconds})
-            # The second is for the case that the newest gets damaged.
+            # The second is a fallback in case the newest is damaged.
             self._prune(2 if config.keep_checkpoints is None else config.keep_checkpoints)
 
         self._writer.submit(write)

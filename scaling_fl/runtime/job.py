@@ -151,7 +151,7 @@ class Job:
         if config.checkpoints_dir is None:
             return "; nothing is saved, because of checkpoints_dir=None"
         if round_ == 0:
-            return f"; no round is saved in {config.checkpoints_dir}: run the same command again to start anew"
+            return f"; no round is saved in {config.checkpoints_dir}: run the same command again to start over"
         more = f" with job_name={config.job_name}" if self._unnamed else ""
         return f"; round {round_} is saved in {config.checkpoints_dir}: run the same command again{more} to resume"
 

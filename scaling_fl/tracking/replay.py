@@ -117,6 +117,8 @@ class Replay:
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the thread to end. Returns whether the target is up to date."""
+        if self._thread.ident is None:  # Ctrl-C came before `start`; a later `sync` replays the events
+            return False
         self._thread.join(timeout)
         return not self._thread.is_alive() and self.trouble is None
 

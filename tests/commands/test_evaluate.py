@@ -96,6 +96,14 @@ def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, 
             {"checkpoint": "{folder}/model", "max_seq_len": 16},
             r"its weights lack classifier\.bias, classifier\.weight, so it isn't a trained",
         ),
+        (
+            {"checkpoint": "{out}"},
+            r"checkpoint=.*out: expected .*, found a folder without config\.json; name such a file",
+        ),
+        (
+            {"checkpoint": "{folder}/other.csv"},
+            r"expected a checkpoint \(.*\) or the folder of a trained model, found another file",
+        ),
         ({"model": "tiny"}, "the data have changed since the job started"),
         (
             {"test_path": "{folder}/other.csv"},

@@ -18,8 +18,8 @@ from scaling_fl.errors import UserError
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, r"checkpoint: none is named; add checkpoint=.*NNNNNN\.safetensors, or job_name=…"),
-        ({"job_name": "j", "checkpoints_dir": None}, r"checkpoint: none is named"),
+        ({}, r"checkpoint: none is given; add checkpoint=.*NNNNNN\.safetensors, or job_name=…"),
+        ({"job_name": "j", "checkpoints_dir": None}, r"checkpoint: none is given"),
         ({"checkpoint": "out/model.safetensors"}, r"checkpoint=out/model\.safetensors: expected a file round-NNNNNN\."),
         ({"job_name": "j"}, r"checkpoints_dir=checkpoints/j: expected a checkpoint, found rounds: none; correct"),
         (

@@ -53,7 +53,7 @@ def test_what_nobody_else_knows_or_what_is_missing_is_an_error(finished: Path, n
     ("folder", "resumed_after", "saved", "unnamed", "message"),
     [
         (None, 0, None, False, "; nothing is saved, because of checkpoints_dir=None"),
-        ("out", 0, None, False, "; no round is saved in out: run the same command again to start anew"),
+        ("out", 0, None, False, "; no round is saved in out: run the same command again to start over"),
         ("out", 4, None, False, "; round 4 is saved in out: run the same command again to resume"),
         ("out", 4, 6, False, "; round 6 is saved in out: run the same command again to resume"),
         ("out", 0, 6, True, "; round 6 is saved in out: run the same command again with job_name=news to resume"),

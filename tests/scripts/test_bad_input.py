@@ -243,6 +243,7 @@ MODELS = (
 )  # fmt: skip
 
 CHECKPOINTS = (
+    Row("one slash after a protocol", ("checkpoints_dir='s3:/lab/x': expected two slashes after s3:; give a folder, s3://",), {"checkpoints_dir": "s3:/lab/x"}),
     Row("an unknown protocol for checkpoints", ("checkpoints_dir='nope://x': Protocol not known: nope; give a folder, s3://",), {"checkpoints_dir": "nope://x"}),
     Row("a file in the way", ("checkpoints_dir=train.csv/out: cannot ", "check the path or URL, free space, permissions"), {"checkpoints_dir": "train.csv/out"}),
     Row("a folder that isn't writable", ("checkpoints_dir=/proc/here: cannot write to it", "check the path or URL, free space, permissions"), {"checkpoints_dir": "/proc/here"}),
@@ -298,7 +299,10 @@ TYPED = (
     Row("an invalid literal", ("num_rounds='{[]: 1}': expected a whole number",), {"num_rounds": "{[]: 1}"}),
     Row("bytes that are not UTF-8", ("author='caf\\udce9': expected UTF-8 text",), {"author": "caf\udce9"}),
     Row("a missing configuration file", ("no.json: expected key=value, a named configuration (demo, paper) or an existing file",), {"no.json": None}),
-    Row("a truncated configuration file", ("c.json: cannot read it as a configuration",), {"c.json": None}, put("c.json", '{"seed": ')),
+    Row("a truncated configuration file", ("c.json: expected a configuration as JSON or YAML, found an error (Expecting value: line 1", "correct it"), {"c.json": None}, put("c.json", '{"seed": ')),
+    Row("a tab in a configuration file", ("c.yaml: expected a configuration as JSON or YAML, found an error (while scanning", "line 1, column 7"), {"c.yaml": None}, put("c.yaml", "seed: \t- 3")),
+    Row("an empty configuration file", ("c.yaml: expected keys and values, found nothing; write a line such as",), {"c.yaml": None}, put("c.yaml", "")),
+    Row("a mistyped named configuration", ("dmeo: expected key=value, a named configuration (demo, paper) or an existing file (did you mean demo?)",), {"dmeo": None}),
     Row("a missing file", ("train_path='no.csv': there is no such file",), {"train_path": "no.csv"}),
     Row("fewer examples than sites", ("2 training examples are too few for 3 sites", "use fewer site_ids"), {"site_ids": [-1] * 3, "max_train_examples": 2}),
     Row("a key of another partition", ("labels_per_site=2: belongs to partition=labels_per_site, but this is partition=iid",), {"labels_per_site": 2}),

@@ -76,8 +76,11 @@ def test_help_on_keys_adds_their_valid_values(command: Command) -> None:
     assert "\n      valid: a whole number, 0 or more\n  keep_best=None\n" in done.stdout
 
 
-def test_help_on_a_command_is_sacreds_and_other_words_are_refused(command: Command) -> None:
-    assert "Bring a job's records up to date" in command("help", "sync").stdout
+def test_help_on_a_command_is_its_description_and_other_words_are_refused(command: Command) -> None:
+    described = command("help", "sync")
+    assert described.stdout.startswith("sync\n  Bring a job's records up to date from its events: ")
+    assert described.returncode == 0
+    assert "_config" not in described.stdout
     mistyped = command("help", "learnin_rate")
     assert (mistyped.returncode, mistyped.stdout) == (1, "")
     assert mistyped.stderr == "help learnin_rate: there is no such key or command; did you mean learning_rate?\n"
@@ -99,3 +102,11 @@ def test_help_into_a_pipe_that_closes_early_says_nothing_more(tmp_path: Path) ->
     )  # fmt: skip
     assert done.stdout.startswith("Write keys after `with`")
     assert done.stderr == ""
+
+
+def test_a_mistyped_command_is_answered_with_the_one_that_is_meant(command: Command, tmp_path: Path) -> None:
+    done = command("-n", "x", "evalute", "with", "demo")
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "Refused: evalute: there is no such command (did you mean evaluate?); --help lists the commands\n"
+    assert done.stderr == said
+    assert list(tmp_path.iterdir()) == []

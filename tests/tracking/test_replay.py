@@ -139,3 +139,11 @@ def test_where_there_are_no_checkpoints_there_is_no_copy(tmp_path: Path) -> None
     assert replay.trouble is None
     assert not (tmp_path / "none").exists()
     log.close()
+
+
+def test_an_interruption_before_the_thread_starts_does_not_hide_itself(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    replay = Replay(log.path, FileRecord(tmp_path / "runs"))
+    replay.finish()
+    assert not replay.wait(1)
+    log.close()
