@@ -20,7 +20,7 @@ from tests.scripts.test_train_federated import wait_for_row
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 Process = subprocess.Popen
 
-# CPUs and a small model instead of GPUs and a large one. If a key is given twice, the last value counts.
+# CPUs and a small model instead of GPUs and a large one.
 SMALL = [
     "site_ids=[-1]", "threads_per_site=1", "model=tiny", "max_seq_len=16", "batch_size=8", "learning_rate=0.01", "num_rounds=3",
 ]  # fmt: skip
@@ -33,6 +33,12 @@ def entry(name: str, container: Mapping[str, Any]) -> list[str]:
     return [*(word for path in command for word in ("--entrypoint", path)), name, *container["args"]]
 
 
+def last_of_each_key(words: list[str]) -> list[str]:
+    """The words without the keys that occur again later."""
+    keys = [word.partition("=")[0] if "=" in word else None for word in words]
+    return [word for place, word in enumerate(words) if keys[place] is None or keys[place] not in keys[place + 1 :]]
+
+
 @contextlib.contextmanager
 def container(
     host: str, network: str, words: list[str], *options: str, **environ: str
@@ -41,14 +47,17 @@ def container(
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     variables = [word for key, value in environ.items() for word in ("--env", f"{key}={value}")]
     process = subprocess.Popen(
-        ["docker", "run", "--rm", "--name", name, "--hostname", host, "--network", network, *variables, *options, *words],
+        [
+            "docker", "run", "--rm", "--name", name, "--hostname", host, "--network", network, *variables, *options,
+            *last_of_each_key(words),
+        ],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
         yield name, process
     finally:
         docker("rm", "--force", "--volumes", name, check=False)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def write_news(path: Path, count: int, seed: int) -> Path:
@@ -91,12 +100,12 @@ def test_the_replacement_for_a_machine_that_vertex_reclaims_reaches_the_same_res
         while not published(fs, f"{bucket}/news/checkpoints") and time.monotonic() < deadline:
             time.sleep(0.1)
         docker("kill", name)
-        assert process.wait(timeout=30) == 137
+        assert process.wait(timeout=300) == 137
     newest = published(fs, f"{bucket}/news/checkpoints")[-1]
     assert newest < 60, "otherwise the first container would have finished the job"
 
     with container("second", "host", words, **vertex) as (_, process):
-        text = process.communicate(timeout=180)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, text
     assert "job news: a run on first renewed its lease" in text, "its lease hasn't expired"
     assert f"job news resumes after round {newest}" in text
@@ -104,7 +113,7 @@ def test_the_replacement_for_a_machine_that_vertex_reclaims_reaches_the_same_res
         _,
         process,
     ):
-        text = process.communicate(timeout=180)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, text
     assert "resumes" not in text
     models = [fs.cat_file(f"{bucket}/{job}/checkpoints/model/model.safetensors") for job in ("news", "whole")]
@@ -153,7 +162,7 @@ def test_containers_on_a_network_form_one_job_with_each_clouds_variables(
                     f"--network-alias=node-{rank}", *data, *([out(tmp_path / "nodes")] if rank == 0 else []), **environ,
                 )  # fmt: skip
                 processes.append(stack.enter_context(node)[1])
-            outputs = [process.communicate(timeout=180)[0] for process in processes]
+            outputs = [process.communicate(timeout=600)[0] for process in processes]
             assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
         assert "3 sites on 3 nodes (1 process here)" in outputs[0]
         assert "this is node 2: node 0 shows the rounds" in outputs[2]
@@ -163,7 +172,7 @@ def test_containers_on_a_network_form_one_job_with_each_clouds_variables(
     with container(
         "one", "none", [*entry(image, job), *small, "site_ids=[-1,-1,-1]"], *data, out(tmp_path / "one")
     ) as (_, process):
-        text = process.communicate(timeout=180)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, text
     models = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("nodes", "one")]
     assert models[0] == models[1]

@@ -175,7 +175,7 @@ def test_concurrent_calls_do_not_interfere(copy: Path, folder: Path, environ: di
         )
         for word in ("one", "two")
     ]
-    assert [(call.communicate(timeout=60)[0], call.returncode) for call in calls] == [("one\n", 0), ("two\n", 0)]
+    assert [(call.communicate(timeout=300)[0], call.returncode) for call in calls] == [("one\n", 0), ("two\n", 0)]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
@@ -188,7 +188,7 @@ def test_a_job_that_is_asked_to_stop_publishes_and_returns_the_signals_status(
     )  # fmt: skip
     output = _read_until(job, re.compile(r" +2  \d\.\d{4} "))
     os.killpg(job.pid, number)
-    output += job.communicate(timeout=60)[0]
+    output += job.communicate(timeout=300)[0]
     assert job.returncode == status, output
     assert output.count("stopping: saving the last complete round first") == 1, output
     assert list((folder / "out").glob("round-*.safetensors"))
@@ -218,7 +218,7 @@ def test_a_signal_reaches_the_job_once(
     )  # fmt: skip
     _read_until(job, re.compile("ready"))
     os.killpg(job.pid, number)
-    output = job.communicate(timeout=60)[0]
+    output = job.communicate(timeout=300)[0]
     assert output.split() == [f"[{number.value}]"]
 
 
