@@ -182,14 +182,15 @@ def object_store(request: Any, tmp_path: Path) -> Iterator[ObjectStore]:
     with serve(port, *argv):
         fs = fsspec.filesystem(request.param, skip_instance_cache=True, **options)
         fs.mkdir("lab")
+        type(fs).clear_instance_cache()  # otherwise fsspec reuses the last test's connection
         yield ObjectStore(f"{request.param}://lab", environ, fs)
+        type(fs).clear_instance_cache()
 
 
 @pytest.fixture
 def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """A proxy between an object store and this process with its children. $TEST_BUCKET is the bucket's URL."""
-    bucket, environ, fs = object_store
-    type(fs).clear_instance_cache()  # otherwise fsspec reuses the last test's connection
+    bucket, environ, _ = object_store
     opened = Line(int(next(iter(environ.values())).rpartition(":")[2]))
     for name, value in environ.items():
         monkeypatch.setenv(name, value.rpartition(":")[0] + f":{opened.port}" if value.startswith("http") else value)
@@ -197,7 +198,6 @@ def line(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("TEST_BUCKET", bucket)
     yield opened
     opened.close()
-    type(fs).clear_instance_cache()
 
 
 @pytest.fixture(scope="session", autouse=True)

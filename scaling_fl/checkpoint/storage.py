@@ -169,7 +169,7 @@ class Storage:
 def _open(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a local path or URL, and the folder in it. Raises `ValueError` or `ImportError`."""
     protocol = url.partition("://")[0] if "://" in url else "file"
-    if protocol == "file" and (typo := re.match(r"(\w+):/+(?=[^/])", url)) and typo[1] in fsspec.available_protocols():
+    if "://" not in url and (typo := re.match(r"(\w+):/", url)) and typo[1] in fsspec.available_protocols():
         raise ValueError(f"expected two slashes after {typo[1]}:")
     # Uploading a part must finish within s3fs's read time-out: 15 s, too short on a slow line.
     options = {"config_kwargs": {"read_timeout": 120}} if protocol == "s3" else {}
