@@ -100,7 +100,8 @@ from scaling_fl.tracking import mongo_address  # noqa: E402
 def _cache_git_commit() -> tuple[str, str, bool] | None:
     """Return the repository, the commit, and whether files have changed; None without git or before the first commit.
 
-    Sacred would crash without them. Also make Sacred reuse the answer. By default, it runs three git commands per source file, which takes seconds.
+    Sacred would crash without them. Also make Sacred reuse the answer. By default, it runs three git commands per source
+    file, which takes seconds.
     """
     try:
         import git
@@ -173,9 +174,8 @@ def remember_options(options: dict[str, Any]) -> None:
             with _reported_errors():
                 check_config_file(word)
     with _reported_errors():
-        if options["--enforce_clean"] and (
-            _commit is None or _commit[2]
-        ):  # Sacred would say so after loading the model
+        # Sacred itself would say so after loading the model.
+        if options["--enforce_clean"] and (_commit is None or _commit[2]):
             found = "no git repository with a commit" if _commit is None else f"uncommitted changes in {ROOT}"
             raise UserError(f"-e: expected sources that are committed, found {found}; commit them, or leave -e out")
         job.unobserved = bool(options["--unobserved"])
@@ -272,6 +272,9 @@ def _command(argv: list[str]) -> None:
     global job
     commands_ = dict(experiment.gather_commands())
     _, words = flags.separate(argv[1:], ())
+    if words == ["help"]:  # after a flag; see `asked_for`
+        print(__doc__.rstrip())
+        return
     if words[:1] == ["help"]:
         if words[1] not in commands_:
             sys.exit(f"help {words[1]}: {key_help.unknown(words[1])}")

@@ -143,9 +143,8 @@ def _repeated_key(path: str) -> str | None:
 
     try:
         with open(path, encoding="utf-8") as file:
-            root = yaml.compose(
-                file, yaml.SafeLoader
-            )  # JSON is YAML, but for rare files that Sacred reads all the same
+            # JSON is YAML, but for rare files that Sacred reads all the same.
+            root = yaml.compose(file, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError):
         return None
     seen = set[str]()

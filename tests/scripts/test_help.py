@@ -110,3 +110,9 @@ def test_a_mistyped_command_is_answered_with_the_one_that_is_meant(command: Comm
     said = "Refused: evalute: there is no such command (did you mean evaluate?); --help lists the commands\n"
     assert done.stderr == said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_after_a_flag_is_help(command: Command) -> None:
+    done = command("-u", "help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == command("--help").stdout
