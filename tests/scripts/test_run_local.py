@@ -27,6 +27,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "requirements-dev.txt").write_text("-r requirements.txt\n")
     (folder / "scripts").mkdir()
     (folder / "scripts" / "show.py").write_text(SHOW)
+    # With its environment, so that tests may run in any order, each in any process.
+    command = [str(folder / "run-local.sh"), "--no-docker", "scripts/show.py", "0"]
+    subprocess.run(command, cwd=folder, env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": ""}, check=True)
     return folder
 
 
