@@ -237,7 +237,7 @@ def _watch(
                 cause_deadline = cause_deadline or time.monotonic() + grace
             elif member.failure is not None:
                 return member.failure
-        if not phase_reported and all(child.ended for child in children):
+        if not phase_reported and all(child.ended and child.failure is None for child in children):
             link.finish_phase()
             phase_reported = True
         hung = [member for member in running if not member.ended and member.is_hung(stall_timeout)]

@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import pytest
 from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.progress import waiting
 from scaling_fl.runtime import launcher, signals
+from scaling_fl.runtime.nodes.cluster_env import Node
+from scaling_fl.runtime.nodes.control_link import ControlLink
 from tests import builders
+from tests.conftest import free_port
 from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
@@ -49,6 +54,7 @@ def fail(send: Send, how: str) -> None:
         while True:
             signal.pause()
     if how == "lose the peer":
+        print("lost", flush=True)
         raise PeerLost("the connection to another worker broke")
     if how == "raise":
         raise ZeroDivisionError("site arithmetic")
@@ -79,6 +85,35 @@ def test_the_first_failure_ends_all_children_and_is_raised(how: str, kind: type[
 def test_any_other_cause_takes_precedence_over_a_lost_connection(cause: str) -> None:
     with pytest.raises(JobFailed, match=r"child 2 (failed|ended)"):
         start(fail, ("lose the peer",), ("lose the peer",), (cause,))
+
+
+def test_the_cause_on_another_node_takes_precedence_over_a_lost_connection_here() -> None:
+    """Node 1's only child loses its connection and ends. Node 1 hasn't finished, and waits for the cause."""
+    ended, port = threading.Event(), free_port()
+
+    def node_0() -> int:
+        link = ControlLink(Node(0, 2, "127.0.0.1", port), print)
+        (peer,) = link.peers
+        link.begin_phase()
+        assert ended.wait(240)
+        deadline = time.monotonic() + 1
+        while not peer.done and time.monotonic() < deadline:
+            peer.receive(pytest.fail)
+        link.announce_end(JobFailed("a bug"))
+        link.close()
+        return peer.done
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "output":
+            ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(node_0)
+        link = ControlLink(Node(1, 2, "127.0.0.1", port), print)
+        with pytest.raises(JobFailed, match=r"^on node 0 \(.*\): a bug$"):
+            launcher.run_children(f"{__name__}:fail", [("lose the peer",)], ["child"], "/none", on_event, link=link)
+        link.close()
+        assert done.result(240) == 0
 
 
 def report_pid(send: Send, number: int) -> None:
