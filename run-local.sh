@@ -252,7 +252,16 @@ case ${1:-} in
     usage >&2
     exit 2
     ;;
+--version) ;;
+--*)
+    say "$1: there is no such option; --help shows what there is"
+    exit 2
+    ;;
 esac
+if [[ $1 != -* && ! -e $1 && ! -e $root/$1 ]]; then
+    say "$1: there is no such script here or in $root; --help shows what there is"
+    exit 2
+fi
 if [[ $docker == yes ]]; then
     missing=$(missing_for_docker)
     if [[ -z $missing ]]; then in_container "$@"; fi

@@ -55,8 +55,6 @@ if __name__ == "__main__":
 import atexit
 import contextlib
 import inspect
-import logging
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,65 +85,21 @@ if __name__ == "__main__":
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
-from sacred import SETTINGS, Experiment, commands, dependencies  # noqa: E402
+from sacred import Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402
-from sacred.utils import SacredError  # noqa: E402
 
 from scaling_fl.config.schema import Config  # noqa: E402
 from scaling_fl.config.sections.commands import check_command  # noqa: E402
 from scaling_fl.runtime.job import Job  # noqa: E402
-from scaling_fl.tracking import mongo_address  # noqa: E402
+from scaling_fl.tracking import mongo_address, sacred_experiment  # noqa: E402
+from scaling_fl.tracking.sacred_experiment import Failed, Refused  # noqa: E402
 
-
-def _cache_git_commit() -> tuple[str, str, bool] | None:
-    """Return the repository, the commit, and whether files have changed; None without git or before the first commit.
-
-    Sacred would crash without them. Also make Sacred reuse the answer. By default, it runs three git commands per source
-    file, which takes seconds.
-    """
-    try:
-        import git
-
-        git.Repo(ROOT).head.commit.hexsha  # noqa: B018
-        answer = dependencies.get_commit_if_possible(str(ROOT / "scripts" / "train_federated.py"), True)
-    except Exception:  # no git, no repository, no commit, another user's repository: each raises its own exception
-        return None
-    dependencies.get_commit_if_possible = lambda filename, save_git_info: answer
-    return answer  # type: ignore[no-any-return]
-
-
-SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
-for _name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
-    logging.getLogger(_name).setLevel(logging.WARNING)
-if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-    for _name, _text in vars(commands).items():
-        if isinstance(_text, str):
-            setattr(commands, _name, re.sub(r"\x1b\[[\d;]*m", "", _text))
-_commit = _cache_git_commit()
-experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=_commit is not None)
+sources = sacred_experiment.Sources(ROOT)
+# Made here, because Sacred records the file that makes it as the main one.
+experiment = Experiment("scaling_fl", base_dir=str(ROOT), save_git_info=not sources.commit_unknown)
 experiment.doc = __doc__.splitlines()[0]  # docopt would read the flags in the rest as further options
-experiment.add_config(Config().to_mapping())
-for _name, _values in NAMED_CONFIGS.items():
-    experiment.add_named_config(_name, _values)
-for _path in sorted((ROOT / "scaling_fl").rglob("*.py")):  # Sacred alone would record only modules imported here
-    experiment.add_source_file(str(_path))
-
+sacred_experiment.set_up(experiment, sources)
 job: Job  # set by `main`
-
-
-class _ReportedError(SacredError):
-    """Sacred prints the message alone, unless --debug asks for a traceback."""
-
-    def __init__(self, error: Exception):
-        super().__init__(str(error), print_traceback=False)
-
-
-class Refused(_ReportedError):
-    """Bad input, which the user can correct."""
-
-
-class Failed(_ReportedError):
-    """A process of the job failed; the message holds its traceback, or its likely cause."""
 
 
 @contextlib.contextmanager
@@ -175,8 +129,7 @@ def remember_options(options: dict[str, Any]) -> None:
                 check_config_file(word)
     with _reported_errors():
         # Sacred itself would say so after loading the model.
-        if options["--enforce_clean"] and (_commit is None or _commit[2]):
-            found = "no git repository with a commit" if _commit is None else f"uncommitted changes in {ROOT}"
+        if options["--enforce_clean"] and (found := sources.uncommitted()):
             raise UserError(f"-e: expected sources that are committed, found {found}; commit them, or leave -e out")
         job.unobserved = bool(options["--unobserved"])
         # Sacred's own observers would create a new run at each start, and wait a minute for a server.
@@ -226,12 +179,7 @@ def show_task(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def show_shards(_config: dict[str, Any]) -> None:
     """Preview the partition: sites × labels, as a table and as a picture. Trains and writes nothing."""
-    _show(
-        "scaling_fl.commands.show_shards:show",
-        "the table of shards",
-        Config.from_mapping(_config),
-        max(60, job.console.width),
-    )
+    _show("scaling_fl.commands.show_shards:show", "the table", Config.from_mapping(_config), max(60, job.console.width))
 
 
 @experiment.command(unobserved=True)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+from scaling_fl import host
 from scaling_fl.commands.job_checkpoint import JobCheckpoint
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -37,6 +38,11 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
 
 def _from_folder(config: Config, name: str) -> TrainedModel:
     path = Path(name).expanduser()
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(
+            f"checkpoint={name}: there is no such file or folder{host.did_you_mean(name)}; name a checkpoint, a trained "
+            "model's folder or its hub id"
+        )
     if path.exists() and not (path / "config.json").exists():
         raise UserError(
             f"checkpoint={name}: expected a checkpoint (round-NNNNNN.safetensors) or the folder of a trained model, found "

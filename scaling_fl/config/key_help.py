@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from scaling_fl.config.command_line import NAMED_CONFIGS
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.commands import COMMANDS
@@ -36,8 +37,13 @@ def asked_for(words: Sequence[str], overview: str) -> str:
     """The help that a command line asks for: `overview`, all keys or some; "" if it asks for none, or names no key."""
     fields = {field.name: field for field in dataclasses.fields(Config)}
     width = min(shutil.get_terminal_size().columns, 120)
-    if not words or {"-h", "--help"} & set(words):
+    if not words or {"-h", "--help"} & set(words) or words == ["help", "help"]:
         return overview.rstrip()
+    if words[0] == "help" and len(words) == 2 and words[1] in NAMED_CONFIGS:
+        keys = (f"{key}={as_command_line(value)}" for key, value in NAMED_CONFIGS[words[1]].items())
+        return f"with {words[1]} stands for\n" + textwrap.fill(
+            " ".join(keys), width, initial_indent="  ", subsequent_indent="  "
+        )
     if words[0] != "help" or not fields.keys() >= set(words[1:]):
         return ""
     if words[1:]:

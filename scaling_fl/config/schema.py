@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
 from scaling_fl.config.sections.training import TrainingKeys
 from scaling_fl.errors import UserError
+from scaling_fl.text import one_line
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,12 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
     def from_mapping(cls, values: Mapping[str, Any]) -> "Config":
         """Validate values typed by the user.
 
-        Raises `UserError` at the first key that is unknown, of the wrong type, or out of range.
+        Raises `UserError` with all unknown keys, or at the first key that is of the wrong type or out of range.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in fields:
-                close = meant(name, fields)
-                hint = f"did you mean {close}?" if close else f"the keys are {', '.join(fields)}"
-                raise UserError(f"{name}={values[name]!r}: unknown key; {hint}")
+        unknown = [_unknown(name, value, fields) for name, value in values.items() if name not in fields]
+        if unknown:
+            raise UserError(" Also ".join(unknown))
         hints = typing.get_type_hints(cls)
         config = cls(**{name: parse(fields[name], hints[name], value) for name, value in values.items()})
         constraints.check(config)
@@ -75,3 +74,12 @@ class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
     def evaluation_batch_size(self, num_examples: int) -> int:
         """Aim for at least 64 batches of at least 32 examples, so that small sets still keep all workers busy."""
         return min(self.val_batch_size, max(32, -(-num_examples // 64)))
+
+
+def _unknown(name: str, value: Any, keys: Collection[str]) -> str:
+    close = meant(name, keys)
+    if isinstance(value, Mapping):
+        hint = "keys stand alone, without a heading above them"
+    else:
+        hint = f"did you mean {close}?" if close else "`help` lists the keys"
+    return f"{name}={one_line(repr(value), 80)}: unknown key; {hint}"

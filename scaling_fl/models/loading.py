@@ -182,6 +182,11 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
     folder = os.path.expanduser(source)
     try:
         if os.path.isdir(folder):
+            if not os.path.exists(os.path.join(folder, "config.json")):
+                raise UserError(
+                    f"model={model}: the folder has no config.json; name a folder that a model was saved in, with "
+                    "config.json, weights and a tokenizer"
+                )
             return load(folder, True)
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise UserError(

@@ -35,6 +35,11 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
 
 def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
     """The torch device of each entry of `site_ids`. Raises `UserError` if a GPU is missing or the GPUs differ."""
+    if (config.threads_per_site or 0) > (cores := num_cores()):
+        notes.append(
+            f"threads_per_site={config.threads_per_site}: this machine has {cores} cores; more threads than cores slow "
+            "training down"
+        )
     if -1 in config.site_ids:
         return ("cpu",) * len(config.site_ids)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -2,5 +2,6 @@
 
 events: the append-only file; tracker: appends to it; record: the run as Sacred's viewers know it; replay: keeps a
 target up to date with the file; file_record, mongo: the targets; destinations: which targets a job has;
-mongo_address, secret_manager: the settings of MongoDB; console, round_table: what the user sees.
+mongo_address, secret_manager: the settings of MongoDB; console, round_table: what the user sees; sacred_experiment:
+Sacred's set-up.
 """

@@ -101,6 +101,10 @@ def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, 
             r"checkpoint=.*out: expected .*, found a folder without config\.json; name such a file",
         ),
         (
+            {"checkpoint": "{folder}/other.cvs"},
+            r"^checkpoint=.*other\.cvs: there is no such file or folder \(did you mean .*other\.csv\?\); name a checkpoint",
+        ),
+        (
             {"checkpoint": "{folder}/other.csv"},
             r"expected a checkpoint \(.*\) or the folder of a trained model, found another file",
         ),

@@ -43,6 +43,16 @@ def test_without_a_gpu_the_sites_run_on_the_cpu_and_a_note_says_so(monkeypatch: 
     assert notes == ["this machine has no GPU that torch can use: the sites run on the CPU"]
 
 
+def test_more_threads_than_cores_are_noted() -> None:
+    notes: list[str] = []
+    find_devices(Config(site_ids=(-1,), threads_per_site=num_cores()), notes)
+    assert notes == []
+    find_devices(Config(site_ids=(-1,), threads_per_site=num_cores() + 1), notes)
+    assert notes == [
+        f"threads_per_site={num_cores() + 1}: this machine has {num_cores()} cores; more threads than cores slow training down"
+    ]
+
+
 def test_the_environment_of_a_job_names_what_its_bits_depend_on() -> None:
     found = environment(Config(precision="bf16"), ("cpu",))
     assert found["processor"].endswith(torch.backends.cpu.get_cpu_capability())

@@ -134,7 +134,17 @@ BY_COLUMN = {"partition": "column", "partition_column": "topic"}
 
 KEYS = (
     Row("an unknown key", ("num_round=3: unknown key; did you mean num_rounds?",), {"num_round": 3}),
-    Row("a key unlike any other", ("xyz=1: unknown key; the keys are checkpoint, ",), {"xyz": 1}),
+    Row("a key unlike any other", ("xyz=1: unknown key; `help` lists the keys",), {"xyz": 1}),
+    Row(
+        "two unknown keys",
+        ("num_round=3: unknown key; did you mean num_rounds? Also lr=0.1: unknown key; did you mean learning_rate?",),
+        {"num_round": 3, "lr": 0.1},
+    ),
+    Row(
+        "keys under a heading",
+        ("demo={'num_rounds': 3}: unknown key; keys stand alone, without a heading above them",),
+        {"demo": {"num_rounds": 3}},
+    ),
     Row("text for a number", ("num_rounds='ten': expected a whole number, 1 or more",), {"num_rounds": "ten"}),
     Row("text for True or False", ("iid_split='no': expected True or False, with a capital",), {"iid_split": "no"}),
     Row("a number for text", ("model=7: expected text; in a config file, put it in quotes",), {"model": 7}),
@@ -226,7 +236,7 @@ MODELS = (
     Row("a missing model folder", ("model=./no: there is no such folder; give albert, bert, distilbert, tiny",), {"model": "./no"}),
     Row("an invalid hub id", ("model=no such: there is no such folder, and", "is not a valid hub id; give the path"), {"model": "no such"}),
     Row("the hub in offline mode", ("model=lab/m: it is not on this machine", "give the path of a local model folder"), {"model": "lab/m"}),
-    Row("no config.json", ("model=./model: cannot load it: ", "It needs config.json"), spoil=remove("config.json")),
+    Row("no config.json", ("model=./model: the folder has no config.json; name a folder",), spoil=remove("config.json")),
     Row("config.json isn't JSON", ("model=./model: cannot load it: ", "It needs config.json"), spoil=cut("model/config.json")),
     Row("config.json is a list", ("model=./model: cannot load it: ", "It needs config.json"), spoil=put("model/config.json", "[]")),
     Row("an unknown architecture", ("model=./model: cannot load it: ", "It needs config.json"), spoil=model_config(model_type="none")),

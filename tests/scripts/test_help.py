@@ -87,6 +87,16 @@ def test_help_on_a_command_is_its_description_and_other_words_are_refused(comman
     assert unknown("zzz") == "there is no such key or command; `help` lists the keys, `--help` the commands"
 
 
+def test_help_on_a_named_configuration_lists_its_keys(command: Command) -> None:
+    done = command("help", "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    title, *lines = done.stdout.splitlines()
+    assert title == "with demo stands for"
+    words = [word for line in lines for word in line.split()]
+    updates, named = get_config_updates(keep_text(["with", *words])[1:])
+    assert (updates, named) == (NAMED_CONFIGS["demo"], [])
+
+
 @pytest.mark.parametrize("word", ["help", "--help"])
 def test_help_imports_neither_torch_nor_sacred(command: Command, word: str, tmp_path: Path) -> None:
     for name in ("torch", "sacred", "transformers", "numpy"):
@@ -112,7 +122,8 @@ def test_a_mistyped_command_is_answered_with_the_one_that_is_meant(command: Comm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_after_a_flag_is_help(command: Command) -> None:
-    done = command("-u", "help")
+@pytest.mark.parametrize("words", [("-u", "help"), ("help", "help")])
+def test_help_after_a_flag_and_help_on_help_are_help(command: Command, words: tuple[str, ...]) -> None:
+    done = command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == command("--help").stdout

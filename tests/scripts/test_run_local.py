@@ -89,6 +89,23 @@ def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> N
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--no-doker", "scripts/show.py"], "--no-doker: there is no such option"),
+        (["--no-docker", "scripts/shwo.py"], "scripts/shwo.py: there is no such script here or in "),
+    ],
+)
+def test_a_mistyped_option_or_script_is_refused_before_anything_is_installed(
+    run: Run, copy: Path, words: list[str], said: str
+) -> None:
+    shutil.rmtree(copy / ".venv", ignore_errors=True)
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"run-local.sh: {said}")
+    assert not (copy / ".venv").exists()
+
+
 def test_a_broken_installation_is_no_success_and_is_tried_again(run: Run, copy: Path) -> None:
     (copy / "requirements.txt").write_text("./no-such-package\n")
     for _ in range(2):
@@ -223,7 +240,7 @@ def test_gpus_are_reserved_where_the_engine_has_them(
     (copy / "docker-compose.gpu.yaml").touch()
     environ = {"NVIDIA_VISIBLE_DEVICES": devices} if devices else {}
     path, record = docker(tmp_path, RECORD), tmp_path / "record"
-    done = run("a.py", PATH=path, RECORD=str(record), RUNTIME=runtime, KIND="", COMPOSE_FILE="", **environ)
+    done = run("scripts/show.py", PATH=path, RECORD=str(record), RUNTIME=runtime, KIND="", COMPOSE_FILE="", **environ)
     assert done.returncode == 0, done.stderr
     assert (f"<--file><{copy}/docker-compose.gpu.yaml>" in record.read_text()) == expected
 
@@ -232,9 +249,9 @@ def test_gpus_are_reserved_where_the_engine_has_them(
 def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind: str, user: str) -> None:
     """With a rootless engine, the container's root is the user who started the engine."""
     path, record = docker(tmp_path, RECORD), tmp_path / "record"
-    run("a.py", "a b", PATH=path, RECORD=str(record), RUNTIME="", KIND=kind, COMPOSE_FILE="", cwd=tmp_path)
+    run("scripts/show.py", "a b", PATH=path, RECORD=str(record), RUNTIME="", KIND=kind, COMPOSE_FILE="", cwd=tmp_path)
     assert record.read_text().startswith(f"{user}\n{tmp_path}\n")
-    assert "<main><a.py><a b>" in record.read_text()
+    assert "<main><scripts/show.py><a b>" in record.read_text()
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -113,6 +113,7 @@ def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: lis
     assert "training examples" in shown.stdout
     assert "site" not in shown.stdout
     refused = command("show_task", *words, "label_column=kind")
+    assert "Failed after" not in refused.stdout + refused.stderr, "a refusal isn't a failure"
     assert refused.returncode == 1
     assert "label_column='kind': " in refused.stderr
     assert "Traceback" not in refused.stderr
