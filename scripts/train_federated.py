@@ -54,7 +54,6 @@ if __name__ == "__main__":
 
 import atexit
 import contextlib
-import inspect
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,10 +148,6 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
         check_command(checked, command_name)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
-        if command_name == "print_config":
-            from scaling_fl.runtime import hardware  # imports torch, which no other command needs in this process
-
-            return hardware.resolved(checked)
     return {}
 
 
@@ -161,6 +156,16 @@ def train(_run: Run) -> None:
     """Train: rounds of local training, federated averaging and evaluation."""
     with _reported_errors():
         job.train()
+
+
+@experiment.command(unobserved=True)
+def print_config(_config: dict[str, Any]) -> None:
+    """Show the configuration that would run on this machine, with the defaults of the keys that are set."""
+    from scaling_fl.runtime import hardware  # imports torch, which no other command needs in this process
+
+    with _reported_errors():
+        config = job.config_of(_config)
+        print(*key_help.compared_with_defaults(config, hardware.resolved(config)), sep="\n")
 
 
 @experiment.command(unobserved=True)
@@ -220,13 +225,8 @@ def _command(argv: list[str]) -> None:
     global job
     commands_ = dict(experiment.gather_commands())
     _, words = flags.separate(argv[1:], ())
-    if words == ["help"]:  # after a flag; see `asked_for`
-        print(__doc__.rstrip())
-        return
-    if words[:1] == ["help"]:
-        if words[1] not in commands_:
-            sys.exit(f"help {words[1]}: {key_help.unknown(words[1])}")
-        print(f"{words[1]}\n  {inspect.getdoc(commands_[words[1]])}")
+    if words[:1] == ["help"]:  # after a flag, or on a command; see `asked_for`
+        print(key_help.on_command(words[1:], commands_) if words[1:] else __doc__.rstrip())
         return
     if words and words[0] not in {"with", *commands_}:
         similar = host.did_you_mean(words[0], [*commands_])

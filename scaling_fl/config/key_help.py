@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling_fl.config.command_line import NAMED_CONFIGS
@@ -52,6 +52,21 @@ def asked_for(words: Sequence[str], overview: str) -> str:
     for heading, own in sections():
         parts += [heading.upper(), "\n".join(_entry(field, width) for field in own)]
     return "\n\n".join(parts)
+
+
+def compared_with_defaults(config: Config, resolved: Mapping[str, Any]) -> Iterator[str]:
+    """Indented lines `key = value`, with the resolved values; the default of a key follows if `config` sets another value."""
+    typed, defaults = config.to_mapping(), Config().to_mapping()
+    for key, value in resolved.items():
+        default = f"  (default: {defaults[key]!r})" if typed[key] != defaults[key] else ""
+        yield f"  {key} = {value!r}{default}"
+
+
+def on_command(words: Sequence[str], commands: Mapping[str, Any]) -> str:
+    """The help on the first word, a command. Exits with a message if there is no such command."""
+    if words[0] not in commands:
+        raise SystemExit(f"help {words[0]}: {unknown(words[0])}")
+    return f"{words[0]}\n  {inspect.getdoc(commands[words[0]])}"
 
 
 def unknown(word: str) -> str:

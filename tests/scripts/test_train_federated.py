@@ -87,11 +87,14 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_path: Path) -> None:
-    shown = command("print_config", "with", "demo", "job_name=20261122_230300", "num_rounds=2", cold=True)
+    (tmp_path / "my.yaml").write_text("learning_rate: 1e-2\nprecision: auto\n")  # a text, for YAML
+    words = ["demo", "my.yaml", "job_name=20261122_230300", "num_rounds=2"]
+    before = sorted(tmp_path.rglob("*"))
+    shown = command("print_config", "with", *words, cold=True)
     assert shown.returncode == 0, shown.stderr
     for line in (
-        "job_name = '20261122_230300'", "site_ids = [0, 0, 0, 0]", "num_rounds = 2", "model = 'tiny'", "num_sites = 4",
-        "partition = 'iid'",
+        "job_name = '20261122_230300'  (default: None)\n", "site_ids = [0, 0, 0, 0]", "num_rounds = 2  (default: 10)\n",
+        "model = 'tiny'", "num_sites = 4\n", "partition = 'iid'\n", "learning_rate = 0.01  (default: 5e-05)\n",
     ):  # fmt: skip
         assert line in shown.stdout
     assert re.search(r"^  precision = '(fp32|bf16|fp16)'$", shown.stdout, re.MULTILINE)
@@ -101,7 +104,7 @@ def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_
     assert named.returncode == 0
     assert "demo" in named.stdout
     assert "paper" in named.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: list[str], tmp_path: Path) -> None:
