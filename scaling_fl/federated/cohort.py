@@ -52,6 +52,17 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
     return {site: sizes[site] / total for site in chosen}
 
 
+def trained_shards(config: Config, sizes: Sequence[int], round_: int) -> list[int]:
+    """The sizes of the shards that the round's cohort trains on; the whole data as one for `baseline=centralised`."""
+    chosen = [sizes[site] for site in sample(config, sizes, round_)]
+    return [sum(chosen)] if config.baseline == "centralised" else chosen
+
+
+def local_steps(config: Config, examples: int) -> int:
+    """The optimiser steps of a site with so many examples, in a round in which it takes part."""
+    return -(-examples // config.batch_size) * config.num_local_epochs
+
+
 def assign(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:
     """Assign the cohort's sites to workers so that all finish at about the same time; return the sites by worker.
 

@@ -70,19 +70,12 @@ class Plan:
 
     def local_steps(self, site: int) -> int:
         """Local steps of a site per round in which it takes part."""
-        return self._steps(self.shard_sizes[site])
-
-    def _steps(self, examples: int) -> int:
-        return -(-examples // self.config.batch_size) * self.config.num_local_epochs
+        return cohort.local_steps(self.config, self.shard_sizes[site])
 
     def round_steps(self, round_: int) -> int:
         """Local steps of the round's whole cohort; 0 for round 0."""
-        if round_ == 0:
-            return 0
-        sizes = [self.shard_sizes[site] for site in cohort.sample(self.config, self.shard_sizes, round_)]
-        if self.config.baseline == "centralised":
-            sizes = [sum(sizes)]
-        return sum(map(self._steps, sizes))
+        shards = cohort.trained_shards(self.config, self.shard_sizes, round_) if round_ > 0 else ()
+        return sum(cohort.local_steps(self.config, examples) for examples in shards)
 
     @property
     def evaluation_steps(self) -> int:

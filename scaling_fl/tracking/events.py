@@ -104,7 +104,12 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         file.seek(offset)
         data = file.read()
     complete = data[: data.rfind(b"\n") + 1]
-    return [event for line in complete.split(b"\n") if (event := _parse(line))], offset + len(complete)
+    return parse(complete), offset + len(complete)
+
+
+def parse(data: bytes) -> list[Event]:
+    """The events in the content of an event file. Lines that aren't events are left out."""
+    return [event for line in data.split(b"\n") if (event := _parse(line))]
 
 
 def path_of(runs: Path, config: Config) -> Path:

@@ -74,6 +74,17 @@ class FileRecord:
         _replace(self.run / name, json.dumps(value, indent=2, sort_keys=True, default=_plain).encode())
 
 
+def load(run: Path) -> Record:
+    """The record in a run's folder. Raises `OSError`, `KeyError`, `ValueError` or `TypeError` if it can't be read."""
+    config, info, entry, metrics = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("config", "info", "run", "metrics")
+    )
+    files = [run / "shards.csv", *sorted(run.glob("*_confusion.csv"))]
+    return Record.from_parts(
+        config, info, entry, metrics, {path.name: path.read_bytes() for path in files if path.exists()}
+    )
+
+
 def find(folder: Path, job_id: str) -> Path | None:
     """The job's numbered folder, or `None`."""
     for info in folder.glob("[0-9]*/info.json"):

@@ -90,6 +90,24 @@ class MongoEntry:
             entry["artifacts"] = self._artifacts(record, path)
         database[self.address.collection].update_one({"_id": self._id}, {"$set": entry})
 
+    def stored(self) -> Iterator[tuple[str, Record | Exception]]:
+        """All of this program's entries in the database, with their titles; an error for one that can't be read."""
+        database = self._database()
+        files = gridfs.GridFS(database)
+        for entry in database[self.address.collection].find({"info.job_id": {"$exists": True}}, sort=[("_id", 1)]):
+            title = f"run {entry['_id']} in database {self.address.database}"
+            try:
+                metrics = {found["name"]: found for found in database["metrics"].find({"run_id": entry["_id"]})}
+                wanted = [
+                    file
+                    for file in entry.get("artifacts", ())
+                    if file["name"] == "shards.csv" or file["name"].endswith("_confusion.csv")
+                ]
+                artifacts = {file["name"]: files.get(file["file_id"]).read() for file in wanted}
+                yield title, Record.from_parts(entry["config"], entry["info"], entry, metrics, artifacts)
+            except (KeyError, TypeError, ValueError, gridfs.NoFile) as error:
+                yield title, error
+
     def _write_metrics(self, record: Record, changed: set[int] | None) -> list[dict[str, str]]:
         """Update the documents of metrics with values in the rounds `changed` (`None`: of all); returns names and ids."""
         collection = self._database()["metrics"]

@@ -38,6 +38,35 @@ class Record:
             record.apply(event)
         return record
 
+    @classmethod
+    def from_parts(
+        cls,
+        config: dict[str, Any],
+        info: dict[str, Any],
+        entry: dict[str, Any],
+        metrics: dict[str, dict[str, Any]],
+        artifacts: dict[str, bytes],
+    ) -> "Record":
+        """The record that a target holds, without output and sources: the inverse of `points` and `artifacts`.
+
+        Raises `KeyError`, `ValueError` or `TypeError` if it isn't a record of this program.
+        """
+        record = cls()
+        record.config, record.info, record.entry = config, record.info | info, record.entry | entry
+        for name, points in metrics.items():
+            values = zip(map(float, points["values"]), map(_seconds, points["timestamps"]), strict=True)
+            record.metrics[name] = dict(zip(map(int, points["steps"]), values, strict=True))
+        labels = info.get("label_names", [])
+        for file, content in artifacts.items():
+            rows = list(csv.DictReader(io.StringIO(content.decode())))
+            if file == "shards.csv":
+                record.shards = [_without_labels(row, labels) for row in rows]
+            elif file.endswith("_confusion.csv"):
+                record.confusion[file.removesuffix("_confusion.csv")] = [
+                    [int(row[to]) for to in labels] for row in rows
+                ]
+        return record
+
     def apply(self, event: Event) -> None:
         """Apply one event. Unknown kinds are ignored."""
         kind, time = event["event"], event["time"]
@@ -150,6 +179,21 @@ class Record:
         counts = zip(self.info.get("label_names", ()), row.get("label_counts", ()), strict=False)
         plain = {name: value for name, value in row.items() if name != "label_counts"}
         return plain | {f"label {label}": count for label, count in counts}
+
+
+def _without_labels(row: dict[str, str], labels: list[str]) -> dict[str, Any]:
+    """A row of the shard table, of its row in shards.csv."""
+    counts = [int(row.pop(f"label {label}")) for label in labels if f"label {label}" in row]
+    shard: dict[str, Any] = {"site": int(row["site"]), "examples": int(row["examples"])}
+    if "label_entropy_bits" in row:
+        shard["label_entropy_bits"] = float(row["label_entropy_bits"])
+    return row | shard | ({"label_counts": counts} if counts else {})
+
+
+def _seconds(time: datetime.datetime | str) -> float:
+    """The inverse of `utc`, for times that JSON holds as text."""
+    parsed = datetime.datetime.fromisoformat(time) if isinstance(time, str) else time
+    return parsed.replace(tzinfo=datetime.UTC).timestamp()
 
 
 def utc(time: float) -> datetime.datetime:

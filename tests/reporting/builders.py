@@ -1,0 +1,43 @@
+"""Event files of finished jobs with unequal sites."""
+
+from pathlib import Path
+from typing import Any
+
+from scaling_fl.config.schema import Config
+from scaling_fl.tracking.events import EventLog
+from tests.tracking.builders import SACRED
+
+SIZES = (5, 9, 4)
+LABELS = ["sport", "art"]
+LABEL_COUNTS = ((5, 0), (4, 5), (1, 3))
+
+
+def job(folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "nan", **keys: Any) -> Path:
+    """The event file of a job; metrics are functions of round and site, so that tests can derive them."""
+    config = Config(
+        job_name=name, num_rounds=rounds, batch_size=4, num_local_epochs=2, num_sites=3, checkpoints_dir=None, **keys
+    )
+    log = EventLog(folder / f"{name}.jsonl")
+    info = {
+        "label_names": LABELS, "num_parameters": 1000, "resolved": {"num_sites": 3, "precision": "fp32"},
+    }  # fmt: skip
+    start = {"host": "h", "after_round": 0, "environment": {"torch": "2"}, "devices": ["cpu"]}
+    log.append("started", sacred=SACRED, config=config.to_record(), start=start, info=info)
+    table = zip(SIZES, LABEL_COUNTS, strict=True)
+    shards = [
+        {"site": site, "examples": size, "label_entropy_bits": site / 4, "label_counts": list(counts)}
+        for site, (size, counts) in enumerate(table)
+    ]
+    log.append("shards", shards=shards)
+    log.append("round", round=0, metrics={"validation.accuracy": 0.5, "validation.loss": 0.7, "seconds.evaluate": 0.25})
+    for round_ in range(1, rounds + 1):
+        metrics: dict[str, Any] = {f"site.{site}.train.loss": site + round_ / 8 for site in range(3)}
+        metrics |= {"train.loss": 1 / round_, "validation.accuracy": 1 - 0.125 * round_, "validation.loss": loss}
+        seconds = {"train": 2.0, "aggregate": 0.5, "evaluate": 0.25, "idle": 0.75}
+        metrics |= {f"seconds.{phase}": value for phase, value in seconds.items()}
+        log.append("round", round=round_, metrics=metrics)
+    log.append("checkpoint", round=rounds, path="c/round-000002.safetensors", seconds=0.0625)
+    log.append("confusion", round=rounds, sets={"validation": [[3, 1], [2, 7]]})
+    log.append("completed")
+    log.close()
+    return log.path
