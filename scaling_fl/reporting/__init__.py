@@ -1,5 +1,5 @@
-"""What one looks at after a run: records of jobs as data frames. Everything here only reads records.
+"""What one looks at after a run: records of jobs as data frames and as pictures. Everything here only reads records.
 
-records: finds the records of jobs, wherever they are; frames: records as tidy pandas data frames.
-Nothing here trains, or writes a record (`tracking` does).
+records: finds the records of jobs, wherever they are; frames: records as tidy pandas data frames; charts: pictures of
+frames, one module each; figures: charts as files. Nothing here trains, or writes a record (`tracking` does).
 """

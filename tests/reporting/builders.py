@@ -12,7 +12,9 @@ LABELS = ["sport", "art"]
 LABEL_COUNTS = ((5, 0), (4, 5), (1, 3))
 
 
-def job(folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "nan", **keys: Any) -> Path:
+def job(
+    folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "nan", each: str = "loss", **keys: Any
+) -> Path:
     """The event file of a job; metrics are functions of round and site, so that tests can derive them."""
     config = Config(
         job_name=name, num_rounds=rounds, batch_size=4, num_local_epochs=2, num_sites=3, checkpoints_dir=None, **keys
@@ -31,7 +33,7 @@ def job(folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "
     log.append("shards", shards=shards)
     log.append("round", round=0, metrics={"validation.accuracy": 0.5, "validation.loss": 0.7, "seconds.evaluate": 0.25})
     for round_ in range(1, rounds + 1):
-        metrics: dict[str, Any] = {f"site.{site}.train.loss": site + round_ / 8 for site in range(3)}
+        metrics: dict[str, Any] = {f"site.{site}.train.{each}": _of_site(each, site, round_) for site in range(3)}
         metrics |= {"train.loss": 1 / round_, "validation.accuracy": 1 - 0.125 * round_, "validation.loss": loss}
         seconds = {"train": 2.0, "aggregate": 0.5, "evaluate": 0.25, "idle": 0.75}
         metrics |= {f"seconds.{phase}": value for phase, value in seconds.items()}
@@ -41,3 +43,7 @@ def job(folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "
     log.append("completed")
     log.close()
     return log.path
+
+
+def _of_site(measure: str, site: int, round_: int) -> float:
+    return site + round_ / 8 if measure == "loss" else (site + 1) / 8

@@ -1,0 +1,9 @@
+"""Pictures of data frames, as Altair charts: one module each, with `TITLE`, `SEVERAL` and `draw(frames)`.
+
+`draw` returns `None` if the frames don't hold what the picture shows. `SEVERAL` says whether one picture shows several
+jobs. The same chart serves screen and paper.
+style: fonts, sizes and colours; differences: what tells several jobs apart. A new chart is a new module and a name below.
+"""
+
+# In the order of a report.
+NAMES = ("learning_curves", "costs", "label_counts", "shard_sizes", "site_accuracy", "phases", "confusion")

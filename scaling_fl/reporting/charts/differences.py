@@ -1,0 +1,45 @@
+"""What tells several jobs apart: the keys in which they differ."""
+
+import pandas as pd
+
+# Columns of `Frames.runs` that are results or names, not keys that somebody chose.
+_NOT_CHOSEN = (
+    "job",
+    "job_id",
+    "job_name",
+    "status",
+    "round",
+    "started",
+    "seconds",
+    "num_parameters",
+    "author",
+    "checkpoints_dir",
+)
+
+
+def differing_keys(runs: pd.DataFrame) -> list[str]:
+    """The keys that don't have the same value in all jobs, in the order of the documentation."""
+    keys = [name for name in runs.columns if name not in _NOT_CHOSEN and "." not in name]
+    return [key for key in keys if runs[key].map(str).nunique() > 1]
+
+
+def names(runs: pd.DataFrame) -> dict[str, str]:
+    """Each job's name in a legend: its values of the differing keys, but for those that aren't set.
+
+    It is the job's own name if that would be empty, or the same as another job's.
+    """
+    keys = differing_keys(runs)
+    found = {
+        row["job"]: ", ".join(f"{key}={_text(row[key])}" for key in keys if _is_set(row[key]))
+        for row in runs.to_dict("records")
+    }
+    clashes = pd.Series(found).value_counts()
+    return {job: job if not name or clashes[name] > 1 else name for job, name in found.items()}
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value == value  # pandas has NaN for None in a column of numbers
+
+
+def _text(value: object) -> str:
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
