@@ -18,7 +18,7 @@ import pytest
 from scaling_fl.tracking import events
 from tests.chaos.test_faults import Job, job
 from tests.conftest import free_port
-from tests.scripts.test_train_federated import start, wait_for_row
+from tests.scripts.script import start, wait_for_row
 
 pytestmark = pytest.mark.chaos
 

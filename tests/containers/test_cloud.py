@@ -14,8 +14,8 @@ import pytest
 from tests import builders
 from tests.conftest import ObjectStore
 from tests.containers.conftest import docker
+from tests.scripts.script import wait_for_row
 from tests.scripts.test_cloud import read
-from tests.scripts.test_train_federated import wait_for_row
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 Process = subprocess.Popen

@@ -15,7 +15,7 @@ import pytest
 from scaling_fl import state_file
 from tests import builders
 from tests.nodes.network import Machine, network, unavailable
-from tests.scripts.test_train_federated import start, wait_for_row
+from tests.scripts.script import start, wait_for_row
 
 pytestmark = pytest.mark.nodes
 SITES = ("[-1,-1]", "[-1]", "[-1,-1,-1]")  # site_ids by machine

@@ -15,7 +15,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 from scaling_fl.config.schema import Config
 from tests import builders
 from tests.conftest import ROOT, ObjectStore
-from tests.scripts.test_train_federated import start, wait_for_row
+from tests.scripts.script import start, wait_for_row
 
 
 def read(name: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from tests import builders
 from tests.conftest import ROOT
 from tests.line import Line
-from tests.scripts.test_train_federated import start, wait_for_row, workers_of
+from tests.scripts.script import start, wait_for_row, workers_of
 
 # Unanswered requests time out after 120 s. A command that ends earlier hasn't waited for one.
 TIMEOUT = 115.0

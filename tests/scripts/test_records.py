@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import builders
-from tests.scripts.test_train_federated import start, wait_for_row
+from tests.scripts.script import start, wait_for_row
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -1,0 +1,120 @@
+"""Children that make no progress."""
+
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling_fl.errors import JobFailed
+from scaling_fl.progress import waiting
+from scaling_fl.runtime import launcher
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def get_stuck(send: Any, how: str) -> None:
+    send({"event": "hello"})
+    if how == "asleep":
+        time.sleep(1000)
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    send.waiting = how != "busy"
+    while True:
+        if how != "waiting":
+            send.progress()
+        time.sleep(0.05)
+
+
+def pause(send: Any, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_a_process_under_a_debugger_never_counts_as_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_FL_DEBUG", "1")
+    launcher.run_children(
+        f"{__name__}:pause", [(2,)], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
+    )
+    monkeypatch.delenv("SCALING_FL_DEBUG")
+    with pytest.raises(JobFailed, match="one made no progress"):
+        launcher.run_children(
+            f"{__name__}:pause", [(1000,)], ["one"], str(tmp_path / "none"), lambda event: None, stall_timeout=0.5
+        )
+
+
+@pytest.mark.parametrize(
+    ("children", "message"),
+    [
+        (("asleep", "waiting", "busy"), r"child 0 made no progress for 5 s and counts as hung.*raise stall_timeout(.|\n)*"
+                                        r"File .*test_stalls\.py., line \d+ in get_stuck"),
+        (("busy", "stopped", "waiting"), r"child 1 made no progress for 5 s .*It is suspended, so it can't print its stack trace"),
+        (("waiting", "waiting"), r"child [01] made no progress for 5 s"),
+    ],
+)  # fmt: skip
+def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tuple[str, ...], message: str) -> None:
+    names = [f"child {number}" for number in range(len(children))]
+    with pytest.raises(JobFailed, match=message):
+        launcher.run_children(
+            f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 5.0
+        )
+    assert multiprocessing.active_children() == []
+
+
+def progress_or_wait(send: Any, number: int) -> None:
+    if number == 0:
+        for _ in range(50):
+            time.sleep(0.1)
+            send.progress()
+    else:
+        send.waiting = True
+        time.sleep(5)
+
+
+def test_waiting_for_a_worker_that_makes_progress_does_not_count_as_hung() -> None:
+    launcher.run_children(
+        f"{__name__}:progress_or_wait", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=4.0
+    )
+
+
+def wait_for_something_external(send: Any) -> None:
+    with waiting(send):
+        time.sleep(5)
+    time.sleep(0.5)
+
+
+def test_the_stall_timeout_restarts_after_an_external_wait() -> None:
+    launcher.run_children(
+        f"{__name__}:wait_for_something_external", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0
+    )
+
+
+def wait_for(send: Any, file: str) -> None:
+    send({"event": "hello"})
+    while not Path(file).exists():
+        time.sleep(0.01)
+
+
+def test_a_launcher_that_was_suspended_does_not_call_its_children_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[dict[str, Any]] = []
+    suspensions = [5.0]  # seconds; longer than the stall time-out
+
+    def wait_after_suspension(*args: Any) -> list[Any]:
+        if not suspensions:
+            (tmp_path / "awake").touch()
+        if events and suspensions:
+            time.sleep(suspensions.pop())
+        return wait(*args)
+
+    wait = launcher.wait
+    monkeypatch.setattr(launcher, "wait", wait_after_suspension)
+    launcher.run_children(
+        f"{__name__}:wait_for", [(str(tmp_path / "awake"),)], ["child"], "/none", events.append, stall_timeout=4.0
+    )
+    assert not suspensions
