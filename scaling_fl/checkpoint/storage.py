@@ -29,13 +29,14 @@ def no_progress() -> None:
 
 
 class Storage:
-    """The folder `checkpoints_dir`: a local path, or any URL that fsspec can write to."""
+    """A folder that the key `key` names, usually `checkpoints_dir`: a local path, or any URL that fsspec can write to."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: str = "checkpoints_dir"):
+        self._key = key
         try:
             self.fs, root = _open(url)
         except (ValueError, ImportError) as error:
-            raise UserError(f"checkpoints_dir={url!r}: {error}; give a folder, s3://… or gs://…") from error
+            raise UserError(f"{key}={url!r}: {error}; give a folder, s3://… or gs://…") from error
         self.url, self.local = url.rstrip("/"), isinstance(self.fs, LocalFileSystem)
         if "s3" in self.fs.protocol and "//" in root:  # s3fs lists s3://bucket/key for s3://bucket//key
             bucket, _, key = root.partition("/")
@@ -65,7 +66,7 @@ class Storage:
             self.remove(name)
         if not found:
             raise UserError(
-                f"checkpoints_dir={self.url}: a file that was written there is not found by listing the folder; choose "
+                f"{self._key}={self.url}: a file that was written there is not found by listing the folder; choose "
                 "a path of letters, digits, '-', '_', '.' and single slashes"
             )
 
@@ -163,7 +164,7 @@ class Storage:
             self.fs.put_file(str(path), f"{self.root}/{name}", callback=_ProgressCallback(on_progress))
 
     def _as_user_error(self, failure: str) -> contextlib.AbstractContextManager[None]:
-        return storage_errors(f"checkpoints_dir={self.url}", failure)
+        return storage_errors(f"{self._key}={self.url}", failure)
 
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:

@@ -24,13 +24,17 @@ from scaling_fl.progress import Event
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
-from scaling_fl.tracking import events, mongo_address, secret_manager
+from scaling_fl.tracking import events, mongo_address, secret_manager, tensorboard
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import Record
 from scaling_fl.tracking.tracker import Tracker
 
 RUNS = Path("runs")  # records of all runs, in the current directory
+_VERTEX_AI = (  # key, its default, and the variable that names the folder on Vertex AI
+    ("checkpoints_dir", CHECKPOINTS, "AIP_CHECKPOINT_DIR"),
+    ("tensorboard_dir", None, "AIP_TENSORBOARD_LOG_DIR"),
+)
 
 
 class Job:
@@ -51,11 +55,13 @@ class Job:
         self._unnamed = False  # whether the command had no job_name
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
-        """The typed configuration; the default of checkpoints_dir is Vertex AI's AIP_CHECKPOINT_DIR, if set."""
-        place = os.environ.get("AIP_CHECKPOINT_DIR")
-        if place and values["checkpoints_dir"] == CHECKPOINTS:
-            values = {**values, "checkpoints_dir": place}
-            self.console.line(f"checkpoints_dir={place}, from AIP_CHECKPOINT_DIR")
+        """The typed configuration; the defaults of some folders are those that Vertex AI names, if any."""
+        for key, default, variable in _VERTEX_AI:
+            if (place := os.environ.get(variable)) and values[key] == default:
+                if key == "tensorboard_dir" and not tensorboard.is_installed():
+                    continue  # Vertex AI names this folder for every job
+                values = {**values, key: place}
+                self.console.line(f"{key}={place}, from {variable}")
         return Config.from_mapping(values)
 
     def begin(self, config: Config) -> Tracker | None:

@@ -14,6 +14,7 @@ from scaling_fl.tracking import events, mongo
 from scaling_fl.tracking.file_record import FileRecord, find
 from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.replay import Mirror, Replay, Target
+from scaling_fl.tracking.tensorboard import TensorBoardLog
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Destinations:
         """The targets of one job, including the copy of its events beside the checkpoints, guarded by the lease."""
         targets: list[Target] = [FileRecord(folder) for folder in self.folders]
         targets += [mongo.MongoEntry(address) for address in self.addresses]
+        if config.tensorboard_dir is not None:
+            targets.append(TensorBoardLog(config.tensorboard_dir, str(config.job_name)))
         if config.checkpoints_dir is not None:
             targets.append(Mirror(CheckpointStore(config.checkpoints_dir), lease))
         return targets
@@ -44,6 +47,8 @@ class Destinations:
         """
         for folder in self.folders:
             events.check_writable(folder)
+        if config.tensorboard_dir is not None:
+            TensorBoardLog(config.tensorboard_dir, str(config.job_name)).check()
         for address in self.addresses:
             entry = mongo.MongoEntry(address)
             try:

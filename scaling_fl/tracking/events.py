@@ -80,18 +80,17 @@ class EventLog:
             self._file.close()
 
 
-def check_writable(folder: Path) -> None:
-    """Raises `UserError` if `folder` isn't writable. Leaves no trace."""
+def check_writable(
+    folder: Path, remedy: str = "run the command in a folder you can write to, or pass -u for no record"
+) -> None:
+    """Raises `UserError` with the remedy if `folder` isn't writable. Leaves no trace."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"scaling_fl")
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write to it ({error.strerror}); run the command in a folder you can write to, or pass -u "
-            "for no record"
-        ) from error
+        raise UserError(f"{folder}: cannot write to it ({error.strerror}); {remedy}") from error
     finally:
         for path in made:
             with contextlib.suppress(OSError):

@@ -63,6 +63,12 @@ class RunKeys:
         lambda seconds: 1 <= seconds <= 1e6,
         may_change=True,
     )
+    tensorboard_dir: str | None = key(
+        None,
+        "folder for TensorBoard's event files, local, s3:// or gs://; each job has a folder in it; needs the package "
+        "tensorboard; default: AIP_TENSORBOARD_LOG_DIR on Vertex AI",
+        may_change=True,
+    )
     author: str | None = key(None, "who runs the job; saved in its record", may_change=True, may_be_empty=True)
     precision: str = key(
         "auto",
