@@ -133,23 +133,23 @@ def test_latency_between_machines_does_not_change_the_result(
 def test_traffic_between_machines_does_not_grow_with_the_number_of_sites(
     machines: list[Machine], files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    per_round = []
+    """Whole jobs are counted, because the reader of the table may lag behind. Their start adds some 3 % to 24 rounds."""
+    rounds, per_round = 24, []
     for sites in (("[-1]", "[-1]", "[-1]"), SITES):
+        before = [machine.sent() for machine in machines]
+        name = f"n{len(sites[2])}"
         processes = [
             machine.start(
-                *keys(files, "num_rounds=12", "eval_every=100", f"job_name=n{len(sites[2])}", f"checkpoints_dir=out{len(sites[2])}", "model=tiny"),
+                *keys(files, f"num_rounds={rounds}", "eval_every=100", "checkpoint_every=100", f"job_name={name}", f"checkpoints_dir={name}", "model=tiny"),
                 f"site_ids={sites[machine.number]}", count=3,
             )
             for machine in machines
         ]  # fmt: skip
-        text = wait_for_row(processes[0], 2)
-        before = [machine.sent() for machine in machines]
-        wait_for_row(processes[0], 11, text)
-        per_round.append([(after.sent() - sent) / 9 for after, sent in zip(machines, before, strict=True)])
         outputs_of(processes)
+        per_round.append([(after.sent() - sent) / rounds for after, sent in zip(machines, before, strict=True)])
     size = sum(
         array.size
-        for name, array in state(machines[0].folder, 12, f"out{len(SITES[2])}").items()
+        for name, array in state(machines[0].folder, rounds, f"n{len(SITES[2])}").items()
         if array.dtype == np.float32
     )
     ring = 2 * 2 / 3 * 8 * size  # bytes sent per node in a ring all-reduce of 64-bit numbers between three leaders
