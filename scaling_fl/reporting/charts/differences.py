@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from scaling_fl.config.key_help import as_command_line
+
 # Columns of `Frames.runs` that are results or names, not keys that somebody chose.
 _NOT_CHOSEN = (
     "job",
@@ -30,7 +32,7 @@ def names(runs: pd.DataFrame) -> dict[str, str]:
     """
     keys = differing_keys(runs)
     found = {
-        row["job"]: ", ".join(f"{key}={_text(row[key])}" for key in keys if _is_set(row[key]))
+        row["job"]: ", ".join(f"{key}={as_command_line(row[key])}" for key in keys if _is_set(row[key]))
         for row in runs.to_dict("records")
     }
     clashes = pd.Series(found).value_counts()
@@ -39,7 +41,3 @@ def names(runs: pd.DataFrame) -> dict[str, str]:
 
 def _is_set(value: object) -> bool:
     return value is not None and value == value  # pandas has NaN for None in a column of numbers
-
-
-def _text(value: object) -> str:
-    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
