@@ -66,25 +66,24 @@ def of_records(found: list[Record], skipped: dict[str, str] | None = None) -> Fr
 
 def _run(record: Record) -> dict[str, Any]:
     """The job's row: keys as they were used, and the last value of each metric, with the best one beside it."""
-    result = {
-        f"{name}{'' if which == 'last' else f'.{which}'}": float(value) if which == "last" else value
-        for kind, measures in record.result().items()
-        if kind != "round"
-        for measure, of_metric in measures.items()
-        for which, value in of_metric.items()
-        for name in [f"{kind}.{measure}"]
-    }
+    result = record.result()
+    metrics = dict[str, float]()
+    for kind, measures in result.items():
+        for measure, of_metric in measures.items() if kind != "round" else ():
+            for which, value in of_metric.items():
+                suffix = "" if which == "last" else f".{which}"
+                metrics[f"{kind}.{measure}{suffix}"] = float(value) if which == "last" else value
     keys = record.config | record.info.get("resolved", {})
     order = [*Config().to_mapping(), *keys]  # of the documentation, then keys of other versions
     return {
         "job_id": record.info["job_id"],
         "status": record.entry["status"],
-        "round": record.result()["round"],
+        "round": result["round"],
         "started": pd.Timestamp(record.entry["start_time"]),
         "seconds": sum(value for _, _, value in _seconds(record)),
         "num_parameters": record.info.get("num_parameters"),
         **{key: _hashable(keys[key]) for key in dict.fromkeys(order) if key in keys and key != "job_name"},
-        **dict(sorted(result.items())),
+        **dict(sorted(metrics.items())),
     }
 
 
