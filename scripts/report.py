@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Draw the results of jobs.
 
-./run-local.sh scripts/report.py news --figures figures
-./run-local.sh scripts/report.py news-4 news-16 --figures figures --format pdf
+./run-local.sh scripts/report.py news
+./run-local.sh scripts/report.py news-4 news-16 --output comparison.html
+./run-local.sh scripts/report.py news-4 news-16 --figures figures --format svg,pdf
 """
 
 import argparse
@@ -23,7 +24,10 @@ def main(argv: list[str]) -> None:
         "source", nargs="*", help="a job's name, a folder of runs, a run's folder, an event file or a checkpoints_dir"
     )
     parser.add_argument("--mongo", action="store_true", help="also take the jobs in the MongoDB of .env")
-    parser.add_argument("--figures", type=Path, metavar="DIR", required=True, help="write each chart to this folder")
+    parser.add_argument(
+        "--output", type=Path, metavar="PAGE", help="write the page there (default, without --figures: report.html)"
+    )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each chart to this folder")
     parser.add_argument("--format", default="svg", metavar="F,F", help="of the figures: svg, pdf, png (default: svg)")
     options = parser.parse_args(argv)
     if not options.source and not options.mongo:
@@ -35,8 +39,8 @@ def main(argv: list[str]) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Load the records, write the figures, and print their paths."""
-    from scaling_fl.reporting import figures, frames
+    """Load the records, write the page and the figures, and print their paths."""
+    from scaling_fl.reporting import figures, frames, page, records
     from scaling_fl.tracking import mongo_address, secret_manager
 
     database = None
@@ -45,13 +49,16 @@ def report(options: argparse.Namespace) -> None:
         database = mongo_address.from_environment(secret_manager.resolved(os.environ))
         if database is None:
             raise UserError("--mongo: .env names no database; set SACRED_MONGO_URL or SACRED_HOST")
-    found = frames.load(*options.source, database=database)
+    found = records.find(*options.source, database=database)
     for place, reason in found.skipped.items():
         print(f"note: {place} is left out: {reason}", file=sys.stderr)
-    if found.runs.empty:
+    if not found.records:
         raise UserError(f"{', '.join(options.source) or '--mongo'}: no job has started there")
-    for path in figures.write(found, options.figures, options.format.split(",")):
-        print(path)
+    if options.figures is not None:
+        for path in figures.write(frames.of_records(*found), options.figures, options.format.split(",")):
+            print(path)
+    if options.output is not None or options.figures is None:
+        print(page.write(found, options.output or Path("report.html")))
 
 
 if __name__ == "__main__":

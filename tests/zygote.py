@@ -53,10 +53,21 @@ def popen(
 
     A key that is set twice takes the later value: tests override the keys of a fixture. The command itself refuses it.
     """
-    argv, environ = [sys.executable, str(script), *last_values(arguments)], options.get("env") or os.environ
+    argv, environ = (
+        [sys.executable, str(script), *last_values(without_page(arguments))],
+        options.get("env") or os.environ,
+    )
     if cold or import_time_environment(environ) != _zygote.environ:
         return subprocess.Popen(["ip", "netns", "exec", network, *argv] if network else argv, **options)
     return _ForkedPopen([network, *argv], **options)
+
+
+def without_page(words: Sequence[str]) -> list[str]:
+    """The words of a command line with `report=False`, unless they set it: a page at the end of each job takes seconds."""
+    if "with" not in words or {"print_config", "sync"} & set(words):
+        return list(words)
+    keys = list(words).index("with") + 1
+    return [*words[:keys], "report=False", *words[keys:]]
 
 
 def last_values(words: Sequence[str]) -> list[str]:

@@ -103,12 +103,16 @@ class Storage:
         except (ValueError, RecursionError):
             return None
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Publish a small JSON file."""
+    def write(self, name: str, content: bytes) -> None:
+        """Publish a small file."""
         with self._as_user_error(f"cannot write {name}"), self._workspace() as folder:
             path = Path(folder) / name
-            path.write_text(json.dumps(value))
+            path.write_bytes(content)
             self._publish(path, name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publish a small JSON file."""
+        self.write(name, json.dumps(value).encode())
 
     def remove(self, name: str) -> None:
         """Remove a file from the folder, if it exists."""

@@ -14,11 +14,12 @@ from scaling_fl.commands import csv_file, trained_model
 from scaling_fl.commands.trained_model import TrainedModel
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.examples import Predictions, Split, Task
 from scaling_fl.data.task_loader import load_test, reads_over_network
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
 from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.predictions import Collector, merged
 from scaling_fl.federated.resident import Resident
 from scaling_fl.models import loading, probe
 from scaling_fl.models.flat_parameters import FlatModel, Layout
@@ -46,7 +47,7 @@ def show(send: Send, config: Config) -> None:
     with waiting(send, reads_over_network(config)):
         task = load_test(config, report)
     split, notes = _with_labels_of(trained, task)
-    batches, predicted, probabilities = measure(trained, split, report)
+    batches, predictions = measure(trained, split, report)
     confusion = np.sum([batch.confusion for batch in batches], axis=0)
     source = config.test_path or config.dataset or (config.train_path if config.test_fraction else None)
     title = f"task {config.task_name}{f', {source}' if source else ''}: {len(split):,} test rows"
@@ -55,26 +56,22 @@ def show(send: Send, config: Config) -> None:
         send({"event": "said", "text": line})
     if config.csv_path is not None:
         header = ["row", "label", "predicted", "probability", "text", *(["text_pair"] if split.pairs else [])]
-        csv_file.write(config.csv_path, header, _rows(split, predicted, probabilities, trained.label_names))
+        csv_file.write(config.csv_path, header, _rows(split, predictions, trained.label_names))
         send({"event": "said", "text": f"predictions  {config.csv_path}"})
 
 
-def measure(
-    trained: TrainedModel, split: Split, report: Report
-) -> tuple[list[metrics.BatchMetrics], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Evaluate as in a run. Also returns each example's prediction (N,) and the prediction's probability (N,)."""
+def measure(trained: TrainedModel, split: Split, report: Report) -> tuple[list[metrics.BatchMetrics], Predictions]:
+    """Evaluate as in a run. Also returns the prediction of each example."""
     config, module, tokenizer = trained.config, trained.loaded.module, trained.loaded.tokenizer
     if config.threads_per_site is not None:
         torch.set_num_threads(config.threads_per_site)
     on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
     device = torch.device(f"cuda:{config.site_ids[0] % torch.cuda.device_count()}" if on_gpu else "cpu")
-    predicted, probabilities = np.empty(len(split), np.int64), np.empty(len(split), np.float32)
-    done = 0
+    collector, done = Collector(), 0
 
     def keep(rows: npt.NDArray[np.int64], logits: torch.Tensor) -> None:
         nonlocal done
-        highest, labels = logits.softmax(-1).max(-1)
-        predicted[rows], probabilities[rows] = labels.cpu().numpy(), highest.cpu().numpy()
+        collector.add(rows, logits)
         done += len(rows)
         report("evaluating", done, len(split), "texts")
 
@@ -93,7 +90,7 @@ def measure(
         plain = dataclasses.replace(config, compile=False, gradient_checkpointing=False)
         resident = Resident(plain, model, store, store, device)
         batches = evaluate(resident, model.flat.clone(), 0, 1, on_logits=keep)
-    return batches, predicted, probabilities
+    return batches, merged([collector.collected()])
 
 
 def describe(results: dict[str, float], confusion: npt.NDArray[np.int64], label_names: Sequence[str]) -> list[str]:
@@ -141,13 +138,9 @@ def _share(part: int, whole: int, width: int) -> str:
     return f"{part / whole:>{width}.3f}" if whole else f"{'–':>{width}}"
 
 
-def _rows(
-    split: Split,
-    predicted: npt.NDArray[np.int64],
-    probabilities: npt.NDArray[np.float32],
-    names: Sequence[str],
-) -> Iterator[list[object]]:
-    for row, (label, guess, probability) in enumerate(zip(split.labels, predicted, probabilities, strict=True)):
+def _rows(split: Split, predictions: Predictions, names: Sequence[str]) -> Iterator[list[object]]:
+    for row, guess, probability in zip(*predictions, strict=True):
+        label = split.labels[row]
         pair = [] if split.pairs is None else [split.pairs[row]]
         yield [row + 1, names[label], names[guess], f"{probability:.6f}", split.texts[row], *pair]
 

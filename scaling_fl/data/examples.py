@@ -1,9 +1,10 @@
-"""The examples of a task: texts, labels and label names."""
+"""The examples of a task: texts, labels and label names; and predictions of them."""
 
 import functools
 import hashlib
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,14 @@ class Split:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.hexdigest()
+
+
+class Predictions(NamedTuple):
+    """What a model says of N examples."""
+
+    rows: npt.NDArray[np.int64]  # (N,): their positions in the split
+    labels: npt.NDArray[np.int64]  # (N,): the most probable label
+    probabilities: npt.NDArray[np.float32]  # (N,): its probability
 
 
 NO_EXAMPLES = Split([], np.empty(0, np.int64))

@@ -19,7 +19,7 @@ def evaluate(
     worker: int,
     num_workers: int,
     held_back: bool = False,
-    on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] = lambda rows, logits: None,
+    on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] | None = None,
 ) -> list[BatchMetrics]:
     """Evaluate `params` (size,) on this worker's share of the test set, or of the held-back examples.
 
@@ -48,7 +48,8 @@ def evaluate(
                     raise
                 fitting = -(-min(fitting, len(rest)) // 2)
                 continue
-            on_logits(rest[:fitting], logits)
+            if on_logits is not None:
+                on_logits(rest[:fitting], logits)
             loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
             cells = batch.labels * num_labels + logits.argmax(-1)
             confusion.index_add_(0, cells, torch.ones_like(cells))

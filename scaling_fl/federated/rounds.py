@@ -9,7 +9,7 @@ import numpy as np
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import metrics
+from scaling_fl.federated import metrics, predictions
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.server import SGD, Adaptive
@@ -100,7 +100,14 @@ def _evaluate(worker_sites: WorkerSites, collectives: Collectives, state: Server
         if held_back and len(resident.held_back) == 0:
             continue
         if resident.config.has_global_model or state.round == 0:
-            batches = evaluate(resident, state.params, collectives.rank, collectives.num_workers, held_back)
+            collector = predictions.Collector()
+            predicted = resident.config.report and state.round == resident.config.num_rounds and not held_back
+            batches = evaluate(
+                resident, state.params, collectives.rank, collectives.num_workers, held_back,
+                on_logits=collector.add if predicted else None,
+            )  # fmt: skip
+            if predicted:
+                state.predictions = predictions.merged(collectives.all_gather(collector.collected()))
             whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
             results |= metrics.validation(whole, name)
             state.confusion[name] = metrics.confusion_matrix(whole)

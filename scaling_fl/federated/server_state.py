@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from scaling_fl.data.examples import Predictions
 from scaling_fl.federated import site_state
 from scaling_fl.models.flat_parameters import FlatModel
 
@@ -27,6 +28,7 @@ class ServerState:
     results: dict[str, Any] = field(default_factory=dict)  # of `round`, without its evaluation
     # Of the last evaluation, by set; without a global model the sum over the sites' own.
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    predictions: Predictions | None = None  # for the test set, by the global model of the last round
     # Held during the server step and the report of a round: only its holder sees the parameters of one whole round.
     lock: threading.Lock = field(default_factory=threading.Lock)
 

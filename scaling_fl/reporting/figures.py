@@ -17,11 +17,15 @@ FORMATS = ("svg", "pdf", "png")
 _PNG_SCALE = 3  # pixels of a file for each pixel of a chart: 216 per inch
 
 
+def module(name: str) -> Any:
+    """The module of a chart."""
+    return importlib.import_module(f"{charts.__name__}.{name}")
+
+
 def drawn(frames: Frames) -> dict[str, Any]:
     """The charts of one job by name, or those that compare several jobs. Charts without data are left out."""
-    modules = {name: importlib.import_module(f"{charts.__name__}.{name}") for name in charts.NAMES}
-    shown = {name: module for name, module in modules.items() if module.SEVERAL or len(frames.runs) == 1}
-    found = {name: module.draw(frames) for name, module in shown.items()}
+    shown = [name for name in charts.NAMES if module(name).SEVERAL or len(frames.runs) == 1]
+    found = {name: module(name).draw(frames) for name in shown}
     return {name: chart for name, chart in found.items() if chart is not None}
 
 

@@ -6,12 +6,14 @@
 Nothing is unpickled. docs/reports.md describes the columns.
 """
 
+import io
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -27,6 +29,7 @@ _COLUMNS = {
     "phases": ("job", "round", "phase", "seconds"),
     "costs": ("job", "round", "local_steps", "examples", "seconds", "bytes"),
     "confusion": ("job", "round", "set", "label", "predicted", "examples"),
+    "predictions": ("job", "row", "label", "predicted", "probability", "text", "text_pair"),
 }
 
 
@@ -39,6 +42,7 @@ class Frames(NamedTuple):
     phases: pd.DataFrame  # job, round, phase, seconds
     costs: pd.DataFrame  # job, round, and what was spent up to its end: local steps, examples, seconds, bytes
     confusion: pd.DataFrame  # job, round, set, label, predicted, examples: of the last evaluation
+    predictions: pd.DataFrame  # job, row, label, predicted, probability, text: for the test set, by the last model
     skipped: dict[str, str]  # damaged and foreign records: place -> reason
 
 
@@ -60,6 +64,7 @@ def of_records(found: list[Record], skipped: dict[str, str] | None = None) -> Fr
         rows["sites"] += _shards(job, record)
         rows["costs"] += _costs(job, record)
         rows["confusion"] += _confusion(job, record)
+        rows["predictions"] += _predictions(job, record)
     tidy = {name: pd.DataFrame(rows[name], columns=list(columns)) for name, columns in _COLUMNS.items()}
     return Frames(runs=pd.DataFrame(rows["runs"]), **tidy, skipped=skipped or {})
 
@@ -167,3 +172,9 @@ def _confusion(job: str, record: Record) -> list[dict[str, Any]]:
         for label, row in zip(labels, matrix, strict=True)
         for predicted, examples in zip(labels, row, strict=True)
     ]
+
+
+def _predictions(job: str, record: Record) -> list[dict[str, Any]]:
+    if not record.predictions:
+        return []
+    return [{"job": job} | row for row in pq.read_table(io.BytesIO(record.predictions)).to_pylist()]

@@ -62,6 +62,8 @@ class Coordinator:
         confusion = {name: matrix.tolist() for name, matrix in self._state.confusion.items()}
         self._state.confusion = {}
         self._send({"event": "round", "round": round_, "metrics": self._results, "confusion": confusion})
+        if self._state.predictions is not None:
+            self._send({"event": "predictions", "round": round_, "predictions": self._state.predictions})
         if config.checkpoint_due(round_):
             self._save()
 

@@ -21,7 +21,8 @@ from scaling_fl.config.sections.run import CHECKPOINTS
 from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import job_page, launcher
+from scaling_fl.runtime.job_page import JobPage
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.tracking import events, mongo_address, secret_manager, tensorboard
@@ -50,6 +51,7 @@ class Job:
         self._attempt = resources.enter_context(contextlib.ExitStack())  # closed at the end of each attempt
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
+        self._page: JobPage | None = None
         self._written: dict[str, str] = {}
         self._saved: int | None = None  # the round of the last checkpoint
         self._unnamed = False  # whether the command had no job_name
@@ -89,7 +91,9 @@ class Job:
             self._resources.callback(self._lease.release)
         if history is not None:
             log = events.EventLog(history)
-            self._tracker = Tracker(log, self.plan, self.destinations.targets(config, self._lease), self.console.line)
+            self._page = JobPage(config, self.console.line)
+            targets = self.destinations.targets(config, self._lease)
+            self._tracker = Tracker(log, self.plan, targets, self.console.line, self._page.of)
             self.console.listener = self._tracker.output
             if self._lease is not None:
                 self._lease.runs = self._tracker.runs
@@ -134,7 +138,7 @@ class Job:
                 f"job_name={config.job_name}: it has no events in {RUNS}/_events; run the command where the job was "
                 f"started, copy its events to {RUNS}/_events/{config.job_name}.jsonl, or add its checkpoints_dir"
             )
-        if not self.destinations.bring_up_to_date(config, history, self.console.line):
+        if not self._bring_up_to_date(config, history):
             raise UserError(f"job_name={config.job_name}: some of its records are not up to date; try again later")
 
     def failed(self, error: JobFailed) -> None:
@@ -145,7 +149,10 @@ class Job:
 
     def print_written(self) -> None:
         """Print the places of everything that was written, by kind."""
-        written = self._written | (self._tracker.locations() if self._tracker is not None else {})
+        records = self._tracker.locations() if self._tracker is not None else {}
+        if self._page is not None and self._page.drawn:
+            self._written["report"] = self._page.place or f"{records['run record'].partition(',')[0]}/{job_page.NAME}"
+        written = self._written | records
         for what, where in written.items():
             self.console.line(f"{what:<12} {where}")
 
@@ -193,7 +200,11 @@ class Job:
             f"above {plan.round}"
         )
         if history is not None and history.exists():
-            self.destinations.bring_up_to_date(config, history, self.console.line, finished=plan)
+            self._bring_up_to_date(config, history, plan)
+
+    def _bring_up_to_date(self, config: Config, history: Path, finished: Plan | None = None) -> bool:
+        page = JobPage(config, self.console.line, reuse=True)
+        return self.destinations.bring_up_to_date(config, history, self.console.line, finished, page.of)
 
     def _check_recorded(self, plan: Plan, history: Path) -> None:
         """Without a checkpoint to resume from, raise `UserError` if a new start would overwrite recorded rounds.
@@ -217,7 +228,7 @@ class Job:
             if config.num_rounds > done or self.link.node.count > 1:  # other nodes can't see the record
                 raise UserError(f"job_name={config.job_name}: {said}")
             self.console.line(f"job {config.job_name} is finished: {said}")
-            self.destinations.bring_up_to_date(config, history, self.console.line)
+            self._bring_up_to_date(config, history)
             sys.exit(0)
 
     def _on_event(self, event: Event) -> None:

@@ -35,6 +35,7 @@ from scaling_fl.models import export, fingerprints, loading, probe
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
+from scaling_fl.tracking import predictions_file
 
 
 def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False) -> None:
@@ -114,6 +115,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if not finished:
         write_shards(work, shards)
         np.save(work / "held_back.npy", held_back)
+        if config.report:
+            predictions_file.write_texts(work, task.test)
         token_types = "token_type_ids" in input_names
         for name, split in (("train", task.train), ("test", task.test)):
             key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)

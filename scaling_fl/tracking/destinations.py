@@ -13,7 +13,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.tracking import events, mongo
 from scaling_fl.tracking.file_record import FileRecord, find
 from scaling_fl.tracking.mongo_address import Address
-from scaling_fl.tracking.replay import Mirror, Replay, Target
+from scaling_fl.tracking.replay import Attach, Mirror, Replay, Target, nothing
 from scaling_fl.tracking.tensorboard import TensorBoardLog
 
 
@@ -61,7 +61,12 @@ class Destinations:
                 entry.close()
 
     def bring_up_to_date(
-        self, config: Config, history: Path, say: Callable[[str], None], finished: Plan | None = None
+        self,
+        config: Config,
+        history: Path,
+        say: Callable[[str], None],
+        finished: Plan | None = None,
+        attach: Attach = nothing,
     ) -> bool:
         """Replay the events of a job that isn't running into all of its records. Returns whether all are up to date.
 
@@ -74,7 +79,7 @@ class Destinations:
                 log.append("model", path=CheckpointStore(str(config.checkpoints_dir)).url_of(name))
             log.append("completed")
         log.close()
-        replays = [Replay(history, target) for target in self.targets(config)]
+        replays = [Replay(history, target, attach) for target in self.targets(config)]
         for replay in replays:
             replay.step()
             if replay.trouble is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl.progress import Event
-from scaling_fl.tracking.record import Record
+from scaling_fl.tracking.record import Record, is_part
 
 
 class FileRecord:
@@ -79,10 +79,8 @@ def load(run: Path) -> Record:
     config, info, entry, metrics = (
         json.loads((run / f"{name}.json").read_text()) for name in ("config", "info", "run", "metrics")
     )
-    files = [run / "shards.csv", *sorted(run.glob("*_confusion.csv"))]
-    return Record.from_parts(
-        config, info, entry, metrics, {path.name: path.read_bytes() for path in files if path.exists()}
-    )
+    files = [path for path in sorted(run.iterdir()) if path.name == "cout.txt" or is_part(path.name)]
+    return Record.from_parts(config, info, entry, metrics, {path.name: path.read_bytes() for path in files})
 
 
 def find(folder: Path, job_id: str) -> Path | None:

@@ -20,7 +20,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.mongo_address import Address
-from scaling_fl.tracking.record import OUTPUT_END, Record
+from scaling_fl.tracking.record import OUTPUT_END, Record, is_part
 
 _FIND_SERVER_MS = 5000  # pymongo's default is 30 s
 _CONNECT_MS = 2500  # shorter, so that the error names the cause
@@ -98,12 +98,9 @@ class MongoEntry:
             title = f"run {entry['_id']} in database {self.address.database}"
             try:
                 metrics = {found["name"]: found for found in database["metrics"].find({"run_id": entry["_id"]})}
-                wanted = [
-                    file
-                    for file in entry.get("artifacts", ())
-                    if file["name"] == "shards.csv" or file["name"].endswith("_confusion.csv")
-                ]
+                wanted = [file for file in entry.get("artifacts", ()) if is_part(file["name"])]
                 artifacts = {file["name"]: files.get(file["file_id"]).read() for file in wanted}
+                artifacts["cout.txt"] = str(entry.get("captured_out", "")).encode()
                 yield title, Record.from_parts(entry["config"], entry["info"], entry, metrics, artifacts)
             except (KeyError, TypeError, ValueError, gridfs.NoFile) as error:
                 yield title, error

@@ -1,5 +1,6 @@
 """A run as Sacred's viewers know it, derived from a job's events, including resumes, repeated rounds and crashes."""
 
+import base64
 import csv
 import datetime
 import io
@@ -10,6 +11,7 @@ from typing import Any
 from scaling_fl.federated.metrics import per_class
 from scaling_fl.progress import Event
 
+PREDICTIONS = "predictions.parquet"  # an artifact
 # Of a long output the entry holds only both ends, to stay far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters at each end
 MAX_SHARD_ROWS = 1000  # of the shard table in `info`; shards.csv has all rows
@@ -27,6 +29,8 @@ class Record:
         self.metrics: dict[str, dict[int, tuple[float, float]]] = {}  # name -> round -> (value, time)
         self.shards: list[dict[str, Any]] = []
         self.confusion: dict[str, list[list[int]]] = {}  # by set: [true label][predicted label], of the last evaluation
+        self.predictions = b""  # for the test set, by the model of the last round: see predictions_file.py
+        self.attached: dict[str, bytes] = {}  # further artifacts, which aren't made from events alone
         self.sources: dict[str, str] = {}  # source files: name -> text
         self.output_length, self._head, self._tail = 0, "", ""
 
@@ -47,8 +51,9 @@ class Record:
         metrics: dict[str, dict[str, Any]],
         artifacts: dict[str, bytes],
     ) -> "Record":
-        """The record that a target holds, without output and sources: the inverse of `points` and `artifacts`.
+        """The record that a target holds, without sources: the inverse of `points` and `artifacts`.
 
+        `artifacts`: those that `is_part` names, and the output as cout.txt.
         Raises `KeyError`, `ValueError` or `TypeError` if it isn't a record of this program.
         """
         record = cls()
@@ -58,6 +63,12 @@ class Record:
             record.metrics[name] = dict(zip(map(int, points["steps"]), values, strict=True))
         labels = info.get("label_names", [])
         for file, content in artifacts.items():
+            if file == PREDICTIONS:
+                record.predictions = content
+                continue
+            if file == "cout.txt":
+                record._append_output(content.decode(errors="replace"))
+                continue
             rows = list(csv.DictReader(io.StringIO(content.decode())))
             if file == "shards.csv":
                 record.shards = [_without_labels(row, labels) for row in rows]
@@ -100,6 +111,8 @@ class Record:
             case "confusion":
                 self.confusion = event["sets"]
                 self.info["confusion_of_round"] = event["round"]
+            case "predictions":
+                self.predictions = base64.b64decode(event["parquet"])
             case "checkpoint":
                 self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
                 self.info["files"]["checkpoint"] = event["path"]
@@ -172,13 +185,20 @@ class Record:
             ]
             files[f"{name}_confusion.csv"] = _csv(rows)
             files[f"{name}_per_class.csv"] = _csv(per_class(labels, confusion))
-        return files
+        if self.predictions:
+            files[PREDICTIONS] = self.predictions
+        return files | self.attached
 
     def _with_labels(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row of the shard table with a column for each label's number of examples."""
         counts = zip(self.info.get("label_names", ()), row.get("label_counts", ()), strict=False)
         plain = {name: value for name, value in row.items() if name != "label_counts"}
         return plain | {f"label {label}": count for label, count in counts}
+
+
+def is_part(artifact: str) -> bool:
+    """Whether `Record.from_parts` reads this artifact."""
+    return artifact in ("shards.csv", PREDICTIONS) or artifact.endswith("_confusion.csv")
 
 
 def _without_labels(row: dict[str, str], labels: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ event, so that outages, resumes, repeated rounds and a change of machine need no
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from scaling_fl.progress import Event
 from scaling_fl.tracking import events as event_file
 from scaling_fl.tracking.record import Record, utc
 
+Attach = Callable[[Record], dict[str, bytes]]  # further artifacts of a complete record, by name
 _HEARTBEAT = 10.0  # seconds between heartbeats, and between attempts to reach a failed target
 _MIN_PAUSE = 1.0  # seconds between writes, however many events arrive
 _PAUSE_FACTOR = 10  # the pause after a write is at least this many times its duration
@@ -39,6 +41,11 @@ class Target(Protocol):
 
     def explain(self, error: Exception) -> str:
         """The cause of an error and its remedy, without secrets."""
+
+
+def nothing(record: Record) -> dict[str, bytes]:
+    """Attach nothing."""
+    return {}
 
 
 class Mirror:
@@ -71,8 +78,8 @@ class Mirror:
 class Replay:
     """Keeps one target up to date; after `start`, in a background thread."""
 
-    def __init__(self, path: Path, target: Target):
-        self.path, self.target = path, target
+    def __init__(self, path: Path, target: Target, attach: Attach = nothing):
+        self.path, self.target, self._attach = path, target, attach
         self.trouble: Exception | None = None  # the error of the last step
         self._record: Record | None = None
         self._offset = 0
@@ -98,6 +105,8 @@ class Replay:
                 )
             if self._record.entry["status"] == "RUNNING":
                 self._record.entry["heartbeat"] = utc(time.time())
+            if self._record.entry["status"] == "COMPLETED":
+                self._record.attached = self._attach(self._record)
             self.target.write(self._record, events, self.path)
             self._offset, self.trouble = offset, None
         except Exception as error:  # every target raises its own exceptions; none may stop a job

@@ -1,5 +1,6 @@
 """The observer that writes a job's event file: Sacred reports start and end, and the workers everything in between."""
 
+import base64
 import contextlib
 import json
 import os
@@ -17,8 +18,10 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import cohort
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
+from scaling_fl.tracking import events
 from scaling_fl.tracking.events import EventLog
-from scaling_fl.tracking.replay import Replay, Target
+from scaling_fl.tracking.record import Record
+from scaling_fl.tracking.replay import Attach, Replay, Target, nothing
 
 _END_TIMEOUT = 8.0  # seconds that the end of a job waits for the targets
 
@@ -26,9 +29,17 @@ _END_TIMEOUT = 8.0  # seconds that the end of a job waits for the targets
 class Tracker(RunObserver):  # type: ignore[misc]
     """The only observer of the Sacred run. It appends to the event file, which is replayed into the targets."""
 
-    def __init__(self, log: EventLog, plan: Plan, targets: Iterable[Target], say: Callable[[str], None]):
-        self._log, self._plan, self._say = log, plan, say
-        self.replays = [Replay(log.path, target) for target in targets]
+    def __init__(
+        self,
+        log: EventLog,
+        plan: Plan,
+        targets: Iterable[Target],
+        say: Callable[[str], None],
+        attach: Attach = nothing,
+    ):
+        """`attach` makes further artifacts of a completed job; it may take longer than targets may."""
+        self._log, self._plan, self._say, self._attach = log, plan, say, attach
+        self.replays = [Replay(log.path, target, attach) for target in targets]
         self._troubled: set[str] = set()
         self._ended = False
         self._confusion: dict[str, Any] = {}  # the last evaluation; recorded once, because it can be large
@@ -101,6 +112,13 @@ class Tracker(RunObserver):  # type: ignore[misc]
                 self._log.append("round", round=event["round"], metrics=event["metrics"])
                 if sets := event.get("confusion"):
                     self._confusion = {"round": event["round"], "sets": sets}
+            case "predictions":
+                from scaling_fl.tracking import predictions_file  # not before the last round: it imports pyarrow
+
+                content = predictions_file.content(
+                    Path(self._plan.folder), self._plan.label_names, event["predictions"]
+                )
+                self._log.append("predictions", round=event["round"], parquet=base64.b64encode(content).decode())
             case "checkpoint":
                 self._log.append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
             case "model":
@@ -143,6 +161,8 @@ class Tracker(RunObserver):  # type: ignore[misc]
             if self._confusion:
                 self._log.append("confusion", **self._confusion)
             self._log.append(how, **fields)
+            if how == "completed":
+                self._attach(Record.from_events(events.read(self._log.path)[0]))
         for replay in self.replays:
             replay.finish()
         deadline = time.monotonic() + _END_TIMEOUT

@@ -1,9 +1,14 @@
 """Event files of finished jobs with unequal sites."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scaling_fl.config.schema import Config
+from scaling_fl.data.examples import Predictions, Split
+from scaling_fl.tracking import predictions_file
 from scaling_fl.tracking.events import EventLog
 from tests.tracking.builders import SACRED
 
@@ -39,10 +44,29 @@ def job(
         metrics |= {f"seconds.{phase}": value for phase, value in seconds.items()}
         log.append("round", round=round_, metrics=metrics)
     log.append("checkpoint", round=rounds, path="c/round-000002.safetensors", seconds=0.0625)
+    log.append(
+        "output",
+        text="note: 3 of 30 texts are truncated to 16 tokens\nround 1\nnote: 3 of 30 texts are truncated to 16 tokens",
+    )
+    log.append("predictions", round=rounds, parquet=base64.b64encode(predictions(folder)).decode())
     log.append("confusion", round=rounds, sets={"validation": [[3, 1], [2, 7]]})
     log.append("completed")
     log.close()
     return log.path
+
+
+def predictions(folder: Path) -> bytes:
+    """Those that the confusion matrix counts: labels 4 × 0 and 9 × 1, of which 1 and 2 are predicted wrongly."""
+    work = folder / "work"
+    (work / "test").mkdir(parents=True, exist_ok=True)
+    labels = np.array([0] * 4 + [1] * 9)
+    np.save(work / "test" / "labels.npy", labels)
+    predicted = np.array([0, 0, 0, 1, 0, 0, *[1] * 7])
+    probabilities = np.array([0.75] * 3 + [0.625, 0.5625, 0.875] + [0.6875] * 7, np.float32)
+    texts = [f"text {row}" for row in range(1, 14)]
+    texts[3] = "</script><b>nobody</b> & 'quotes'"
+    predictions_file.write_texts(work, Split(texts, labels))
+    return predictions_file.content(work, LABELS, Predictions(np.arange(13), predicted, probabilities))
 
 
 def _of_site(measure: str, site: int, round_: int) -> float:

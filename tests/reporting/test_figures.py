@@ -74,3 +74,12 @@ def test_a_damaged_record_is_named_and_the_others_are_drawn(report: Report, tmp_
     done = report("runs", "--figures", "out")
     assert done.returncode == 0
     assert done.stderr == "note: runs/_events/damaged.jsonl is left out: no run has started there\n"
+
+
+@pytest.mark.parametrize(("arguments", "path"), [((), "report.html"), (("--output", "pages/p.html"), "pages/p.html")])
+def test_without_figures_the_page_is_written(
+    report: Report, tmp_path: Path, arguments: tuple[str, ...], path: str
+) -> None:
+    done = report("news", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
+    assert (tmp_path / path).read_text().startswith("<!DOCTYPE html>")

@@ -104,7 +104,7 @@ def test_jobs_that_share_a_name_stay_apart(tmp_path: Path) -> None:
 def test_nothing_gives_empty_frames_with_their_columns() -> None:
     empty = frames.of_records([])
     assert list(empty.rounds.columns) == ["job", "round", "metric", "value"]
-    assert [len(frame) for frame in empty[:-1]] == [0] * 6
+    assert [len(frame) for frame in empty[:-1]] == [0] * 7
 
 
 def test_records_of_version_0_1_0_are_read() -> None:

@@ -138,7 +138,7 @@ def test_a_database_that_is_not_there_is_refused_in_one_line() -> None:
         records.find(database=Address("mongodb://127.0.0.1:1", "lab"))
 
 
-def test_a_record_holds_json_alone(runs: Path) -> None:
+def test_a_record_holds_data_alone(runs: Path) -> None:
     """Nothing in a record's folder is code or a pickle."""
-    assert {path.suffix for path in (runs / "1").iterdir()} <= {".json", ".csv", ".txt"}
+    assert {path.suffix for path in (runs / "1").iterdir()} <= {".json", ".csv", ".txt", ".parquet"}
     json.loads((runs / "1" / "info.json").read_text())

@@ -69,6 +69,11 @@ class RunKeys:
         "tensorboard; default: AIP_TENSORBOARD_LOG_DIR on Vertex AI",
         may_change=True,
     )
+    report: bool = key(
+        True,
+        "True: at the end of the job, record the predictions for the test set and write the page `report.html`",
+        may_change=True,
+    )
     author: str | None = key(None, "who runs the job; saved in its record", may_change=True, may_be_empty=True)
     precision: str = key(
         "auto",

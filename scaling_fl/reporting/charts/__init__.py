@@ -1,4 +1,4 @@
-"""Pictures of data frames, as Altair charts: one module each, with `TITLE`, `SEVERAL` and `draw(frames)`.
+"""Pictures of data frames, as Altair charts: one module each, with `TITLE`, `CAPTION`, `SEVERAL` and `draw(frames)`.
 
 `draw` returns `None` if the frames don't hold what the picture shows. `SEVERAL` says whether one picture shows several
 jobs. The same chart serves screen and paper.

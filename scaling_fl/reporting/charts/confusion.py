@@ -6,6 +6,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Confusion matrix of the test set"
+CAPTION = "Each row is a true label, each column a predicted label. The colour is the share of the true label."
 SEVERAL = False  # jobs in one picture
 _MAX_NUMBERS = 12  # labels up to which the cells hold numbers
 

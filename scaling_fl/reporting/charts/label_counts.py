@@ -6,6 +6,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Training examples by site and label"
+CAPTION = "How many training examples of each label a site holds."
 SEVERAL = False  # jobs in one picture
 _PREFIX = "shard.label."
 

@@ -7,6 +7,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Learning curves"
+CAPTION = "The global model is measured on the test set after each round. Sites are measured on their own data while they train. Point at a line to see one site."
 SEVERAL = False  # jobs in one picture
 _CURVES = {
     "validation": "global model, test set",

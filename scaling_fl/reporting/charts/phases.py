@@ -6,6 +6,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Time by phase"
+CAPTION = "Seconds of each round. Checkpoints are written beside the next round."
 SEVERAL = False  # jobs in one picture
 _NAMES = {
     "busy": "training",

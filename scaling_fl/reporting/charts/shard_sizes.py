@@ -6,6 +6,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Training examples by site"
+CAPTION = "How many training examples a site holds."
 SEVERAL = False  # jobs in one picture
 
 

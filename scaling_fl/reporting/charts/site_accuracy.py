@@ -9,6 +9,7 @@ from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
 TITLE = "Training accuracy over sites, last round"
+CAPTION = "The line rises to the share of sites whose accuracy is at most the value on the horizontal axis."
 SEVERAL = False  # jobs in one picture
 
 

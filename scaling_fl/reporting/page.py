@@ -1,0 +1,109 @@
+"""The page of one or several jobs: one HTML file that opens without a network, with interactive charts."""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from scaling_fl.errors import UserError
+from scaling_fl.reporting import facts, figures, frames
+from scaling_fl.reporting.charts import differences
+from scaling_fl.reporting.records import Found
+from scaling_fl.tracking.record import Record
+
+_MAX_JOBS = 12  # that have a section each; more jobs are only compared
+_RESULTS = ("validation.accuracy", "validation.macro_f1", "validation.loss")
+
+
+class _Picture(NamedTuple):
+    id: str
+    title: str
+    caption: str
+    specification: str  # Vega-Lite, as JSON
+
+
+class _Section(NamedTuple):
+    """A job on the page."""
+
+    id: str
+    facts: facts.Facts
+    pictures: list[_Picture]
+
+
+def write(found: Found, path: Path) -> Path:
+    """Write the page to `path`. Raises `UserError` if it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(*found))
+    except OSError as error:
+        raise UserError(f"--output {path}: can't write there ({error.strerror}); choose another file") from error
+    return path
+
+
+def render(found: list[Record], skipped: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The page as HTML. `skipped`: damaged records, with the reason."""
+    data = frames.of_records(found)
+    one_each = zip(found, data.runs["job"], strict=True)
+    sections = [
+        _section(f"job-{number}", record, figures.of_job(data, job))
+        for number, (record, job) in enumerate(one_each if len(found) <= _MAX_JOBS else ())
+    ]
+    comparison = _pictures("comparison", data) if len(found) > 1 else []
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("report.html").render(
+        title=sections[0].facts.name if len(found) == 1 else f"{len(found)} jobs",
+        sections=sections,
+        comparison=comparison,
+        comparison_table=_table(data) if len(found) > 1 else None,
+        skipped=skipped,
+        style=_file("report.css"),
+        script=_file("report.js"),
+        libraries=_libraries().replace("</script", "<\\/script"),
+    )
+
+
+def _libraries() -> str:
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub lacks the default
+    return bundle
+
+
+def _file(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text()
+
+
+def _section(id_: str, record: Record, data: frames.Frames) -> _Section:
+    return _Section(id_, facts.of_job(record, data), _pictures(id_, data))
+
+
+def _pictures(prefix: str, data: frames.Frames) -> list[_Picture]:
+    with alt.data_transformers.disable_max_rows():
+        return [_picture(f"{prefix}-{name}", name, chart) for name, chart in figures.drawn(data).items()]
+
+
+def _picture(id_: str, name: str, chart: Any) -> _Picture:
+    module = figures.module(name)
+    specification = chart.to_dict() | {"description": f"{module.TITLE}. {module.CAPTION}"}
+    del specification["title"]  # the page's heading says it
+    text = json.dumps(specification, default=str).replace("<", "\\u003c")  # no text of a user's ends the script
+    return _Picture(id_, module.TITLE, module.CAPTION, text)
+
+
+def _table(data: frames.Frames) -> facts.Table:
+    """A row for each job: what differs, and the results."""
+    keys, results = differences.differing_keys(data.runs), [name for name in _RESULTS if name in data.runs]
+    rows = [
+        [row["job"], row["status"], *(facts.as_text(row[key]) for key in keys), row["round"],
+         *(facts.as_cell(row[name]) for name in results), facts.duration(row["seconds"])]
+        for row in data.runs.to_dict("records")
+    ]  # fmt: skip
+    titles = [name.replace("validation.", "test ").replace("_", " ") for name in results]
+    return facts.Table(["job", "status", *keys, "round", *titles, "time"], rows)

@@ -1,0 +1,104 @@
+"""The page of one and of several jobs, as HTML."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scaling_fl.errors import UserError
+from scaling_fl.reporting import page, records
+from tests.reporting import builders
+
+
+def rendered(*paths: Path) -> str:
+    return page.render(*records.find(*paths))
+
+
+def text_of(html: str) -> str:
+    """What a reader sees: without scripts, styles and tags."""
+    visible = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", visible).split())
+
+
+def specifications(html: str) -> dict[str, dict[str, object]]:
+    found = re.findall(r'<script type="application/json" data-chart="([^"]+)">(.*?)</script>', html, re.DOTALL)
+    return {name: json.loads(text) for name, text in found}
+
+
+def test_the_page_of_a_job_says_what_the_record_holds(tmp_path: Path) -> None:
+    html = rendered(builders.job(tmp_path, learning_rate=0.25, loss=0.5))
+    text = text_of(html)
+    # 1 − 0.125 × 2 rounds; 9 of the 13 test examples have the most frequent label.
+    assert "test accuracy 0.7500 best: 0.8750, round 1; most frequent label: 0.692" in text
+    assert "sites 3 4 to 9 examples each" in text
+    # Shards of 5, 9 and 4 in batches of 4: 2 + 3 + 1 steps, two epochs, two rounds.
+    assert "training examples 72 24 local steps" in text
+    assert "time 5.8 s" in text  # 2 × (2 + 0.5 + 0.25) + 0.25
+    assert "learning_rate 0.25 5e-05" in text
+    assert text.count("3 of 30 texts are truncated to 16 tokens") == 1
+    assert "3 test examples are labelled wrongly" in text
+    command = re.search(r"<code>(\./run-local.*?)</code>", html, re.DOTALL)
+    assert command is not None
+    for key in ("job_name=news", "learning_rate=0.25", "batch_size=4", "num_sites=3", "checkpoints_dir=None"):
+        assert f" {key}" in command[1]
+    assert set(specifications(html)) == {
+        f"job-0-{name}" for name in ("learning_curves", "costs", "label_counts", "shard_sizes", "phases", "confusion")
+    }
+
+
+def test_texts_of_a_data_set_are_shown_and_never_run(tmp_path: Path) -> None:
+    html = rendered(builders.job(tmp_path, task_name="demo"))
+    assert "&lt;/script&gt;&lt;b&gt;nobody&lt;/b&gt; &amp; &#39;quotes&#39;" in html
+    assert "<b>nobody" not in html
+    assert html.count("</script>") == html.count("<script")
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    html = rendered(builders.job(tmp_path))
+    tags = re.sub(r"<script\b[^>]*>.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', tags)
+    assert "vegaEmbed" in html
+
+
+def test_several_jobs_are_compared_by_the_keys_in_which_they_differ(tmp_path: Path) -> None:
+    paths = [builders.job(tmp_path, name, learning_rate=rate) for name, rate in (("slow", 0.125), ("fast", 0.5))]
+    html = rendered(*paths)
+    text = text_of(html)
+    assert "2 jobs" in text
+    assert "job status learning_rate round" in text
+    assert "slow COMPLETED 0.125 2 0.7500" in text
+    assert "fast COMPLETED 0.5 2 0.7500" in text
+    assert "comparison-costs" in specifications(html)
+    assert html.count('<details class="job"') == 2
+
+
+def test_many_jobs_are_only_compared(tmp_path: Path) -> None:
+    html = rendered(*(builders.job(tmp_path, f"j{number}", seed=number) for number in range(13)))
+    assert '<details class="job"' not in html
+    assert text_of(html).count("COMPLETED") == 13
+
+
+def test_a_job_that_failed_before_its_first_round_has_a_page_with_the_reason(tmp_path: Path) -> None:
+    path = builders.job(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if json.loads(line)["event"] == "round")
+    failed = {"event": "failed", "trace": ["Traceback …\n", "site 1 ran out of memory\n"], "time": 2e9}
+    path.write_text("".join(lines[:first]) + json.dumps(failed) + "\n")
+    text = text_of(rendered(path))
+    assert "failed" in text
+    assert "site 1 ran out of memory" in text
+
+
+def test_left_out_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "_events").mkdir()
+    builders.job(tmp_path / "_events")
+    (tmp_path / "_events" / "foreign.jsonl").write_text("[1]\n")
+    assert "foreign.jsonl" in text_of(rendered(tmp_path))
+
+
+def test_a_page_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    found = records.find(builders.job(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output .*report\.html: can't write there"):
+        page.write(found, tmp_path / "file" / "report.html")

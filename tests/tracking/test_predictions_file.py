@@ -1,0 +1,42 @@
+"""The predictions as a Parquet file."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from scaling_fl.data.examples import Predictions, Split
+from scaling_fl.tracking import predictions_file
+
+LABELS = np.array([0, 1, 1, 0, 1])
+PREDICTED = np.array([0, 0, 1, 1, 0])  # rows 2, 4 and 5 are wrong
+PROBABILITIES = np.array([0.9, 0.6, 0.7, 0.8, 0.7], np.float32)
+
+
+def written(folder: Path, pairs: list[str] | None = None) -> list[dict[str, object]]:
+    (folder / "test").mkdir()
+    np.save(folder / "test" / "labels.npy", LABELS)
+    texts = ["one", "two", "three", "four" * 1000, "five"]
+    predictions_file.write_texts(folder, Split(texts, LABELS, pairs))
+    content = predictions_file.content(folder, ("no", "yes"), Predictions(np.arange(5), PREDICTED, PROBABILITIES))
+    rows: list[dict[str, object]] = pq.read_table(io.BytesIO(content)).to_pylist()
+    return rows
+
+
+def test_the_most_confident_mistakes_come_first_and_only_they_have_their_texts(tmp_path: Path) -> None:
+    rows = written(tmp_path)
+    assert [row["row"] for row in rows] == [4, 5, 2, 1, 3]
+    assert [(row["label"], row["predicted"]) for row in rows[:3]] == [("no", "yes"), ("yes", "no"), ("yes", "no")]
+    assert [row["text"] for row in rows] == [("four" * 500) + "…", "five", "two", None, None]
+    assert rows[0]["probability"] == pytest.approx(0.8)
+    assert "text_pair" not in rows[0]
+
+
+def test_few_rows_and_texts_are_kept_of_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions_file, "_MAX_ROWS", 4)
+    monkeypatch.setattr(predictions_file, "_MAX_TEXTS", 1)
+    rows = written(tmp_path, pairs=["a", "b", "c", "d", "e"])
+    assert [row["row"] for row in rows] == [4, 5, 2, 1]
+    assert [row["text_pair"] for row in rows] == ["d", None, None, None]
