@@ -25,7 +25,7 @@ from typing import Any
 import command
 import measure
 import numpy as np
-import round_overhead
+import round_peers
 import transformers
 
 BATCH_SIZE, LENGTH = 4, 16
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    pfl = measure.peer("pfl", *round_overhead.PFL_REQUIREMENTS)
+    pfl = measure.peer("pfl", *round_peers.PFL_REQUIREMENTS)
     cohort, num_rounds = options.cohort, options.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -102,7 +102,7 @@ def main() -> None:
             own = {
                 "model": folder / "model", "site_ids": command.sites(measure.CORES), "threads_per_site": 1,
                 "sites_per_round": cohort, "batch_size": BATCH_SIZE, "max_seq_len": LENGTH,
-                "optimiser": "sgd", "learning_rate": round_overhead.LEARNING_RATE,
+                "optimiser": "sgd", "learning_rate": round_peers.LEARNING_RATE,
                 "num_rounds": num_rounds + 1, "eval_every": num_rounds + 1,
             }  # fmt: skip
             with command.Job(folder, keys | own) as job:
@@ -110,7 +110,7 @@ def main() -> None:
             return [rounds[number]["time"] for number in range(1, num_rounds + 1)]
 
         def peer(processes: int) -> list[float]:
-            return round_overhead.pfl_research(pfl, folder, num_rounds, processes, cohort)
+            return round_peers.pfl_research(pfl, folder, num_rounds, processes, cohort)
 
         runs: dict[str, Callable[[], list[float]]] = {
             "many sites": lambda: ours(many),

@@ -1,80 +1,23 @@
 """Faults strike a job with three sites at every place; the job is then resumed, and nothing may be lost."""
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from scaling_fl.checkpoint import store
-from tests import builders, zygote
+from tests import builders
 from tests.chaos import faults
-from tests.conftest import clean_environment
+from tests.chaos.job import Job, job
+from tests.chaos.leftovers import left_behind, processes_in
 
 pytestmark = pytest.mark.chaos
-NUM_ROUNDS = 3
-
-
-class Job(NamedTuple):
-    """A command line, and the folder that it runs in."""
-
-    words: list[str]
-    folder: Path
-    environ: dict[str, str]
-
-    def start(self, fault: dict[str, Any] | None = None, *more: str, cold: bool = False) -> "subprocess.Popen[str]":
-        environ = clean_environment() | self.environ
-        environ["CHAOS"] = json.dumps(fault or {"place": "", "kind": "", "worker": -1, "round": -1, "marker": "/"})
-        return zygote.popen(
-            *self.words, *more, script=Path(faults.__file__), cold=cold, cwd=self.folder, env=environ,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(
-        self, fault: dict[str, Any] | None = None, *more: str, cold: bool = False
-    ) -> "subprocess.CompletedProcess[str]":
-        return zygote.wait_for(self.start(fault, *more, cold=cold))
-
-    def state(self) -> dict[str, bytes]:
-        tensors, _ = store.read_state(self.folder / "out" / f"round-{NUM_ROUNDS:06d}.safetensors")
-        return {name: array.tobytes() for name, array in tensors.items()}
-
-    def record(self) -> dict[str, Any]:
-        """The parts of the record that faults must not change: status, metrics without times, shard table, model path."""
-        (folder,) = (self.folder / "runs").glob("[0-9]*")
-        run, info, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("run", "info", "metrics"))
-        reproducible = {
-            name: (metric["steps"], metric["values"] if "second" not in name else None)
-            for name, metric in metrics.items()
-            if name != "seconds.checkpoint"  # a killed launcher misses the time of the last one
-        }
-        return {
-            "status": run["status"],
-            "metrics": reproducible,
-            "shards": info["shards"],
-            "model": info["files"]["model"],
-        }
-
-
-def job(folder: Path, server: str) -> Job:
-    """Three sites with 20, 20 and 19 examples; three rounds of two epochs, with a checkpoint after each."""
-    folder.mkdir(exist_ok=True)
-    words = [
-        "with", "site_ids=[-1,-1,-1]", f"num_rounds={NUM_ROUNDS}", "num_local_epochs=2", "task_name=csv",
-        f"train_path={builders.write_csv(folder / 'train.csv', 59)}", f"test_path={builders.write_csv(folder / 't.csv', 23, 1)}",
-        "text_column=body", "label_column=topic", f"model={builders.pretrained(folder / 'model')}", "batch_size=8",
-        "max_seq_len=16", "learning_rate=0.01", "threads_per_site=1", "job_name=news", "checkpoints_dir=out",
-        "stall_timeout=10",
-    ]  # fmt: skip
-    return Job(words, folder, {"SACRED_HOST": server, "SACRED_DATABASE": folder.name} if server else {})
 
 
 @pytest.fixture(scope="module")
@@ -127,39 +70,6 @@ def schedule() -> list[Any]:
     return cases
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Temporary files, partial files and named shared memory that the job has left behind."""
-    temporary_folder, since = Path(os.environ["TMPDIR"]), (folder / "train.csv").stat().st_mtime
-    return [path.name for path in (*temporary_folder.iterdir(), *folder.glob("out/.*"), *shared_memory_since(since))]
-
-
-def shared_memory_since(since: float) -> list[Path]:
-    """Named shared memory created since then, and still there although no process maps it."""
-
-    def unmapped() -> set[Path]:
-        mapped = "".join(map(memory_maps, Path("/proc").glob("[0-9]*")))
-        return {path for path in Path("/dev/shm").glob("*") if modified(path) > since and str(path) not in mapped}
-
-    found = unmapped()
-    if found:  # it may be another program's, and short-lived
-        time.sleep(3)
-    return sorted(found & unmapped())
-
-
-def modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def memory_maps(process: Path) -> str:
-    try:
-        return (process / "maps").read_text()
-    except OSError:  # the process has ended, or belongs to another user
-        return ""
-
-
 @pytest.fixture
 def short_tmpdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Set TMPDIR to an empty folder whose path is short enough for sockets."""
@@ -201,18 +111,6 @@ def test_nothing_is_lost(fault: dict[str, Any], undisturbed: Job, tmp_path: Path
     if started and status < 0:
         assert sum(event["event"] == "died" for event in events) == 1
     assert left_behind(broken.folder) == []
-
-
-def processes_in(folder: Path) -> list[int]:
-    """The processes of the job started in `folder`, found by their working folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").resolve() == folder.resolve() and int(process.name) != os.getpid():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.thorough

@@ -4,11 +4,9 @@ import contextlib
 import datetime
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +14,11 @@ import pymongo
 import pytest
 
 from scaling_fl.tracking import events
-from tests.chaos.test_faults import Job, job
-from tests.conftest import free_port
+from tests.chaos.conftest import Server
+from tests.chaos.job import Job, job, synced
 from tests.scripts.script import start, wait_for_row
 
 pytestmark = pytest.mark.chaos
-
-
-class Server:
-    """A MongoDB-wire server that can be killed, and restarts with its data."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-        (folder / "mongo").mkdir(parents=True)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        program = str(Path(sys.executable).parent / "nx-27017")
-        files = ["--log-file", str(self.folder / "mongo.log"), "--pid-file", str(self.folder / "mongo.pid")]
-        self.process = subprocess.Popen(
-            [program, "--data-dir", str(self.folder / "mongo"), "-p", str(self.port), *files],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.database("admin").command("ping")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def database(self, name: str) -> Any:
-        return pymongo.MongoClient(f"mongodb://{self.address}", serverSelectionTimeoutMS=20000)[name]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "server")
-    yield server
-    server.kill()
 
 
 def assert_complete(server: Server, finished: Job) -> None:
@@ -76,13 +36,6 @@ def assert_complete(server: Server, finished: Job) -> None:
     assert {artifact["name"] for artifact in entry["artifacts"]} == {
         "shards.csv", "metrics.csv", "validation_confusion.csv", "validation_per_class.csv",
     }  # fmt: skip
-
-
-def synced(finished: Job) -> None:
-    """Bring the records of a job up to date: on a busy machine, a job ends before its entry is complete."""
-    name = next(word for word in reversed(finished.words) if word.startswith("job_name="))
-    done = finished._replace(words=["sync", "with", name, "checkpoints_dir=out"]).run()
-    assert done.returncode == 0, done.stderr
 
 
 def events_of(job: Job) -> list[dict[str, Any]]:
@@ -216,38 +169,3 @@ def test_a_job_that_runs_on_another_machine_keeps_a_second_run_out(
     assert "waiting up to" in resumed.stdout
     assert resumed.returncode == 0, resumed.stderr
     assert list((here.folder / "out").glob("lease.json")) == []
-
-
-SECRET = "s3cr/et@pass"
-ESCAPED = SECRET.replace("/", "%2F").replace("@", "%40")
-
-
-def test_secrets_are_never_written_or_shown(server: Server, tmp_path: Path) -> None:
-    server.start()
-    # This server rejects the default authentication mechanism, and accepts any password in plain text.
-    plain = f"mongodb://me:{ESCAPED}@{server.address}/lab?authMechanism=PLAIN&authSource=admin"
-    url = f"mongodb://{server.address}/lab?appName={ESCAPED}"
-    for environ in (
-        {"SACRED_HOST": server.address, "SACRED_DATABASE": "lab", "SACRED_USER": "me", "SACRED_PASSWORD": SECRET},
-        {"SACRED_MONGO_URL": plain},
-        {"SACRED_MONGO_URL": url},
-    ):
-        tracked = job(tmp_path / f"job{len(list(tmp_path.iterdir()))}", "")
-        tracked = Job([*tracked.words, f"job_name={tracked.folder.name}"], tracked.folder, environ)
-        done = tracked.run()
-        assert done.returncode == 0, done.stderr
-        files = [path for path in tracked.folder.rglob("*") if path.is_file()]
-        assert len(files) > 10
-        for secret in (SECRET, ESCAPED):
-            assert secret not in done.stdout + done.stderr
-            for path in files:
-                assert secret.encode() not in path.read_bytes(), path
-        if "brings it up to date" in done.stdout and "SACRED_USER" not in environ:
-            synced(tracked)
-    assert server.database("lab").runs.count_documents({"status": "COMPLETED"}) == 2
-    # Without the server's log, which contains every message that it receives.
-    stored = [path.read_bytes() for path in (tmp_path / "server" / "mongo").rglob("*") if path.is_file()]
-    assert any(tracked.folder.name.encode() in content for content in stored)
-    for content in stored:
-        assert SECRET.encode() not in content
-        assert ESCAPED.encode() not in content

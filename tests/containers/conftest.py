@@ -102,3 +102,20 @@ def image(environ: dict[str, str], copy: Path) -> str:
     )
     assert built.returncode == 0, built.stderr
     return f"{environ['SCALING_FL_IMAGE']}:train"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder where commands run: outside the repository, and with a space in its name."""
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def no_container_is_left(engine: None) -> Iterator[None]:
+    """Fail if a call has left a container or a network behind."""
+    before = docker("network", "ls", "-q").stdout
+    yield
+    assert docker("ps", "-aq", "--filter", "name=scaling_fl-").stdout == ""
+    assert docker("network", "ls", "-q").stdout == before

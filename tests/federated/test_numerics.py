@@ -1,8 +1,7 @@
 """Numerical guarantees on unequal shards, each against an expectation derived here from plain torch."""
 
 import copy
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +13,9 @@ from torch.nn.functional import cross_entropy
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import rounds, server
-from scaling_fl.federated.resident import Resident
-from scaling_fl.federated.server import SGD
-from scaling_fl.federated.server_state import ServerState
-from scaling_fl.federated.worker_sites import WorkerSites
 from tests import builders
-
-# Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
-SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
-WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """A worker in this process that trains all sites."""
-    opened: list[Collectives] = []
-
-    def build(config: Config, module: Any, shards: list[np.ndarray]) -> Any:
-        worker = builders.worker(tmp_path, config, module, shards)
-        opened.append(worker[1])
-        return worker
-
-    yield build
-    for collectives in opened:
-        collectives.close()
-
-
-def train_federated(
-    config: Config, worker_sites: WorkerSites, collectives: Collectives, state: ServerState
-) -> list[dict[str, float]]:
-    """Train all rounds; return the metrics of each."""
-    results: list[dict[str, float]] = []
-    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, values: results.append(values))
-    return results
-
-
-def digest(values: torch.Tensor) -> str:
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
-
-
-def by_name(resident: Resident, values: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array).clone() for name, array in resident.model.arrays(values).items()}
+from tests.federated.training import SHARDS, WHOLE_SHARD, by_name, digest, train_federated
 
 
 def assert_same_movement(actual: dict[str, torch.Tensor], expected: torch.nn.Module, start: torch.nn.Module) -> None:
@@ -168,74 +126,6 @@ def test_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     train_federated(config, worker_sites, collectives, state)
     torch.testing.assert_close(state.params.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(state.params, start, atol=1e-3)  # the sites have moved
-
-
-def test_all_workers_agree_bitwise_and_integer_buffers_stay(
-    run_distributed: Callable[..., Any], tmp_path: Path
-) -> None:
-    config = Config(
-        site_ids=(-1,) * 3, num_rounds=2, learning_rate=0.02, batch_size=7
-    )  # batch norm allows no batch of one
-    builders.resident(tmp_path, config, module_with_buffers())
-    views = run_distributed(final_state_of_a_worker, 3, config)
-    assert len({view["state"] for view in views}) == 1
-    assert len({view["model"] for view in views}) == 1
-    for view in views:
-        assert view["integer"].dtype == np.int64
-        assert view["integer"] == 7, "an integer buffer keeps the server's value"
-        # With momentum 1 a site's running mean is that of its last batch, so it moves; the server averages it.
-        assert not np.array_equal(view["running_mean"], np.zeros(16))
-    assert len({view["own_delta"] for view in views}) == 3, "the sites differ, so agreement means something"
-
-
-def module_with_buffers() -> Any:
-    """A BERT with a batch norm before its head: float and integer buffers, both persistent."""
-    module = builders.bert()
-    module.dropout = torch.nn.BatchNorm1d(16, momentum=1.0)
-    module.dropout.num_batches_tracked.fill_(7)
-    return module
-
-
-def final_state_of_a_worker(
-    rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config
-) -> dict[str, Any]:
-    worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
-    worker_sites, collectives, state = worker
-    resident = worker_sites.resident
-    ((own, _),) = worker_sites.participants(1)
-    own_delta = digest(own.train(state.params, 1)[0])
-    train_federated(config, *worker)
-    resident.model.load(state.params)
-    collectives.close()
-    named = dict(resident.model.module.named_buffers())
-    return {
-        "state": digest(state.params),
-        "model": digest(resident.model.flat),
-        "own_delta": own_delta,
-        "integer": named["dropout.num_batches_tracked"].numpy().copy(),
-        "running_mean": named["dropout.running_mean"].numpy().copy(),
-    }
-
-
-def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone: Callable[..., Any]) -> None:
-    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD)
-    worker_sites, collectives, state = alone(config, module_with_buffers(), SHARDS)
-    resident = worker_sites.resident
-    start = by_name(resident, state.params.clone())
-    expected = torch.zeros(16)
-    for site, _ in worker_sites.participants(1):
-        delta, _ = site.train(state.params, 1)
-        after = by_name(resident, state.params - delta)["dropout.running_mean"]
-        expected += after * site.num_examples / 40
-
-    total = collectives.weighted_sum()
-    for site, weight in worker_sites.participants(1):
-        total.add(site.number, site.train(state.params, 1)[0], weight)
-    for part, delta in collectives.weighted_mean(total):
-        server.SGD(learning_rate=0.0).step(state, delta, part)
-    end = by_name(resident, state.params)
-    torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(end["classifier.weight"], start["classifier.weight"]), "a rate of 0 moves no parameter"
 
 
 def test_the_same_seed_gives_bitwise_equal_results_and_another_does_not(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
 from scaling_fl.runtime import launcher
 from tests import builders
-from tests.distributed import test_collectives
+from tests.distributed import aggregation
 
 pytestmark = pytest.mark.gpu
 
@@ -34,18 +34,18 @@ def aggregate_without_ipc(
         raise cuda_ipc.NotPermitted("some containers forbid it")
 
     cuda_ipc.allocate = refuse
-    return test_collectives.aggregate(rank, num_workers, memory, folder, places)
+    return aggregation.aggregate(rank, num_workers, memory, folder, places)
 
 
-@pytest.mark.parametrize("function", [test_collectives.aggregate, aggregate_without_ipc])
+@pytest.mark.parametrize("function", [aggregation.aggregate, aggregate_without_ipc])
 def test_sites_that_share_a_gpu_aggregate_to_the_mean(run_distributed: Any, function: Callable[..., Any]) -> None:
     before = set(os.listdir("/dev/shm"))
     results = run_distributed(function, 3, ["cuda:0"] * 3)
-    expected = sum(d.double() * n / 40 for rank in range(3) for _, d, n in test_collectives.deltas(rank))
-    if function is test_collectives.aggregate and results[0]["note"]:
+    expected = sum(d.double() * n / 40 for rank in range(3) for _, d, n in aggregation.deltas(rank))
+    if function is aggregation.aggregate and results[0]["note"]:
         pytest.skip(results[0]["note"])
     for result in results:
-        assert result["on gpu"] == (function is test_collectives.aggregate)
+        assert result["on gpu"] == (function is aggregation.aggregate)
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])
         assert result["calls"] == {"all_reduce": 4, "barrier": 1}
@@ -56,14 +56,14 @@ def aggregate_between_gpus(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str]
 ) -> dict[str, Any]:
     torch.cuda.set_device(places[rank])
-    return test_collectives.aggregate(rank, num_workers, memory, folder, places)
+    return aggregation.aggregate(rank, num_workers, memory, folder, places)
 
 
 def test_leaders_of_several_gpus_all_reduce_over_nccl(run_distributed: Any) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("this machine has one GPU")
     results = run_distributed(aggregate_between_gpus, 3, ["cuda:0", "cuda:0", "cuda:1"])
-    expected = sum(d.double() * n / 40 for rank in range(3) for _, d, n in test_collectives.deltas(rank))
+    expected = sum(d.double() * n / 40 for rank in range(3) for _, d, n in aggregation.deltas(rank))
     for result in results:
         np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
         assert np.array_equal(result["state"], results[0]["state"])

@@ -25,7 +25,12 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime.preparation import prepare
 from tests import builders
-from tests.scripts.bad_input import CHECKPOINTS, DATA, KEYS, MODELS, OUT, SOUND, TYPED, Hostile, Row, put, table
+from tests.scripts.bad_input.checkpoints import CHECKPOINTS
+from tests.scripts.bad_input.data import DATA
+from tests.scripts.bad_input.keys import KEYS
+from tests.scripts.bad_input.models import MODELS
+from tests.scripts.bad_input.row import OUT, SOUND, Hostile, Row, put, table
+from tests.scripts.bad_input.typed import TYPED
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,7 @@
-"""Control links over the loopback interface, with each node in its own thread."""
+"""Failures, lost nodes and stop requests reach the other nodes over their control links."""
 
-import contextlib
-import json
-import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,45 +10,8 @@ from scaling_fl.errors import JobFailed, NodeLost, UserError
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes import peer as peer_module
-from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.control_link import ControlLink
-from tests.conftest import free_port
-
-
-def run_nodes(count: int, act: Callable[[ControlLink], Any], ranks: list[int] | None = None) -> list["Future[Any]"]:
-    """Run `act` with each node's link, one thread per node, started in the order of `ranks`; wait for all to end."""
-    port, messages = free_port(), list[str]()
-
-    def run_node(rank: int) -> Any:
-        link = ControlLink(Node(rank, count, "127.0.0.1", port), messages.append)
-        try:
-            return act(link)
-        finally:
-            link.close()
-
-    with ThreadPoolExecutor(count + 2) as pool:
-        return [pool.submit(run_node, rank) for rank in ranks or range(count)]
-
-
-def test_nodes_meet_and_exchange_values_by_rank() -> None:
-    def act(link: ControlLink) -> Any:
-        first = link.all_gather({"rank": link.node.rank})
-        return first, link.all_gather(link.node.rank * 10), link.interface(), link.addresses
-
-    for future in run_nodes(3, act, ranks=[2, 0, 1]):
-        first, second, interface, addresses = future.result(240)
-        assert first == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
-        assert second == [0, 10, 20]
-        assert interface == "lo"
-        assert set(addresses) == {"127.0.0.1"}
-
-
-def test_a_single_node_makes_no_connections() -> None:
-    link = ControlLink(Node(), pytest.fail)
-    assert link.all_gather(7) == [7]
-    assert link.peers == []
-    assert not link.request_stop()
-    link.close()
+from tests.runtime.nodes.links import run_nodes
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
@@ -160,54 +118,6 @@ def test_a_stop_request_reaches_all_nodes(monkeypatch: pytest.MonkeyPatch) -> No
     assert signals.stop_requested(), "so the exit status is the signal's"
 
 
-def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    port, messages = free_port(), list[str]()
-    result: list[Any] = []
-
-    def node0() -> None:
-        link = ControlLink(Node(0, 2, "127.0.0.1", port), messages.append)
-        result.append(link.all_gather("zero"))
-        link.close()
-
-    thread = threading.Thread(target=node0)
-    thread.start()
-    for text in (b"GET / HTTP/1.1\r\n\r\n", b"", json.dumps(["scaling_fl", 1]).encode() + b"\n"):
-        while True:
-            try:
-                stranger = socket.create_connection(("127.0.0.1", port))
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.05)
-        stranger.sendall(text)
-        stranger.close()
-    for node, refusal in ((Node(1, 3), "WORLD_SIZE=3 there, but 2 on node 0"), (Node(0, 2), None)):
-        if refusal is not None:
-            with pytest.raises(UserError, match=refusal):
-                ControlLink(Node(node.rank, node.count, "127.0.0.1", port), messages.append)
-    link = ControlLink(Node(1, 2, "127.0.0.1", port), messages.append)
-    assert link.all_gather("one") == ["zero", "one"]
-    thread.join(240)
-    link.close()
-    assert result == [["zero", "one"]]
-    assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in messages)
-
-
-def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 1.0)
-    port = free_port()
-    with pytest.raises(
-        UserError, match="nodes 1, 2 of 3 didn't connect within 0 minutes; check that the command is running there"
-    ):
-        ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
-    with pytest.raises(UserError, match=rf"node 0 at 127\.0\.0\.1:{port} doesn't answer"):
-        ControlLink(Node(1, 3, "127.0.0.1", port), lambda text: None)
-    with (
-        socket.create_server(("127.0.0.1", port)),
-        pytest.raises(UserError, match=f"MASTER_PORT={port}: node 0 can't listen on this port"),
-    ):
-        ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
-
-
 def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
@@ -239,32 +149,6 @@ def test_a_failure_before_a_restart_is_forgotten() -> None:
         return peer.failure
 
     assert run_nodes(2, act)[1].result(240) is None
-
-
-@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_a_node_that_reconnects_replaces_its_dead_predecessor(
-    order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 120.0)
-    port, messages = free_port(), list[str]()
-    with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as links:
-        nodes = [pool.submit(lambda: ControlLink(Node(0, 3, "127.0.0.1", port), messages.append))]
-        while True:
-            try:
-                dead = socket.create_connection(("127.0.0.1", port))
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.05)
-        dead.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
-        time.sleep(0.3)  # until node 0 has admitted it
-        dead.close()
-        for rank in order:
-            nodes.append(pool.submit(lambda rank=rank: ControlLink(Node(rank, 3, "127.0.0.1", port), messages.append)))
-            time.sleep(0.5)
-        for node in nodes:
-            links.callback(node.result(240).close)
-        results = [pool.submit(node.result().all_gather, node.result().node.rank) for node in nodes]
-        assert [result.result(240) for result in results] == [[0, 1, 2]] * 3
 
 
 def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,92 @@
+"""Aggregation in GPU memory, with files in its place."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl.distributed import cuda_ipc
+from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.distributed.shared_memory import SharedMemory
+from tests.distributed.aggregation import aggregate, deltas
+
+
+def aggregate_like_gpus(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, devices: list[str], refuse: list[int]
+) -> dict[str, Any]:
+    """Like `aggregate`, with files in place of GPU memory; CUDA IPC is refused to the ranks in `refuse`."""
+
+    def file(handle: bytes, shape: tuple[int, int]) -> torch.Tensor:
+        return torch.from_file(handle.decode(), shared=True, size=shape[0] * shape[1]).view(shape)
+
+    def allocate(shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, bytes]:
+        if rank in refuse:
+            raise cuda_ipc.NotPermitted("operation not supported")
+        handle = f"{folder}/gpu{device.index}".encode()
+        return file(handle, shape), handle
+
+    def attach(handle: bytes, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+        if rank in refuse:
+            raise cuda_ipc.NotPermitted("invalid device context")
+        return file(handle, shape)
+
+    pinned: list[torch.Tensor] = []
+    finished: list[torch.device] = []
+    order: list[str] = []  # of exchanges with other workers and of synchronisations with the GPU
+
+    def pin(memory: torch.Tensor, device: torch.device) -> bool:
+        pinned.append(memory)
+        return rank != 1
+
+    released: list[bool] = []
+    cuda_ipc.allocate, cuda_ipc.attach, cuda_ipc.pin = allocate, attach, pin
+    cuda_ipc.release = lambda memory, allocated: released.append(allocated)
+    torch.cuda.synchronize = lambda device: (finished.append(device), order.append("finish"))
+    exchange, mean = Collectives.all_gather_numbers, Collectives.weighted_mean
+
+    def noted(self: Collectives, *values: float) -> list[list[float]]:
+        order.append("exchange")
+        return exchange(self, *values)
+
+    def alone(self: Collectives, total: Any) -> Any:
+        order.clear()
+        yield from mean(self, total)
+        order.append("end")
+
+    Collectives.all_gather_numbers, Collectives.weighted_mean = noted, alone  # type: ignore[method-assign]
+    result = aggregate(rank, num_workers, memory, folder, devices)
+    return result | {
+        "pinned": len(pinned), "released": released, "finished": {str(device) for device in finished}, "order": order[: order.index("end")],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("devices", [["cuda:0"] * 3, ["cuda:1", "cuda:0", "cuda:1"]])
+@pytest.mark.parametrize("refuse", [[], [0], [2], [0, 1, 2]])
+def test_workers_on_a_gpu_share_its_memory_or_all_use_host_memory(
+    run_distributed: Any, tmp_path: Path, devices: list[str], refuse: list[int]
+) -> None:
+    results = run_distributed(aggregate_like_gpus, 3, devices, refuse)
+    expected = sum(delta.double() * examples / 40 for rank in range(3) for _, delta, examples in deltas(rank))
+    for rank, result in enumerate(results):
+        np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(result["state"], results[0]["state"])
+        assert result["finished"] == {devices[rank]}
+        # No row is read before its GPU has written it; no worker continues before all rows have been read.
+        assert [before for before, what in pairwise(result["order"]) if what == "exchange"] == ["finish", "finish"]
+        assert result["pinned"] == bool(refuse)
+        if refuse:
+            assert result["note"].startswith("CUDA IPC isn't permitted here (")
+            assert result["note"].endswith(
+                "host memory, which can't be pinned either" if rank == 1 else "memory, pinned"
+            )
+            leader = devices.index(devices[rank])
+            has_memory = rank not in refuse and leader not in refuse
+            assert result["released"] == [rank == leader] * has_memory
+        else:
+            assert (result["note"], result["released"]) == ("", [])
+    # A barrier before and after the leaders' all-reduce, which several domains need.
+    several = len(set(devices)) > 1 and not refuse
+    assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3

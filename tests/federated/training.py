@@ -1,0 +1,36 @@
+"""Shards of sites, and the training of all rounds in this process."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated import rounds
+from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
+
+SHARD = np.array([1, 4, 9, 16, 25, 36, 2])  # of one site
+# Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
+WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
+
+
+def train_federated(
+    config: Config, worker_sites: WorkerSites, collectives: Collectives, state: ServerState
+) -> list[dict[str, float]]:
+    """Train all rounds; return the metrics of each."""
+    results: list[dict[str, float]] = []
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, values: results.append(values))
+    return results
+
+
+def digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def by_name(resident: Resident, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array).clone() for name, array in resident.model.arrays(values).items()}
