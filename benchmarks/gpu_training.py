@@ -42,6 +42,9 @@ class Tokenized:
     def __len__(self) -> int:
         return VOCABULARY
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(VOCABULARY)}
+
     def __call__(self, texts: Sequence[list[int]], *_: Any, **__: Any) -> dict[str, Any]:
         return {"input_ids": list(texts)}
 

@@ -1,6 +1,7 @@
 """A site's local training: its delta, its metrics, its steps, and their precision."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,9 +153,17 @@ def test_clipping_bounds_a_step_in_any_precision(tmp_path: Path, precision: str)
     assert delta.norm().item() == pytest.approx(0.1 * 0.05, rel=1e-3)
 
 
-@pytest.mark.timeout(3600)  # the compiler takes a minute of an idle core
-@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
-def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(tmp_path: Path) -> None:
+NO_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")
+INDUCTOR = [pytest.mark.thorough, NO_COMPILER]
+
+
+@pytest.mark.timeout(3600)  # inductor takes a minute of an idle core
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
+def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs of `aot_eager` are those that inductor compiles."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     results = []
     for compile_ in (False, True):
         config = Config(batch_size=7, learning_rate=0.1, optimiser="sgd", compile=compile_)
