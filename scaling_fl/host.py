@@ -99,9 +99,22 @@ def job_lock(job_name: str, checkpoints_dir: str | None, recorded: str = "") -> 
         yield
 
 
+def is_locked(job_name: str) -> bool:
+    """Whether a run of this job is in progress on this machine. (Trying the lock would disturb a run that starts.)"""
+    try:
+        os.kill(int(_lock_path(job_name).read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _lock_path(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
+
+
 @contextlib.contextmanager
 def _lock(name: str, key: str, in_use: str) -> Iterator[None]:
-    path = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
+    path = _lock_path(name)
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

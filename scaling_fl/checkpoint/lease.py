@@ -70,6 +70,15 @@ class Lease:
                     "checkpoints_dir"
                 )
 
+    def is_live_elsewhere(self) -> bool:
+        """Whether a run on another machine has renewed the lease lately."""
+        found = self._read()
+        return (
+            found is not None
+            and found["place"] != self._identity["place"]
+            and abs(time.time() - found["time"]) < DURATION
+        )
+
     def acquire(self) -> None:
         """Write the lease, and renew it in the background until `release`."""
         self._write()

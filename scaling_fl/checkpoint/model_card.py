@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from scaling_fl.config.schema import Config
-from scaling_fl.models.loading import ALIASES
+from scaling_fl.models.aliases import ALIASES
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Keys that say how the model was trained. No path of the machine is among them.

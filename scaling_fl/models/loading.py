@@ -21,14 +21,9 @@ from transformers.initialization import no_init_weights
 
 from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
+from scaling_fl.models.aliases import ALIASES
 from scaling_fl.models.text_tokenizer import check_padding_token, load_text_tokenizer, with_padding_token
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
-
-ALIASES = {
-    "albert": "albert-base-v1",
-    "bert": "bert-base-cased",
-    "distilbert": "distilbert-base-cased",
-}
 
 _TOKENIZER_PACKAGES = ("tiktoken", "sacremoses", "rjieba", "fugashi", "mistral_common")  # few tokenizers need them
 

@@ -1,0 +1,98 @@
+"""The results of a sweep: a tidy table with mean and deviation over seeds, as CSV, Parquet, Markdown and LaTeX; a page."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scaling_fl.config.key_help import as_command_line
+from scaling_fl.reporting import frames, page
+from scaling_fl.reporting.records import Found
+from scaling_fl.sweep import cells
+from scaling_fl.sweep.cells import Cell
+
+REPLICATES = ("seed", "data_seed")  # keys that only repeat a setting
+_METRICS = ("validation.accuracy", "validation.macro_f1", "validation.loss", "validation.accuracy.best", "seconds")
+_TITLES = {
+    "validation.accuracy": "test accuracy",
+    "validation.macro_f1": "test macro F1",
+    "validation.loss": "test loss",
+}
+
+
+def write(sweep: str, all_cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Write everything that the finished rounds show so far to `folder`; returns the paths. Nothing if no cell has begun."""
+    states = {cell.name: cells.state(cell) for cell in all_cells}
+    found = [state.record for state in states.values() if state.record is not None and state.status != "changed"]
+    if not found:
+        return []
+    data = frames.of_records(found)
+    varied = list(dict.fromkeys(key for cell in all_cells for key in cell.varied))
+    rows = data.runs.assign(complete=[states[name].status == "complete" for name in data.runs["job"]])
+    summary = aggregated(rows[rows["complete"]], varied)
+    paths = {
+        name: folder / name for name in ("cells.csv", "results.csv", "results.parquet", "results.md", "results.tex")
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(paths["cells.csv"], index=False)
+    plain = summary.assign(**{key: summary[key].map(_plain) for key in summary if summary[key].dtype == object})
+    plain.to_csv(paths["results.csv"], index=False)
+    plain.to_parquet(paths["results.parquet"], index=False)
+    wide = as_table(summary)
+    paths["results.md"].write_text(markdown(wide))
+    paths["results.tex"].write_text(
+        latex(wide, f"Results of the sweep {sweep}: mean and standard deviation over seeds.")
+    )
+    return [*paths.values(), page.write(Found(found, {}), folder / "report.html")]
+
+
+def aggregated(rows: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
+    """A row for each setting and metric: the varied keys but for seeds, metric, mean, std (n − 1), n."""
+    keys = [key for key in varied if key in rows and key not in REPLICATES]
+    metrics = [name for name in _METRICS if name in rows]
+    if rows.empty:
+        return pd.DataFrame(columns=[*keys, "metric", "mean", "std", "n"])
+    tidy = rows[[*keys, *metrics]].melt(keys, metrics, "metric", "value")
+    groups = tidy.groupby([*keys, "metric"], sort=False, dropna=False)["value"]
+    return groups.agg(mean="mean", std="std", n="count").reset_index()
+
+
+def as_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting, with text such as 0.912 ± 0.004 for each metric."""
+    keys = [name for name in summary if name not in ("metric", "mean", "std", "n")]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in summary.to_dict("records"):
+        setting = tuple(_plain(row[key]) for key in keys)
+        of_setting = rows.setdefault(setting, dict(zip(keys, setting, strict=True)))
+        if row["metric"] in _TITLES:
+            of_setting[_TITLES[row["metric"]]] = _with_deviation(row["mean"], row["std"])
+            of_setting["seeds"] = str(row["n"])
+    return pd.DataFrame(list(rows.values())).fillna("")
+
+
+def _plain(value: Any) -> str:
+    """The value as it is typed; empty if the key isn't set, which pandas may hold as NaN."""
+    return "" if value is None or value != value else as_command_line(value)
+
+
+def _with_deviation(mean: float, std: float) -> str:
+    return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(table: pd.DataFrame, caption: str) -> str:
+    """A booktabs table."""
+    escaped = table.rename(columns=_tex).map(_tex)
+    text: str = escaped.to_latex(index=False, caption=_tex(caption), escape=False)
+    return text
+
+
+def _tex(text: Any) -> str:
+    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
+    return "".join(special.get(character, character) for character in str(text))

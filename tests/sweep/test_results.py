@@ -1,0 +1,69 @@
+"""Means and deviations over seeds, and the tables of a sweep."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scaling_fl.sweep import cells, results
+from tests.reporting import builders
+
+ROWS = pd.DataFrame(
+    {
+        "num_sites": [2, 2, 2, 8, 8],
+        "seed": [1, 2, 3, 1, 2],
+        "validation.accuracy": [0.5, 0.75, 1.0, 0.25, 0.5],
+        "validation.loss": [1.0, 1.0, 1.0, 2.0, 4.0],
+    }
+)
+
+
+def test_results_are_averaged_over_unequal_numbers_of_seeds() -> None:
+    found = results.aggregated(ROWS, ["num_sites", "seed"]).set_index(["num_sites", "metric"])
+    assert found.loc[(2, "validation.accuracy")].tolist() == [0.75, 0.25, 3]
+    assert found.loc[(8, "validation.accuracy")].tolist() == pytest.approx([0.375, math.sqrt(2) / 8, 2])
+    assert found.loc[(8, "validation.loss")].tolist() == pytest.approx([3.0, math.sqrt(2), 2])
+    assert len(found) == 4
+    single = results.aggregated(ROWS.head(1), ["num_sites", "seed"])
+    assert single["std"].isna().all()
+
+
+def test_tables_are_written_for_readers_and_papers() -> None:
+    table = results.as_table(results.aggregated(ROWS, ["num_sites", "seed"]))
+    assert results.markdown(table).splitlines() == [
+        "| num_sites | test accuracy | seeds | test loss |",
+        "| --- | --- | --- | --- |",
+        "| 2 | 0.7500 ± 0.2500 | 3 | 1.0000 ± 0.0000 |",
+        "| 8 | 0.3750 ± 0.1768 | 2 | 3.0000 ± 1.4142 |",
+    ]
+    text = results.latex(table, "50 % of it")
+    assert r"num\_sites & test accuracy & seeds & test loss \\" in text
+    assert r"8 & 0.3750 $\pm$ 0.1768 & 2 & 3.0000 $\pm$ 1.4142 \\" in text
+    assert r"\caption{50 \% of it}" in text
+
+
+def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"batch_size": 4, "num_local_epochs": 2, "num_sites": 3, "checkpoints_dir": None, "num_rounds": 2}
+    rows = [{"learning_rate": rate, "seed": seed} for rate in (0.5, 0.25) for seed in (1, 2)]
+    of_sweep = cells.named_cells("s", base, rows)
+    (tmp_path / "runs" / "_events").mkdir(parents=True)
+    for cell, rounds in zip(of_sweep[:3], (2, 2, 1), strict=True):  # the third isn't complete, the fourth hasn't begun
+        builders.job(tmp_path / "runs" / "_events", cell.name, rounds, loss=0.5, **cell.varied)
+    paths = results.write("s", of_sweep, tmp_path / "out")
+    assert [path.name for path in paths] == [
+        "cells.csv", "results.csv", "results.parquet", "results.md", "results.tex", "report.html",
+    ]  # fmt: skip
+    assert pd.read_csv(tmp_path / "out" / "cells.csv")["complete"].tolist() == [True, True, False]
+    tidy = pd.read_csv(tmp_path / "out" / "results.csv")
+    accuracy = tidy[tidy["metric"] == "validation.accuracy"]
+    assert accuracy[["learning_rate", "mean", "std", "n"]].to_numpy().tolist() == [[0.5, 0.75, 0.0, 2]]
+    assert pd.read_parquet(tmp_path / "out" / "results.parquet").shape == tidy.shape
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_nothing_is_written_before_a_cell_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert results.write("s", cells.named_cells("s", {}, [{"seed": 1}]), tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,150 @@
+"""Sweeps of real jobs: a failing cell, a sweep that is killed and typed again, two at once, and the live table."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from scaling_fl.sweep import cells, runner, slots
+from scaling_fl.sweep.cells import Cell
+from scaling_fl.sweep.view import CellTable
+from tests import builders, zygote
+from tests.conftest import ROOT, clean_environment
+
+Popen = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Keys of a small job, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    builders.write_csv(tmp_path / "train.csv", 41)
+    builders.write_csv(tmp_path / "test.csv", 9, 1)
+    return {
+        "site_ids": [-1], "num_rounds": 2, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
+        "text_column": "body", "label_column": "topic", "model": str(builders.pretrained(tmp_path / "model")),
+        "max_seq_len": 16, "batch_size": 8, "threads_per_site": 1, "report": False,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells run in processes that have imported everything already."""
+
+    lock = threading.Lock()
+
+    def popen(argv: list[str], *, env: dict[str, str], stdout: Any, stderr: Any, **_: Any) -> "subprocess.Popen[str]":
+        with lock:  # two sweeps are two threads here
+            return zygote.popen(*argv[2:], stdout=stdout, stderr=stderr, cwd=os.getcwd(), env=env)
+
+    monkeypatch.setattr(runner, "Popen", popen)
+
+
+def run(folder: Path, todo: list[Cell], jobs: int = 2) -> tuple[runner.Runner, str]:
+    table = CellTable("s", todo, Console(file=open(folder / "out.txt", "a"), width=200))  # noqa: SIM115
+    found = runner.Runner(folder, slots.Slots(8, (), 100e9, jobs), table, clean_environment())
+    with table:
+        found.run(todo)
+    table.console.file.close()
+    return found, (folder / "out.txt").read_text()
+
+
+def starts(cell: Cell) -> int:
+    """How often the job was started."""
+    record = cells.state(cell).record
+    return 0 if record is None else len(record.info["starts"])
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_failing_cell_is_told_with_its_reason_and_the_others_complete(base: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"train_path": path, "seed": seed} for seed in (1, 2) for path in ("train.csv", "nothing.csv")]
+    todo = cells.named_cells("s", {key: value for key, value in base.items() if key != "train_path"}, rows)
+    found, told = run(tmp_path, todo)
+    assert [cells.state(cell).status for cell in todo] == ["complete", "new", "complete", "new"]
+    assert set(found.failures) == {todo[1].name, todo[3].name}
+    assert "Refused: train_path='nothing.csv': there is no such file" in found.failures[todo[1].name]
+    assert f"{todo[0].name}: complete (test accuracy " in told
+    assert f"{todo[1].name}: failed (Refused: train_path='nothing.csv'" in told
+    again, _ = run(tmp_path, todo)
+    assert set(again.failures) == set(found.failures)
+    assert [starts(cell) for cell in todo] == [1, 0, 1, 0], "complete cells are skipped"
+
+
+@pytest.mark.usefixtures("forked")
+def test_two_sweeps_at_once_divide_the_cells(base: dict[str, Any], tmp_path: Path) -> None:
+    todo = cells.named_cells("s", base, [{"seed": seed} for seed in range(5)])
+    sides = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        sides.append(threading.Thread(target=run, args=(tmp_path / name, todo, 1)))
+        sides[-1].start()
+    for side in sides:
+        side.join()
+    assert [cells.state(cell).status for cell in todo] == ["complete"] * 5
+    assert [starts(cell) for cell in todo] == [1] * 5
+    outputs = [(tmp_path / name / "out.txt").read_text() for name in ("one", "two")]
+    for output in outputs:
+        assert output.count(": complete") == 5, output
+    assert "failed" not in "".join(outputs)
+
+
+def test_a_sweep_that_is_killed_leaves_no_job_behind_and_goes_on_when_it_is_typed_again(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    grid = {"seed": [1, 2]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"base": base | {"num_rounds": 400}, "grid": grid}))
+    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "study.yaml", "--jobs", "1"]
+    todo = cells.named_cells("study", base | {"num_rounds": 400}, [{"seed": seed} for seed in (1, 2)])
+    first = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while cells.state(todo[0]).round < 2:
+        time.sleep(0.1)
+        assert first.poll() is None, first.stdout and first.stdout.read()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    while cells.is_held(todo[0]):  # the job saves its last complete round and ends
+        time.sleep(0.1)
+    saved = cells.state(todo[0])
+    assert saved.status == "started"
+    assert saved.record is not None
+    assert saved.record.entry["status"] == "INTERRUPTED"
+    # Fewer rounds than before may not be left; a resume goes on after those that are saved.
+    rounds = saved.round + 2
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"base": base | {"num_rounds": rounds}, "grid": grid}))
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    todo = cells.named_cells("study", base | {"num_rounds": rounds}, [{"seed": seed} for seed in (1, 2)])
+    assert [cells.state(cell).status for cell in todo] == ["complete", "complete"]
+    assert [starts(cell) for cell in todo] == [2, 1]
+    record = cells.state(todo[0]).record
+    assert record is not None
+    assert record.info["starts"][1]["after_round"] > 0
+    folder = tmp_path / "runs" / "_sweeps" / "study"
+    assert "| test accuracy | seeds |" in done.stdout
+    assert {path.name for path in folder.iterdir()} >= {"results.csv", "report.html", "memory.json"}
+    assert json.loads((folder / "memory.json").read_text()) != {}
+
+
+def test_many_cells_are_summarised_and_the_running_ones_come_first(tmp_path: Path) -> None:
+    todo = cells.named_cells("s", {}, [{"seed": seed} for seed in range(100)])
+    console = Console(width=80, height=24, file=io.StringIO())
+    table = CellTable("s", todo, console)
+    for number, status in ((98, "running"), (99, "failed"), (0, "complete")):
+        table.change(todo[number], status)
+    with console.capture() as captured:
+        console.print(table.render())
+    lines = captured.get().splitlines()
+    assert len(lines) <= 23
+    assert ["seed-98" in lines[1], "seed-99" in lines[2], "seed-0 " in lines[3]] == [True] * 3
+    assert "1 running, 1 failed, 1 complete, 97 waiting of 100" in lines[-1]
+    assert max(map(len, lines)) <= 80

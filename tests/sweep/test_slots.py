@@ -1,0 +1,94 @@
+"""What a machine holds at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling_fl.models.weights import weights_size
+from scaling_fl.sweep import cells, slots
+from scaling_fl.sweep.cells import Cell
+
+
+def cell(name: int, **keys: Any) -> Cell:
+    base = {"model": "tiny", "task_name": "demo", "site_ids": [-1], "threads_per_site": 1}
+    return cells.named_cells("s", base | keys, [{"seed": name}])[0]
+
+
+def machine(**values: Any) -> slots.Slots:
+    return slots.Slots(**({"cores": 4, "gpus": (), "memory": 100e9} | values))
+
+
+def test_cells_run_together_until_the_cores_are_taken() -> None:
+    free = machine()
+    assert free.take(cell(1, site_ids=[-1, -1])) == {}
+    assert free.take(cell(2)) == {}
+    assert free.take(cell(3, site_ids=[-1, -1])) is None
+    assert free.take(cell(4)) == {}
+    free.release(cell(1))
+    assert free.take(cell(3, site_ids=[-1, -1])) == {}
+
+
+def test_without_threads_a_cell_takes_all_cores_and_a_larger_one_than_the_machine_runs_alone() -> None:
+    free = machine()
+    assert free.take(cell(1, threads_per_site=None)) == {}
+    assert free.take(cell(2)) is None
+    free.release(cell(1))
+    assert free.take(cell(3, site_ids=[-1] * 9)) == {}
+    assert free.take(cell(2)) is None
+
+
+def test_every_cell_gets_gpus_of_its_own() -> None:
+    free = machine(cores=64, gpus=(0, 1, 5))
+    assert free.take(cell(1, site_ids=[0, 0, 1, 1])) == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert free.take(cell(2, site_ids=[0, 1])) is None
+    assert free.take(cell(3, site_ids=[0, 0])) == {"CUDA_VISIBLE_DEVICES": "5"}
+    assert free.take(cell(4)) == {}, "a job on CPUs needs none"
+    free.release(cell(1))
+    assert free.take(cell(2, site_ids=[0, 1])) == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_memory_and_the_number_of_jobs_are_limits() -> None:
+    free = machine(memory=3e9, measured={slots.shape(cell(1)): 1.4e9})
+    assert [free.take(cell(number)) is not None for number in (1, 2, 3)] == [True, True, False]
+    assert [machine(max_jobs=1).take(cell(1)) is not None] == [True]
+    one = machine(max_jobs=1)
+    one.take(cell(1))
+    assert one.take(cell(2)) is None
+
+
+def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 1000)
+    assert weights_size(str(tmp_path)) == 1000
+    assert weights_size("lab/never-heard-of") is None
+    assert weights_size("not a hub id") is None
+    large = cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="sgd")
+    assert slots.memory_of(large, {}) == 2 * (0.6e9 + 5 * 1000)
+    assert slots.memory_of(large, {slots.shape(large): 7.0}) == 7.0
+    assert slots.shape(large) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="adamw"))
+
+
+def test_the_memory_of_a_session_counts_all_of_its_processes() -> None:
+    program = (
+        "import os, sys; b = bytearray(os.urandom(1)) * 30_000_000; os.fork(); print(1, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == [b"1\n"] * 2
+        used = slots.memory_used(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+    assert 30e6 < used < 60e6, "both share the 30 MB"
+
+
+def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    found = slots.of_this_machine(None, {})
+    assert found.gpus == (2, 3)
+    assert found.cores == len(os.sched_getaffinity(0))
+    assert found.memory > 0
