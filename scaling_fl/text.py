@@ -54,7 +54,8 @@ def blocks(widths: Sequence[int], room: int) -> Iterator[slice]:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c in _JOINERS else "�" for c in " ".join(text.split()))
+    line = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(c if c.isprintable() or c in _JOINERS else "�" for c in line)
 
 
 def short_names(names: Sequence[str], width: int) -> list[str]:

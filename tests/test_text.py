@@ -51,6 +51,7 @@ def test_widths_are_those_of_a_terminal() -> None:
     assert list(map(num_columns, ("ab", "新闻", "e\u0301", "a\u200db", "👍"))) == [2, 4, 1, 2, 2]
     assert (padded("新闻", 6), padded("新闻", 6, right=True)) == ("新闻  ", "  新闻")
     assert (one_line("新闻新闻", 5), one_line("one two", 4), one_line("新闻", 4)) == ("新闻 …", "one …", "新闻")
+    assert one_line("cafe\u0301 au lait", 4) == "caf\u00e9 …", "composed"
 
 
 def test_letters_of_a_word_stay_joined_and_controls_do_not_pass() -> None:
