@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 
 from scaling_fl.errors import UserError
 
@@ -28,14 +28,21 @@ def load(path: Path) -> None:
     values = dict[str, str]()
     for binding in bindings:
         if binding.error or (binding.key is not None and binding.value is None):
-            # The original text of a binding begins with the blank lines before it.
-            original = binding.original.string
-            line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
             raise UserError(
-                f"{path}, line {line}: expected NAME=value, with closing quotes where there are any; correct the line, or "
+                f"{path}, line {_line(binding)}: expected NAME=value, with closing quotes where there are any; correct the line, or "
                 "put # in front of it"
             )
         if binding.key is not None and binding.value is not None:
+            if "\0" in binding.key + binding.value:  # no variable can hold it
+                raise UserError(f"{path}, line {_line(binding)}: expected NAME=value, found a NUL character; remove it")
+            if "=" in binding.key:
+                raise UserError(f"{path}, line {_line(binding)}: expected NAME=value, found a name with =; correct it")
             values[binding.key] = binding.value
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def _line(binding: Binding) -> int:
+    """The line in which the binding begins. Its original text begins with the blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")

@@ -1,12 +1,15 @@
 """Checks on text that is read, and formatting of text that is shown."""
 
+import itertools
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 NOT_TEXT = "expected text, found a NUL or bytes that are not UTF-8; save the file as UTF-8 text"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_JOINERS = "\u200c\u200d"  # unprintable for Python, but part of words (Persian, Hindi) and of emoji
 
 
 def is_text(value: str) -> bool:
@@ -15,9 +18,44 @@ def is_text(value: str) -> bool:
 
 
 def one_line(text: str, width: int) -> str:
-    """`text` on one line, cut to `width` characters, with unprintable ones (terminal controls) replaced."""
-    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
-    return line if len(line) <= width else f"{line[:width]} …"
+    """`text` on one line, cut to `width` columns, with unprintable characters (terminal controls) replaced."""
+    line = _printable(text)
+    if num_columns(line) <= width:
+        return line
+    ends = itertools.accumulate(map(num_columns, line))
+    return f"{line[: sum(1 for _ in itertools.takewhile(lambda end: end <= width, ends))].rstrip()} …"
+
+
+def num_columns(text: str) -> int:
+    """The width of `text` in a terminal: East Asian characters and emoji take two columns, accents none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """`text` with blanks behind it, or before it if it is to stand on the `right`, so that it takes `width` columns."""
+    blanks = " " * (width - num_columns(text))
+    return blanks + text if right else text + blanks
+
+
+def blocks(widths: Sequence[int], room: int) -> Iterator[slice]:
+    """Split the columns of a table into blocks of at most `room` characters, or of one column if that is wider."""
+    start = used = 0
+    for number, width in enumerate(widths):
+        if number > start and used + width > room:
+            yield slice(start, number)
+            start, used = number, 0
+        used += width
+    yield slice(start, len(widths))
+
+
+def _printable(text: str) -> str:
+    line = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(c if c.isprintable() or c in _JOINERS else "�" for c in line)
 
 
 def short_names(names: Sequence[str], width: int) -> list[str]:
@@ -25,7 +63,7 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
 
     Names that still coincide are preceded by their index.
     """
-    lines = [one_line(name, max(1, len(name))) for name in names]
+    lines = list(map(_printable, names))
     short = [one_line(line, width) for line in lines]
     for text in repeated(short):
         group = [index for index, other in enumerate(short) if other == text]
@@ -35,7 +73,9 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
         alike = next(
             (n for n, found in enumerate(zip(*texts, strict=False)) if len(set(found)) > 1), min(map(len, texts))
         )
-        start = max(texts[0].rfind(" ", 0, alike) + 1, alike - width // 2)  # from the beginning of a word
+        start = texts[0].rfind(" ", 0, alike) + 1  # the beginning of a word
+        while num_columns(texts[0][start:alike]) > width // 2:
+            start += 1
         rest = short_names([line[start:] for line in texts], width)
         for index, of_name in zip(group, rest, strict=True):
             short[index] = f"… {of_name.removeprefix('… ')}"

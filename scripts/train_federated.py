@@ -190,7 +190,7 @@ def show_shards(_config: dict[str, Any]) -> None:
 @experiment.command(unobserved=True)
 def evaluate(_config: dict[str, Any]) -> None:
     """Measure a checkpoint or a trained model on any test file: metrics, confusion matrix, predictions as CSV."""
-    _show("scaling_fl.commands.evaluate:show", "the evaluation", job.config_of(_config))
+    _show("scaling_fl.commands.evaluate:show", "the evaluation", job.config_of(_config), max(60, job.console.width))
 
 
 @experiment.command(unobserved=True)

@@ -33,6 +33,18 @@ def test_a_line_that_sets_nothing_is_refused_by_number_and_not_shown(tmp_path: P
     assert "ENV_FILE_A" not in os.environ, "nothing is set"
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("S3\0CRET=1", "a NUL character; remove it"), ("S3CRET='a\0'", "a NUL character; remove it"), ("'S3CRET=a'=1", "a name with =")],
+)  # fmt: skip
+def test_what_no_variable_can_hold_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / ".env").write_text(f"ENV_FILE_A=1\n\n{text}\n")
+    with pytest.raises(UserError, match=rf"\.env, line 3: expected NAME=value, found {found}") as error:
+        env_file.load(tmp_path / ".env")
+    assert "S3" not in str(error.value)
+    assert "ENV_FILE_A" not in os.environ, "nothing is set"
+
+
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"A=caf\xe9")
     with pytest.raises(UserError, match=r"\.env: expected UTF-8 text; save the file as UTF-8"):

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_fl.text import one_line, short_names
+from scaling_fl.text import blocks, num_columns, one_line, padded, short_names
 
 
 def test_names_that_fit_or_differ_early_are_shown_from_their_beginning() -> None:
@@ -17,7 +19,7 @@ def test_names_that_fit_or_differ_early_are_shown_from_their_beginning() -> None
             ["… Food", "… Forestry and mor …"],
         ),
         # One is the beginning of the other; and no blank to cut at.
-        (["Business Categories", "Business Categories of all kinds"], ["… tegories", "… tegories of all  …"]),
+        (["Business Categories", "Business Categories of all kinds"], ["… tegories", "… tegories of all …"]),
         (["x" * 40 + "a", "x" * 40 + "b"], ["… xxxxxxxxa", "… xxxxxxxxb"]),
         # What they share in the second place goes as well.
         (
@@ -35,11 +37,32 @@ def test_names_that_begin_alike_show_what_differs(names: list[str], shown: list[
     assert short_names(names, 16) == shown
 
 
-@given(st.lists(st.text("ab ", max_size=60), max_size=12), st.integers(8, 20))
+@given(st.lists(st.text("ab 新\u0301", max_size=60), max_size=12), st.integers(8, 20))
 def test_names_that_differ_are_shown_differently(names: list[str], width: int) -> None:
     shown = short_names(names, width)
     lines = [one_line(name, 1000) for name in names]
-    assert all(len(text) <= width + 9 for text in shown)
+    assert all(num_columns(text) <= width + 9 for text in shown)
     for i in range(len(lines)):
         for j in range(i):
             assert (shown[i] == shown[j]) <= (lines[i] == lines[j]), (names, shown)
+
+
+def test_widths_are_those_of_a_terminal() -> None:
+    assert list(map(num_columns, ("ab", "新闻", "e\u0301", "a\u200db", "👍"))) == [2, 4, 1, 2, 2]
+    assert (padded("新闻", 6), padded("新闻", 6, right=True)) == ("新闻  ", "  新闻")
+    assert (one_line("新闻新闻", 5), one_line("one two", 4), one_line("新闻", 4)) == ("新闻 …", "one …", "新闻")
+    assert one_line("cafe\u0301 au lait", 4) == "caf\u00e9 …", "composed"
+
+
+def test_letters_of_a_word_stay_joined_and_controls_do_not_pass() -> None:
+    assert one_line("می\u200cخواهم \x1b[2J\u202e", 20) == "می\u200cخواهم �[2J�"
+
+
+@given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 60))
+def test_blocks_hold_all_columns_and_as_many_as_fit(widths: list[int], room: int) -> None:
+    parts = list(blocks(widths, room))
+    assert [width for part in parts for width in widths[part]] == widths
+    for part in parts:
+        assert sum(widths[part]) <= room or len(widths[part]) == 1
+    for part, following in itertools.pairwise(parts):
+        assert sum(widths[part]) + widths[following][0] > room

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,17 @@ from scaling_fl.federated.resident import Resident
 from scaling_fl.models import loading, probe
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
-from scaling_fl.text import one_line
+from scaling_fl.text import blocks, num_columns, one_line, padded, short_names
 
 _MAX_LABELS = 30  # in the table
 _MAX_MATRIX = 12  # labels in the matrix; if there are more, the most frequent confusions are listed instead
 _MAX_CONFUSIONS = 10
 _LABEL_WIDTH = 24
+_WIDTH = 120  # characters of a line, unless the terminal is narrower
 
 
-def show(send: Send, config: Config) -> None:
-    """Send the results line by line. Raises `UserError` on bad input; then nothing is written."""
+def show(send: Send, config: Config, width: int) -> None:
+    """Send the results line by line, for `width` characters. Raises `UserError` on bad input; then nothing is written."""
     loading.silence_library()
 
     def report(what: str, done: float, total: float, unit: str) -> None:
@@ -52,7 +53,7 @@ def show(send: Send, config: Config) -> None:
     source = config.test_path or config.dataset or (config.train_path if config.test_fraction else None)
     title = f"task {config.task_name}{f', {source}' if source else ''}: {len(split):,} test rows"
     lines = [trained.title, f"{title}; max_seq_len={config.max_seq_len}", *(f"note: {note}" for note in notes), ""]
-    for line in lines + describe(metrics.validation(batches), confusion, trained.label_names):
+    for line in lines + describe(metrics.validation(batches), confusion, trained.label_names, width):
         send({"event": "said", "text": line})
     if config.csv_path is not None:
         header = ["row", "label", "predicted", "probability", "text", *(["text_pair"] if split.pairs else [])]
@@ -93,36 +94,43 @@ def measure(trained: TrainedModel, split: Split, report: Report) -> tuple[list[m
     return batches, merged([collector.collected()])
 
 
-def describe(results: dict[str, float], confusion: npt.NDArray[np.int64], label_names: Sequence[str]) -> list[str]:
-    """Metrics, figures per label, and the confusion matrix (C, C), as lines."""
-    names = [one_line(name, _LABEL_WIDTH) for name in label_names]
-    width = max(map(len, ("label", *names[:_MAX_LABELS])))
+def describe(
+    results: dict[str, float], confusion: npt.NDArray[np.int64], label_names: Sequence[str], max_width: int = _WIDTH
+) -> list[str]:
+    """Metrics, figures per label, and the confusion matrix (C, C), as lines. Rows have at most `max_width` (≥ 60) characters."""
     hits, rows, guesses = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    count = len(f"{max(rows.max(), guesses.max()):,}")
+    widths = [max(5, count), max(9, count), 9, 6, 5]
+    names = short_names(label_names, max(4, min(_LABEL_WIDTH, max_width - sum(widths) - 2 * len(widths) - 8)))
+    starts = [f"{label:>2}  {name}" for label, name in enumerate(names[:_MAX_LABELS])]
+    width = max(map(num_columns, ("    label", *starts)))
+
+    def row(start: str, cells: Iterable[str], widths: Iterable[int]) -> str:
+        return padded(start, width) + "".join(f"  {cell:>{room}}" for cell, room in zip(cells, widths, strict=True))
+
     lines = [
         ", ".join(
             f"{title} {results[f'validation.{key}']:.4f}"
             for title, key in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
         ),
         "",
-        f"       {'label':<{width}}  {'rows':>9}  {'predicted':>9}  {'precision':>9}  {'recall':>6}  {'F1':>6}",
+        row("    label", ("rows", "predicted", "precision", "recall", "F1"), widths),
     ]
-    for label, name in enumerate(names[:_MAX_LABELS]):
-        precision, recall = _share(hits[label], guesses[label], 9), _share(hits[label], rows[label], 6)
-        f1 = _share(2 * hits[label], rows[label] + guesses[label], 6)
-        figures = f"{rows[label]:>9,}  {guesses[label]:>9,}  {precision}  {recall}  {f1}"
-        lines.append(f"{label:>5}  {name:<{width}}  {figures}")
+    for label, start in enumerate(starts):
+        shares = (_share(hits[label], guesses[label]), _share(hits[label], rows[label]))
+        f1 = _share(2 * hits[label], rows[label] + guesses[label])
+        lines.append(row(start, (f"{rows[label]:,}", f"{guesses[label]:,}", *shares, f1), widths))
     if len(names) > _MAX_LABELS:
-        lines.append(f"       … and {len(names) - _MAX_LABELS:,} more labels")
+        lines.append(f"    … and {len(names) - _MAX_LABELS:,} more labels")
     lines.append("")
     if len(names) <= _MAX_MATRIX:
-        cell = max(5, len(f"{confusion.max():,}"))
-        heads = "".join(f"  {label:>{cell}}" for label in range(len(names)))
-        lines += [
-            "confusion matrix: a row for each true label, a column for each predicted one",
-            f"       {'':<{width}}{heads}",
-        ]
-        for label, name in enumerate(names):
-            lines.append(f"{label:>5}  {name:<{width}}" + "".join(f"  {count:>{cell},}" for count in confusion[label]))
+        lines.append("confusion matrix: a row for each true label, a column for each predicted one")
+        cells = [max(5, len(f"{confusion.max():,}"))] * len(names)
+        for part in blocks([2 + cell for cell in cells], max_width - width):
+            lines += [""] * (part.start > 0)
+            lines.append(row("", map(str, range(len(names))[part]), cells[part]))
+            for start, counts in zip(starts, confusion, strict=True):
+                lines.append(row(start, (f"{number:,}" for number in counts[part]), cells[part]))
         return lines
     wrong = confusion - np.diag(hits)
     lines.append("most frequent confusions: rows, true label → predicted label")
@@ -133,9 +141,9 @@ def describe(results: dict[str, float], confusion: npt.NDArray[np.int64], label_
     return lines
 
 
-def _share(part: int, whole: int, width: int) -> str:
+def _share(part: int, whole: int) -> str:
     """The share, or a dash if it is undefined: a label that never occurs, or is never predicted."""
-    return f"{part / whole:>{width}.3f}" if whole else f"{'–':>{width}}"
+    return f"{part / whole:.3f}" if whole else "–"
 
 
 def _rows(split: Split, predictions: Predictions, names: Sequence[str]) -> Iterator[list[object]]:

@@ -14,7 +14,7 @@ from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
-from scaling_fl.text import short_names
+from scaling_fl.text import blocks, num_columns, padded, short_names
 
 _MAX_SITES = 16  # in the table; if there are more, only the first and the last
 _FIRST, _LAST = 6, 3
@@ -81,24 +81,33 @@ def _columns(task: Task, sharding: Sharding) -> tuple[list[str], Iterator[list[o
 
 
 def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_width: int, every: bool) -> list[str]:
-    shards, columns = sharding.shards, short_names(label_names[: None if every else _MAX_COLUMNS], _LABEL_WIDTH)
+    shards, label_width = sharding.shards, min(_LABEL_WIDTH, (max_width - 30) // 2)
+    columns = short_names(label_names[: None if every else _MAX_COLUMNS], label_width)
     names = list(map(str, range(len(shards))))
     if split.sites is not None:  # partition=column: the value that the site's rows share
-        names = short_names([split.sites[shard[0]] for shard in shards], _LABEL_WIDTH)
-    width = max(4, *map(len, names))
-    while not every and len(columns) > 1 and width + 20 + sum(2 + max(8, len(name)) for name in columns) > max_width:
-        columns.pop()
-    entropies = [label_entropy(split.labels[shard]) for shard in shards]
-
-    head = "".join(f"  {name:>8}" for name in columns)
-    lines = [f"{'site':>{width}}  {'examples':>9}  {'entropy':>7}{head}"]
+        names = short_names([split.sites[shard[0]] for shard in shards], label_width)
+    width = max(4, *map(num_columns, names))
     few = every or len(shards) <= _MAX_SITES
-    for site in range(len(shards)) if few else [*range(_FIRST), *range(len(shards) - _LAST, len(shards))]:
-        if not few and site == len(shards) - _LAST:
-            lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites; all=True lists them")
-        counts = np.bincount(split.labels[shards[site]], minlength=len(label_names))
-        cells = (f"  {count:>{max(8, len(name))},}" for count, name in zip(counts, columns, strict=False))
-        lines.append(f"{names[site]:>{width}}  {len(shards[site]):>9,}  {entropies[site]:>7.3f}{''.join(cells)}")
+    shown = range(len(shards)) if few else [*range(_FIRST), *range(len(shards) - _LAST, len(shards))]
+    counts = {site: np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in shown}
+    entropies = [label_entropy(split.labels[shard]) for shard in shards]
+    cell = max(8, len(f"{max(map(np.max, counts.values())):,}"))
+    widths = [9, 7, *(max(cell, num_columns(name)) for name in columns)]
+    parts = list(blocks([2 + width for width in widths], max_width - width))
+    if not every:
+        del columns[parts[0].stop - 2 :], parts[1:]
+
+    lines = []
+    for part in parts:
+        heads = zip(["examples", "entropy", *columns][part], widths[part], strict=False)
+        lines += [""] * (part.start > 0)
+        lines.append(f"{'site':>{width}}" + "".join(f"  {padded(head, room, right=True)}" for head, room in heads))
+        for site in shown:
+            if not few and site == len(shards) - _LAST:
+                lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites; all=True lists them")
+            cells = [f"{len(shards[site]):,}", f"{entropies[site]:.3f}", *(f"{count:,}" for count in counts[site])]
+            row = (f"  {text:>{room}}" for text, room in zip(cells[part], widths[part], strict=False))
+            lines.append(padded(names[site], width, right=True) + "".join(row))
     if len(label_names) > len(columns):
         lines.append(f"{'':>{width}}  … and {len(label_names) - len(columns):,} more labels")
     smallest, median, largest = np.quantile([len(shard) for shard in shards], (0, 0.5, 1), method="inverted_cdf")
@@ -118,7 +127,7 @@ def _picture(
     """
     num_rows = len(label_names) if every else _MAX_ROWS
     names = short_names(label_names[:num_rows], _LABEL_WIDTH)
-    width = max(map(len, ("examples", *names)))
+    width = max(map(num_columns, ("examples", *names)))
     room = min(_MAX_WIDTH, max_width - width - 2)
     sizes = np.array([len(shard) for shard in shards])
     if every:
@@ -128,7 +137,7 @@ def _picture(
     across = min(6, room // len(parts[0]))  # characters per site
 
     def row(name: str, characters: str, levels: npt.NDArray[np.int64]) -> str:
-        return f"{name:>{width}}  {''.join(characters[level] * across for level in levels)}"
+        return f"{padded(name, width, right=True)}  {''.join(characters[level] * across for level in levels)}"
 
     shown = sum(map(len, parts))
     which = f"all {shown}" if shown == len(shards) else f"{shown} of {len(shards):,}"

@@ -13,7 +13,7 @@ from scaling_fl.data.subsets import stratified
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
-from scaling_fl.text import one_line, short_names
+from scaling_fl.text import num_columns, one_line, padded, short_names
 
 _MAX_LABELS = 30
 _EXAMPLES = 5
@@ -52,14 +52,14 @@ def describe(
     lines += [f"note: {note}" for note in task.notes]
 
     names = short_names(task.label_names, min(_LABEL_WIDTH, max_width - 51))
-    width = max(map(len, ("label", *names[:_MAX_LABELS])))
+    width = max(map(num_columns, ("label", *names[:_MAX_LABELS])))
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
     )
     lines += ["", f"       {'label':<{width}}  {'training rows':>18}  {'test rows':>18}"]
     for number, name in enumerate(names[:_MAX_LABELS]):
         shares = (f"{count[number]:>10,} {count[number] / count.sum():>7.1%}" for count in (in_train, in_test))
-        lines.append(f"{number:>5}  {name:<{width}}  {'  '.join(shares)}")
+        lines.append(f"{number:>5}  {padded(name, width)}  {'  '.join(shares)}")
     if len(task.label_names) > _MAX_LABELS:
         lines.append(f"       … and {len(task.label_names) - _MAX_LABELS:,} more labels")
 
@@ -92,7 +92,7 @@ def describe(
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
         name = names[task.train.labels[index]]
-        room = min(_EXAMPLE_WIDTH, max_width - len(name) - 4)
+        room = min(_EXAMPLE_WIDTH, max_width - num_columns(name) - 4)
         lines.append(f"{name}: {one_line(' ‖ '.join(content), room)}")
     return lines
 

@@ -6,8 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+import sacred.experiment
 from sacred import SETTINGS, Experiment, commands, dependencies
-from sacred.utils import SacredError
+from sacred.utils import SacredError, create_basic_stream_logger, format_sacred_error
 
 from scaling_fl.config.command_line import NAMED_CONFIGS
 from scaling_fl.config.schema import Config
@@ -69,9 +70,10 @@ class Sources:
 def set_up(experiment: Experiment, sources: Sources) -> None:
     """Add all keys, named configurations and source files to `experiment`, and settle what is logged."""
     SETTINGS.CAPTURE_MODE = "sys"  # "fd" deadlocks with child processes
-    for name in ("botocore", "aiobotocore"):  # Sacred would log where they found credentials
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("scaling_fl").addFilter(_is_news)
+    for handler in create_basic_stream_logger().handlers:
+        handler.addFilter(_is_news)
+    # Sacred ends the message with a line break, and prints it with another.
+    sacred.experiment.format_sacred_error = lambda error, usage: format_sacred_error(error, usage).rstrip("\n")
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         for name, text in vars(commands).items():
             if isinstance(text, str):
@@ -84,9 +86,13 @@ def set_up(experiment: Experiment, sources: Sources) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether the user needs this line of Sacred's.
+    """Whether the user needs this line of the log.
 
-    A refusal isn't a failure after so many seconds; and nodes other than 0 have no observers on purpose.
+    Of libraries, only warnings and errors: botocore, for one, logs where it found credentials. Sacred itself logs when a
+    run starts and ends. But a refusal isn't a failure after so many seconds; and nodes other than 0 have no observers on
+    purpose.
     """
+    if os.path.dirname(record.pathname) != os.path.dirname(sacred.__file__):
+        return record.levelno > logging.INFO
     refused = isinstance(sys.exc_info()[1], Refused) and record.msg.startswith("Failed after")
     return not refused and not record.msg.startswith("No observers have been added")

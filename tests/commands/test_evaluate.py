@@ -13,6 +13,7 @@ from scaling_fl.commands import evaluate
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
+from scaling_fl.text import num_columns
 from tests import builders
 from tests.conftest import ObjectStore
 
@@ -21,7 +22,7 @@ NAMES = ("class 0", "class 1", "class 2")
 
 def lines_of(config: Config) -> list[str]:
     lines: list[str] = []
-    evaluate.show(MagicMock(side_effect=lambda event: lines.append(event.get("text", ""))), config)
+    evaluate.show(MagicMock(side_effect=lambda event: lines.append(event.get("text", ""))), config, 120)
     return lines
 
 
@@ -158,7 +159,27 @@ def test_many_labels_are_abridged_to_the_most_frequent_confusions() -> None:
     rows = confusion.sum()
     results = {"validation.loss": 1.0, "validation.accuracy": np.trace(confusion) / rows, "validation.macro_f1": 0.5}
     lines = evaluate.describe(results, confusion, [f"label {number}" for number in range(40)])
-    assert "       … and 10 more labels" in lines
+    assert "    … and 10 more labels" in lines
     assert [line.strip() for line in lines[-2:]] == ["9  label 7 → label 1", "4  label 3 → label 5"]
     # label 3: 3 of 7 rows found, and all 3 predictions right; F1 = 2 × 3 / (7 + 3)
     assert any(line.split() == ["3", "label", "3", "7", "3", "1.000", "0.429", "0.600"] for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("num_labels", [2, 12, 40])
+def test_rows_fit_the_terminal_and_a_wide_matrix_comes_in_blocks(width: int, num_labels: int) -> None:
+    names = [f"Business and Industry, all categories of 新闻 {number}" for number in range(num_labels)]
+    confusion = np.arange(num_labels**2).reshape(num_labels, num_labels) * 997
+    results = {"validation.loss": 1.0, "validation.accuracy": 0.5, "validation.macro_f1": 0.5}
+    lines = evaluate.describe(results, confusion, names, width)
+    rows = [line for line in lines if not line.startswith(("loss", "confusion matrix", "most frequent"))]
+    assert all(num_columns(line) <= width for line in rows), max(rows, key=num_columns)
+    shown = range(min(num_labels, 30))
+    assert [line.split()[1:3] for line in rows[2 : 2 + len(shown)]] == [["…", str(label)] for label in shown]
+    if num_labels <= 12:
+        start = next(n for n, line in enumerate(lines) if line.startswith("confusion matrix")) + 1
+        blocks = [block.split("\n") for block in "\n".join(lines[start:]).split("\n\n")]
+        assert [int(head) for block in blocks for head in block[0].split()] == list(shown)
+        for label in shown:
+            cells = [cell for block in blocks for cell in block[1 + label].split()[3:]]
+            assert [int(cell.replace(",", "")) for cell in cells] == confusion[label].tolist()

@@ -1,5 +1,6 @@
 """Which checkpoint `evaluate` and `export` read, and what they refuse."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
 
-@pytest.mark.parametrize("command", [evaluate.show, export])
+@pytest.mark.parametrize("command", [functools.partial(evaluate.show, width=80), export])
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

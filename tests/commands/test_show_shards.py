@@ -12,6 +12,7 @@ from scaling_fl.config.sections.commands import check_command
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.errors import UserError
+from scaling_fl.text import num_columns
 
 NAMES = ("sea", "land", "moon")
 
@@ -108,7 +109,8 @@ def test_rows_fit_the_terminal_and_tell_labels_apart(width: int, num_sites: int)
 
 def test_all_sites_and_labels_are_listed_on_request() -> None:
     rows = split([number % 40 for number in range(4000)])
-    lines = describe(rows, tuple(f"label {number}" for number in range(40)), num_sites=150, all=True)
+    names = tuple(f"label {number}" for number in range(40))
+    lines = describe(rows, names, 10**6, num_sites=150, all=True)  # in a pipe
     assert [line.split()[0] for line in lines[3:153]] == list(map(str, range(150)))
     assert all(len(line.split()) == 3 + 40 for line in lines[3:153])
     counts = [list(map(int, line.split()[3:])) for line in lines[3:153]]
@@ -120,6 +122,23 @@ def test_all_sites_and_labels_are_listed_on_request() -> None:
     bars = [line.split()[1] for line in lines if line.split()[:1] == ["examples"] and set(line.split()[1]) <= set("▇█")]
     assert list(map(len, bars)) == [64, 64, 22]
     assert not any("more" in line.split() and "…" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_all_labels_are_listed_in_blocks_of_columns_that_fit_the_terminal(width: int) -> None:
+    towns = [f"{town}, a very long name of a town" for town in ("Oslo", "Lund", "富士宮市富士宮市富士宮市")]
+    names = ("Food and Drink, wines included", "新闻 " + "体" * 20, "Fishing", "Transport", "Textiles and clothing")
+    rows = split([number % 5 for number in range(60)], [towns[number % 3] for number in range(60)])
+    lines = describe(rows, names, width, partition="column", partition_column="town", site_ids=(-1,), all=True)
+    table = lines[2 : next(n for n, line in enumerate(lines) if line.startswith("examples: "))]
+    assert all(num_columns(line) <= width for line in table), max(table, key=num_columns)
+    blocks = [block.split("\n") for block in "\n".join(table).split("\n\n")]
+    assert len(blocks) > 1
+    assert [len(block) for block in blocks] == [4] * len(blocks), "heads, and a row for each site"
+    heads = " ".join(block[0] for block in blocks)
+    assert [heads.count(name) for name in ("Food and", "新闻", "Fishing", "Transport", "Textiles")] == [1] * 5
+    # 12 rows of each label, 4 of them at each site
+    assert [[line.split()[-1] for line in block[1:]] for block in blocks] == [["4"] * 3] * len(blocks)
 
 
 def test_the_legend_says_what_columns_bars_and_shades_mean() -> None:

@@ -7,6 +7,7 @@ import pytest
 from scaling_fl.commands import show_task
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Split, Task
+from scaling_fl.text import num_columns
 from tests import builders
 
 TRAIN = Split(["a b", "c", "a b", "c", "d " * 200, ""], np.array([0, 0, 0, 1, 1, 1]))
@@ -95,12 +96,14 @@ def test_control_characters_reach_neither_the_terminal_nor_the_table() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_rows_fit_the_terminal(width: int) -> None:
-    names = tuple(f"Business and Industry, all the categories of {kind}" for kind in ("farming", "fishing", "banking"))
+@pytest.mark.parametrize("start", ["Business and Industry, all the categories of ", "農"])
+def test_rows_fit_the_terminal(width: int, start: str) -> None:
+    names = tuple(f"{start}{kind}" for kind in ("farming", "fishing", "banking"))
     lengths = [np.full(120_000, 9_999), np.full(10, 3)]
-    task = Task(Split(["word " * 99] * 4, np.array([0, 1, 2, 2])), TEST, names)
+    task = Task(Split(["word " * 99, "新闻 " * 99] * 2, np.array([0, 1, 2, 2])), TEST, names)
     lines = show_task.describe(Config(max_seq_len=128), task, *lengths, width)
     prose = ("tokens of model=", "duplicates ")
     rows = [line for line in lines if not line.startswith(prose)]
-    assert all(len(line) <= width for line in rows), max(rows, key=len)
-    assert [line.split()[-5] for line in lines[3:6]] == ["farming", "fishing", "banking"]
+    assert all(num_columns(line) <= width for line in rows), max(rows, key=num_columns)
+    assert len({num_columns(line) for line in rows[2:6]}) == 1, "the columns of the table are aligned"
+    assert [line.split()[-5].removeprefix("農") for line in lines[3:6]] == ["farming", "fishing", "banking"]

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_the_earlier_version_is_exported_and_measured(
         keys = {"checkpoint": checkpoint, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv"}
         keys |= {"text_column": "body", "label_column": "topic", "threads_per_site": 1}  # type: ignore[dict-item]
         send = MagicMock(side_effect=lambda event: lines.append(event.get("text", "")))
-        evaluate.show(send, Config.from_mapping(keys))
+        evaluate.show(send, Config.from_mapping(keys), 120)
         return lines[next(i for i, line in enumerate(lines) if line.startswith("loss ")) :]
 
     assert measured(checkpoint) == measured("out/model-round-000002")

@@ -146,7 +146,8 @@ def test_invalid_input_on_the_command_line_gives_one_line_and_writes_nothing(
     done = command(*arguments(row.keys))
     assert done.returncode == 1
     assert done.stderr.startswith("Refused: ")
-    assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1, done.stderr
     for part in row.says:
         assert part in done.stderr
     assert "sites on cpu" not in done.stdout
@@ -167,6 +168,6 @@ def test_sources_that_are_not_committed_are_refused_before_the_data_are_read(com
     assert done.stderr.startswith(
         "Refused: -e: expected sources that are committed, found no git repository with a commit"
     )
-    assert done.stderr.strip().count("\n") == 0
+    assert done.stderr.count("\n") == 1
     assert "reading" not in done.stdout
     assert content(home) == before

@@ -27,6 +27,25 @@ def test_sacreds_commands_start_nothing_and_write_nothing(command: Command, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+# A sitecustomize.py of a library that logs when the command ends, as torch does.
+LIBRARY = """
+import atexit, logging
+def log():
+    logging.getLogger("library").info("statistics")
+    logging.getLogger("library").warning("trouble")
+atexit.register(log)
+"""
+
+
+def test_of_the_log_of_libraries_only_warnings_are_shown(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LIBRARY)
+    for flags in ((), ("--loglevel=DEBUG",)):
+        shown = command(*flags, "print_named_configs", cold=True, PYTHONPATH=str(tmp_path))
+        assert "INFO - scaling_fl - Started\n" in shown.stderr
+        assert "statistics" not in shown.stderr
+        assert shown.stderr.endswith("WARNING - library - trouble\n")
+
+
 def test_a_task_is_shown_without_a_site_or_a_record(command: Command, words: list[str], tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     shown = command("show_task", *words, "max_seq_len=7")

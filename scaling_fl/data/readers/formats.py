@@ -14,7 +14,7 @@ from fsspec.utils import infer_compression
 
 from scaling_fl import host
 from scaling_fl.data.readers.paths import file_system
-from scaling_fl.data.readers.unexpected import check_separator, check_start
+from scaling_fl.data.readers.unexpected import CSV, JSON_LINES, PARQUET, TSV, check_separator, check_start
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text
 
@@ -57,9 +57,11 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
         # Undecodable bytes become surrogates, so that errors can name their row.
         options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
         with _open(path, "rt", compression=compression, **options) as file:
-            first = file.readline()
-            check_start(first, path)
-            content = itertools.chain([first] if first else [], file)
+            head = _head(file)
+            first = head[-1] if head else ""
+            if first.strip():
+                check_start(path, len(head), first, JSON_LINES if lines else TSV if tabs else CSV)
+            content = itertools.chain(head, file)
             if lines:
                 yield from _json_lines(content, path, wanted)
             else:
@@ -85,6 +87,16 @@ def rows(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | None =
 
 def _open(path: str, mode: str, **options: Any) -> OpenFile:
     return fsspec.open(path, mode, **options) if "://" in path else OpenFile(*file_system(path), mode, **options)
+
+
+def _head(file: Iterable[str]) -> list[str]:
+    """The lines up to the first that isn't blank."""
+    head = []
+    for line in file:
+        head.append(line)
+        if line.strip():
+            break
+    return head
 
 
 def _csv(file: Iterable[str], path: str, check_first: Callable[[], None]) -> Iterator[Row]:
@@ -151,10 +163,11 @@ def _select_columns(
             header = record if has_header else names
             chosen = check_columns(path, header, wanted)
             positions = [header.index(name) for name in chosen]
+            plain_header = [_plain(name) for name in header]
             yield 0, chosen
             if has_header:
                 continue
-        if record == header:
+        if _plain(record[0]) == plain_header[0] and list(map(_plain, record)) == plain_header:
             raise UserError(f"{path}, row {number}: it repeats the header; remove the row")
         if len(record) != len(header):
             raise UserError(
@@ -172,10 +185,14 @@ def _json_lines(file: Iterable[str], path: str, wanted: Wanted) -> Iterator[Row]
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, row {number}: expected one JSON object per line ({error})") from error
+            raise UserError(
+                f"{path}, row {number}: expected {JSON_LINES} ({error}); correct the row, or remove it"
+            ) from error
         if not isinstance(record, dict):
             found = type(record).__name__
-            raise UserError(f"{path}, row {number}: expected one JSON object per line, found one {found}")
+            raise UserError(
+                f"{path}, row {number}: expected {JSON_LINES}, found one {found}; correct the row, or remove it"
+            )
         if chosen is None:
             chosen = check_columns(path, list(record), wanted)
             yield 0, chosen
@@ -188,6 +205,11 @@ def _json_lines(file: Iterable[str], path: str, wanted: Wanted) -> Iterator[Row]
 def _parquet(file: IO[bytes], path: str, wanted: Wanted) -> Iterator[Row]:
     import pyarrow.parquet  # imported only when needed: it takes a tenth of a second
 
+    start = file.read(1000).decode("utf-8", "surrogateescape")
+    if not start:
+        return
+    check_start(path, 1, start[:-3], PARQUET)  # without the last character, which may be cut
+    file.seek(0)
     table = pyarrow.parquet.ParquetFile(file)
     chosen = check_columns(path, table.schema_arrow.names, wanted)
     yield 0, chosen
@@ -206,11 +228,23 @@ def check_columns(path: str, header: list[str], wanted: Wanted) -> list[str]:
             if name in header:
                 raise UserError(f"{start} {header.count(name)} columns named {name}; rename one")
             found = _listed(header)
+            alike = next((other for other in header if _plain(other) == _plain(name)), None)
+            hint = "" if alike is None else f" (did you mean {alike!r}?)"
             remedy = f"choose from {found}" if key is not None else f"it has {found}; rename the one that is meant"
-            raise UserError(f"{start} no column {name}; {remedy}")
+            raise UserError(f"{start} no column {_shown(name)}{hint}; {remedy}")
     return list(wanted)
 
 
+def _plain(name: str) -> str:
+    """What is left of a column's name if programs may change its case, quote it, or put a byte order mark before it."""
+    return name.strip('\ufeff" \t\r\n').casefold()
+
+
+def _shown(name: str) -> str:
+    """The name, quoted if it is empty or has characters at its ends, or in it, that can't be seen."""
+    return name if name and name == name.strip() and name.isprintable() else repr(name)
+
+
 def _listed(names: Iterable[str]) -> str:
-    text = ", ".join(names)
+    text = ", ".join(map(_shown, names))
     return (text if len(text) <= 300 else f"{text[:300]} …") or "none"

@@ -1,5 +1,6 @@
 """Tables: the rows of one or several files as columns of texts and labels. Errors name file, row and column."""
 
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,12 @@ from scaling_fl.data.readers import formats
 from scaling_fl.data.readers.paths import expand
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text, one_line
+
+# Characters that are drawn alike: dashes and the minus sign, apostrophes, quotation marks.
+_DRAWN_ALIKE = str.maketrans(
+    dict.fromkeys("‐‑‒–—―−﹘﹣－", "-") | dict.fromkeys("‘’‛ʼ`´′", "'") | dict.fromkeys("“”„‟″", '"')
+)
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u3164\ufe00-\ufe0f]")  # besides the category Cf
 
 _NO_LABEL = "the label is empty; fill it in, or remove the row"
 
@@ -98,14 +105,18 @@ class Table:
         labels = self.columns[column] if exact else self.labels(column)
         for index, label in enumerate(labels):
             if label not in names:
-                what = self._unknown(index, labels, names)
-                if known_from is not None:
-                    alike = [name for name in names if label is not None and _fold(name) == _fold(label)]
+                if label is None:
+                    what = _NO_LABEL
+                elif known_from is None:
+                    what = self._unknown(index, labels, names)
+                else:
+                    alike = [name for name in names if _fold(name) == _fold(label)]
+                    this, *others = _told_apart([label, *alike[:1]])
                     what = (
-                        f"the label {label!r} doesn't occur in {known_from}{f' (but {alike[0]!r} does)' if alike else ''}, "
+                        f"the label {this} doesn't occur in {known_from}{f' (but {others[0]} does)' if others else ''}, "
                         "so no site can learn it; correct it, or remove the row"
                     )
-                raise UserError(f"{self.location(index, column)}: {_NO_LABEL if label is None else what}")
+                raise UserError(f"{self.location(index, column)}: {what}")
         return np.array([names[label] for label in labels], np.int64)
 
     def _unknown(self, index: int, labels: list[str], names: Mapping[str, int]) -> str:
@@ -131,7 +142,9 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
     """
     kept: dict[str, list[Any]] = {}
     files, notes = list[tuple[str, Sequence[int]]](), list[str]()
-    for path in expand(paths, key):
+    expanded = expand(paths, key)
+    remedy = "name another" + ", or remove it from the list" * (len(expanded) > 1)
+    for path in expanded:
         numbers, num_blank = array("q"), 0
         columns: list[tuple[str, list[Any]]] = []
         for number, values in formats.rows(path, key, wanted, headerless):
@@ -144,11 +157,9 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
                     column.append(value)
                 numbers.append(number)
         if not columns:
-            raise UserError(f"{key}={path!r}: the file is empty; name another, or remove it from the list")
+            raise UserError(f"{key}={path!r}: the file is empty; {remedy}")
         if not numbers:
-            raise UserError(
-                f"{key}={path!r}: it has columns ({', '.join(dict(columns))}), but no rows; name another, or remove it from the list"
-            )
+            raise UserError(f"{key}={path!r}: it has columns, but no rows; {remedy}")
         if num_blank:
             notes.append(f"{path}: {num_blank} blank line{'s' * (num_blank > 1)} skipped")
         files.append((path, numbers))
@@ -170,15 +181,14 @@ def class_numbers(labels: set[str]) -> dict[str, int]:
 
 
 def look_alikes(setting: str, names: Iterable[str]) -> list[str]:
-    """Notes on names that are different, but look alike: 01 and 1, True and TRUE, an accent composed or decomposed."""
+    """Notes on names that are different, but look alike: 01 and 1, True and TRUE, an accent composed or decomposed.
+
+    So do names with different dashes or quotation marks, or with invisible characters.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_fold(name), []).append(name)
-    alike = [
-        " and ".join(map(ascii if len(set(map(_composed, g))) < len(g) else repr, g))
-        for g in groups.values()
-        if len(g) > 1
-    ]
+    alike = [" and ".join(_told_apart(group)) for group in groups.values() if len(group) > 1]
     more = f" (and {len(alike) - 3:,} more such groups)" if len(alike) > 3 else ""
     said = "; ".join(alike[:3])
     return (
@@ -188,14 +198,21 @@ def look_alikes(setting: str, names: Iterable[str]) -> list[str]:
     )
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFKC", name)
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names in quotes, with escapes if they are drawn alike."""
+    return list(map(ascii if len(set(map(_drawn, names))) < len(names) else repr, names))
+
+
+def _drawn(name: str) -> str:
+    """What a reader sees of a name."""
+    visible = (character for character in name if unicodedata.category(character) != "Cf")
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", "".join(visible))).translate(_DRAWN_ALIKE)
 
 
 def _fold(name: str) -> str:
     """What names that look alike have in common."""
-    number = _parse_number(name)
-    return " ".join(_composed(name).casefold().split()) if number is None else str(number.normalize())
+    number = _parse_number(_drawn(name))
+    return " ".join(_drawn(name).casefold().split()) if number is None else str(number.normalize())
 
 
 def _normalised(label: str) -> str:

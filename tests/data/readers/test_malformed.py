@@ -16,7 +16,7 @@ from tests.data.readers.files import WANTED, columns, texts_and_labels, write
     [
         ("t.csv", b"", "train_path='{path}': the file is empty"),
         ("t.csv", b"\n\n", "train_path='{path}': the file is empty"),
-        ("t.csv", b"text,label\n", "train_path='{path}': it has columns (text, label), but no rows"),
+        ("t.csv", b"text,label\n", "train_path='{path}': it has columns, but no rows; name another"),
         ("t.csv", b"text,label\n1,2\n3\n", "{path}, row 3: expected 2 fields (text, label), found 1"),
         ("t.csv", b"\ntext,label\n\n1,2\n\n3\n", "{path}, row 6: expected 2 fields (text, label), found 1"),
         ("t.csv", b"text,label\n1,2,3\n", "{path}, row 2: expected 2 fields (text, label), found 3"),
@@ -62,7 +62,16 @@ from tests.data.readers.files import WANTED, columns, texts_and_labels, write
         ),
         ("t.jsonl", b"", "train_path='{path}': the file is empty"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "{path}, row 2: expected one JSON object per line"),
-        ("t.json", b'[{"text": "a", "label": 1}]', "{path}, row 1: expected one JSON object per line, found one list"),
+        (
+            "t.json",
+            b'[{"text": "a", "label": 1}]',
+            "{path}, row 1: expected one JSON object per line, found a JSON array",
+        ),
+        (
+            "t.jsonl",
+            b'{"text": "a", "label": 1}\n[1]',
+            "row 2: expected one JSON object per line, found one list; correct",
+        ),
         ("t.json", b'[\n{"text": "a", "label": 1}\n]', "{path}, row 1: expected one JSON object per line"),
         ("t.jsonl", b'{"text": "a"}', "label_column='label': {path} has no column label; choose from text"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n\n{"a": 1}', "{path}, row 3: expected a field 'text', found a"),
@@ -82,7 +91,9 @@ from tests.data.readers.files import WANTED, columns, texts_and_labels, write
         ("t.jsonl", b'{"text": "a", "label": null}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": NaN}', "{path}, row 1, column label: the label is empty"),
         ("t.jsonl", b'{"text": "a", "label": [1]}', "{path}, row 1, column label: expected a word or a whole number"),
-        ("t.parquet", b"no parquet", "train_path='{path}': cannot read it: ArrowInvalid"),
+        ("t.parquet", b"", "train_path='{path}': the file is empty"),
+        ("t.parquet", b"PAR1" + bytes(90), "train_path='{path}': cannot read it: ArrowInvalid"),
+        ("t.parquet", bytes(90), "train_path='{path}': cannot read it: ArrowInvalid"),
         ("t.csv.gz", b"not packed", "train_path='{path}': cannot read it: BadGzipFile"),
     ],
 )
@@ -104,5 +115,5 @@ def test_a_parquet_file_with_missing_values_or_columns_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"label_column='label': .*t\.pq has no column label; choose from text, kind"):
         columns(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string()), "label": []}), path)
-    with pytest.raises(UserError, match=r"t\.pq': it has columns \(text, label\), but no rows"):
+    with pytest.raises(UserError, match=r"t\.pq': it has columns, but no rows"):
         columns(path)
