@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 
 from scaling_fl.errors import UserError
 from scaling_fl.tracking import mlflow_server
@@ -206,7 +207,9 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     connect, answer = mlflow_server._TIMEOUT
     assert connect <= 5, "seconds; requests' default is to wait for ever"
     assert answer <= 20
-    monkeypatch.setattr(mlflow_server, "_TIMEOUT", (connect, 0.1))
+    monkeypatch.setattr(mlflow_server, "_TIMEOUT", (connect, 0.125))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        message = explain_failure(server(f"http://127.0.0.1:{silent.getsockname()[1]}"))
-    assert message.startswith("it can't be reached (TimeoutError: timed out); check")
+        found = server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(requests.Timeout, match=r"read timeout=0\.125") as raised:
+            found.experiment_id()
+    assert found.explain(raised.value).startswith("it can't be reached (TimeoutError: timed out); check")
