@@ -25,8 +25,10 @@ def test_the_profile_starts_mongodb_and_omniboard_but_no_job() -> None:
 def test_versions_are_pinned() -> None:
     tests = (ROOT / "tests" / "tracking" / "omniboard.py").read_text()
     images = [service["image"] for service in TRACKING.values()]
-    recipe = TRACKING["omniboard"]["build"]["dockerfile_inline"]
-    assert all(re.search(r":\d+\.\d+\.\d+", text) for text in [*images, recipe.partition("\n")[0]])
+    build = TRACKING["omniboard"]["build"]
+    recipe = (ROOT / build["context"] / build["dockerfile"]).read_text()
+    (base,) = re.findall(r"^FROM (.*)$", recipe, re.MULTILINE)
+    assert all(re.search(r":\d+\.\d+\.\d+", name) for name in [*images, base])
     (version,) = re.findall(r"omniboard@([\d.]+)", recipe)
     assert f'VERSION = "{version}"' in tests, "the version that the tests run"
     assert TRACKING["omniboard"]["image"].endswith(f":{version}")
