@@ -111,9 +111,10 @@ def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without the developer's own database. Empty variables take precedence over `.env`."""
+    """The environment without the developer's own records. Empty variables take precedence over `.env`."""
     return os.environ | dict.fromkeys(
-        ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST", "SACRED_MONGO_URL"), ""
+        ("SACRED_USER", "SACRED_PASSWORD", "SACRED_DATABASE", "SACRED_HOST", "SACRED_MONGO_URL", "MLFLOW_TRACKING_URI"),
+        "",
     )
 
 

@@ -25,7 +25,7 @@ from scaling_fl.runtime import job_page, launcher
 from scaling_fl.runtime.job_page import JobPage
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
-from scaling_fl.tracking import events, mongo_address, secret_manager, tensorboard
+from scaling_fl.tracking import events, mlflow_server, mongo_address, secret_manager, tensorboard
 from scaling_fl.tracking.console import Console
 from scaling_fl.tracking.destinations import Destinations
 from scaling_fl.tracking.record import Record
@@ -170,8 +170,11 @@ class Job:
 
     def _claim(self, config: Config) -> Path | None:
         """Make sure that no other run of this job is in progress; return its event file, if the run is recorded."""
-        if not self.unobserved and (address := mongo_address.from_environment(secret_manager.resolved(os.environ))):
-            self.destinations.addresses.insert(0, address)
+        if not self.unobserved:
+            environ = secret_manager.resolved(os.environ)
+            if address := mongo_address.from_environment(environ):
+                self.destinations.addresses.insert(0, address)
+            self.destinations.mlflow = mlflow_server.from_environment(environ)
         recorded = self.destinations.file_records(events.path_of(RUNS, config))
         checkpoints = None if config.checkpoints_dir is None else CheckpointStore(config.checkpoints_dir)
         folder = None if checkpoints is None else checkpoints.url

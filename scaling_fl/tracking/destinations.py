@@ -10,8 +10,9 @@ from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
-from scaling_fl.tracking import events, mongo
+from scaling_fl.tracking import events, mlflow_server, mongo
 from scaling_fl.tracking.file_record import FileRecord, find
+from scaling_fl.tracking.mlflow_run import MlflowRun
 from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.replay import Attach, Mirror, Replay, Target, nothing
 from scaling_fl.tracking.tensorboard import TensorBoardLog
@@ -19,10 +20,11 @@ from scaling_fl.tracking.tensorboard import TensorBoardLog
 
 @dataclass
 class Destinations:
-    """Folders for Sacred's file record, and MongoDB databases."""
+    """Folders for Sacred's file record, MongoDB databases, and an MLflow server."""
 
     folders: list[Path]
     addresses: list[Address] = field(default_factory=list)
+    mlflow: mlflow_server.Server | None = None
 
     def targets(self, config: Config, lease: Lease | None = None) -> list[Target]:
         """The targets of one job, including the copy of its events beside the checkpoints, guarded by the lease."""
@@ -30,6 +32,8 @@ class Destinations:
         targets += [mongo.MongoEntry(address) for address in self.addresses]
         if config.tensorboard_dir is not None:
             targets.append(TensorBoardLog(config.tensorboard_dir, str(config.job_name)))
+        if self.mlflow is not None:
+            targets.append(MlflowRun(self.mlflow, str(config.job_name)))
         if config.checkpoints_dir is not None:
             targets.append(Mirror(CheckpointStore(config.checkpoints_dir), lease))
         return targets
@@ -43,7 +47,7 @@ class Destinations:
     def check(self, config: Config, history: Path, say: Callable[[str], None]) -> None:
         """Raises `UserError` if a folder isn't writable, or a database has another job of this name.
 
-        Prints a note about a database that fails for any other reason. Leaves no trace.
+        Prints a note about a database or a server that fails for any other reason. Leaves no trace.
         """
         for folder in self.folders:
             events.check_writable(folder)
@@ -56,9 +60,15 @@ class Destinations:
             except UserError:
                 raise
             except Exception as error:  # whatever pymongo raises: no database may stop a job
-                say(f"note: {entry.name}: {entry.explain(error)}; the job will be recorded there once that is fixed")
+                say(_later(entry, error))
             finally:
                 entry.close()
+        if self.mlflow is not None:
+            run = MlflowRun(self.mlflow, str(config.job_name))
+            try:
+                run.check()
+            except Exception as error:  # whatever requests raises
+                say(_later(run, error))
 
     def bring_up_to_date(
         self,
@@ -87,3 +97,7 @@ class Destinations:
             elif replay.target.title:
                 say(f"{replay.target.title:<12} {replay.target.location()}")
         return all(replay.trouble is None for replay in replays)
+
+
+def _later(target: Target, error: Exception) -> str:
+    return f"note: {target.name}: {target.explain(error)}; the job will be recorded there once that is fixed"

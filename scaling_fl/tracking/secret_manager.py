@@ -13,9 +13,13 @@ _SERVICE = "https://secretmanager.googleapis.com/v1"
 def resolved(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment, with each `SACRED_…=secret://projects/P/secrets/S/versions/V` replaced by that secret.
 
-    Uses the machine's credentials for Google Cloud. Raises `UserError` if a secret can't be read.
+    `MLFLOW_TRACKING_…` likewise. Uses the machine's credentials for Google Cloud. Raises `UserError` if a secret can't be read.
     """
-    named = {key: value for key, value in environ.items() if key.startswith("SACRED_") and value.startswith(_SCHEME)}
+    named = {
+        key: value
+        for key, value in environ.items()
+        if key.startswith(("SACRED_", "MLFLOW_TRACKING_")) and value.startswith(_SCHEME)
+    }
     return dict(environ) | {key: _read(key, value) for key, value in named.items()}
 
 

@@ -52,7 +52,11 @@ def environ(engine: None) -> Iterator[dict[str, str]]:
     """The environment for run-local.sh: an image and a volume for the tests, without the developer's settings."""
     name = f"scaling_fl-test-{uuid.uuid4().hex[:8]}"
     dropped = ("COMPOSE_FILE", "DATA_MOUNT_DIR", "NVIDIA_VISIBLE_DEVICES", "SCALING_FL_DEBUG")
-    values = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SACRED_")}
+    values = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in dropped and not key.startswith(("SACRED_", "MLFLOW_"))
+    }
     yield values | {"SCALING_FL_IMAGE": name, "SCALING_FL_CACHE": name}
     for container in docker("ps", "-aq", "--filter", f"volume={name}").stdout.split():  # left by interrupted tests
         docker("rm", "--force", container)

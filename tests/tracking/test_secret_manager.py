@@ -46,6 +46,9 @@ def test_a_reference_is_replaced_by_its_secret() -> None:
     environ = {"SACRED_MONGO_URL": REFERENCE, "SACRED_DATABASE": "", "OTHER": REFERENCE}
     found = secret_manager.resolved(environ)
     assert found == environ | {"SACRED_MONGO_URL": "mongodb://me:pass@db:27017/runs"}
+    assert secret_manager.resolved({"MLFLOW_TRACKING_TOKEN": REFERENCE}) == {
+        "MLFLOW_TRACKING_TOKEN": "mongodb://me:pass@db:27017/runs"
+    }
     address = mongo_address.from_environment(found)
     assert address is not None
     assert address.database == "runs"
