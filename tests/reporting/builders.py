@@ -1,6 +1,7 @@
 """Event files of finished jobs with unequal sites."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ def job(
     log.append("predictions", round=rounds, parquet=base64.b64encode(predictions(folder)).decode())
     log.append("confusion", round=rounds, sets={"validation": [[3, 1], [2, 7]]})
     log.append("completed")
+    log.close()
+    return log.path
+
+
+def cell(
+    folder: Path, name: str, accuracies: Sequence[float], resolved: Mapping[str, Any] | None = None,
+    ending: str | None = "completed", **keys: Any,
+) -> Path:  # fmt: skip
+    """The event file of a job of a sweep: the test accuracy of rounds 0, 1, … and nothing else."""
+    config = Config(job_name=name, num_rounds=max(1, len(accuracies) - 1), **keys)
+    resolved = {"num_sites": config.num_sites or len(config.site_ids)} | dict(resolved or {})
+    start = {"host": "h", "after_round": 0, "environment": {}, "devices": ["cpu"]}
+    log = EventLog(folder / f"{name}.jsonl")
+    log.append("started", sacred=SACRED, config=config.to_record(), start=start, info={"resolved": resolved})
+    for round_, accuracy in enumerate(accuracies):
+        log.append("round", round=round_, metrics={"validation.accuracy": accuracy})
+    if ending is not None:
+        log.append(ending)
     log.close()
     return log.path
 

@@ -6,4 +6,7 @@ style: fonts, sizes and colours; differences: what tells several jobs apart. A n
 """
 
 # In the order of a report.
-NAMES = ("learning_curves", "costs", "label_counts", "shard_sizes", "site_accuracy", "phases", "confusion")
+NAMES = (
+    "learning_curves", "sweep_scaling", "sweep_curves", "sweep_heat_map", "sweep_coordinates", "costs", "label_counts",
+    "shard_sizes", "site_accuracy", "phases", "confusion",
+)  # fmt: skip
