@@ -136,17 +136,14 @@ def _column(values: pd.Series) -> tuple[list[Any], list[Any]]:
     found = [value.item() if hasattr(value, "item") else value for value in values]
     if all(_is_number(value) for value in found):
         return found, sorted(set(found))
+    words = {as_command_line(value): _word(value, found) for value in found}
     order = sorted(
-        {as_command_line(value): value for value in found}.values(),
-        key=lambda value: (
-            not differences.is_set(value),
-            not _is_number(value),
-            value if _is_number(value) else 0,
-            str(value),
+        {as_command_line(value): value for value in found}.items(),
+        key=lambda of: (
+            not differences.is_set(of[1]), not _is_number(of[1]), of[1] if _is_number(of[1]) else 0, words[of[0]]
         ),
-    )
-    words = {as_command_line(value): _word(value, found) for value in order}
-    return [words[as_command_line(value)] for value in found], list(dict.fromkeys(words.values()))
+    )  # fmt: skip
+    return [words[as_command_line(value)] for value in found], list(dict.fromkeys(words[name] for name, _ in order))
 
 
 def _word(value: Any, others: Collection[Any]) -> str:

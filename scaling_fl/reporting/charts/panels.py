@@ -63,20 +63,23 @@ def _fits(panels: Sequence[int]) -> bool:
     return False
 
 
-def colour(sweep: Sweep, key: str | None) -> Any:
-    """The colour of a key's values: steps or a scale for numbers, distinct colours for words."""
+def is_continuous(sweep: Sweep, key: str | None) -> bool:
+    """Whether a key has too many numbers for a colour each."""
+    return key is not None and sweep.is_numeric(key) and len(sweep.keys[key]) > _MAX_STEPS
+
+
+def colour(sweep: Sweep, key: str | None, channel: Any = alt.Color, has_legend: bool = True) -> Any:
+    """The colour of a key's values, as an encoding `channel`: steps or a scale for numbers, distinct colours for words."""
     if key is None:
         return alt.value(style.COLOURS[0])
     values = sweep.keys[key]
-    if not sweep.is_numeric(key):
-        scale = alt.Scale(domain=values, range=list(style.COLOURS[: len(values)]))
-        return alt.Color(f"{key}:N", title=title(key), scale=scale, legend=legend(values))
-    if len(values) <= _MAX_STEPS:
-        scale = alt.Scale(domain=values, range=style.steps(len(values)))
-        return alt.Color(f"{key}:O", title=title(key), scale=scale, legend=legend(values))
-    scale = alt.Scale(type="log" if is_log(values) else "linear", range=list(style.ORDERED), interpolate="rgb")
-    bar = alt.Legend(type="gradient", gradientLength=200, tickCount=4, format="~g", labelExpr=LABEL)
-    return alt.Color(f"{key}:Q", title=title(key), scale=scale, legend=bar)
+    if is_continuous(sweep, key):
+        scale = alt.Scale(type="log" if is_log(values) else "linear", range=list(style.ORDERED), interpolate="rgb")
+        bar = alt.Legend(type="gradient", gradientLength=200, tickCount=4, format="~g", labelExpr=LABEL)
+        return channel(f"{key}:Q", title=title(key), scale=scale, legend=bar if has_legend else None)
+    of_values = style.steps(len(values)) if sweep.is_numeric(key) else list(style.COLOURS[: len(values)])
+    scale, kind = alt.Scale(domain=values, range=of_values), "O" if sweep.is_numeric(key) else "N"
+    return channel(f"{key}:{kind}", title=title(key), scale=scale, legend=legend(values) if has_legend else None)
 
 
 def dash(sweep: Sweep, key: str | None) -> Any:

@@ -16,10 +16,10 @@ CAPTION = "A line is the jobs that differ only in their seeds. The axis on the r
 SEVERAL = True  # jobs in one picture
 _MAX_KEYS = 7  # those with the most values
 _MAX_TICKS = 8  # values that all have a tick
-_MIN_GAP, _HEIGHT = 76, 220  # pixels between axes, and of an axis
+_MIN_WIDTH, _MIN_GAP, _HEIGHT = 264, 76, 220  # pixels: of all axes, between two, of an axis
 _MAX_OPAQUE = 40  # lines
 _MAX_SPREAD = 0.05  # of an axis
-_LINE = 13  # characters of a line of an axis title
+_LINE = 11  # characters of a line of an axis title
 
 
 class _Axis(NamedTuple):
@@ -77,7 +77,7 @@ def draw(frames: Frames) -> alt.LayerChart | None:
         for at, (name, axis) in enumerate(axes.items())
     ]
     chart = alt.layer(*_scales(list(axes.values())), _lines(pd.concat(points)), *_labels(list(axes.values())))
-    width = max(style.WIDTH, _MIN_GAP * (len(axes) - 1))
+    width = max(_MIN_WIDTH, _MIN_GAP * (len(axes) - 1))
     return style.apply(chart.properties(width=width, height=_HEIGHT), TITLE)
 
 

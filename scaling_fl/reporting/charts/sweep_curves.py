@@ -36,5 +36,6 @@ def draw(frames: Frames) -> alt.LayerChart | alt.FacetChart | None:
         tooltip=["group", "round", alt.Tooltip("mean", format=".4f", title="mean test accuracy"), "seeds"],
     )
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="test accuracy"), y2="high:Q")
-    layers = [band, line] if most <= _MAX_BANDS and values["seeds"].max() > 1 else [line]
+    has_bands = most <= _MAX_BANDS and values["seeds"].max() > 1 and not panels.is_continuous(sweep, layout.colour)
+    layers = [band, line] if has_bands else [line]
     return panels.draw(layers, values, sweep, layout, TITLE)

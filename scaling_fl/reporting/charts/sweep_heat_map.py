@@ -43,7 +43,7 @@ def draw(frames: Frames) -> alt.LayerChart | None:
     )  # fmt: skip
     colour = alt.Color(
         "accuracy:Q", title="test accuracy", scale=alt.Scale(scheme=style.AMOUNTS, domain=[low, high]),
-        legend=alt.Legend(orient="right", format=digits, tickCount=4),
+        legend=alt.Legend(gradientLength=200, format=digits, tickCount=4),
     )  # fmt: skip
     tooltip = [*keys, alt.Tooltip("accuracy", format=".4f", title="mean test accuracy"), alt.Tooltip("groups")]
     layers: list[alt.Chart] = [base.mark_rect().encode(color=colour, tooltip=tooltip)]

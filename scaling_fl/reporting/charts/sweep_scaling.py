@@ -42,21 +42,27 @@ def draw(frames: Frames) -> alt.LayerChart | alt.FacetChart | None:
 
 
 def _layers(data: pd.DataFrame, key: str, layout: panels.Layout, sweep: groups.Sweep) -> list[alt.Chart]:
-    colour, shape = panels.colour(sweep, layout.colour), panels.shape(sweep, layout.colour)
+    shape = panels.shape(sweep, layout.colour)
+    lines = points = {"color": panels.colour(sweep, layout.colour)}
+    if panels.is_continuous(sweep, layout.colour):  # one channel for both would have a legend of single values
+        lines = {"stroke": panels.colour(sweep, layout.colour, alt.Stroke, has_legend=False)}
+        points = {"fill": panels.colour(sweep, layout.colour, alt.Fill)}
     look: dict[str, Any] = {"title": "test accuracy", "scale": alt.Scale(zero=False), "axis": alt.Axis(tickCount=5)}
     y, low = alt.Y("mean:Q", **look), alt.Y("low:Q", **look)
-    base = alt.Chart().encode(x=_axis(key, sweep), color=colour)
+    base = alt.Chart().encode(x=_axis(key, sweep))
     means = base.transform_filter("isValid(datum.mean)")
     tooltip = ["group", alt.Tooltip("mean", format=".4f", title="mean test accuracy"), "low", "high", "seeds"]
     layers = [
-        means.mark_rule(strokeWidth=1.2).encode(y=low, y2="high:Q"),
-        means.mark_line(strokeWidth=1.6).encode(y=y, detail="series:N", strokeDash=panels.dash(sweep, layout.dash)),
-        means.mark_point(filled=True, size=38, opacity=1).encode(y=y, shape=shape, tooltip=tooltip),
+        means.mark_rule(strokeWidth=1.2).encode(y=low, y2="high:Q", **lines),
+        means.mark_line(strokeWidth=1.6).encode(
+            y=y, detail="series:N", strokeDash=panels.dash(sweep, layout.dash), **lines
+        ),
+        means.mark_point(filled=True, size=38, opacity=1).encode(y=y, shape=shape, tooltip=tooltip, **points),
     ]
     if data["seeds"].max() > 1:
         single = base.transform_filter("isValid(datum.single)").mark_point(size=12, strokeWidth=1, opacity=0.6)
         value = alt.Tooltip("single", format=".4f", title="test accuracy")
-        layers.append(single.encode(y=alt.Y("single:Q", **look), tooltip=["job", value]))
+        layers.append(single.encode(y=alt.Y("single:Q", **look), tooltip=["job", value], **lines))
     return layers
 
 
@@ -74,7 +80,9 @@ def _set_apart(data: pd.DataFrame, key: str, colour: str | None, sweep: groups.S
 def _axis(key: str, sweep: groups.Sweep) -> alt.X:
     values = sweep.keys[key]
     ticks: dict[str, Any] = {"values": values} if len(values) <= _MAX_TICKS else {"tickCount": 5}
-    base: dict[str, Any] = {"base": 2} if groups.are_powers_of_two(values) else {}
-    scale = alt.Scale(type="log" if groups.is_log(values) else "linear", zero=False, nice=False, padding=8, **base)
+    kind: dict[str, Any] = {"type": "log"} if groups.is_log(values) else {"zero": False}
+    if groups.are_powers_of_two(values):
+        kind["base"] = 2
+    scale = alt.Scale(nice=False, padding=8, **kind)
     axis = alt.Axis(format="~g", labelExpr=panels.LABEL, labelOverlap="greedy", **ticks)
     return alt.X("x:Q", title=groups.title(key), scale=scale, axis=axis)
