@@ -229,5 +229,7 @@ def test_two_hundred_jobs_are_legible(tmp_path: Path) -> None:
         shown = math.prod(len(channel["sort"]) for channel in facet.values() if isinstance(channel, dict))
         assert shown <= 12
         assert len(texts_of(chart).split(" | ")) < 130
+    colours = [chart.to_dict()["spec"]["layer"][0]["encoding"]["color"]["type"] for chart in charts[:1]]
+    assert colours == ["quantitative"]  # 200 learning rates are a scale, not a list
     job_names = [text for text in texts_of(charts[-1]).split(" | ") if "job" in text or "=" in text]
     assert job_names == []

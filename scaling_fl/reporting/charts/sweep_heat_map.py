@@ -50,5 +50,6 @@ def draw(frames: Frames) -> alt.LayerChart | None:
     if len(columns) <= _MAX_NUMBERS:
         ink = alt.condition("datum.dark", alt.value("white"), alt.value("black"))
         layers.append(base.mark_text(fontSize=11).encode(text=alt.Text("accuracy:Q", format=digits), color=ink))
-    width, height = max(120, min(style.WIDTH, 44 * len(columns))), max(70, min(340, 26 * len(rows)))
-    return style.apply(alt.layer(*layers).properties(width=width, height=height), TITLE)
+    width, height = max(120, min(style.WIDTH, 40 * len(columns))), max(70, min(340, 26 * len(rows)))
+    room = {"left": 8, "top": 8, "bottom": 8, "right": 40}  # pixels: on the page, a button is in the corner
+    return style.apply(alt.layer(*layers).properties(width=width, height=height, padding=room), TITLE)
