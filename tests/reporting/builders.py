@@ -1,6 +1,7 @@
 """Event files of finished jobs with unequal sites."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Predictions, Split
+from scaling_fl.reporting import frames
+from scaling_fl.reporting.frames import Frames
 from scaling_fl.tracking import predictions_file
 from scaling_fl.tracking.events import EventLog
 from tests.tracking.builders import SACRED
@@ -53,6 +56,34 @@ def job(
     log.append("completed")
     log.close()
     return log.path
+
+
+def cell(
+    folder: Path, name: str, accuracies: Sequence[float], resolved: Mapping[str, Any] | None = None,
+    ending: str | None = "completed", **keys: Any,
+) -> Path:  # fmt: skip
+    """The event file of a job of a sweep: the test accuracy of rounds 0, 1, … and nothing else."""
+    config = Config(**{"job_name": name, "num_rounds": max(1, len(accuracies) - 1)} | keys)
+    resolved = {"num_sites": config.num_sites or len(config.site_ids)} | dict(resolved or {})
+    start = {"host": "h", "after_round": 0, "environment": {}, "devices": ["cpu"]}
+    log = EventLog(folder / f"{name}.jsonl")
+    log.append("started", sacred=SACRED, config=config.to_record(), start=start, info={"resolved": resolved})
+    for round_, accuracy in enumerate(accuracies):
+        log.append("round", round=round_, metrics={"validation.accuracy": accuracy})
+    if ending is not None:
+        log.append(ending)
+    log.close()
+    return log.path
+
+
+def sweep(folder: Path, *cells: dict[str, Any]) -> Frames:
+    """The frames of jobs: see `cell`. `end` is a final accuracy in place of the curve."""
+    paths = []
+    for number, keys in enumerate(cells):
+        accuracies = keys.get("accuracies", [0.25, keys.get("end", 0.5)])
+        others = {key: value for key, value in keys.items() if key not in ("accuracies", "end")}
+        paths.append(cell(folder, f"job{number}", accuracies, **others))
+    return frames.load(*paths)
 
 
 def predictions(folder: Path) -> bytes:

@@ -22,7 +22,13 @@ from scaling_fl.reporting.frames import Frames
 from tests.compatibility.test_earlier_files import EARLIER
 from tests.reporting import builders
 
-MODULES = {path.stem for path in Path(charts.__file__).parent.glob("*.py")} - {"__init__", "style", "differences"}
+MODULES = {path.stem for path in Path(charts.__file__).parent.glob("*.py")} - {
+    "__init__",
+    "style",
+    "differences",
+    "groups",
+    "panels",
+}
 
 
 @pytest.fixture

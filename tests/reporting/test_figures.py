@@ -42,7 +42,8 @@ def test_several_jobs_are_compared_and_each_has_its_own_figures(report: Report, 
     done = report("runs", "--figures", "out")
     assert (done.returncode, done.stderr) == (0, "")
     each = {f"out/{job}/{name}.svg" for job in ("news", "reviews") for name in ONE}
-    assert set(done.stdout.split()) == {"out/costs.svg"} | each
+    together = {f"out/{name}.svg" for name in ("costs", "sweep_curves", "sweep_scaling")}
+    assert set(done.stdout.split()) == together | each
     assert "learning_rate=0.25" in (tmp_path / "out" / "costs.svg").read_text()
 
 

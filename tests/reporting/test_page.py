@@ -69,7 +69,9 @@ def test_several_jobs_are_compared_by_the_keys_in_which_they_differ(tmp_path: Pa
     assert "job status learning_rate round" in text
     assert "slow COMPLETED 0.125 2 0.7500" in text
     assert "fast COMPLETED 0.5 2 0.7500" in text
-    assert "comparison-costs" in specifications(html)
+    assert {name for name in specifications(html) if name.startswith("comparison")} == {
+        "comparison-costs", "comparison-sweep_curves", "comparison-sweep_scaling"
+    }  # fmt: skip
     assert html.count('<details class="job"') == 2
 
 

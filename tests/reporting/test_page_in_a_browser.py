@@ -21,7 +21,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages `one.html`, of one job, and `two.html`, of two."""
+    """The pages `one.html`, of one job, `two.html`, of two, and `sweep.html`, of many."""
     folder = tmp_path_factory.mktemp("pages")
     paths = [
         builders.job(folder, name, each="accuracy", loss=0.25, seed=seed)
@@ -29,6 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     page.write(records.find(paths[0]), folder / "one.html")
     page.write(records.find(*paths), folder / "two.html")
+    cells = [
+        builders.cell(folder, f"{model}-{n}-{seed}", [0.25, 0.5, 0.75 - n / 64], model=model, num_sites=n, seed=seed)
+        for model in ("albert", "bert", "distilbert")
+        for n in (1, 2, 4, 8)
+        for seed in (1, 2)
+    ]
+    page.write(records.find(*cells), folder / "sweep.html")
     return folder
 
 
@@ -116,6 +123,39 @@ def test_the_page_fits_is_legible_and_accessible(opened: Open, scheme: str, widt
     )
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ink, paper)]
     assert bright[0] < 60 < 200 < bright[1] if scheme == "light" else bright[1] < 60 < 200 < bright[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_sweep_fits_and_its_labels_are_legible_on_lines(opened: Open, scheme: str, width: int) -> None:
+    sweep = opened("sweep.html", width=width, color_scheme=scheme)
+    sweep.wait_for_function(DRAWN)
+    assert sweep.locator(".chart svg.marks").count() == 4
+    assert sweep.evaluate("document.documentElement.scrollWidth") == width
+    violations = Axe().run(sweep).response["violations"]
+    assert [(found["id"], found["nodes"][0]["html"]) for found in violations] == []
+    halo, ink, paper = sweep.evaluate(
+        "(() => { const texts = [...document.querySelectorAll('#comparison-sweep_coordinates .mark-text text')]"
+        ".filter(text => text.textContent === '8').map(text => getComputedStyle(text));"
+        " return [texts[0].stroke, texts[1].fill, getComputedStyle(document.body).backgroundColor]; })()"
+    )
+    assert halo == paper
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ink, paper)]
+    assert abs(bright[0] - bright[1]) > 140
+
+
+def test_pointing_at_a_line_of_parallel_coordinates_highlights_it(opened: Open) -> None:
+    sweep = opened("sweep.html")
+    sweep.wait_for_function(DRAWN)
+    lines = sweep.locator("#comparison-sweep_coordinates .mark-line path[stroke-width='1.3']")
+    assert lines.count() == 12
+    lines.first.scroll_into_view_if_needed()
+    place = lines.first.evaluate(
+        "path => { const { x, y } = path.getPointAtLength(path.getTotalLength() / 5).matrixTransform(path.getScreenCTM());"
+        " return [x, y]; }"
+    )
+    sweep.mouse.move(*place)
+    expect(lines).to_have_count(11)
 
 
 def test_a_keyboard_reaches_the_results_first(opened: Open) -> None:

@@ -32,12 +32,13 @@ def names(runs: pd.DataFrame) -> dict[str, str]:
     """
     keys = differing_keys(runs)
     found = {
-        row["job"]: ", ".join(f"{key}={as_command_line(row[key])}" for key in keys if _is_set(row[key]))
+        row["job"]: ", ".join(f"{key}={as_command_line(row[key])}" for key in keys if is_set(row[key]))
         for row in runs.to_dict("records")
     }
     clashes = pd.Series(found).value_counts()
     return {job: job if not name or clashes[name] > 1 else name for job, name in found.items()}
 
 
-def _is_set(value: object) -> bool:
+def is_set(value: object) -> bool:
+    """Whether a key has a value."""
     return value is not None and value == value  # pandas has NaN for None in a column of numbers

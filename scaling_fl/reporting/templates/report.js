@@ -6,6 +6,8 @@ const look = {
   axis: { ...text, gridColor: "rgba(128,128,128,0.28)", domainColor: "rgba(128,128,128,0.7)", tickColor: "rgba(128,128,128,0.7)" },
   legend: text,
   header: text,
+  text: { color: "currentColor" },
+  style: { halo: { fill: "var(--paper)", stroke: "var(--paper)" } }, // around text that lies on lines
 };
 const narrow = matchMedia("(max-width: 800px)").matches;
 
@@ -20,6 +22,7 @@ function adapted(spec) {
     delete result.hconcat;
   }
   if (narrow && result.concat) result.columns = 1;
+  if (narrow && result.facet && result.columns) result.columns = 2;
   if (narrow) config.legend = { ...config.legend, columns: 1, labelLimit: 260 };
   return result;
 }
