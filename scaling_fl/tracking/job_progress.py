@@ -15,7 +15,10 @@ _MIN_SECONDS = 2.0  # of a round, before which its own throughput says little
 
 
 class JobProgress:
-    """Follows the rounds from the start of the workers. Thread-safe where it says so: the screen is redrawn in a thread."""
+    """Follows the rounds from the start of the workers.
+
+    The screen is redrawn in a thread: what changes the state holds `lock`, and so does what reads it in another thread.
+    """
 
     def __init__(self, plan: Plan, clock: Callable[[], float]):
         """`clock` in seconds."""
@@ -23,7 +26,7 @@ class JobProgress:
         self.lock = threading.Lock()
         self._durations: deque[float] = deque(maxlen=_ROUNDS_AVERAGED)  # of complete rounds, in seconds
         self._rate: float | None = None  # examples per second in the last round
-        self.current = RoundProgress(plan, plan.round + plan.reported)
+        self.current = self._previous = RoundProgress(plan, plan.round + plan.reported)
         self._begun: float | None = None  # of the current round; unknown before the first event
         self._trained_at: float | None = None  # when its last site was done
 
@@ -42,14 +45,17 @@ class JobProgress:
             return True
 
     def round_done(self, round_: int, results: Mapping[str, Any]) -> RoundProgress:
-        """The round is reported, and the next one begins; return its progress."""
+        """The round is reported, and the next one begins; return its progress.
+
+        A faster worker may have sent an event of the next round already.
+        """
         with self.lock:
             rate = results.get("examples_per_second")
             if isinstance(rate, int | float):
                 self._rate = rate
-            done = self.current
-            self._begin(round_ + 1)
-            return done
+            if self.current.round <= round_:
+                self._begin(round_ + 1)
+            return self._previous
 
     def stalled(self, worker: int) -> int | None:
         """A worker makes no progress: mark its site, and return its number."""
@@ -109,7 +115,7 @@ class JobProgress:
         now = self._clock()
         if self._begun is not None and self.current.round > self.plan.round:
             self._durations.append(now - self._begun)
-        self.current = RoundProgress(self.plan, round_)
+        self._previous, self.current = self.current, RoundProgress(self.plan, round_)
         self._begun, self._trained_at = now, None
 
 

@@ -93,6 +93,16 @@ def test_events_that_arrive_after_their_rounds_row_are_left_out(clock: Clock) ->
     assert (followed.current.round, followed.current.done) == (2, 0)
 
 
+def test_an_event_of_the_next_round_may_come_before_the_row(clock: Clock) -> None:
+    followed = job(clock)
+    followed.round_done(0, {})
+    assert followed.progress(progress(0, 1, 4, None, 0, (0, 0.5, 0.75)))
+    assert followed.progress(progress(1, 2, 8, None, 0, (1, 0.5, 0.75)))
+    done = followed.round_done(1, {})
+    assert (done.round, done.sites[0].loss) == (1, 0.5)
+    assert (followed.current.round, followed.current.done) == (2, 8), "it isn't lost"
+
+
 def test_other_nodes_hear_of_a_round_by_its_first_event_only(clock: Clock) -> None:
     followed = job(clock, nodes=(0, 1), node=1)
     for round_ in range(4):
