@@ -99,6 +99,7 @@ def test_a_long_round_has_a_line_with_the_time_every_minute_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    monkeypatch.setenv("COLUMNS", "200")
     now = 100.0
     monkeypatch.setattr("scaling_fl.tracking.console.time.monotonic", lambda: now)
     console, the_plan = Console(), plan()
@@ -191,7 +192,10 @@ def test_the_key_verbosity_chooses_the_lines(verbosity: str, capsys: pytest.Capt
     assert not any("\x1b" in line for line in recorded)
 
 
-def test_a_stalled_worker_is_named_with_its_site(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stalled_worker_is_named_with_its_site(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     console, screen = on_screen(200)
     event = {"event": "stalled", "child": 1, "seconds": 75.0, "pause": 2.25}
     one_each, shared = plan(), dataclasses.replace(plan(), shard_sizes=(5, 4, 4))
