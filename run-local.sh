@@ -51,7 +51,7 @@ install_requirements() {
     wanted=$(cat "$root/requirements.txt" "$root/$requirements" | cksum)
     local usable=no # its Python may have been upgraded away, or its creation interrupted
     if "$venv/bin/python" -I -c 'import pip' 2>/dev/null; then usable=yes; fi
-    [[ $usable == yes && -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+    [[ $usable == yes && -f $stamp && $(<"$stamp") == "$wanted" ]] && has_torch_of_index && return
     if [[ $usable == no ]]; then
         local python
         python=$(find_python)
@@ -88,16 +88,25 @@ show_progress() {
 install_pytorch() {
     local torch index
     torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$root/requirements.txt")
-    if [[ -z $torch ]] || compgen -G "$venv/lib/python3*/site-packages/${torch/==/-}*.dist-info" >/dev/null; then return; fi
+    if [[ -z $torch ]]; then return; fi
+    if compgen -G "$venv/lib/python3*/site-packages/${torch/==/-}*.dist-info" >/dev/null && has_torch_of_index; then return; fi
     if index=${TORCH_INDEX-$(from_env_file TORCH_INDEX)}; then
         if [[ -z $index ]]; then return; fi
         say "installing $torch from TORCH_INDEX=$index"
-        pip_install --no-deps --index-url "$index" "$torch" | show_progress
+        pip_install --no-deps --force-reinstall --index-url "$index" "$torch" | show_progress
+        printf '%s\n' "$index" >"$venv/.torch-index"
     elif [[ $(uname -s) == Linux && ! -e /proc/driver/nvidia/version ]] && ! command -v nvidia-smi >/dev/null; then
         say "no NVIDIA driver: installing $torch without CUDA, from $cpu_index (TORCH_INDEX=… names another index)"
         pip_install --retries 0 --timeout 15 --no-deps --index-url "$cpu_index" "$torch" 2>/dev/null | show_progress ||
             say "$cpu_index can't be reached, or lacks $torch: pip's usual index serves it, perhaps with several GB of CUDA"
     fi
+}
+
+# Whether TORCH_INDEX isn't set, or is the index that PyTorch was installed from.
+has_torch_of_index() {
+    local index
+    index=${TORCH_INDEX-$(from_env_file TORCH_INDEX)} || return 0
+    [[ -z $index || $index == "$(cat "$venv/.torch-index" 2>/dev/null)" ]]
 }
 
 # Print the value of a variable in .env; fail if no line sets it.

@@ -39,6 +39,8 @@ def examples(count: int) -> tuple[list[list[int]], np.ndarray]:
 class Tokenized:
     """A tokenizer whose input is token ids already."""
 
+    all_special_ids, unk_token_id = (), None
+
     def __len__(self) -> int:
         return VOCABULARY
 
@@ -46,7 +48,7 @@ class Tokenized:
         return {str(token): token for token in range(VOCABULARY)}
 
     def __call__(self, texts: Sequence[list[int]], *_: Any, **__: Any) -> dict[str, Any]:
-        return {"input_ids": list(texts)}
+        return {"input_ids": [list(text) for text in texts]}
 
 
 def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.Tensor | None = None) -> Resident:

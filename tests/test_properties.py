@@ -137,7 +137,8 @@ def test_any_command_line_is_kept_except_for_quotes(argv: list[str], value: str)
 class JsonTokenizer:
     """A tokenizer whose texts are lists of token ids in JSON; it adds no special tokens."""
 
-    pad_token_id = 0
+    pad_token_id, unk_token_id = 0, None
+    all_special_ids: tuple[int, ...] = ()
 
     def __init__(self, size: int):
         self.size = size
@@ -149,7 +150,7 @@ class JsonTokenizer:
         return {str(number): number for number in range(self.size)}
 
     def __call__(self, texts: Sequence[str], pairs: None, max_length: int, **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [json.loads(text)[:max_length] for text in texts]}
+        return {"input_ids": [json.loads(text or "[]")[:max_length] for text in texts]}
 
 
 token_lists = st.sampled_from([1, 255, 256, 257, 65535, 65536, 65537]).flatmap(

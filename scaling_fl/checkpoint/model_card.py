@@ -22,9 +22,17 @@ _RESULTS = ("validation.", "held_back.")
 
 
 def model_card(
-    config: Config, label_names: Sequence[str], num_sites: int | None, round_: int, results: Mapping[str, Any]
+    config: Config,
+    label_names: Sequence[str],
+    num_sites: int | None,
+    round_: int,
+    results: Mapping[str, Any],
+    min_length: int = 1,
 ) -> str:
-    """Return the `README.md` of the model after `round_`, with its `results` by metric. It names no local path."""
+    """Return the `README.md` of the model after `round_`, with its `results` by metric. It names no local path.
+
+    `min_length`: tokens that texts are padded to, at least; see `models.probe`.
+    """
     base = ALIASES.get(config.model, config.model)
     on_hub = config.model != "tiny" and _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     data = ModelCardData(
@@ -34,6 +42,7 @@ def model_card(
         tags=["federated-learning", "scaling_fl"],
     )
     argument = "a text" if config.text_pair_column is None else {"text": "a text", "text_pair": "another text"}
+    padding = f'padding="max_length", max_length={config.max_seq_len}, ' if min_length > 1 else ""
     training: list[tuple[str, Any]] = [("sites", num_sites)] if num_sites is not None else []
     training.append(("rounds", round_))
     training += [(key, value) for key in _TRAINING if (value := getattr(config, key)) is not None]
@@ -44,8 +53,9 @@ def model_card(
         f"A text classifier with {len(label_names)} labels, trained by federated learning with scaling_fl.",
         "```python\nfrom transformers import pipeline\n\n"
         'classify = pipeline("text-classification", "FOLDER")\n'
-        f"classify({json.dumps(argument)}, truncation=True)\n```",
-        f"`truncation=True` cuts an input to its first {config.max_seq_len} tokens, as in training.",
+        f"classify({json.dumps(argument)}, {padding}truncation=True)\n```",
+        f"`truncation=True` cuts an input to its first {config.max_seq_len} tokens, as in training."
+        + (" The results of this model depend on padding, so pad as in this example." if padding else ""),
         "## Labels",
         _table(("number", "label"), list(enumerate(label_names))),
         "## Training",

@@ -103,6 +103,15 @@ class Storage:
         except (ValueError, RecursionError):
             return None
 
+    def fetch_all(self, folder: Path) -> None:
+        """Copy the folder's files to a local folder. Raises `UserError` if there are none."""
+        with self._as_user_error("cannot read it"):
+            names = list(self.sizes())
+            for name in names:
+                self.fs.get_file(f"{self.root}/{name}", str(folder / name))
+        if not names:
+            raise UserError(f"{self._key}={self.url}: there are no files; correct the path")
+
     def write(self, name: str, content: bytes) -> None:
         """Publish a small file."""
         with self._as_user_error(f"cannot write {name}"), self._workspace() as folder:

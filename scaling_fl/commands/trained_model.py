@@ -1,10 +1,12 @@
 """The model that `evaluate` measures: a checkpoint of a job, or a trained model as a folder or on the hub."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from scaling_fl import host
+from scaling_fl.checkpoint.storage import Storage
 from scaling_fl.commands.job_checkpoint import JobCheckpoint
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -25,7 +27,11 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
     """Load what `checkpoint` names, or the newest checkpoint of `job_name`. Raises `UserError` if it can't be used."""
     if typed.checkpoint is not None and not typed.checkpoint.endswith(".safetensors"):
         with waiting(send):
-            return _from_folder(typed, typed.checkpoint)
+            if "://" not in typed.checkpoint:
+                return _from_folder(typed, typed.checkpoint, Path(typed.checkpoint).expanduser())
+            with tempfile.TemporaryDirectory() as copy:
+                Storage(typed.checkpoint, "checkpoint").fetch_all(Path(copy))
+                return _from_folder(typed, typed.checkpoint, Path(copy))
     checkpoint = JobCheckpoint(send, typed)
     config = checkpoint.config_with(typed)
     # The job's own test data belong to the digest of its data.
@@ -36,8 +42,8 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
     return TrainedModel(config, loaded, checkpoint.label_names, title)
 
 
-def _from_folder(config: Config, name: str) -> TrainedModel:
-    path = Path(name).expanduser()
+def _from_folder(config: Config, name: str, path: Path) -> TrainedModel:
+    """The model `name`: at `path`, or on the hub if there is no such path."""
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"checkpoint={name}: there is no such file or folder{host.did_you_mean(name)}; name a checkpoint, a trained "
@@ -49,10 +55,11 @@ def _from_folder(config: Config, name: str) -> TrainedModel:
             f"{'a folder without config.json' if path.is_dir() else 'another file'}; name such a file, a job's folder "
             "`model`, or job_name=…"
         )
-    names = loading.label_names(name)
-    limit = loading.load_tokenizer(name, [], 1).model_max_length
+    source = str(path) if path.exists() else name
+    names = loading.label_names(source)
+    limit = loading.load_tokenizer(source, [], 1).model_max_length
     config = dataclasses.replace(config, max_seq_len=min(config.max_seq_len, limit))
-    loaded = loading.load_model(name, names, [], config.max_seq_len, config.seed)
+    loaded = loading.load_model(source, names, [], config.max_seq_len, config.seed)
     if loaded.new_parameters:
         raise UserError(
             f"checkpoint={name}: its weights lack {', '.join(loaded.new_parameters[:3])}, so it isn't a trained "

@@ -1,6 +1,7 @@
 """Token stores: all token ids of a split in one flat, memory-mapped array, from which padded batches are gathered."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ import numpy.typing as npt
 import torch
 
 from scaling_fl import seeding
+from scaling_fl.errors import UserError
+from scaling_fl.text import one_line
 
 WINDOW = 50  # batches per length-grouped window, as in the Hugging Face Trainer
 _CHUNK = 1000  # texts per tokenizer call, which spreads them over its threads
@@ -101,7 +104,12 @@ def write(
     token_types: bool = False,
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
-    """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token."""
+    """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token.
+
+    Raises `UserError` if a text has a special token in it, which models take for the end of a text, for instance.
+    """
+    special = np.array([number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id], np.int64)
+    empty = next(encode(tokenizer, [""], None if pairs is None else [""], max_seq_len))["input_ids"]
     highest = max(tokenizer.get_vocab().values(), default=0)  # vocabularies with gaps have fewer tokens
     dtype = np.min_scalar_type(max(highest, len(tokenizer) - 1))  # uint16 for vocabularies up to 65,536
     lengths: list[int] = []
@@ -110,6 +118,11 @@ def write(
         tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
         types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
         for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
+            for number in np.flatnonzero(_count(encoded["input_ids"], special) > _count(empty, special))[:1]:
+                text = texts[len(lengths) + number] + (
+                    f" … {pairs[len(lengths) + number]}" if pairs is not None else ""
+                )
+                raise UserError(_has_special_token(tokenizer, encoded["input_ids"][number], empty[0], special, text))
             # A tokenizer without special tokens yields no token for an empty text; models reject an empty batch.
             input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
             tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
@@ -119,6 +132,25 @@ def write(
     np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
+
+
+def _count(rows: Sequence[Sequence[int]], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many of the ids in each row are `wanted` ones."""
+    ends = np.cumsum([len(row) for row in rows])
+    found = np.isin(np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in rows)]), wanted)
+    before = np.concatenate([[0], np.cumsum(found)])
+    return np.diff(before[np.concatenate([[0], ends])])
+
+
+def _has_special_token(
+    tokenizer: Any, ids: Sequence[int], empty: Sequence[int], special: npt.NDArray[np.int64], text: str
+) -> str:
+    surplus = Counter(number for number in ids if number in special) - Counter(empty)
+    token = tokenizer.convert_ids_to_tokens(next(iter(surplus)))
+    return (
+        f"the text {one_line(text, 80)!r}: the model's tokenizer takes {token} in it for a special token; remove it from the "
+        "text, or use another model"
+    )
 
 
 def training_batches(

@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 
 from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
-from scaling_fl.models.text_tokenizer import load_text_tokenizer
+from scaling_fl.models.text_tokenizer import check_padding_token, load_text_tokenizer, with_padding_token
 from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
 
 ALIASES = {
@@ -41,7 +41,9 @@ SETTINGS = {
     "output_hidden_states": False,
     "problem_type": "single_label_classification",
 }
-NO_CACHE = {"use_cache": False}  # of keys and values for generation; only some architectures have it
+# Only some architectures have these: the cache of keys and values for generation, and feed-forward layers in pieces,
+# which saves memory but takes only lengths that it divides. Neither changes the logits.
+UNUSED = {"use_cache": False, "chunk_size_feed_forward": 0}
 
 
 class LoadedModel(NamedTuple):
@@ -74,6 +76,8 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
             options = {"local_files_only": local_files_only, "trust_remote_code": False}
             tokenizer = load_text_tokenizer(source, **options)
             config = AutoConfig.from_pretrained(source, **options, **labels)
+            for key in UNUSED.keys() & vars(config).keys():
+                setattr(config, key, UNUSED[key])
             if getattr(config, "attention_type", None) == "block_sparse":
                 config.attention_type = "original_full"  # the library would switch to it at the first short batch
                 notes.append(
@@ -104,8 +108,10 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                     f"model={model}: {key} has the shape {list(found)} in its weights, but {list(expected)} by its "
                     "config.json; use the config.json that belongs to the weights"
                 )
-    module.config.pad_token_id = _with_padding_token(model, tokenizer).pad_token_id
-    for key, value in NO_CACHE.items():
+    module.config.pad_token_id = with_padding_token(model, tokenizer).pad_token_id
+    with contextlib.suppress(NotImplementedError):  # characters have no table
+        check_padding_token(model, tokenizer, module.get_input_embeddings())
+    for key, value in UNUSED.items():
         if hasattr(module.config, key):
             setattr(module.config, key, value)
     _check_length(model, module.config, tokenizer, max_seq_len)
@@ -124,7 +130,7 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
 
         found, config = _obtain(model, load_both)
     _check_length(model, config, found, max_seq_len)
-    return _with_padding_token(model, found)
+    return with_padding_token(model, found)
 
 
 def label_names(model: str) -> tuple[str, ...]:
@@ -139,7 +145,7 @@ def label_names(model: str) -> tuple[str, ...]:
 def architecture(module: Any) -> dict[str, Any]:
     """Return the model's configuration, defaults included, without the file, the library and what is always set."""
     config = json.loads(module.config.to_json_string(use_diff=False))
-    metadata = ("architectures", "dtype", "transformers_version", *SETTINGS, *NO_CACHE)
+    metadata = ("architectures", "dtype", "transformers_version", *SETTINGS, *UNUSED)
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in metadata}
 
 
@@ -213,21 +219,6 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
             f"model={model}: cannot load it: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
             "weights and a tokenizer that transformers reads without custom code"
         ) from error
-
-
-def _with_padding_token(model: str, tokenizer: Any) -> Any:
-    """Return the tokenizer, with a padding token. If its files are missing, transformers makes up an empty vocabulary."""
-    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
-        raise UserError(
-            f"model={model}: its tokenizer has no vocabulary; save the tokenizer's files beside the weights"
-        )
-    if tokenizer.pad_token is None:  # decoders often lack one, but find a text's last token by its id
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise UserError(
-            f"model={model}: its tokenizer has neither a padding nor an end-of-sequence token; use another model"
-        )
-    return tokenizer
 
 
 def _check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:

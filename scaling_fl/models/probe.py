@@ -12,8 +12,9 @@ from scaling_fl.errors import UserError
 from scaling_fl.models import loading
 
 _SHORT = 8  # tokens
-_WIDE = 16  # tokens
-_TOLERANCE = 1e-3  # of the largest logit: far above rounding, far below what a padding token that is read changes
+_MIN_LENGTHS = (1, 4, 8, 16, 32, 64)  # to which texts are padded, before full length is tried
+_LENGTHS = (2, 3, 5, 7, 9)  # tokens of texts, odd and even: some models pool, or cut texts into pieces
+_TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below what a padding token that is read changes
 
 
 class Padding(NamedTuple):
@@ -87,8 +88,8 @@ def prepare_padding(
 def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Padding:
     """Return the padding under which logits don't depend on a batch's other texts; note what is unusual.
 
-    Padding on the right is tried first, then on the left, then to longer and longer texts. Padding every text to full
-    length is the last resort. Raises `UserError` if the model can't take texts that its tokenizer yields.
+    Padding on the right is tried first, then on the left, then both to longer and longer texts. Padding every text to
+    full length is the last resort. Raises `UserError` if the model can't take texts that its tokenizer yields.
     """
     longest = len(texts.longest.ids)
     try:
@@ -99,14 +100,14 @@ def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Pad
             "lower max_seq_len, or check that model and tokenizer belong together"
         ) from error
     failure = None
-    for left in (False, True):
-        for length in (1, *(4 * 2**power for power in range(longest.bit_length()))):
-            padding = Padding(left, min(length, longest))
+    for length in (length for length in _MIN_LENGTHS if length < longest):
+        for left in (False, True):
+            padding = Padding(left, length)
             try:
                 if _is_independent(module, texts, padding):
                     notes += _padding_notes(model, padding, longest, failure)
                     return padding
-                break
+                failure = None
             except Exception as error:
                 failure = error
     padding = Padding(min_length=longest)
@@ -120,18 +121,35 @@ def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Pad
     if not torch.equal(first, second):
         notes.append(f"model={model}: its logits vary from call to call, so metrics can't be repeated exactly")
         return Padding()
-    notes += _padding_notes(model, padding, longest, None)
+    notes += _padding_notes(model, padding, longest, failure)
     return padding
 
 
 def _is_independent(module: Any, texts: Texts, padding: Padding) -> bool:
-    """Whether short texts have the same logits alone and padded to more tokens."""
-    wide = Padding(padding.left, min(len(texts.longest.ids), max(_WIDE, 2 * padding.min_length)))
-    for text in (texts.shortest, texts.short):
-        alone, padded = (forward(module, inputs([text], p, texts.pad_token_id)) for p in (padding, wide))
-        if not (alone - padded).abs().max() <= _TOLERANCE * alone.abs().max():
+    """Whether texts of several lengths have the same logits alone and in batches of several widths."""
+    longest, least = len(texts.longest.ids), padding.min_length
+    lengths = {length for length in (*_LENGTHS, least + 1, least + 2, least + 3, least + 7) if length < longest}
+    tried = [texts.shortest, texts.short, *(_shortened(texts.longest, length) for length in sorted(lengths))]
+    alone = [forward(module, inputs([text], padding, texts.pad_token_id)) for text in tried]
+    narrow = max(least, _SHORT)
+    for width in sorted({min(width, longest) for width in (narrow, narrow + 5, narrow + 10, longest)}):
+        fitting = [number for number, text in enumerate(tried) if len(text.ids) < width][
+            : 2 if width == longest else None
+        ]
+        if not fitting:
+            continue
+        wide = Padding(padding.left, width)
+        batch = forward(module, inputs([tried[number] for number in fitting], wide, texts.pad_token_id))
+        expected = torch.cat([alone[number] for number in fitting])
+        if not (batch - expected).abs().max() <= _TOLERANCE * expected.abs().max():
             return False
     return True
+
+
+def _shortened(text: Text, length: int) -> Text:
+    """The text without tokens before its last one, which may be special."""
+    ids, types = text
+    return Text([*ids[: length - 1], ids[-1]], None if types is None else [*types[: length - 1], types[-1]])
 
 
 def _padding_notes(model: str, padding: Padding, longest: int, failure: Exception | None) -> list[str]:

@@ -1,10 +1,13 @@
-"""Tokenizers that read special tokens in a text, such as "[SEP]" or "</s>", as text."""
+"""Tokenizers that read special tokens in a text, such as "[SEP]" or "</s>", as text; and their padding tokens."""
 
 import json
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
+
+from scaling_fl.errors import UserError
 
 
 def load_text_tokenizer(source: str, **options: Any) -> Any:
@@ -15,11 +18,37 @@ def load_text_tokenizer(source: str, **options: Any) -> Any:
     return tokenizer
 
 
+def with_padding_token(model: str, tokenizer: Any) -> Any:
+    """Return the tokenizer, with a padding token. If its files are missing, transformers makes up an empty vocabulary."""
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
+        raise UserError(
+            f"model={model}: its tokenizer has no vocabulary; save the tokenizer's files beside the weights"
+        )
+    if tokenizer.pad_token is None:  # decoders often lack one, but find a text's last token by its id
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"model={model}: its tokenizer has neither a padding nor an end-of-sequence token; use another model"
+        )
+    return tokenizer
+
+
+def check_padding_token(model: str, tokenizer: Any, embeddings: torch.nn.Module) -> None:
+    """Raises `UserError` if the embedding table lacks the padding token."""
+    number, rows = tokenizer.pad_token_id, getattr(embeddings, "num_embeddings", None)
+    if rows is not None and number >= rows:
+        raise UserError(
+            f"model={model}: its padding token {tokenizer.pad_token} has the number {number}, but its embedding table has "
+            f"{rows} rows; save the model after resize_token_embeddings(len(tokenizer)), or with another padding token"
+        )
+
+
 def _demote_special_pieces(tokenizer: Any) -> None:
     """Give special tokens the lowest scores of a unigram vocabulary.
 
     Their score is 0, the best of all, so the vocabulary would match them in texts. SentencePiece never does. With the
-    new scores their characters match one by one. Only a vocabulary that lacks one of these characters goes on matching.
+    new scores their characters match one by one. Only a vocabulary that lacks one of these characters goes on matching;
+    token stores refuse texts with such tokens.
     """
     if type(tokenizer.backend_tokenizer.model).__name__ != "Unigram":
         return

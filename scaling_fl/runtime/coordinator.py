@@ -134,7 +134,9 @@ class Coordinator:
                     tensors, _ = checkpoints.fetch(exported, Path(copy) / "state.safetensors")
                 self._model.fill(self._model.flat, parameters(tensors))
             results = self._history.before(exported + 1).get(str(exported), {})
-            card = model_card(config, self._plan.label_names, self._plan.num_sites, exported, results)
+            card = model_card(
+                config, self._plan.label_names, self._plan.num_sites, exported, results, self._plan.pad_to
+            )
             prepared = Path(self._plan.folder) / "model"
             path = final_model.publish(
                 checkpoints, name, exported, self._model.module, prepared, card, self._send.progress

@@ -119,10 +119,11 @@ def divergence_note(plan: Plan, round_: int, results: Mapping[str, Any]) -> str 
     for name, metric in (("training loss", "train.loss"), ("test loss", "validation.loss")):
         loss = results.get(metric)
         if round_ > 0 and isinstance(loss, int | float) and loss > _FAR_ABOVE * guessing:
+            clipping = "lower max_grad_norm" if plan.config.max_grad_norm else "set max_grad_norm=1.0"
             return (
                 f"note: round {round_}: the {name} {number(loss, 9, 4)} is far above {guessing:.4f}, that of guessing "
                 f"among {len(plan.label_names)} classes; if it stays there, lower "
-                f"learning_rate={plan.config.learning_rate:g} or server_learning_rate, or set max_grad_norm=1.0"
+                f"learning_rate={plan.config.learning_rate:g} or server_learning_rate, or {clipping}"
             )
     return None
 

@@ -42,3 +42,11 @@ def test_a_card_names_the_base_model_but_no_local_path(
     pairs = model_card(Config(text_pair_column="b"), NAMES, 5, 12, {})
     assert 'classify({"text": "a text", "text_pair": "another text"}, truncation=True)' in pairs
     assert "## Results" not in pairs
+
+
+def test_the_card_of_a_model_whose_results_depend_on_padding_shows_how_to_pad() -> None:
+    config = Config(model="tiny", job_name="news", max_seq_len=77)
+    padded = model_card(config, NAMES, 5, 12, {}, min_length=77)
+    assert 'classify("a text", padding="max_length", max_length=77, truncation=True)' in padded
+    assert "The results of this model depend on padding" in padded
+    assert 'classify("a text", truncation=True)' in model_card(config, NAMES, 5, 12, {})

@@ -14,6 +14,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
 from tests import builders
+from tests.conftest import ObjectStore
 
 NAMES = ("class 0", "class 1", "class 2")
 
@@ -76,6 +77,25 @@ def test_a_model_folder_is_measured_with_the_keys_that_are_typed(job: tuple[Conf
     builders.tokenizer().save_pretrained(tmp_path / "saved")
     typed = dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), csv_path=str(tmp_path / "p.csv"))
     check(lines_of(typed), tmp_path / "p.csv", module, Path(str(config.test_path)))
+
+
+def test_a_model_folder_in_an_object_store_is_measured(
+    job: tuple[Config, Any], object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, module = job
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    module.save_pretrained(tmp_path / "saved")
+    builders.tokenizer().save_pretrained(tmp_path / "saved")
+    url = f"{object_store.bucket}/model"
+    for path in (tmp_path / "saved").iterdir():
+        object_store.fs.put_file(str(path), f"{url}/{path.name}")
+    typed = dataclasses.replace(config, checkpoint=url, csv_path=str(tmp_path / "p.csv"))
+    lines = lines_of(typed)
+    assert f"model {url}" in lines
+    check(lines, tmp_path / "p.csv", module, Path(str(config.test_path)))
+    with pytest.raises(UserError, match=r"checkpoint=.*/nothing: there are no files; correct the path"):
+        lines_of(dataclasses.replace(typed, checkpoint=f"{object_store.bucket}/nothing", csv_path=None))
 
 
 def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, Any], tmp_path: Path) -> None:

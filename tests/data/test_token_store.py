@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 
 from scaling_fl.data import token_store
 from scaling_fl.data.token_store import TokenStore
+from scaling_fl.errors import UserError
 from tests import builders
 
 
@@ -161,7 +163,8 @@ def test_an_empty_text_becomes_the_padding_token_if_the_tokenizer_adds_none(tmp_
     class Words:
         """A tokenizer without special tokens: every letter is a token."""
 
-        pad_token_id = 9
+        pad_token_id, unk_token_id = 9, None
+        all_special_ids = (9,)
 
         def __len__(self) -> int:
             return 300
@@ -180,6 +183,29 @@ def test_an_empty_text_becomes_the_padding_token_if_the_tokenizer_adds_none(tmp_
     assert store.offsets.tolist() == [0, 2, 3, 4]
     assert store.types is not None
     assert store.types.tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_text_in_which_the_tokenizer_finds_a_special_token_is_refused(tmp_path: Path, paired: bool) -> None:
+    """Splitting at spaces, this tokenizer reads [SEP] in a text as the end of the text."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "river": 3}, "[UNK]")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        split_special_tokens=True,
+    )  # fmt: skip
+    texts = ["river", "", "an unknown river", "river [SEP] river", "[CLS]"]
+    pairs = ["river"] * 5 if paired else None
+    said = r"the text 'river \[SEP\] river( … river)?': the model's tokenizer takes \[SEP\] in it for a special token"
+    with pytest.raises(UserError, match=said):
+        token_store.write(tmp_path / "store", words, texts, np.zeros(5, np.int64), 16, pairs)
+    token_store.write(tmp_path / "good", words, texts[:3], np.zeros(3, np.int64), 16, pairs and pairs[:3])
+    assert TokenStore(tmp_path / "good", 0).lengths.tolist() == ([5, 4, 7] if paired else [3, 2, 5])
 
 
 def test_evaluation_batches_are_sorted_by_length_and_ties_keep_their_order(store: TokenStore) -> None:

@@ -196,6 +196,23 @@ def test_an_embedding_table_of_another_size_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+def test_a_padding_token_beyond_the_embedding_table_is_refused(tmp_path: Path) -> None:
+    builders.pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<fill>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"padding token <fill> has the number {size}, .* table has {size} rows; save"):
+        load(str(tmp_path))
+
+
+def test_feed_forward_layers_take_texts_of_any_length(tmp_path: Path) -> None:
+    builders.pretrained(tmp_path)
+    transformers.AutoConfig.from_pretrained(tmp_path, chunk_size_feed_forward=2).save_pretrained(tmp_path)
+    module = load(str(tmp_path)).module
+    assert module(input_ids=torch.tensor([[2, 5, 3]])).logits.shape == (1, 3)
+
+
 def test_minus_one_is_no_limit_on_the_length(tmp_path: Path) -> None:
     config = transformers.XLNetConfig(vocab_size=len(builders.tokenizer()), d_model=16, n_layer=1, n_head=2, d_inner=32)
     transformers.XLNetModel(config).save_pretrained(tmp_path)

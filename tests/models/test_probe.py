@@ -44,8 +44,10 @@ def test_the_extremes_are_the_empty_text_and_a_full_one_with_the_highest_id() ->
         ("gpt2", (False, 1), None),
         ("xlnet", (True, 1), None),
         ("fnet", (False, LENGTH), "its logits depend on padding"),
-        ("funnel", (False, 8), "it can't take shorter texts"),
-        ("canine", (False, 4), "it can't take shorter texts"),
+        ("convbert", (False, 8), "its logits depend on padding"),
+        ("funnel", (False, LENGTH), "its logits depend on padding"),
+        ("canine", (False, LENGTH), "its logits depend on padding"),
+        ("nystromformer", (False, LENGTH), "its logits depend on padding"),
     ],
 )
 def test_padding_is_chosen_so_that_logits_do_not_depend_on_the_batch(
@@ -61,6 +63,30 @@ def test_padding_is_chosen_so_that_logits_do_not_depend_on_the_batch(
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
 
 
+USUAL = ("bert", "convbert", "funnel", "xlnet")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in USUAL else pytest.mark.thorough)
+        for kind in architectures.ALL
+        if kind not in architectures.EXCLUDED
+    ],
+)
+def test_texts_of_every_length_have_the_same_logits_in_every_batch(kind: str) -> None:
+    module = architectures.build(kind)
+    texts = probe.tokenised_extremes(builders.tokenizer(), ["river stone engine violin " * 3], False, False, LENGTH)
+    padding = probe.find_padding("m", module, texts, [])
+    for length in range(2, LENGTH - 1):
+        text = probe.Text([*texts.longest.ids[: length - 1], texts.longest.ids[-1]], None)
+        alone = probe.forward(module, probe.inputs([text], padding, texts.pad_token_id))
+        for width in {length + 1, length + 2, length + 3, length + 5, LENGTH}:
+            wide = probe.Padding(padding.left, max(padding.min_length, min(width, LENGTH)))
+            padded = probe.forward(module, probe.inputs([text], wide, texts.pad_token_id))
+            assert (alone - padded).abs().max() <= 1e-4 * alone.abs().max(), (length, width)
+
+
 def test_too_few_positions_or_embeddings_are_refused() -> None:
     sizes = {"max_position_embeddings": 20, "pad_token_id": 1}  # two positions are used up
     module = architectures.build("roberta", **sizes)
@@ -69,6 +95,22 @@ def test_too_few_positions_or_embeddings_are_refused() -> None:
     assert try_model(module, [], 18) == probe.Padding()
     with pytest.raises(UserError, match="check that model and tokenizer belong together"):
         try_model(architectures.build("bert", vocab_size=10), [])
+
+
+def test_a_model_that_takes_no_text_of_odd_length_gets_texts_of_full_length() -> None:
+    class Even(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = architectures.build("bert")
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            if input_ids.shape[1] % 2:
+                raise ValueError("odd")
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+
+    notes: list[str] = []
+    assert try_model(Even(), notes) == (False, LENGTH)
+    assert "it can't take shorter texts" in notes[0]
 
 
 def test_a_step_finds_what_reduced_precision_breaks_and_changes_nothing() -> None:

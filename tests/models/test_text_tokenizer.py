@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
+from scaling_fl.data import token_store
 from scaling_fl.errors import UserError
 from scaling_fl.models import loading
 from scaling_fl.models.text_tokenizer import load_text_tokenizer
@@ -46,6 +48,16 @@ def test_special_tokens_in_a_text_are_text_in_program_and_export(tmp_path: Path,
     assert export(text)["input_ids"] == again(text)["input_ids"] == ids
     others = "river stone stones ë river"
     assert tokenizer(others)["input_ids"] == plain(others)["input_ids"], "other texts keep their tokens"
+
+
+def test_a_special_token_whose_characters_the_vocabulary_lacks_is_refused_in_a_text(tmp_path: Path) -> None:
+    """T5's own vocabulary has no "<"."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁river", -3.0), ("s", -4.0)]
+    transformers.T5Tokenizer(vocab=pieces).save_pretrained(tmp_path / "base")
+    tokenizer = load_text_tokenizer(str(tmp_path / "base"))
+    with pytest.raises(UserError, match="the text 'river </s> river': the model's tokenizer takes </s> in it"):
+        token_store.write(tmp_path / "a", tokenizer, ["river", "river </s> river"], np.zeros(2, np.int64), 16)
+    token_store.write(tmp_path / "b", tokenizer, ["river", "river < river"], np.zeros(2, np.int64), 16)
 
 
 def test_the_tiny_models_tokenizer_reads_special_tokens_as_text() -> None:

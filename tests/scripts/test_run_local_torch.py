@@ -53,3 +53,27 @@ def test_pytorch_comes_from_torch_index_or_without_cuda_where_no_driver_is(
     assert [line.split("--index-url ")[1] for line in first] == ([f"{index} torch==9.9"] if index else [])
     assert says in done.stderr
     assert "downloading torch-9.9.whl (204.0 MB)\n" in done.stderr
+
+
+def test_another_torch_index_than_before_installs_pytorch_again(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "run-local.sh", tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch==9.9\n")
+    (tmp_path / ".venv" / "lib" / "python3.11" / "site-packages" / "torch-9.9.dist-info").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin").mkdir()
+    executable(tmp_path / ".venv" / "bin", "python", FAKE_PIP)
+
+    def indexes(**environ: str) -> list[str]:
+        asked = tmp_path / "asked"
+        asked.write_text("")
+        subprocess.run(
+            [str(tmp_path / "run-local.sh"), "--no-docker", "-c", "0"], check=True, capture_output=True,
+            env={"PATH": os.environ["PATH"], "ASKED": str(asked), **environ},
+        )  # fmt: skip
+        return [
+            line.split("--index-url ")[1].split()[0] for line in asked.read_text().splitlines() if "--index-url" in line
+        ]
+
+    assert indexes() == []  # PyTorch is there
+    assert indexes(TORCH_INDEX="http://cpu") == ["http://cpu"]
+    assert indexes(TORCH_INDEX="http://cpu") == indexes() == []
+    assert indexes(TORCH_INDEX="http://cuda") == ["http://cuda"]
