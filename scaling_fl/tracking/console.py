@@ -1,20 +1,21 @@
 """What the user sees: the plan, progress, and a table row for each round."""
 
 import contextlib
+import io
 import os
 import shutil
 import stat
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from rich.console import Console as RichConsole
 
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
-from scaling_fl.tracking import round_lines
+from scaling_fl.tracking import round_details
 from scaling_fl.tracking.job_progress import JobProgress
 from scaling_fl.tracking.live_region import LiveRegion
 from scaling_fl.tracking.loss_watch import LossWatch
@@ -53,19 +54,15 @@ class Console:
         `quiet`: whether it is printed with verbosity=quiet, too; records have it in any case.
         """
         live, self._live = self._live, None
-        try:
+        with self._unless_closed():
             if quiet or self.verbosity != "quiet":
                 if live is not None:
                     live.stop()
                 print(_wrapped(text, self.width), flush=True)
-        except OSError:  # the terminal is closed, or Ctrl-C also ended `tee`
-            for descriptor in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if recorded:
             self.listener(text)
         if live is not None:
-            live.start()
-            self._live = live
+            self._show(live)
 
     def plan(self, plan: Plan) -> None:
         """Print the plan and the head of the table."""
@@ -98,7 +95,7 @@ class Console:
             case "stalled" if plan is not None:
                 rank = plan.ranks_here[event["child"]]
                 site = self._follow(plan).stalled(rank)
-                self.line(round_lines.stall_note(plan, rank, site, event))
+                self.line(round_details.stall_note(plan, rank, site, event))
             case "checkpoint" if self.verbosity == "verbose":
                 self.line(f"       checkpoint of round {event['round']}: {event['seconds']:.2f} s")
 
@@ -113,8 +110,7 @@ class Console:
             self._clear()
             self._job, self._printed = JobProgress(plan, time.monotonic), time.monotonic()
             if self._terminal.is_interactive and self.verbosity != "quiet":
-                self._live = LiveRegion(self._terminal, self._job)
-                self._live.start()
+                self._show(LiveRegion(self._terminal, self._job))
         return self._job
 
     def _earlier_rounds(self, plan: Plan, table: RoundTable) -> None:
@@ -142,8 +138,8 @@ class Console:
                 for text in self._table.head():
                     self.line(text, recorded=False)
         self.line(self._table.row(round_, results), quiet=last)
-        losses = round_lines.site_losses(done, results)
-        if self.verbosity == "verbose" and (details := round_lines.details(done, results)):
+        losses = round_details.site_losses(done, results)
+        if self.verbosity == "verbose" and (details := round_details.details(done, results)):
             self.line("\n".join(details))
         note = divergence_note(plan, round_, results)
         if note is not None and not self._diverging:
@@ -159,7 +155,7 @@ class Console:
             return
         if time.monotonic() - self._printed > _SECONDS_BETWEEN_ROUND_LINES:
             self._printed = time.monotonic()
-            self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {round_lines.progress(job)}", quiet=False)
+            self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {round_details.progress(job)}", quiet=False)
 
     def _working(self, what: str, done: float, total: float, unit: str) -> None:
         """Show progress of the preparation: a bar, or without a terminal a line every few seconds."""
@@ -174,15 +170,33 @@ class Console:
             self._clear()
         else:
             if not isinstance(self._live, PreparationBar):
-                self._live = PreparationBar(self._terminal, what, total, unit)
-                self._live.start()
-            self._live.update(done)
+                self._show(PreparationBar(self._terminal, what, total, unit))
+            if isinstance(self._live, PreparationBar):
+                with self._unless_closed():
+                    self._live.update(done)
+
+    def _show(self, live: LiveRegion | PreparationBar) -> None:
+        """Redraw it at the bottom of the terminal, unless that is closed."""
+        if self._terminal.is_interactive:
+            with self._unless_closed():
+                live.start()
+                self._live = live
 
     def _clear(self) -> None:
-        if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
-        self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with self._unless_closed():
+                live.stop()
+
+    @contextlib.contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """If the terminal is closed, or Ctrl-C also ended `tee`, print and redraw nothing from now on."""
+        try:
+            yield
+        except OSError:
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            self._terminal, self._live = RichConsole(file=io.StringIO(), force_terminal=False), None
 
 
 def _is_screen(stderr: TextIO | None, stdout: TextIO | None) -> bool:

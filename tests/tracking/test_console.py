@@ -192,6 +192,36 @@ def test_the_key_verbosity_chooses_the_lines(verbosity: str, capsys: pytest.Capt
     assert not any("\x1b" in line for line in recorded)
 
 
+@pytest.mark.parametrize("closed_by", ["the row", "the redrawing"])
+def test_a_job_goes_on_when_the_terminal_is_closed(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[int] = []
+    monkeypatch.setattr("scaling_fl.tracking.console.os.dup2", lambda _, descriptor: replaced.append(descriptor))
+    console, screen = on_screen(80)
+    recorded: list[str] = []
+    console.listener = recorded.append
+    console.event(progress(1, 3, 1, 1, 1), plan())
+    assert isinstance(console._live, LiveRegion)
+    stop = console._live.stop
+
+    def close() -> None:
+        if closed_by == "the row":
+            monkeypatch.setattr(sys, "stdout", Closed())
+        stop()
+        monkeypatch.setattr(screen, "write", Closed().write)
+
+    monkeypatch.setattr(console._live, "stop", close)
+    for round_ in (3, 4):
+        console.event({"event": "round", "round": round_, "metrics": {"train.loss": 0.5}}, plan())
+    assert [line.split() for line in recorded] == [["3", "0.5000"], ["4", "0.5000"]]
+    assert set(replaced) == {1, 2}
+    console.close()
+
+
+class Closed(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
 def test_a_stalled_worker_is_named_with_its_site(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
