@@ -12,6 +12,19 @@ def unreported(what: str, done: float, total: float, unit: str) -> None:
     """A `Report` that shows nothing."""
 
 
+class SiteObserver:
+    """Is told which site a worker trains; this one ignores it."""
+
+    def site_begins(self, site: int) -> None:
+        """The worker begins to train `site`."""
+
+    def site_ends(self, site: int, loss: float, accuracy: float) -> None:
+        """The worker has trained `site`, with these training metrics."""
+
+    def sites_end(self) -> None:
+        """The worker has trained its last site of the round."""
+
+
 class Send(Protocol):
     """A child process's channel to the launcher."""
 

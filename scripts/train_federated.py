@@ -146,6 +146,7 @@ def prepare(config: dict[str, Any], command_name: str, logger: Any) -> dict[str,
     with _reported_errors():
         checked = job.config_of(config)
         check_command(checked, command_name)
+        sacred_experiment.set_log_level(checked)
         if command_name == train.__name__ and (tracker := job.begin(checked)) is not None:
             experiment.observers.append(tracker)
     return {}

@@ -16,6 +16,7 @@ from scaling_fl.federated.server import SGD, Adaptive
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.worker_sites import WorkerSites
+from scaling_fl.progress import SiteObserver
 
 # Called on every worker after each round, and after the evaluation that precedes round 1.
 OnRoundEnd = Callable[[ServerState, dict[str, Any]], None]
@@ -29,6 +30,7 @@ def run(
     server: SGD | Adaptive,
     on_round_end: OnRoundEnd,
     reported: bool = False,
+    observer: SiteObserver | None = None,
 ) -> None:
     """Run federated averaging, or a baseline, from `state.round` to `config.num_rounds`.
 
@@ -39,7 +41,9 @@ def run(
         params ← server step with Σ_S (n_k / n) × delta_k
 
     `reported`: whether `state.round` has been evaluated and reported already; if not, the run starts with that.
+    `observer` is told of each site.
     """
+    observer = observer or SiteObserver()
     if not reported:
         _report(worker_sites, collectives, state, on_round_end)
     for round_ in range(state.round + 1, config.num_rounds + 1):
@@ -47,11 +51,14 @@ def run(
         with _timed(results, "train"):
             weighted_sum, trained, start = collectives.weighted_sum(), [], time.perf_counter()
             for site, weight in worker_sites.participants(round_):
+                observer.site_begins(site.number)
                 with _site_in_error_note(site, round_):
                     delta, site_metrics = site.train(state.params, round_)
                 if config.has_global_model:
                     weighted_sum.add(site.number, delta, weight)
                 trained.append(site_metrics)
+                observer.site_ends(site.number, site_metrics.loss, site_metrics.accuracy)
+            observer.sites_end()
             by_worker = collectives.all_gather((trained, time.perf_counter() - start))
         results |= _training_results(config, worker_sites, round_, by_worker, results["seconds.train"])
         with state.lock:

@@ -71,14 +71,3 @@ class Plan:
     def local_steps(self, site: int) -> int:
         """Local steps of a site per round in which it takes part."""
         return cohort.local_steps(self.config, self.shard_sizes[site])
-
-    def round_steps(self, round_: int) -> int:
-        """Local steps of the round's whole cohort; 0 for round 0."""
-        shards = cohort.trained_shards(self.config, self.shard_sizes, round_) if round_ > 0 else ()
-        return sum(cohort.local_steps(self.config, examples) for examples in shards)
-
-    @property
-    def evaluation_steps(self) -> int:
-        """Evaluation batches of all workers together."""
-        models = 1 if self.config.has_global_model else self.num_sites
-        return models * sum(-(-n // self.config.evaluation_batch_size(n)) for n in (self.num_test, self.num_held_back))

@@ -71,6 +71,7 @@ class Job:
 
         Bad input leaves no record. Exits with status 0 if the job is already finished.
         """
+        self.console.verbosity = config.verbosity
         if config.job_name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             config = dataclasses.replace(config, job_name=name)

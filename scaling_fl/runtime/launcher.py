@@ -27,6 +27,7 @@ from scaling_fl.runtime.child_process import Child, OnEvent
 from scaling_fl.runtime.nodes import agreement
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
+from scaling_fl.runtime.stall_watch import StallWatch
 
 _CAUSE_GRACE = 2.0  # seconds to wait for the cause of a failure after its consequences
 _REMOTE_CAUSE_GRACE = 7.0  # the same if another node must end its processes before it reports
@@ -62,16 +63,8 @@ def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = 
             on_event(event)
 
     job = (config, folder, link.node.count > 1)
-    run_children(
-        "scaling_fl.runtime.preparation:prepare",
-        [job],
-        ["the preparation"],
-        folder,
-        keep_plan,
-        config.stall_timeout,
-        link,
-        True,
-    )
+    target, name = "scaling_fl.runtime.preparation:prepare", "the preparation"
+    run_children(target, [job], [name], folder, keep_plan, config.stall_timeout, link, True)
     return agreement.join_plans(plans[0], link)
 
 
@@ -203,10 +196,12 @@ def _watch(
     peer_lost: Exception | None = None
     cause_deadline: float | None = None
     stop_deadline: float | None = None
+    stalls = StallWatch(children, stall_timeout)
 
     def handle(event: Event) -> None:
         if event["event"] == "stopped":
             raise KeyboardInterrupt
+        stalls.notice(event, time.monotonic())
         on_event(event)
 
     phase_reported = False  # whether the other nodes know that this node's part is done
@@ -237,6 +232,8 @@ def _watch(
                 cause_deadline = cause_deadline or time.monotonic() + grace
             elif member.failure is not None:
                 return member.failure
+        for stalled in stalls.check(time.monotonic()):
+            on_event(stalled)
         if not phase_reported and all(child.ended and child.failure is None for child in children):
             link.finish_phase()
             phase_reported = True

@@ -1,7 +1,6 @@
 """A worker process: it opens the files of the preparation, and runs its sites through the rounds."""
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,8 @@ from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Send
 from scaling_fl.runtime.coordinator import Coordinator
+from scaling_fl.runtime.worker_progress import WorkerProgress
 from scaling_fl.state_file import TensorFiles
-
-_PROGRESS_INTERVAL = 0.25  # seconds
 
 
 def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
@@ -70,7 +68,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     coordinator = Coordinator(send, plan, model, collectives.state, state, store) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
-    progress = _Progress(send, rank)
+    progress = WorkerProgress(send, rank)
     padding = (plan.pad_token_id, plan.pad_left, plan.pad_to)
     resident = Resident(
         config=dataclasses.replace(plan.config, precision=plan.environment["precision"]),
@@ -90,7 +88,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported)
+    rounds.run(plan.config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
     if coordinator is not None:
         coordinator.finish()
     collectives.close()
@@ -101,21 +99,3 @@ def set_up_gpu(device: torch.device, tf32: bool) -> None:
     torch.cuda.set_device(device)
     loading.disable_mask_inspection()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-
-
-class _Progress:
-    """Counts the steps of a round, and reports them to the launcher at most four times a second."""
-
-    def __init__(self, send: Send, rank: int):
-        self.send, self.rank = send, rank
-        self.restart(0)
-
-    def restart(self, round_: int) -> None:
-        self.round, self.done, self.sent_at = round_, 0, 0.0
-
-    def step(self) -> None:
-        self.done += 1
-        self.send.progress()
-        if time.monotonic() - self.sent_at > _PROGRESS_INTERVAL:
-            self.sent_at = time.monotonic()
-            self.send({"event": "progress", "worker": self.rank, "round": self.round, "done": self.done})

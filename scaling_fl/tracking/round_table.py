@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scaling_fl.federated.run_plan import Plan
@@ -10,6 +10,8 @@ from scaling_fl.federated.run_plan import Plan
 _LARGE = 1e5  # from here on, numbers have an exponent
 _FAR_ABOVE = 3.0  # times the loss of guessing; overfitted models seldom reach it
 _GAP = 2  # blanks between groups of columns; one between columns
+_ACCURACY = "validation.accuracy"
+_CHANGE = "change"  # of the test accuracy, against the best round before
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,36 @@ class _Column:
 
 
 class RoundTable:
-    """Heading and rows for one plan. With all columns of a plain job, they are 80 characters wide."""
+    """Heading and rows for one plan. With all columns of a plain job, they are 85 characters wide."""
 
     def __init__(self, plan: Plan, width: int):
         """`width` in characters: columns are left out until the rows fit, except losses and accuracies."""
         self._first = max(5, len(str(plan.config.num_rounds)))
+        # By round. A round that is run again, after a restart, is compared with the rounds before it alone.
+        self._accuracies: dict[int, float] = {}
+        for earlier, results in plan.history.items():
+            self._keep(int(earlier), results)
+        if plan.best is not None and plan.best.metric == _ACCURACY:  # may be older than the history
+            self._accuracies[plan.best.round] = plan.best.value
         self._columns = _columns(plan)
-        for column in sorted(filter(lambda column: column.drop, self._columns), key=lambda column: column.drop):
-            if len(self.row(0, {})) <= width:
-                break
+        self.fit(width)
+
+    def fit(self, width: int) -> bool:
+        """Leave out columns until the rows fit; return whether any was left out."""
+        before = len(self._columns)
+        while len(self.head()[1]) > width and (droppable := [column for column in self._columns if column.drop]):
+            column = min(droppable, key=lambda column: column.drop)
             self._columns.remove(column)
+            self._make_room(column.group)
+        return len(self._columns) < before
+
+    def _make_room(self, group: str) -> None:
+        """Widen the group's last column if the others no longer make room for its name."""
+        members = [column for column in self._columns if column.group == group]
+        room = sum(column.width + 1 for column in members) - 1
+        if members and room < len(group):
+            last = self._columns.index(members[-1])
+            self._columns[last] = replace(members[-1], width=members[-1].width + len(group) - room)
 
     def head(self) -> list[str]:
         """The groups, and below them the headings of the columns."""
@@ -48,6 +70,8 @@ class RoundTable:
 
     def row(self, round_: int, results: Mapping[str, Any]) -> str:
         """One round; blank where it has no value."""
+        self._keep(round_, results)
+        results = {**results, _CHANGE: self._change(round_)}
         values = [results.get(column.metric) for column in self._columns]
         return self._joined(
             str(round_),
@@ -56,6 +80,21 @@ class RoundTable:
                 for column, value in zip(self._columns, values, strict=True)
             ],
         )
+
+    def _keep(self, round_: int, results: Mapping[str, Any]) -> None:
+        accuracy = results.get(_ACCURACY)
+        if isinstance(accuracy, int | float):
+            self._accuracies[round_] = accuracy
+        else:  # not evaluated, or not finite
+            self._accuracies.pop(round_, None)
+
+    def _change(self, round_: int) -> str | None:
+        """The accuracy minus the best one before: with a plus, it is the best so far."""
+        before = [accuracy for earlier, accuracy in self._accuracies.items() if earlier < round_]
+        if not before or round_ not in self._accuracies:
+            return None
+        change = self._accuracies[round_] - max(before)
+        return f"{change:+.3f}" if change else "0.000"
 
     def _joined(self, first: str, cells: list[str]) -> str:
         text, group = f"{first:>{self._first}}", None
@@ -67,8 +106,8 @@ class RoundTable:
 
 def number(value: float | str, width: int, decimals: int) -> str:
     """`value` in at most `width` (≥ 4) characters: with fewer decimals if need be, and with an exponent if it is large."""
-    if isinstance(value, str):  # "nan", "inf" or "-inf": JSON has no such numbers
-        return value[:width]
+    if isinstance(value, str) or not math.isfinite(value):  # JSON has no such numbers: there, they are text
+        return str(value)[:width]
     plain = [f"{value:.{places}f}" for places in range(decimals, -1, -1)]
     powers = [f"{mantissa}e{int(power)}" for mantissa, power in (f"{value:.{n}e}".split("e") for n in (3, 2, 1, 0))]
     return next(text for text in (*(plain if abs(value) < _LARGE else ()), *powers, "…") if len(text) <= width)
@@ -98,15 +137,16 @@ def _columns(plan: Plan) -> list[_Column]:
         _Column(train, "worst", "train.worst_site.accuracy", 5, 3, drop=4),
         _Column(train, "best", "train.best_site.accuracy", 5, 3, drop=2),
         _Column(test, "loss", "validation.loss", 6, 4),
-        _Column(test, "acc", "validation.accuracy", 5, 3),
+        _Column(test, "acc", _ACCURACY, 5, 3),
+        _Column(test, "±best", _CHANGE, 6, 3, drop=6),
         _Column(test, "F1", "validation.macro_f1", 5, 3, drop=5),
         *(
             [_Column("held back", "loss", "held_back.loss", 6, 4), _Column("held back", "acc", "held_back.accuracy", 5, 3)]
             if plan.num_held_back
             else []
         ),
-        _Column("examples", "per s", "examples_per_second", 8, 1, drop=7),
-        _Column("seconds", "train", "seconds.train", 7, 1, drop=6),
+        _Column("examples", "per s", "examples_per_second", 8, 1, drop=8),
+        _Column("seconds", "train", "seconds.train", 5, 1, drop=7),
         _Column("seconds", "aggr", "seconds.aggregate", 4, 2, drop=1),
         _Column("seconds", "eval", "seconds.evaluate", 4, 1, drop=3),
     ]  # fmt: skip

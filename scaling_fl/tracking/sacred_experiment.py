@@ -85,6 +85,12 @@ def set_up(experiment: Experiment, sources: Sources) -> None:
         experiment.add_source_file(str(path))
 
 
+def set_log_level(config: Config) -> None:
+    """Leave out Sacred's lines on the progress of the run with verbosity=quiet."""
+    if config.verbosity == "quiet":
+        logging.getLogger("scaling_fl").setLevel(logging.WARNING)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether the user needs this line of the log.
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import cohort
-from tests.tracking import builders as tracking_builders
 
 SIZES = [5, 9, 26, 1, 400, 33]
 
@@ -127,15 +126,6 @@ def test_every_site_of_a_cohort_is_assigned_once_and_evenly(
     assert max(loads) <= 2 * optimum
 
 
-def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
-    """Sites of 5 and 4 examples in batches of 3 for 2 epochs: 2 × (2 + 2) steps, or 2 × 3 for one site of 9 examples."""
-    plan = tracking_builders.plan()
-    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, batch_size=3, num_local_epochs=2))
-    assert [plan.round_steps(round_) for round_ in (0, 1)] == [0, 8]
-    central = dataclasses.replace(plan, config=dataclasses.replace(plan.config, baseline="centralised"))
-    assert central.round_steps(1) == 6
-
-
 @pytest.mark.parametrize(
     ("keys", "num_workers", "single"),
     [
@@ -146,17 +136,6 @@ def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
 )  # fmt: skip
 def test_whether_workers_train_a_single_site_each(keys: dict[str, Any], num_workers: int, single: bool) -> None:
     assert cohort.single_site_per_worker(Config(**keys), 6, num_workers) == single
-
-
-def test_the_evaluation_steps_count_every_sites_own_model() -> None:
-    """3 test and 7 held-back examples in batches of up to 2 are 2 + 4 batches; without a global model, for both sites."""
-    plan = dataclasses.replace(tracking_builders.plan(), num_test=3, num_held_back=7)
-    for baseline, models in ((None, 1), ("local_only", 2)):
-        config = dataclasses.replace(plan.config, val_batch_size=2, baseline=baseline)
-        assert dataclasses.replace(plan, config=config).evaluation_steps == models * sum(
-            -(-n // config.evaluation_batch_size(n)) for n in (3, 7)
-        )
-        assert config.evaluation_batch_size(7) == 2
 
 
 def test_as_many_workers_as_sites_train_one_each_in_the_order_of_the_sites() -> None:

@@ -20,6 +20,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.worker_sites import Shards
 from scaling_fl.runtime import launcher
+from scaling_fl.tracking.round_progress import RoundProgress
 from tests import builders
 
 HELD_BACK = np.array([3, 4, 9, 11, 20, 21, 22, 30, 39])
@@ -47,7 +48,7 @@ def test_every_row_is_held_back_or_in_exactly_one_shard(
     for label in range(3):
         assert abs((labels[held_back] == label).sum() - 8 * (labels == label).mean()) < 1
     assert "8 of 41 training rows are held back from all sites" in plan.notes
-    assert plan.evaluation_steps == 2, "one batch of the 9 test texts, one of the 8"
+    assert RoundProgress(plan, 0).evaluation_steps == 2, "one batch of the 9 test texts, one of the 8"
     one_site = dataclasses.replace(small_config, site_ids=(-1,), validation_fraction=0.2)
     prepare(one_site, tmp_path / "other")
     assert np.array_equal(np.load(tmp_path / "other" / "held_back.npy"), held_back), "whatever the number of sites"

@@ -14,6 +14,7 @@ from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
+from scaling_fl.progress import SiteObserver
 from tests import builders
 
 SHARDS = [np.arange(7), np.arange(7, 40)]
@@ -54,6 +55,28 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
             expected = (7 * results["site.0.train.loss"] + 33 * results["site.1.train.loss"]) / 40
             assert results["train.loss"] == pytest.approx(expected)
             assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
+
+
+def test_the_observer_is_told_of_each_site_in_order(tmp_path: Path) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Observer(SiteObserver):
+        def site_begins(self, site: int) -> None:
+            told.append((site,))
+
+        def site_ends(self, site: int, loss: float, accuracy: float) -> None:
+            told.append((site, loss, accuracy))
+
+        def sites_end(self) -> None:
+            told.append(())
+
+    config = Config(site_ids=(-1,), num_sites=2, num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    seen: list[dict[str, float]] = []
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results), True, Observer())
+    worker[1].close()
+    ends = {site: (site, seen[0][f"site.{site}.train.loss"], seen[0][f"site.{site}.train.accuracy"]) for site in (0, 1)}
+    assert told == [(1,), ends[1], (0,), ends[0], ()], "the largest site first"
 
 
 def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

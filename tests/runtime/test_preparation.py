@@ -20,6 +20,7 @@ from scaling_fl.federated.worker_sites import Shards
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime import preparation as prepare_module
 from scaling_fl.state_file import read_state
+from scaling_fl.tracking.round_progress import RoundProgress
 from tests import builders
 from tests.models import architectures
 
@@ -36,7 +37,7 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert plan.label_names == ("class 0", "class 1", "class 2")
     assert plan.new_parameters == ("classifier.bias", "classifier.weight")
     assert [plan.local_steps(site) for site in (0, 1)] == [3, 3]
-    assert plan.evaluation_steps == 1
+    assert RoundProgress(plan, 0).evaluation_steps == 1
     shards = Shards(tmp_path / "work")
     assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
 

@@ -39,6 +39,16 @@ def job(folder: Path, name: str = "news") -> EventLog:
     return log
 
 
+def progress(
+    worker: int, round_: int, done: int, site: int | None = None, site_done: int = 0, *trained: tuple[int, float, float]
+) -> dict[str, Any]:
+    """What a worker sends in a round: its steps, the site that it trains, and those that it has trained."""
+    return {
+        "event": "progress", "worker": worker, "round": round_, "done": done, "site": site, "site_done": site_done,
+        "trained": list(trained),
+    }  # fmt: skip
+
+
 def plan(checkpoints_dir: str | None = None, round_: int = 2, **more: Any) -> Plan:
     return Plan(
         config=Config(site_ids=(0, 0), job_name="news", checkpoints_dir=checkpoints_dir),

@@ -1,14 +1,33 @@
+import contextlib
+import dataclasses
 import io
+import os
+import pty
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console as RichConsole
 
 from scaling_fl.tracking.console import Console
-from tests.tracking.builders import plan
+from scaling_fl.tracking.live_region import LiveRegion
+from tests.tracking.builders import plan, progress
+from tests.tracking.screen import Screen
+
+
+def on_screen(width: int) -> tuple[Console, Screen]:
+    """A console on a terminal of its own."""
+    console, screen = Console(), Screen(width, 24)
+    console._terminal = screen.terminal
+    return console, screen
+
+
+def redraw(console: Console) -> None:
+    """What a thread does four times a second."""
+    assert isinstance(console._live, LiveRegion)
+    assert console._live._live is not None
+    console._live._live.refresh()
 
 
 def test_the_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,59 +41,209 @@ def test_the_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert line in text
 
 
-def test_the_bar_goes_to_the_real_stderr_and_lines_to_captured_stdout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    console, screen = Console(), io.StringIO()
-    console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
+def test_progress_goes_to_the_real_stderr_and_lines_to_captured_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console, screen = on_screen(100)
     the_plan = plan()
-    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, the_plan)
+    console.event(progress(1, 3, 1, 1, 1), the_plan)
+    redraw(console)
+    assert "round 3" in screen.shown
+    assert "1/2 steps" in screen.shown
     console.event({"event": "output", "source": "site 1 (cpu)", "text": "a warning"}, the_plan)
     console.event({"event": "round", "round": 3, "metrics": {"train.loss": 0.5}}, the_plan)
+    assert "round 4" in screen.shown, "the next round follows at once"
     console.close()
-    assert "round 3/10" in screen.getvalue()
-    assert "1/3" in screen.getvalue(), "two local steps and one evaluation batch"
+    assert screen.shown == ""
+    assert not screen.cursor_hidden
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "site 1 (cpu) | a warning"
-    assert "round 3/10" not in out
+    assert "steps" not in out
     assert "\x1b" not in out
 
 
-def test_there_is_no_bar_without_a_terminal(tmp_path: Path, monkeypatch: Any) -> None:
+def test_after_the_last_round_nothing_is_redrawn(capsys: pytest.CaptureFixture[str]) -> None:
+    console, screen = on_screen(80)
+    the_plan = plan(round_=9)
+    console.plan(the_plan)
+    assert "round 10" in screen.shown
+    console.event(progress(0, 10, 1, None, 0, (0, 0.5, 0.5)), the_plan)
+    console.event({"event": "round", "round": 10, "metrics": {"train.loss": 0.5}}, the_plan)
+    console.event(progress(1, 10, 1, None, 0, (1, 0.5, 0.5)), the_plan)  # it arrives after the round's row
+    console.event({"event": "checkpoint", "round": 10, "path": "p", "seconds": 1.0}, the_plan)
+    assert screen.shown == ""
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["10", "0.5000"]
+
+
+def test_there_is_no_region_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "__stderr__", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     console = Console()
-    console.event({"event": "progress", "worker": 1, "round": 3, "done": 1}, plan())
+    console.event(progress(1, 3, 1, 1, 1), plan())
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(("stdout", "shown"), [("terminal", True), ("file", True), ("pipe", False)])
+def test_nothing_is_redrawn_in_a_terminal_to_which_tee_writes_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdout: str, shown: bool
+) -> None:
+    with contextlib.ExitStack() as files:
+        opened = [files.enter_context(os.fdopen(end, "wb", 0)) for end in (*pty.openpty(), *os.pipe())]
+        log = files.enter_context((tmp_path / "log").open("w"))
+        monkeypatch.setattr(sys, "__stderr__", opened[1])
+        monkeypatch.setattr(sys, "__stdout__", {"terminal": opened[1], "file": log, "pipe": opened[3]}[stdout])
+        monkeypatch.setenv("TERM", "xterm")
+        assert Console()._terminal.is_interactive == shown
 
 
 def test_a_long_round_has_a_line_with_the_time_every_minute_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    monkeypatch.setenv("COLUMNS", "200")
     now = 100.0
     monkeypatch.setattr("scaling_fl.tracking.console.time.monotonic", lambda: now)
     console, the_plan = Console(), plan()
 
-    def progress(seconds: float, worker: int, done: int, round_: int = 3) -> str:
+    def after(seconds: float, *event: Any) -> str:
         nonlocal now
         now += seconds
-        console.event({"event": "progress", "worker": worker, "round": round_, "done": done}, the_plan)
+        console.event(progress(*event), the_plan)
         return capsys.readouterr().out
 
-    assert progress(500, 0, 1) == "", "the round has just begun"
-    assert progress(59, 1, 1) == ""
+    assert after(500, 0, 3, 1, 0, 1) == "", "the round has just begun"
+    assert after(59, 1, 3, 1, 1, 1) == ""
     console.event({"event": "said", "text": "note: a note"}, the_plan)
-    assert progress(2, 0, 1).splitlines()[0] == "note: a note"
-    progress(0, 1, 1)
-    # Two local steps, and one batch of the test set.
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d round 3/10: 2 of 3 steps\n", progress(61, 0, 1))
-    assert progress(59, 1, 2) == ""
+    note, line = after(2, 0, 3, 1, None, 0, (0, 0.5, 0.5)).splitlines()
+    assert note == "note: a note"
+    # Two local steps of 9 examples together, and one batch of the test set: 2 of 3 steps in 61 s. Seven rounds follow.
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d round 3/10: 2 of 3 steps, 1 of 2 sites done, 0.1 examples/s, 11 min left", line
+    ), line
+    assert after(59, 1, 3, 2, None, 0, (1, 0.5, 0.5)) == ""
     console.event({"event": "round", "round": 3, "metrics": {}}, the_plan)
     capsys.readouterr()
-    assert progress(90, 1, 2) == "", "it arrives after the round's row"
-    assert progress(90, 0, 1, round_=4) == ""
-    assert "round 4/10: 2 of 3 steps" in progress(61, 0, 2, round_=4), "what round 3 did doesn't count"
+    assert after(90, 1, 3, 2) == "", "it arrives after the round's row"
+    assert "round 4/10: 1 of 3 steps" in after(1, 0, 4, 1, 0, 1), "what round 3 did doesn't count"
+    assert after(59, 1, 4, 1, 1, 1) == ""
+
+
+def test_a_row_fits_a_terminal_that_has_become_narrower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    console, the_plan = Console(), plan()
+    console.plan(the_plan)
+    assert "aggr" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    for round_ in (3, 4):
+        console.event(
+            {"event": "round", "round": round_, "metrics": {"train.loss": 0.5, "seconds.train": 7.0}}, the_plan
+        )
+    first, second, *rows = capsys.readouterr().out.splitlines()
+    assert second.split() == ["round", "loss", "acc", "loss", "acc", "±best", "per", "s", "train"]
+    assert [row.split() for row in rows] == [["3", "0.5000", "7.0"], ["4", "0.5000", "7.0"]], "the head is printed once"
+    assert all(len(line) <= 60 for line in (first, second, *rows))
+
+
+METRICS = {
+    "train.loss": 0.75, "site.0.train.loss": 0.5, "site.0.train.accuracy": 0.75, "site.1.train.loss": "nan",
+    "site.1.train.accuracy": 0.25, "seconds.train": 2.5, "seconds.aggregate": 0.125, "validation.accuracy": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verbosity", ["quiet", "normal", "verbose"])
+def test_the_key_verbosity_chooses_the_lines(verbosity: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console, screen = on_screen(80)
+    console.verbosity = verbosity
+    recorded: list[str] = []
+    console.listener = recorded.append
+    the_plan = plan(round_=8)
+    console.event({"event": "said", "text": "reading the data"})
+    console.event(working("tokenising", 3))
+    assert ("tokenising" in screen.shown) == (verbosity != "quiet")
+    console.event({"event": "said", "text": "note: a note"})
+    console.plan(the_plan)
+    assert ("round 9" in screen.shown) == (verbosity != "quiet")
+    for round_ in (9, 10):
+        console.event(progress(0, round_, 1, None, 0, (0, 0.5, 0.75)), the_plan)
+        console.event({"event": "round", "round": round_, "metrics": METRICS}, the_plan)
+    console.event({"event": "checkpoint", "round": 10, "path": "p", "seconds": 1.0}, the_plan)
+    console.event({"event": "said", "text": "best round by …"}, the_plan)
+    printed = capsys.readouterr().out.splitlines()
+    first_words = [line.split()[0] for line in printed if line]
+    details = [
+        line
+        for line in printed
+        if line.startswith(" " * 7) and ("site" in line or " s" in line) and "train:" not in line
+    ]
+    if verbosity == "quiet":
+        assert first_words == ["note:", "note:", "train:", "round", "10", "best"]
+        assert recorded[0] == "reading the data", "the record has all lines"
+    else:
+        assert first_words[0] == "reading"
+        assert [word for word in first_words if word in ("round", "9", "10")] == ["round", "9", "10"]
+    shown = [
+        "       site 0: loss 0.5000, accuracy 0.750, 1 steps",
+        "       site 1: loss nan, accuracy 0.250, 1 steps",
+        "       train 2.50 s, aggregate 0.12 s",
+    ]
+    assert details == ([*shown, *shown, "       checkpoint of round 10: 1.00 s"] if verbosity == "verbose" else [])
+    assert sum("isn't finite" in line for line in printed) == 1
+    assert not any("\x1b" in line for line in recorded)
+
+
+@pytest.mark.parametrize("closed_by", ["the row", "the redrawing"])
+def test_a_job_goes_on_when_the_terminal_is_closed(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[int] = []
+    monkeypatch.setattr("scaling_fl.tracking.console.os.dup2", lambda _, descriptor: replaced.append(descriptor))
+    console, screen = on_screen(80)
+    recorded: list[str] = []
+    console.listener = recorded.append
+    console.event(progress(1, 3, 1, 1, 1), plan())
+    assert isinstance(console._live, LiveRegion)
+    stop = console._live.stop
+
+    def close() -> None:
+        if closed_by == "the row":
+            monkeypatch.setattr(sys, "stdout", Closed())
+        stop()
+        monkeypatch.setattr(screen, "write", Closed().write)
+
+    monkeypatch.setattr(console._live, "stop", close)
+    for round_ in (3, 4):
+        console.event({"event": "round", "round": round_, "metrics": {"train.loss": 0.5}}, plan())
+    assert [line.split() for line in recorded] == [["3", "0.5000"], ["4", "0.5000"]]
+    assert set(replaced) == {1, 2}
+    console.close()
+
+
+class Closed(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_stalled_worker_is_named_with_its_site(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    console, screen = on_screen(200)
+    event = {"event": "stalled", "child": 1, "seconds": 75.0, "pause": 2.25}
+    one_each, shared = plan(), dataclasses.replace(plan(), shard_sizes=(5, 4, 4))
+    console.event(progress(1, 3, 0, 1, 0), one_each)
+    console.event(event, one_each)
+    redraw(console)
+    assert "stalled" in screen.shown
+    console.close()
+    console.event(progress(1, 3, 0, 2, 0), shared)
+    console.event(event, shared)
+    console.event({"event": "round", "round": 3, "metrics": {}}, shared)
+    console.event(event, shared)
+    rest = " has made no progress for 75 s; the longest pause before was 2 s, and it counts as hung after stall_timeout=600 s"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert lines == [
+        f"note: site 1 (cpu){rest}", f"note: worker 1 (cpu), at site 2,{rest}", f"note: worker 1 (cpu){rest}",
+    ]  # fmt: skip
+    console.close()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -120,8 +289,7 @@ def test_the_note_on_divergence_appears_once(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_bar_fits_the_terminal(width: int) -> None:
-    console, screen = Console(), io.StringIO()
-    console._terminal = RichConsole(file=screen, force_terminal=True, width=width, color_system=None)
+    console, screen = on_screen(width)
     console.event(working("tokenising 3,520 training texts", 123_456, 1_234_567))
     console.close()
     shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
@@ -134,17 +302,16 @@ def working(what: str, done: float, total: float = 30) -> dict[str, Any]:
 
 
 def test_the_preparation_has_a_bar_for_each_step() -> None:
-    console, screen = Console(), io.StringIO()
-    console._terminal = RichConsole(file=screen, force_terminal=True, width=100)
+    console, screen = on_screen(100)
     console.event(working("downloading", 12.4))
     console.event(working("reading", 1))
     assert re.search(r"downloading .*12/30\S* MB", screen.getvalue())
-    assert console._bar is not None
+    assert console._live is not None
     console.event(working("reading", 30))
-    assert console._bar is None, "it is done"
+    assert console._live is None, "it is done"
     console.event(working("reading on", 1))
     console.event({"event": "said", "text": "next"})
-    assert console._bar is None
+    assert console._live is None
     console.event(working("and on", 1))
     console.close()
     hidden, shown = screen.getvalue().count("\x1b[?25l"), screen.getvalue().count("\x1b[?25h")

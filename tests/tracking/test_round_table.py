@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.config.schema import Config
+from scaling_fl.federated.best_round import BestRound
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.tracking.round_table import RoundTable, divergence_note, number
 from tests.tracking.builders import plan
@@ -24,15 +25,47 @@ def of(config: dict[str, Any] | None = None, **fields: Any) -> Plan:
     return dataclasses.replace(made, config=dataclasses.replace(made.config, **(config or {})), **fields)
 
 
-def test_a_plain_job_has_all_columns_in_80_characters() -> None:
-    table = RoundTable(of(), 80)
+def test_a_plain_job_has_all_columns_in_85_characters_and_all_but_one_in_80() -> None:
+    table = RoundTable(of(), 85)
+    table.row(0, {"validation.accuracy": 0.75})
     head, row = table.head(), table.row(1, RESULTS)
     assert [line.split() for line in [head[1], row]] == [
-        ["round", "loss", "acc", "worst", "best", "loss", "acc", "F1", "per", "s", "train", "aggr", "eval"],
-        ["1", "1.2500", "0.541", "0.524", "0.554", "0.9105", "0.854", "0.855", "53.4", "37.4", "0.09", "5.1"],
+        ["round", "loss", "acc", "worst", "best", "loss", "acc", "±best", "F1", "per", "s", "train", "aggr", "eval"],
+        ["1", "1.2500", "0.541", "0.524", "0.554", "0.9105", "0.854", "+0.104", "0.855", "53.4", "37.4", "0.09", "5.1"],
     ]
-    assert {len(line) for line in (*head, row)} == {80}
+    assert {len(line) for line in (*head, row)} == {85}
     assert re.split("  +", head[0].strip()) == ["train: sites", "test: global", "examples", "seconds"]
+    assert table.fit(80), "the terminal has become narrower"
+    assert not table.fit(80)
+    narrow = ["1", "1.2500", "0.541", "0.524", "0.554", "0.9105", "0.854", "+0.104", "0.855", "53.4", "37.4", "5.1"]
+    assert table.row(1, RESULTS).split() == narrow
+    assert {len(line) for line in (*table.head(), table.row(1, RESULTS))} == {80}
+
+
+def changes(table: RoundTable, accuracies: dict[int, Any]) -> dict[int, list[str]]:
+    """The cells after the accuracy of each round, in which nothing else is measured."""
+    return {
+        round_: table.row(round_, {} if accuracy is None else {"validation.accuracy": accuracy}).split()[2:]
+        for round_, accuracy in accuracies.items()
+    }
+
+
+def test_each_accuracy_is_compared_with_the_best_before_it() -> None:
+    table = RoundTable(of(history={}), 120)
+    accuracies = {0: 0.25, 1: 0.5, 2: None, 3: 0.375, 4: 0.5, 5: "nan", 6: 0.625}
+    expected = {0: [], 1: ["+0.250"], 2: [], 3: ["-0.125"], 4: ["0.000"], 5: [], 6: ["+0.125"]}
+    assert changes(table, accuracies) == expected
+    again = {4: 0.4375, 5: 0.5625}
+    assert changes(table, again) == {4: ["-0.062"], 5: ["+0.062"]}, "a round that is run again, not yet having seen 6"
+
+
+def test_a_resumed_job_compares_with_the_rounds_before_it() -> None:
+    history = {"1": {"validation.accuracy": 0.5}, "2": {"validation.accuracy": 0.375}}
+    assert changes(RoundTable(of(history=history), 120), {3: 0.4375}) == {3: ["-0.062"]}
+    best = BestRound("validation.accuracy", 1, 0.75)  # older than the history
+    assert changes(RoundTable(of(history={}, best=best), 120), {3: 0.5}) == {3: ["-0.250"]}
+    loss = BestRound("validation.loss", 1, 0.75)
+    assert changes(RoundTable(of(history={}, best=loss), 120), {3: 0.5}) == {3: []}
 
 
 @pytest.mark.parametrize("width", [33, 60, 80, 120])
@@ -41,10 +74,13 @@ def test_columns_never_run_together_and_rows_fit_the_terminal(width: int, num_he
     table = RoundTable(
         of({"num_rounds": 123_456}, num_held_back=num_held_back), max(width, 47 if num_held_back else 33)
     )
+    table.row(1, {"validation.accuracy": 0.5})
     for scale in (1e-9, 1.0, 17.4719, 161157.5791, 1e9, 1e38, 1e300, "nan", "-inf"):
         results = {name: scale if isinstance(scale, str) else scale * value for name, value in RESULTS.items()}
         row = table.row(123_456, results)
         headings = table.head()[1].replace("per s", "per_s").split()
+        if isinstance(scale, str) and "±best" in headings:  # no accuracy to compare
+            headings.remove("±best")
         assert len(row.split()) == len(headings), row
         assert len(row) == len(table.head()[0]) == len(table.head()[1]) <= max(width, 48), row
     assert {"loss", "acc"} <= set(headings)
@@ -55,6 +91,7 @@ def test_a_row_is_blank_where_nothing_was_measured() -> None:
     row = table.row(7, {"train.loss": 0.123456, "validation.loss": "nan", "seconds.train": 2.0})
     assert row.split() == ["7", "0.1235", "nan", "2.0"]
     assert len(row) == 80
+    assert number(math.inf, 6, 4) == "inf"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(t
             }
         )
     tracker.output("site 1 (cpu) | hello")
-    tracker.event({"event": "progress", "worker": 0, "round": 3, "done": 1})
+    tracker.event(builders.progress(0, 3, 1))
     tracker.event({"event": "checkpoint", "round": 3, "path": "c/round-000003.safetensors", "seconds": 0.25})
     tracker.restarted("why")
     tracker.event({"event": "model", "path": "c/model"})
@@ -142,7 +142,7 @@ def test_an_outage_of_a_target_is_reported_once_and_so_is_its_end(
     replay = tracker.replays[0]
 
     def progress() -> None:
-        tracker.event({"event": "progress", "worker": 0, "round": 1, "done": 1})
+        tracker.event(builders.progress(0, 1, 1))
 
     def wait_until(troubled: bool) -> None:
         deadline = time.monotonic() + 120

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scaling_fl.config.key import at_least, key, one_of
 
+VERBOSITIES = ("quiet", "normal", "verbose")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CHECKPOINTS = "checkpoints/{job_name}"  # the default, relative to the current folder, as runs/ is
 BEST_BY = tuple(
@@ -72,6 +73,13 @@ class RunKeys:
     report: bool = key(
         True,
         "True: at the end of the job, record the predictions for the test set and write the page `report.html`",
+        may_change=True,
+    )
+    verbosity: str = key(
+        "normal",
+        "what the console shows: quiet (notes, the last round and errors), normal, or verbose (also each site's metrics and "
+        "the seconds of each phase)",
+        **one_of(VERBOSITIES),
         may_change=True,
     )
     author: str | None = key(None, "who runs the job; saved in its record", may_change=True, may_be_empty=True)

@@ -12,7 +12,7 @@ from scaling_fl.runtime.nodes.control_link import ControlLink
 # Keys that may differ between nodes.
 _PER_NODE_KEYS = {
     "site_ids", "train_path", "test_path", "dataset", "model", "author", "threads_per_site", "checkpoints_dir", "job_name",
-    "stall_timeout",
+    "stall_timeout", "verbosity",
 }  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+"""The lines that describe a plan: its sites, model, task and shards."""
+
+from collections.abc import Iterator
+
+from scaling_fl.federated import cohort
+from scaling_fl.federated.run_plan import Plan
+
+_MAX_SITES_SHOWN = 16
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The lines above the table of rounds; on nodes other than node 0, where it is shown."""
+    config, devices = plan.config, sorted(set(plan.devices))
+    through = "shared memory" if devices == ["cpu"] else "the memory of the GPU"
+    through += ", NCCL between GPUs" * (len(devices) > 1)
+    sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
+    if not plan.one_site_per_worker:
+        sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
+    if plan.nodes:
+        sites += f" on {len(set(plan.nodes))} nodes ({_number(len(plan.ranks_here), 'process')} here)"
+        through += ", then over the network by one process per node"
+    yield (
+        f"{sites} on {', '.join(devices)}, {_number(plan.threads, 'thread')} each; "
+        f"aggregation through {through}, control over gloo"
+    )
+    if plan.node > 0:
+        yield f"this is node {plan.node}: node 0 shows the rounds, and keeps records and checkpoints"
+        return
+    head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
+    yield (
+        f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
+        + (head if plan.new_parameters else ", its classification head kept")
+    )
+    yield (
+        f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
+        f"{len(plan.label_names)} classes; "
+        f"{plan.num_truncated:,} training texts reach max_seq_len={config.max_seq_len}"
+    )
+    sizes, entropies = plan.shard_sizes, plan.shard_entropies
+    device = "  device" if plan.one_site_per_worker else ""
+    yield f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}"
+    for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
+        where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
+        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}{where}"
+    if len(sizes) > _MAX_SITES_SHOWN:
+        yield (
+            f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "
+            f"{max(sizes):,}, median {sorted(sizes)[(len(sizes) - 1) // 2]:,}"
+        )
+    if plan.round:
+        yield f"job {config.job_name} resumes after round {plan.round}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun if count == 1 else 'processes' if noun == 'process' else noun + 's'}"
