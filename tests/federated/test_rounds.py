@@ -84,11 +84,11 @@ def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monke
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     state, seen = worker[2], []
 
-    def evaluate(resident: Resident, params: torch.Tensor, *which: Any) -> list[BatchMetrics]:
+    def evaluate(resident: Resident, params: torch.Tensor, *which: Any, **more: Any) -> list[BatchMetrics]:
         assert state.lock.acquire(blocking=False)
         seen.append((state.round, state.results.get("site.1.train.loss"), params.clone()))
         state.lock.release()
-        return plain(resident, params, *which)
+        return plain(resident, params, *which, **more)
 
     plain = rounds.evaluate
     monkeypatch.setattr(rounds, "evaluate", evaluate)
