@@ -2,6 +2,9 @@
 
 import itertools
 import re
+import shutil
+import sys
+import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -86,3 +89,17 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
 def repeated(values: Sequence[str]) -> list[str]:
     """The values that occur more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
+
+
+def wrapped(text: str, width: int) -> str:
+    """The lines of `text`; those that take more than `width` columns are broken between words, and indented."""
+    wrap = textwrap.TextWrapper(
+        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False, expand_tabs=False,
+        replace_whitespace=False,
+    )  # fmt: skip
+    return "\n".join(line if num_columns(line) <= width else wrap.fill(line) for line in text.split("\n"))
+
+
+def for_stderr(text: str) -> str:
+    """`text`, wrapped if stderr is a terminal."""
+    return wrapped(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text

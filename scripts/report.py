@@ -8,6 +8,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from scaling_fl import env_file
 from scaling_fl.errors import UserError
+from scaling_fl.text import for_stderr
 
 
 def main(argv: list[str]) -> None:
@@ -30,12 +32,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each chart to this folder")
     parser.add_argument("--format", default="svg", metavar="F,F", help="of the figures: svg, pdf, png (default: svg)")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     if not options.source and not options.mongo:
         parser.error("expected a source, such as the name of a job, or --mongo")
     try:
         report(options)
     except UserError as error:
-        sys.exit(f"Refused: {error}")
+        sys.exit(for_stderr(f"Refused: {error}"))
 
 
 def report(options: argparse.Namespace) -> None:
@@ -51,7 +54,7 @@ def report(options: argparse.Namespace) -> None:
             raise UserError("--mongo: .env names no database; set SACRED_MONGO_URL or SACRED_HOST")
     found = records.find(*options.source, database=database)
     for place, reason in found.skipped.items():
-        print(f"note: {place} is left out: {reason}", file=sys.stderr)
+        print(for_stderr(f"note: {place} is left out: {reason}"), file=sys.stderr)
     if not found.records:
         raise UserError(f"{', '.join(options.source) or '--mongo'}: no job has started there")
     if options.figures is not None:

@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from scaling_fl import env_file
 from scaling_fl.errors import UserError
+from scaling_fl.text import for_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
         env_file.load(Path(__file__).resolve().parent.parent / ".env")
         return sweep(files, updates, report, options)
     except UserError as error:
-        print(f"Refused: {error}", file=sys.stderr)
+        print(for_stderr(f"Refused: {error}"), file=sys.stderr)
         return 1
 
 
@@ -70,6 +71,8 @@ def sweep(files: list[str], updates: list[str], report: bool, options: argparse.
     found = definition.updated(found, updates, options.name)
     all_cells = found.cells()
     folder = FOLDER / found.name
+    if report or options.dry_run or options.print_commands:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     if report:
         return _print_results(found.name, all_cells, folder)
     states = {cell.name: cells.state(cell) for cell in all_cells}
@@ -95,11 +98,7 @@ def sweep(files: list[str], updates: list[str], report: bool, options: argparse.
         flush=True,
     )
     places = slots.of_this_machine(options.jobs, measured)
-    with CellTable(found.name, all_cells) as table:
-        for cell in all_cells:
-            table.progress(cell, states[cell.name])
-            if cell not in todo:
-                table.change(cell, "complete")
+    with CellTable(found.name, all_cells, states) as table:
         running = runner.Runner(folder, places, table)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: running.stop())
@@ -110,7 +109,7 @@ def sweep(files: list[str], updates: list[str], report: bool, options: argparse.
         print("stopped: type the same command again to go on", file=sys.stderr)
         return 130
     for name, reason in running.failures.items():
-        print(f"failed: {name}: {reason}\n        {folder / name}.log", file=sys.stderr)
+        print(for_stderr(f"failed: {name}: {reason}\n  {folder / name}.log"), file=sys.stderr)
     return max(_print_results(found.name, all_cells, folder), int(bool(running.failures)))
 
 
@@ -119,8 +118,7 @@ def _print_results(name: str, all_cells: "Sequence[Cell]", folder: Path) -> int:
 
     paths = results.write(name, all_cells, folder)
     if not paths:
-        print(f"Refused: sweep {name}: none of its {len(all_cells)} jobs has started", file=sys.stderr)
-        return 1
+        raise UserError(f"sweep {name}: none of its {len(all_cells)} jobs has started; run it without `report`")
     print((folder / "results.md").read_text(), end="")
     print(*paths, sep="\n")
     return 0

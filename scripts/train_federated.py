@@ -73,6 +73,7 @@ from scaling_fl.config import flags  # noqa: E402
 from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import launcher  # noqa: E402
+from scaling_fl.text import for_stderr  # noqa: E402
 
 if __name__ == "__main__":
     try:
@@ -80,7 +81,7 @@ if __name__ == "__main__":
         env_file.load(ROOT / ".env")
         host.cache_folder()
     except UserError as error:
-        sys.exit(f"Refused: {error}")
+        sys.exit(for_stderr(f"Refused: {error}"))
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
         launcher.start_fork_server()  # torch is imported there while Sacred is imported here
 
@@ -231,7 +232,7 @@ def _command(argv: list[str]) -> None:
         return
     if words and words[0] not in {"with", *commands_}:
         similar = host.did_you_mean(words[0], [*commands_])
-        sys.exit(f"Refused: {words[0]}: there is no such command{similar}; --help lists the commands")
+        sys.exit(for_stderr(f"Refused: {words[0]}: there is no such command{similar}; --help lists the commands"))
     signals.install()
     with contextlib.ExitStack() as resources:
         job = Job(resources)
@@ -241,7 +242,7 @@ def _command(argv: list[str]) -> None:
             job.print_written()
         except KeyboardInterrupt:
             signals.ignore()
-            print(f"interrupted{job.after_interrupt()}", file=sys.stderr)
+            print(for_stderr(f"interrupted{job.after_interrupt()}"), file=sys.stderr)
             sys.exit(signals.exit_status())
 
 

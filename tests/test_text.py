@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_fl.text import blocks, num_columns, one_line, padded, short_names
+from scaling_fl.text import blocks, num_columns, one_line, padded, short_names, wrapped
 
 
 def test_names_that_fit_or_differ_early_are_shown_from_their_beginning() -> None:
@@ -66,3 +66,18 @@ def test_blocks_hold_all_columns_and_as_many_as_fit(widths: list[int], room: int
         assert sum(widths[part]) <= room or len(widths[part]) == 1
     for part, following in itertools.pairwise(parts):
         assert sum(widths[part]) + widths[following][0] > room
+
+
+@pytest.mark.parametrize("width", [20, 60, 80])
+def test_long_lines_are_broken_between_words_and_short_ones_are_kept(width: int) -> None:
+    text = "interrupted; round 3 is saved in checkpoints/news: run the same command again to resume\n  two  words\n"
+    lines = wrapped(text, width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert [word for line in lines for word in line.split()] == text.split()
+    assert lines[-1] == "  two  words"
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_a_path_that_fits_a_line_of_its_own_is_not_broken() -> None:
+    path = "checkpoints/20261127-005149-f920/round-000001.safetensors"
+    assert wrapped(f"checkpoint   {path}", 60) == f"checkpoint\n  {path}"

@@ -36,18 +36,18 @@ class _Section(NamedTuple):
     pictures: list[_Picture]
 
 
-def write(found: Found, path: Path) -> Path:
-    """Write the page to `path`. Raises `UserError` if it can't be written."""
+def write(found: Found, path: Path, title: str = "") -> Path:
+    """Write the page to `path`; see `render`. Raises `UserError` if it can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(*found))
+        path.write_text(render(*found, title))
     except OSError as error:
         raise UserError(f"--output {path}: can't write there ({error.strerror}); choose another file") from error
     return path
 
 
-def render(found: list[Record], skipped: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The page as HTML. `skipped`: damaged records, with the reason."""
+def render(found: list[Record], skipped: Mapping[str, str] = MappingProxyType({}), title: str = "") -> str:
+    """The page as HTML. `skipped`: damaged records, with the reason; `title`: of several jobs."""
     data = frames.of_records(found)
     one_each = zip(found, data.runs["job"], strict=True)
     sections = [
@@ -60,7 +60,7 @@ def render(found: list[Record], skipped: Mapping[str, str] = MappingProxyType({}
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("report.html").render(
-        title=sections[0].facts.name if len(found) == 1 else f"{len(found)} jobs",
+        title=sections[0].facts.name if len(found) == 1 else title or f"{len(found)} jobs",
         sections=sections,
         comparison=comparison,
         comparison_table=_table(data) if len(found) > 1 else None,
@@ -100,8 +100,14 @@ def _picture(id_: str, name: str, chart: Any) -> _Picture:
 def _table(data: frames.Frames) -> facts.Table:
     """A row for each job: what differs, and the results."""
     keys, results = differences.differing_keys(data.runs), [name for name in _RESULTS if name in data.runs]
+    if (
+        "num_sites" in keys
+        and "sites_per_round" in keys
+        and data.runs["num_sites"].equals(data.runs["sites_per_round"])
+    ):
+        keys.remove("sites_per_round")  # all sites take part
     rows = [
-        [row["job"], row["status"], *(facts.as_text(row[key]) for key in keys), row["round"],
+        [row["job"], row["status"], *(facts.as_text(row[key]) if differences.is_set(row[key]) else "" for key in keys), row["round"],
          *(facts.as_cell(row[name]) for name in results), facts.duration(row["seconds"])]
         for row in data.runs.to_dict("records")
     ]  # fmt: skip

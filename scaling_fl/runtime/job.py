@@ -91,10 +91,9 @@ class Job:
             self._lease.acquire()
             self._resources.callback(self._lease.release)
         if history is not None:
-            log = events.EventLog(history)
             self._page = JobPage(config, self.console.line)
             targets = self.destinations.targets(config, self._lease)
-            self._tracker = Tracker(log, self.plan, targets, self.console.line, self._page.of)
+            self._tracker = Tracker(events.EventLog(history), self.plan, targets, self.console.line, self._page.of)
             self.console.listener = self._tracker.output
             if self._lease is not None:
                 self._lease.runs = self._tracker.runs
@@ -153,8 +152,7 @@ class Job:
         records = self._tracker.locations() if self._tracker is not None else {}
         if self._page is not None and self._page.drawn:
             self._written["report"] = self._page.place or f"{records['run record'].partition(',')[0]}/{job_page.NAME}"
-        written = self._written | records
-        for what, where in written.items():
+        for what, where in (self._written | records).items():
             self.console.line(f"{what:<12} {where}")
 
     def after_interrupt(self) -> str:
@@ -207,8 +205,8 @@ class Job:
             self._bring_up_to_date(config, history, plan)
 
     def _bring_up_to_date(self, config: Config, history: Path, finished: Plan | None = None) -> bool:
-        page = JobPage(config, self.console.line, reuse=True)
-        return self.destinations.bring_up_to_date(config, history, self.console.line, finished, page.of)
+        attach = JobPage(config, self.console.line, reuse=True).of
+        return self.destinations.bring_up_to_date(config, history, self.console.line, finished, attach)
 
     def _check_recorded(self, plan: Plan, history: Path) -> None:
         """Without a checkpoint to resume from, raise `UserError` if a new start would overwrite recorded rounds.

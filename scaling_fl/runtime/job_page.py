@@ -22,9 +22,10 @@ class JobPage:
 
     def of(self, record: Record) -> dict[str, bytes]:
         """The page as an artifact of this complete record; nothing if report=False, or if drawing it failed."""
+        wanted = self._config.report and record.config.get("report", False)
         with self._lock:
             if self._content is None:
-                self._content = self._make(record) if self._config.report else b""
+                self._content = self._make(record) if wanted else b""
         return {NAME: self._content} if self._content else {}
 
     @property

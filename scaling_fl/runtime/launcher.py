@@ -95,7 +95,7 @@ def _stop_note(plan: Plan) -> str:
         return "stopping: asking node 0 to stop the job"
     if plan.config.checkpoints_dir is None:
         return "stopping: nothing is saved, because of checkpoints_dir=None"
-    return "stopping: saving the last complete round first"
+    return "stopping: saving the last complete round first, if there is one"
 
 
 def run_children(

@@ -45,7 +45,7 @@ def write(sweep: str, all_cells: Sequence[Cell], folder: Path) -> list[Path]:
     paths["results.tex"].write_text(
         latex(wide, f"Results of the sweep {sweep}: mean and standard deviation over seeds.")
     )
-    return [*paths.values(), page.write(Found(found, {}), folder / "report.html")]
+    return [*paths.values(), page.write(Found(found, {}), folder / "report.html", f"Sweep {sweep}")]
 
 
 def aggregated(rows: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:

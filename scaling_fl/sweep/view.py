@@ -3,7 +3,8 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,12 +22,20 @@ _ACCURACY = "validation.accuracy"
 class CellTable:
     """Status, round, test accuracy and time of each cell."""
 
-    def __init__(self, sweep: str, all_cells: Sequence[Cell], console: Console | None = None):
+    def __init__(
+        self,
+        sweep: str,
+        all_cells: Sequence[Cell],
+        states: Mapping[str, cells.State] = MappingProxyType({}),
+        console: Console | None = None,
+    ):
+        """`states`: how far the cells have come before the sweep runs."""
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._sweep, self._cells = sweep, list(all_cells)
-        self._status = {cell.name: "waiting" for cell in all_cells}
+        done = {name for name, state in states.items() if state.status == "complete"}
+        self._status = {cell.name: "complete" if cell.name in done else "waiting" for cell in all_cells}
         self._detail: dict[str, str] = {}
-        self._state: dict[str, cells.State] = {}
+        self._state = dict(states)
         self._began: dict[str, float] = {}
         self._live: Live | None = None
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -15,6 +14,7 @@ from rich.console import Console as RichConsole
 
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
+from scaling_fl.text import wrapped
 from scaling_fl.tracking import round_details
 from scaling_fl.tracking.job_progress import JobProgress
 from scaling_fl.tracking.live_region import LiveRegion
@@ -58,7 +58,7 @@ class Console:
             if quiet or self.verbosity != "quiet":
                 if live is not None:
                     live.stop()
-                print(_wrapped(text, self.width), flush=True)
+                print(wrapped(text, self.width), flush=True)
         if recorded:
             self.listener(text)
         if live is not None:
@@ -205,15 +205,3 @@ def _is_screen(stderr: TextIO | None, stdout: TextIO | None) -> bool:
         return bool(stderr and stderr.isatty()) and not (stdout and stat.S_ISFIFO(os.fstat(stdout.fileno()).st_mode))
     except (OSError, ValueError):  # closed, or no file
         return False
-
-
-def _wrapped(text: str, width: int) -> str:
-    """Lines that are longer than `width`, broken between words and indented."""
-    lines = text.split("\n")
-    if all(len(line) <= width for line in lines):
-        return text
-    wrap = textwrap.TextWrapper(
-        width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False, expand_tabs=False,
-        replace_whitespace=False,
-    )  # fmt: skip
-    return "\n".join(line if len(line) <= width else wrap.fill(line) for line in lines)

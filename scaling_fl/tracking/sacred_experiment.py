@@ -12,6 +12,7 @@ from sacred.utils import SacredError, create_basic_stream_logger, format_sacred_
 
 from scaling_fl.config.command_line import NAMED_CONFIGS
 from scaling_fl.config.schema import Config
+from scaling_fl.text import for_stderr
 
 
 class _ReportedError(SacredError):
@@ -73,7 +74,9 @@ def set_up(experiment: Experiment, sources: Sources) -> None:
     for handler in create_basic_stream_logger().handlers:
         handler.addFilter(_is_news)
     # Sacred ends the message with a line break, and prints it with another.
-    sacred.experiment.format_sacred_error = lambda error, usage: format_sacred_error(error, usage).rstrip("\n")
+    sacred.experiment.format_sacred_error = lambda error, usage: for_stderr(
+        format_sacred_error(error, usage).rstrip("\n")
+    )
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         for name, text in vars(commands).items():
             if isinstance(text, str):

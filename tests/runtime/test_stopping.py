@@ -100,7 +100,7 @@ def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
 @pytest.mark.parametrize(
     ("checkpoints_dir", "node", "note"),
     [
-        ("out", 0, "stopping: saving the last complete round first"),
+        ("out", 0, "stopping: saving the last complete round first, if there is one"),
         (None, 0, "stopping: nothing is saved, because of checkpoints_dir=None"),
         (None, 1, "stopping: asking node 0 to stop the job"),  # node 0 alone has checkpoints_dir
     ],

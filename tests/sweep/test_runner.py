@@ -52,7 +52,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, todo: list[Cell], jobs: int = 2) -> tuple[runner.Runner, str]:
-    table = CellTable("s", todo, Console(file=open(folder / "out.txt", "a"), width=200))  # noqa: SIM115
+    table = CellTable("s", todo, console=Console(file=open(folder / "out.txt", "a"), width=200))  # noqa: SIM115
     found = runner.Runner(folder, slots.Slots(8, (), 100e9, jobs), table, clean_environment())
     with table:
         found.run(todo)
@@ -138,7 +138,7 @@ def test_a_sweep_that_is_killed_leaves_no_job_behind_and_goes_on_when_it_is_type
 def test_many_cells_are_summarised_and_the_running_ones_come_first(tmp_path: Path) -> None:
     todo = cells.named_cells("s", {}, [{"seed": seed} for seed in range(100)])
     console = Console(width=80, height=24, file=io.StringIO())
-    table = CellTable("s", todo, console)
+    table = CellTable("s", todo, console=console)
     for number, status in ((98, "running"), (99, "failed"), (0, "complete")):
         table.change(todo[number], status)
     with console.capture() as captured:

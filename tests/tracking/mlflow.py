@@ -235,3 +235,6 @@ class StandIn(Reader):
 
 def _error(code: str, error: Exception) -> bytes:
     return json.dumps({"error_code": code, "message": str(error)}).encode()
+
+
+Viewer = StandIn | Itself

@@ -2,8 +2,12 @@
 
 import io
 import re
+from typing import Any
 
 from rich.console import Console as RichConsole
+
+from scaling_fl.tracking.console import Console
+from scaling_fl.tracking.live_region import LiveRegion
 
 _TOKEN = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n]+)")
 
@@ -43,3 +47,21 @@ class Screen(io.StringIO):
     @property
     def cursor_hidden(self) -> bool:
         return self.getvalue().rfind("\x1b[?25l") > self.getvalue().rfind("\x1b[?25h")
+
+
+def on_screen(width: int) -> tuple[Console, Screen]:
+    """A console on a terminal of its own."""
+    console, screen = Console(), Screen(width, 24)
+    console._terminal = screen.terminal
+    return console, screen
+
+
+def redraw(console: Console) -> None:
+    """What a thread does four times a second."""
+    assert isinstance(console._live, LiveRegion)
+    assert console._live._live is not None
+    console._live._live.refresh()
+
+
+def working(what: str, done: float, total: float = 30) -> dict[str, Any]:
+    return {"event": "working", "what": what, "done": done, "total": total, "unit": "MB"}

@@ -1,8 +1,5 @@
-import contextlib
 import dataclasses
 import io
-import os
-import pty
 import re
 import sys
 from pathlib import Path
@@ -11,23 +8,8 @@ from typing import Any
 import pytest
 
 from scaling_fl.tracking.console import Console
-from scaling_fl.tracking.live_region import LiveRegion
 from tests.tracking.builders import plan, progress
-from tests.tracking.screen import Screen
-
-
-def on_screen(width: int) -> tuple[Console, Screen]:
-    """A console on a terminal of its own."""
-    console, screen = Console(), Screen(width, 24)
-    console._terminal = screen.terminal
-    return console, screen
-
-
-def redraw(console: Console) -> None:
-    """What a thread does four times a second."""
-    assert isinstance(console._live, LiveRegion)
-    assert console._live._live is not None
-    console._live._live.refresh()
+from tests.tracking.screen import on_screen, redraw, working
 
 
 def test_the_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,28 +53,6 @@ def test_after_the_last_round_nothing_is_redrawn(capsys: pytest.CaptureFixture[s
     console.event({"event": "checkpoint", "round": 10, "path": "p", "seconds": 1.0}, the_plan)
     assert screen.shown == ""
     assert capsys.readouterr().out.splitlines()[-1].split() == ["10", "0.5000"]
-
-
-def test_there_is_no_region_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "__stderr__", stream)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    console = Console()
-    console.event(progress(1, 3, 1, 1, 1), plan())
-    assert stream.getvalue() == ""
-
-
-@pytest.mark.parametrize(("stdout", "shown"), [("terminal", True), ("file", True), ("pipe", False)])
-def test_nothing_is_redrawn_in_a_terminal_to_which_tee_writes_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdout: str, shown: bool
-) -> None:
-    with contextlib.ExitStack() as files:
-        opened = [files.enter_context(os.fdopen(end, "wb", 0)) for end in (*pty.openpty(), *os.pipe())]
-        log = files.enter_context((tmp_path / "log").open("w"))
-        monkeypatch.setattr(sys, "__stderr__", opened[1])
-        monkeypatch.setattr(sys, "__stdout__", {"terminal": opened[1], "file": log, "pipe": opened[3]}[stdout])
-        monkeypatch.setenv("TERM", "xterm")
-        assert Console()._terminal.is_interactive == shown
 
 
 def test_a_long_round_has_a_line_with_the_time_every_minute_without_a_terminal(
@@ -192,36 +152,6 @@ def test_the_key_verbosity_chooses_the_lines(verbosity: str, capsys: pytest.Capt
     assert not any("\x1b" in line for line in recorded)
 
 
-@pytest.mark.parametrize("closed_by", ["the row", "the redrawing"])
-def test_a_job_goes_on_when_the_terminal_is_closed(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced: list[int] = []
-    monkeypatch.setattr("scaling_fl.tracking.console.os.dup2", lambda _, descriptor: replaced.append(descriptor))
-    console, screen = on_screen(80)
-    recorded: list[str] = []
-    console.listener = recorded.append
-    console.event(progress(1, 3, 1, 1, 1), plan())
-    assert isinstance(console._live, LiveRegion)
-    stop = console._live.stop
-
-    def close() -> None:
-        if closed_by == "the row":
-            monkeypatch.setattr(sys, "stdout", Closed())
-        stop()
-        monkeypatch.setattr(screen, "write", Closed().write)
-
-    monkeypatch.setattr(console._live, "stop", close)
-    for round_ in (3, 4):
-        console.event({"event": "round", "round": round_, "metrics": {"train.loss": 0.5}}, plan())
-    assert [line.split() for line in recorded] == [["3", "0.5000"], ["4", "0.5000"]]
-    assert set(replaced) == {1, 2}
-    console.close()
-
-
-class Closed(io.StringIO):
-    def write(self, text: str) -> int:
-        raise OSError(5, "Input/output error")
-
-
 def test_a_stalled_worker_is_named_with_its_site(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,51 +215,3 @@ def test_the_note_on_divergence_appears_once(capsys: pytest.CaptureFixture[str])
     for round_ in (3, 4):
         console.event({"event": "round", "round": round_, "metrics": {"train.loss": 99.0}}, plan())
     assert capsys.readouterr().out.count("is far above") == 1
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_bar_fits_the_terminal(width: int) -> None:
-    console, screen = on_screen(width)
-    console.event(working("tokenising 3,520 training texts", 123_456, 1_234_567))
-    console.close()
-    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
-    assert any("123456/1234567 MB" in line and "training texts" in line for line in shown)
-    assert all(len(line) <= width for line in shown)
-
-
-def working(what: str, done: float, total: float = 30) -> dict[str, Any]:
-    return {"event": "working", "what": what, "done": done, "total": total, "unit": "MB"}
-
-
-def test_the_preparation_has_a_bar_for_each_step() -> None:
-    console, screen = on_screen(100)
-    console.event(working("downloading", 12.4))
-    console.event(working("reading", 1))
-    assert re.search(r"downloading .*12/30\S* MB", screen.getvalue())
-    assert console._live is not None
-    console.event(working("reading", 30))
-    assert console._live is None, "it is done"
-    console.event(working("reading on", 1))
-    console.event({"event": "said", "text": "next"})
-    assert console._live is None
-    console.event(working("and on", 1))
-    console.close()
-    hidden, shown = screen.getvalue().count("\x1b[?25l"), screen.getvalue().count("\x1b[?25h")
-    assert hidden == shown > 0, "the cursor is restored"
-
-
-def test_progress_without_a_terminal_is_a_line_every_few_seconds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
-    now = 100.0
-    monkeypatch.setattr("scaling_fl.tracking.console.time.monotonic", lambda: now)
-    console = Console()
-    console.event(working("downloading", 1))
-    now += 9
-    console.event(working("downloading", 2))
-    now += 2
-    console.event(working("downloading", 3.2))
-    now += 1
-    console.event(working("downloading", 4))
-    assert capsys.readouterr().out == "downloading: 3 of 30 MB\n"
