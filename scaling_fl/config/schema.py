@@ -13,13 +13,14 @@ from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
+from scaling_fl.config.sections.study import StudyKeys
 from scaling_fl.config.sections.training import TrainingKeys
 from scaling_fl.errors import UserError
 from scaling_fl.text import one_line
 
 
 @dataclass(frozen=True)
-class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, CommandKeys):
+class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, StudyKeys, CommandKeys):
     """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
     @classmethod

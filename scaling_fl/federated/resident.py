@@ -35,6 +35,7 @@ class Resident:
     held_back: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.empty(0, np.int64)
     )  # indices into `train` that are in no shard
+    new_parameters: tuple[str, ...] = ()  # names of those that the pre-trained weights lack
     store: SiteStateStore | None = None  # only if sites keep state between rounds
 
     def __post_init__(self) -> None:
@@ -47,7 +48,9 @@ class Resident:
 
     def logits(self, batch: token_store.Batch) -> torch.Tensor:
         """Run the forward pass in the configured precision; return logits (B, C) in float32."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = {"input_ids": batch.input_ids}
+        if self.config.attention_mask:
+            inputs["attention_mask"] = batch.attention_mask
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
         dtype = AUTOCAST[precision(self.config, self.device)]

@@ -11,6 +11,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import metrics, predictions
 from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.gradient_norms import gradient_norms
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.server import SGD, Adaptive
 from scaling_fl.federated.server_state import ServerState
@@ -93,6 +94,9 @@ def _report(worker_sites: WorkerSites, collectives: Collectives, state: ServerSt
     if worker_sites.resident.config.evaluation_due(state.round):
         with _timed(evaluated, "evaluate"):
             evaluated |= _evaluate(worker_sites, collectives, state)
+    config = worker_sites.resident.config
+    if config.log_gradient_norms and config.has_global_model and collectives.rank == 0:  # it reports the round
+        evaluated |= gradient_norms(worker_sites.resident, state.params)
     with state.lock:
         on_round_end(state, state.results | evaluated)
 

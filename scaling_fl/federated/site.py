@@ -14,6 +14,7 @@ from scaling_fl.federated.local_optimiser import load_state, local_optimiser, st
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.metrics import SiteMetrics
 from scaling_fl.federated.resident import Resident, precision
+from scaling_fl.models import new_parameters
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Site:
         kept = {} if resident.store is None else resident.store.load(self.number)
         params = kept.pop("params", params)
         model.load(params)
+        if config.head_init == "independent" and round_ == 1:
+            new_parameters.draw(
+                model.module, resident.new_parameters, seeding.torch_seed(config.seed, "head", self.number)
+            )
         model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)

@@ -78,6 +78,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
         loaded = export.as_rebuilt(loaded, work / "model")
 
+    if not config.attention_mask:
+        notes.append(
+            "attention_mask=False: padding counts as text, so results depend on val_batch_size; pipelines use masks"
+        )
     threads = threads_per_site(config)
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()

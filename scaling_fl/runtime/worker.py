@@ -78,6 +78,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         device=device,
         on_step=progress.step,
         held_back=np.load(folder / "held_back.npy"),
+        new_parameters=plan.new_parameters,
         store=store,
     )
     worker_sites = WorkerSites(resident, shards, rank, len(plan.devices))

@@ -1,0 +1,46 @@
+"""Norms of the global model's gradient by layer, on a fixed batch: where training reaches, and where it doesn't."""
+
+import re
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl import seeding
+from scaling_fl.federated.resident import Resident
+from scaling_fl.models.new_parameters import ALL
+
+_EXAMPLES = 64
+_LAYER = re.compile(r"(.*?\.\d+)\.")  # up to the number of a layer, such as bert.encoder.layer.0
+
+
+def gradient_norms(resident: Resident, params: torch.Tensor) -> dict[str, float]:
+    """Euclidean norms of the gradient of the mean cross-entropy at `params` (size,), without dropout, as metrics.
+
+    `gradient_norm.LAYER`, `gradient_norm.pretrained` and `gradient_norm.head`: the parameters that the pre-trained
+    weights have, and those that they lack. The batch is drawn from all training examples by the seed.
+    """
+    model, config, count = resident.model, resident.config, len(resident.train)
+    rows = seeding.generator(config.seed, "probe").permutation(count)[:_EXAMPLES]
+    model.load(params)
+    model.module.eval()
+    model.gradient.zero_()
+    for part in np.array_split(rows, -(-len(rows) // config.batch_size)):
+        batch = resident.to_device(resident.train.batch(part))
+        (cross_entropy(resident.logits(batch), batch.labels, reduction="sum") / len(rows)).backward()
+    squares: dict[str, float] = defaultdict(float)
+    new = set(resident.new_parameters)
+    for name, view in model.layout.views(model.gradient).items():
+        square = float(view.double().pow(2).sum())
+        squares[layer_of(name)] += square
+        squares["head" if name in new or ALL in new else "pretrained"] += square
+    return {f"gradient_norm.{name}": square**0.5 for name, square in squares.items()}
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter: up to its number, or else without the parameter's own name."""
+    numbered = _LAYER.match(name)
+    return (
+        numbered[1] if numbered else ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.rpartition(".")[0]
+    )
