@@ -19,23 +19,10 @@ from rich.console import Console
 from scaling_fl.sweep import cells, runner, slots
 from scaling_fl.sweep.cells import Cell
 from scaling_fl.sweep.view import CellTable
-from tests import builders, zygote
+from tests import zygote
 from tests.conftest import ROOT, clean_environment
 
 Popen = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Keys of a small job, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    builders.write_csv(tmp_path / "train.csv", 41)
-    builders.write_csv(tmp_path / "test.csv", 9, 1)
-    return {
-        "site_ids": [-1], "num_rounds": 2, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
-        "text_column": "body", "label_column": "topic", "model": str(builders.pretrained(tmp_path / "model")),
-        "max_seq_len": 16, "batch_size": 8, "threads_per_site": 1, "report": False,
-    }  # fmt: skip
 
 
 @pytest.fixture

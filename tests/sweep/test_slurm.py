@@ -9,7 +9,6 @@ import pytest
 
 from scaling_fl.errors import UserError
 from scaling_fl.sweep import cells, slurm
-from tests import builders
 from tests.scripts.executable import executable
 
 pytest.importorskip("submitit")
@@ -18,18 +17,6 @@ pytest.importorskip("submitit")
 @pytest.fixture(autouse=True)
 def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(tmp_path)
-    builders.write_csv(tmp_path / "train.csv", 41)
-    builders.write_csv(tmp_path / "test.csv", 9, 1)
-    return {
-        "site_ids": [-1], "num_rounds": 1, "task_name": "csv", "train_path": "train.csv", "test_path": "test.csv",
-        "text_column": "body", "label_column": "topic", "model": "tiny", "max_seq_len": 16, "threads_per_site": 1,
-        "report": False,
-    }  # fmt: skip
 
 
 def test_the_local_executor_runs_every_cell(base: dict[str, Any], tmp_path: Path) -> None:

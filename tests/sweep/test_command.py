@@ -1,0 +1,74 @@
+"""scripts/sweep.py as users call it, without training."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import zygote
+from tests.conftest import ROOT, clean_environment
+from tests.reporting import builders
+
+Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    (tmp_path / "study.yaml").write_text("base: {task_name: demo, model: tiny, site_ids: [0]}\ngrid: {seed: [1, 2]}\n")
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return zygote.run(*arguments, script=ROOT / "scripts" / "sweep.py", cwd=tmp_path, env=clean_environment())
+
+    return run
+
+
+def test_a_dry_run_lists_the_jobs_and_starts_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    done = sweep("study.yaml", "with", "num_sites=[1,3]", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:5]] == [
+        [f"study.seed-{seed}.num_sites-{sites}", "new", "0/10"] for seed in (1, 2) for sites in (1, 3)
+    ]
+    assert lines[5].startswith("4 jobs, 4 left; time left unknown; ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_job_that_is_left_is_a_shell_line(sweep: Sweep) -> None:
+    done = sweep("study.yaml", "with", "text_column=a b", "--print-commands", "--name", "x")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == (
+        "./run-local.sh scripts/train_federated.py with job_name=x.seed-1 task_name=demo model=tiny 'site_ids=[0]' "
+        "'text_column=a b' seed=1"
+    )
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["nothing.yaml"], 1, "Refused: nothing.yaml: expected a sweep as YAML"),
+        (["study.yaml", "with", "sede=1"], 1, "Refused: cell study.seed-1: sede=1: unknown key; did you mean seed?"),
+        (["report", "study.yaml"], 1, "Refused: sweep study: none of its 2 jobs has started; run it without `report`"),
+        (["with", "nothing"], 1, "Refused: nothing: expected key=value, or one of demo, paper"),
+        ([], 2, "expected the file of a sweep, or `with` and keys"),
+        (["study.yaml", "other.yaml"], 2, "expected the file of a sweep"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    sweep: Sweep, tmp_path: Path, arguments: list[str], status: int, said: str
+) -> None:
+    done = sweep(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_jobs_of_the_same_names_with_other_settings_are_refused(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "_events").mkdir(parents=True)
+    builders.job(tmp_path / "runs" / "_events", "study.seed-1", seed=1)
+    done = sweep("study.yaml")
+    assert done.returncode == 1
+    assert "Refused: sweep study: 1 of its jobs ran with other settings: " in done.stderr
+    assert "or set --name" in done.stderr
