@@ -38,10 +38,8 @@ def popen(
 
     A key that is set twice takes the later value: tests override the keys of a fixture. The command itself refuses it.
     """
-    argv, environ = (
-        [sys.executable, str(script), *last_values(without_page(arguments))],
-        options.get("env") or os.environ,
-    )
+    words = last_values(without_page(arguments)) if script == SCRIPT else arguments
+    argv, environ = [sys.executable, str(script), *words], options.get("env") or os.environ
     if cold or import_time_environment(environ) != _zygote.environ:
         return subprocess.Popen(["ip", "netns", "exec", network, *argv] if network else argv, **options)
     return _ForkedPopen([network, *argv], **options)
