@@ -56,7 +56,7 @@ fi
 
 # In its own process group, so that it receives Ctrl-C once: a second signal would interrupt its clean-up.
 set -m
-TMPDIR=$folder "$root/run-local.sh" --no-docker -m pytest -m 'containers or nodes' "$@" </dev/null &
+TMPDIR=$folder "$root/run-local.sh" --no-docker -m pytest -n 0 -m 'containers or nodes' "$@" </dev/null &
 tests=$!
 trap 'asked=130; kill -INT -- "-$tests"' INT
 trap 'asked=143; kill -INT -- "-$tests"' TERM HUP

@@ -85,7 +85,7 @@ def test_a_change_of_code_does_not_rebuild_the_dependencies(image: str, copy: Pa
 
 def test_the_index_for_pytorch_reaches_the_build(engine: None, copy: Path) -> None:
     environ = os.environ | {"TORCH_INDEX": "https://example.com/cpu", "SCALING_FL_COMMIT": "abc"}
-    found = docker("compose", "config", "--format", "json", cwd=copy, env=environ).stdout
+    found = docker("compose", "--profile", "job", "config", "--format", "json", cwd=copy, env=environ).stdout
     build = json.loads(found)["services"]["main"]["build"]
     assert build["args"] == {"TORCH_INDEX": "https://example.com/cpu", "COMMIT": "abc"}
     assert (
