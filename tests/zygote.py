@@ -38,7 +38,7 @@ def popen(
 
     A key that is set twice takes the later value: tests override the keys of a fixture. The command itself refuses it.
     """
-    words = last_values(without_page(arguments)) if script == SCRIPT else arguments
+    words = arguments if script.name == "sweep.py" else last_values(without_page(arguments))
     argv, environ = [sys.executable, str(script), *words], options.get("env") or os.environ
     if cold or import_time_environment(environ) != _zygote.environ:
         return subprocess.Popen(["ip", "netns", "exec", network, *argv] if network else argv, **options)

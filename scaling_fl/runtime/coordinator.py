@@ -63,7 +63,12 @@ class Coordinator:
         self._state.confusion = {}
         self._send({"event": "round", "round": round_, "metrics": self._results, "confusion": confusion})
         if self._state.predictions is not None:
-            self._send({"event": "predictions", "round": round_, "predictions": self._state.predictions})
+            self._send(
+                {
+                    "event": "predictions", "round": round_, "predictions": self._state.predictions,
+                    "folder": self._plan.folder,
+                }
+            )  # fmt: skip
         if config.checkpoint_due(round_):
             self._save()
 

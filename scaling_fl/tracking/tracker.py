@@ -113,16 +113,23 @@ class Tracker(RunObserver):  # type: ignore[misc]
                 if sets := event.get("confusion"):
                     self._confusion = {"round": event["round"], "sets": sets}
             case "predictions":
-                from scaling_fl.tracking import predictions_file  # not before the last round: it imports pyarrow
-
-                content = predictions_file.content(
-                    Path(self._plan.folder), self._plan.label_names, event["predictions"]
-                )
-                self._log.append("predictions", round=event["round"], parquet=base64.b64encode(content).decode())
+                self._append_predictions(event)
             case "checkpoint":
                 self._log.append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
             case "model":
                 self._log.append("model", path=event["path"])
+
+    def _append_predictions(self, event: Event) -> None:
+        """Append the predictions as a file. A failure is a note: no job fails for its report."""
+        try:
+            from scaling_fl.tracking import predictions_file  # not before the last round: it imports pyarrow
+
+            # A restart has another work folder than the first attempt.
+            content = predictions_file.content(Path(event["folder"]), self._plan.label_names, event["predictions"])
+        except Exception as error:  # whatever pyarrow raises
+            self._say(f"note: the predictions can't be recorded ({type(error).__name__}: {error}); the job goes on")
+            return
+        self._log.append("predictions", round=event["round"], parquet=base64.b64encode(content).decode())
 
     def output(self, line: str) -> None:
         """Append a line of the console."""

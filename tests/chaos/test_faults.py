@@ -133,7 +133,7 @@ def test_a_preparation_that_hangs_ends_the_job(undisturbed: Job, tmp_path: Path)
 def test_sites_restarted_by_the_launcher_reach_the_same_result(place: str, undisturbed: Job, tmp_path: Path) -> None:
     restarted = job(tmp_path / "job", "")
     fault = {"place": place, "kind": "kill", "worker": 0, "round": 2, "marker": str(tmp_path / "marker")}
-    done = restarted.run(fault, "max_restarts=2")
+    done = restarted.run(fault, "max_restarts=2", "report=True")
     assert done.returncode == 0, done.stderr
     assert "ended: killed by SIGKILL" in done.stdout
     assert "note: restart 1 of 2, from the last checkpoint" in done.stdout

@@ -73,7 +73,7 @@ def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(
 
 def test_the_memory_of_a_session_counts_all_of_its_processes() -> None:
     program = (
-        "import os, sys; b = bytearray(os.urandom(1)) * 30_000_000; os.fork(); print(1, flush=True); sys.stdin.read()"
+        "import os, sys; b = bytearray(os.urandom(1)) * 30_000_000; os.fork(); os.write(1, b'1\\n'); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

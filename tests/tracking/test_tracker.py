@@ -163,3 +163,14 @@ def test_an_outage_of_a_target_is_reported_once_and_so_is_its_end(
     assert messages[2:] == [
         "MongoDB at h: it can't be reached (refused); `sync with job_name=news` brings it up to date"
     ]
+
+
+def test_predictions_that_cannot_be_recorded_are_a_note(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = started(tmp_path, [], said.append)
+    gone = {"event": "predictions", "round": 3, "predictions": None, "folder": str(tmp_path / "gone")}
+    tracker.event(gone)
+    tracker.completed_event(None, None)
+    assert len(said) == 1
+    assert said[0].startswith("note: the predictions can't be recorded (FileNotFoundError: ")
+    assert "predictions" not in [line["event"] for line in events.read(tmp_path / "news.jsonl")[0]]
