@@ -41,6 +41,7 @@ def gradient_norms(resident: Resident, params: torch.Tensor) -> dict[str, float]
 def layer_of(name: str) -> str:
     """The layer of a parameter: up to its number, or else without the parameter's own name."""
     numbered = _LAYER.match(name)
-    return (
-        numbered[1] if numbered else ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.rpartition(".")[0]
-    )
+    if numbered:
+        return numbered[1]
+    owner = name.rpartition(".")[0]
+    return ".".join(owner.split(".")[:2])

@@ -9,11 +9,11 @@ import pandas as pd
 
 from scaling_fl.config.key_help import as_command_line
 from scaling_fl.reporting import frames, page
+from scaling_fl.reporting.charts.groups import REPLICATES
 from scaling_fl.reporting.records import Found
 from scaling_fl.sweep import cells
 from scaling_fl.sweep.cells import Cell
 
-REPLICATES = ("seed", "data_seed")  # keys that only repeat a setting
 _METRICS = ("validation.accuracy", "validation.macro_f1", "validation.loss", "validation.accuracy.best", "seconds")
 _TITLES = {
     "validation.accuracy": "test accuracy",
