@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each chart to this folder")
     parser.add_argument("--format", default="svg", metavar="F,F", help="of the figures: svg, pdf, png (default: svg)")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # flags may stand between or before words
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     if not options.source and not options.mongo:
         parser.error("expected a source, such as the name of a job, or --mongo")

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     mode.add_argument("--print-commands", action="store_true", help="print a shell line for each job that is left")
     mode.add_argument("--slurm", action="store_true", help="hand the jobs to Slurm, by submitit")
     parser.add_argument("--cluster", default="slurm", help=argparse.SUPPRESS)  # local and debug, for tests
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # flags may stand between or before words
     words = options.words
     position = words.index("with") if "with" in words else len(words)
     files, updates = words[:position], words[position + 1 :]
