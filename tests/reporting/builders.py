@@ -60,16 +60,17 @@ def job(
 
 def cell(
     folder: Path, name: str, accuracies: Sequence[float], resolved: Mapping[str, Any] | None = None,
-    ending: str | None = "completed", **keys: Any,
+    ending: str | None = "completed", others: Mapping[str, Sequence[float]] | None = None, **keys: Any,
 ) -> Path:  # fmt: skip
-    """The event file of a job of a sweep: the test accuracy of rounds 0, 1, … and nothing else."""
+    """The event file of a job of a sweep: the test accuracy of rounds 0, 1, … and `others`, metrics of rounds 1, 2, …"""
     config = Config(**{"job_name": name, "num_rounds": max(1, len(accuracies) - 1)} | keys)
     resolved = {"num_sites": config.num_sites or len(config.site_ids)} | dict(resolved or {})
     start = {"host": "h", "after_round": 0, "environment": {}, "devices": ["cpu"]}
     log = EventLog(folder / f"{name}.jsonl")
     log.append("started", sacred=SACRED, config=config.to_record(), start=start, info={"resolved": resolved})
     for round_, accuracy in enumerate(accuracies):
-        log.append("round", round=round_, metrics={"validation.accuracy": accuracy})
+        more = {name: values[round_ - 1] for name, values in (others or {}).items() if round_}
+        log.append("round", round=round_, metrics={"validation.accuracy": accuracy} | more)
     if ending is not None:
         log.append(ending)
     log.close()
@@ -81,8 +82,8 @@ def sweep(folder: Path, *cells: dict[str, Any]) -> Frames:
     paths = []
     for number, keys in enumerate(cells):
         accuracies = keys.get("accuracies", [0.25, keys.get("end", 0.5)])
-        others = {key: value for key, value in keys.items() if key not in ("accuracies", "end")}
-        paths.append(cell(folder, f"job{number}", accuracies, **others))
+        rest = {key: value for key, value in keys.items() if key not in ("accuracies", "end")}
+        paths.append(cell(folder, f"job{number}", accuracies, **rest))
     return frames.load(*paths)
 
 

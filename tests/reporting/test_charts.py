@@ -28,6 +28,7 @@ MODULES = {path.stem for path in Path(charts.__file__).parent.glob("*.py")} - {
     "differences",
     "groups",
     "panels",
+    "scaling",
 }
 
 
