@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import gridfs
 import pyarrow.parquet as pq
+import pymongo
 import pytest
 
 from scaling_fl.config.schema import Config
@@ -32,14 +34,22 @@ def keys(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_finished_job_has_a_page_and_the_predictions_of_its_model(command: Command, tmp_path: Path) -> None:
-    done = command("train", *keys(tmp_path), "report=True")
+def test_a_finished_job_has_a_page_and_the_predictions_of_its_model(
+    command: Command, tmp_path: Path, mongo: str
+) -> None:
+    done = command("train", *keys(tmp_path), "report=True", SACRED_HOST=mongo, SACRED_DATABASE="lab")
     assert done.returncode == 0, done.stderr
     assert "report       out/report.html" in done.stdout
     content = (tmp_path / "out" / "report.html").read_bytes()
     assert content == (tmp_path / "runs" / "1" / "report.html").read_bytes()
     assert "report.html" in json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["artifacts"]
-    rows = pq.read_table(tmp_path / "runs" / "1" / "predictions.parquet").to_pylist()
+    predictions = tmp_path / "runs" / "1" / "predictions.parquet"
+    database = pymongo.MongoClient(f"mongodb://{mongo}", serverSelectionTimeoutMS=5000)["lab"]
+    (entry,) = database.runs.find()
+    attached = {found["name"]: gridfs.GridFS(database).get(found["file_id"]).read() for found in entry["artifacts"]}
+    assert attached["report.html"] == content
+    assert attached["predictions.parquet"] == predictions.read_bytes()
+    rows = pq.read_table(predictions).to_pylist()
     measured = command("evaluate", "with", "job_name=news", "checkpoints_dir=out", "csv_path=measured.csv")
     assert measured.returncode == 0, measured.stderr
     with open(tmp_path / "measured.csv", newline="") as file:

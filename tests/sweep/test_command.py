@@ -23,8 +23,11 @@ def sweep(tmp_path: Path) -> Sweep:
     return run
 
 
-def test_a_dry_run_lists_the_jobs_and_starts_nothing(sweep: Sweep, tmp_path: Path) -> None:
-    done = sweep("study.yaml", "with", "num_sites=[1,3]", "--dry-run")
+@pytest.mark.parametrize(
+    "arguments", [["with", "num_sites=[1,3]", "--dry-run"], ["--dry-run", "with", "num_sites=[1,3]"]]
+)
+def test_a_dry_run_lists_the_jobs_and_starts_nothing(sweep: Sweep, tmp_path: Path, arguments: list[str]) -> None:
+    done = sweep("study.yaml", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split()[:3] for line in lines[1:5]] == [

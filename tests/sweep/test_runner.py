@@ -86,6 +86,27 @@ def test_two_sweeps_at_once_divide_the_cells(base: dict[str, Any], tmp_path: Pat
     assert "failed" not in "".join(outputs)
 
 
+def test_two_machines_with_one_checkpoints_dir_divide_the_cells(base: dict[str, Any], tmp_path: Path) -> None:
+    """Machines know each other's jobs by leases alone, as do users with temporary folders of their own."""
+    keys = base | {name: str(tmp_path / base[name]) for name in ("train_path", "test_path")}
+    study = {"base": keys | {"checkpoints_dir": f"{tmp_path}/shared/{{job_name}}"}, "grid": {"seed": [1, 2]}}
+    machines = []
+    for name in ("one", "two"):
+        machine = tmp_path / name
+        (machine / "tmp").mkdir(parents=True)
+        (machine / "study.yaml").write_text(yaml.safe_dump(study))
+        command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "study.yaml", "--jobs", "1"]
+        environ = clean_environment() | {"TMPDIR": str(machine / "tmp")}
+        machines.append(subprocess.Popen(command, cwd=machine, env=environ, stdout=subprocess.PIPE, text=True))
+    outputs = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    todo = cells.named_cells("study", study["base"], [{"seed": seed} for seed in (1, 2)])
+    assert not (tmp_path / "runs").exists(), "a third machine knows of the jobs by what is beside the checkpoints"
+    assert [cells.state(cell).status for cell in todo] == ["complete"] * 2
+    assert [starts(cell) for cell in todo] == [1, 1]
+    assert [output.count(": complete (test accuracy ") for output in outputs] == [2, 2]
+
+
 def test_a_sweep_that_is_killed_leaves_no_job_behind_and_goes_on_when_it_is_typed_again(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
