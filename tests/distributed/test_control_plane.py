@@ -1,4 +1,6 @@
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.distributed.control_plane import ControlPlane
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import PeerLost, UserError
 
@@ -55,6 +58,28 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
 def test_too_little_shared_memory_for_nccl_is_a_user_error(run_distributed: Any, message: str, expected: str) -> None:
     (error,) = run_distributed(refuse, 1, message)
     assert re.match(expected, error)
+
+
+@pytest.mark.parametrize("interface", [None, "eth77"])
+def test_network_interfaces_that_the_user_names_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interface: str | None
+) -> None:
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", loopback)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    ControlPlane(0, ["cpu"], f"file://{tmp_path}/rendezvous", interface=interface).close()
+    assert [os.environ[f"{library}_SOCKET_IFNAME"] for library in ("GLOO", "NCCL")] == [loopback, "ib0"]
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    ControlPlane(0, ["cpu"], f"file://{tmp_path}/again", interface=interface).close()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == (interface or loopback)
+
+
+def test_nodes_are_not_tied_to_the_loopback_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system doesn't say which interface leads to the other nodes, the libraries choose."""
+    for library in ("GLOO", "NCCL"):
+        monkeypatch.delenv(f"{library}_SOCKET_IFNAME", raising=False)
+    ControlPlane(0, ["cpu"], f"file://{tmp_path}/rendezvous", nodes=[0]).close()
+    assert not os.environ.keys() & {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
 
 
 def test_a_lost_connection_raises_peer_lost(run_distributed: Any) -> None:

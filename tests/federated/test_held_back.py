@@ -96,6 +96,10 @@ def test_held_back_metrics_accompany_every_test_set_evaluation(tmp_path: Path, s
             assert (f"held_back.{name}" in results) == (some and round_ in (0, 2, 3))
     if some:
         assert seen[0]["held_back.loss"] != seen[0]["validation.loss"]
+    assert state.predictions is not None
+    assert state.predictions.rows.tolist() == list(range(len(resident.test))), "predictions are for the test set alone"
+    sizes = {"validation": len(resident.test)} | ({"held_back": 9} if some else {})
+    assert {name: confusion.sum() for name, confusion in state.confusion.items()} == sizes
 
 
 def train(plan: Plan) -> dict[int, dict[str, Any]]:

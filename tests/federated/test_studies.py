@@ -80,8 +80,10 @@ def test_only_the_named_parameters_are_drawn_also_if_they_were_loaded(tmp_path: 
     once = module.classifier.weight.clone()
     new_parameters.draw(module, head, seed=3)
     assert torch.equal(module.classifier.weight, once)
+    module.classifier.bias.data.fill_(3.0)  # the library would set it to 0 along with the weight
     new_parameters.draw(module, ["classifier.weight"], seed=4)
     assert not torch.equal(module.classifier.weight, once)
+    assert module.classifier.bias.tolist() == [3.0, 3.0, 3.0]
     new_parameters.draw(module, [new_parameters.ALL], seed=4)
     assert not torch.equal(next(module.parameters()), next(iter(before.values())))
 

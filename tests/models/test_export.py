@@ -116,6 +116,18 @@ def test_the_preparation_has_the_layout_of_the_workers(tmp_path: Path, kind: str
         assert tensor.data_ptr() == values[name].data_ptr(), "shared, not copied"
 
 
+def test_the_rebuilt_module_gets_integer_buffers_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, fresh = torch.nn.BatchNorm1d(5), torch.nn.BatchNorm1d(5)
+    norm.num_batches_tracked.fill_(9)
+    monkeypatch.setattr(export, "rebuild_model", lambda folder: fresh)
+    rebuilt = export.as_rebuilt(loading.LoadedModel(norm, None, []), tmp_path)
+    assert rebuilt.module is fresh
+    assert fresh.num_batches_tracked == 9
+    monkeypatch.setattr(export, "rebuild_model", lambda folder: torch.nn.BatchNorm1d(5, affine=False))
+    with pytest.raises(ValueError, match=r"rebuilt from config\.json, it differs in bias, weight"):
+        export.as_rebuilt(loading.LoadedModel(norm, None, []), tmp_path)
+
+
 def fail_to_save(self: Any, *_: Any, **__: Any) -> None:
     raise ValueError("a long\nmessage")
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def test_a_model_folder_gets_a_new_head_initialised_from_the_seed(tmp_path: Path
     assert first.module.config.label2id == {"World": 0, "Sports": 1, "Sci/Tech": 2}
     assert first.module.classifier.out_features == 3
     assert next(first.module.parameters()).dtype == torch.float32
+
+
+def test_label_names_come_by_number_whatever_their_order_in_the_file(tmp_path: Path) -> None:
+    names = {str(number): f"class {number}" for number in range(12)}
+    builders.bert(num_labels=12).config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for keys in (names, sorted(names)):  # 0, 1, 10, 11, 2, … as JSON writers sort
+        (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {key: names[key] for key in keys}}))
+        assert loading.label_names(str(tmp_path)) == tuple(names.values())
 
 
 def test_half_precision_weights_are_loaded_as_float32(tmp_path: Path) -> None:

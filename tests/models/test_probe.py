@@ -1,5 +1,6 @@
 """The trial of models: how they must be padded, and what they can't take."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,23 @@ def test_a_step_finds_what_reduced_precision_breaks_and_changes_nothing() -> Non
         module.classifier.bias[0] = float("inf")
     with pytest.raises(FloatingPointError):
         probe.check_step(module, extremes(), probe.Padding(), cpu, None)
+
+
+def test_a_step_leaves_running_statistics_alone() -> None:
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = architectures.build("bert"), torch.nn.BatchNorm1d(3)
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            logits = self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
+            return SimpleNamespace(logits=self.norm(logits))
+
+    module = Normalised()
+    before = {name: tensor.clone() for name, tensor in module.norm.state_dict().items()}
+    probe.check_step(module, extremes(), probe.Padding(), torch.device("cpu"), None)
+    for name, tensor in module.norm.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_what_fails_only_in_training_is_found() -> None:
