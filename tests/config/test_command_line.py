@@ -99,6 +99,7 @@ def test_any_text_survives_the_command_line(text: str) -> None:
         ("-l LOUD with demo", "-l LOUD: expected a number or one of CRITICAL"),
         ("-b 0 with demo", "-b 0: expected seconds, a number above 0"),
         ("-P high with demo", "-P high: expected a number"),
+        ("-P -inf with demo", "-P -inf: expected a number"),
         ("-C fd with demo", "-C fd: expected no or sys"),
     ],
 )

@@ -36,6 +36,7 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("iid_split", 1, "True or False, with a capital letter"),
         ("learning_rate", 0, "a number above 0"),
         ("learning_rate", float("nan"), "a number above 0"),
+        ("learning_rate", True, "a number above 0"),
         ("num_rounds", "2.5", "a whole number, 1 or more"),
         ("learning_rate", "nan", "a number above 0"),
         ("learning_rate", "5e-5x", "such as learning_rate="),
@@ -119,8 +120,24 @@ def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_
         compatibility.check_config(scheduled, scheduled.to_mapping())
         with pytest.raises(UserError, match=r"num_rounds was 4, is now 3 \(the learning rate depends on it\)"):
             compatibility.check_config(scheduled, scheduled.to_mapping() | {"num_rounds": 4})
+    for warmup in (0.0, 1.0, 2.0):  # none, or whole rounds, which further rounds leave as they are
+        longer = Config(job_name="j", site_ids=(0, 1), num_rounds=9, warmup=warmup)
+        compatibility.check_config(longer, longer.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is now 3"):
         compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
+
+
+def test_only_keys_that_leave_the_results_as_they_are_may_change_on_a_resume() -> None:
+    """A key is in this list because of what it does: a new one belongs here only if no result depends on it."""
+    paths = {"train_path", "test_path", "dataset", "checkpoints_dir", "tensorboard_dir", "checkpoint", "csv_path"}
+    resources = {"site_ids", "threads_per_site", "val_batch_size", "max_restarts", "stall_timeout"}
+    what_is_kept_or_shown = {
+        "checkpoint_every", "keep_checkpoints", "keep_best", "export", "eval_every", "report", "verbosity", "author",
+        "log_gradient_norms", "all",
+    }  # fmt: skip
+    compared_by_their_meaning = {"num_rounds", "num_sites", "partition", "iid_split"}
+    free = paths | resources | what_is_kept_or_shown | compared_by_their_meaning
+    assert {field.name for field in dataclasses.fields(Config) if field.metadata["may_change"]} == free
 
 
 def test_a_resume_may_set_the_same_partition_by_another_key_but_not_another_partition() -> None:
@@ -142,6 +159,23 @@ def test_a_resume_may_set_the_same_partition_by_another_key_but_not_another_part
     parts = Config(partition="labels_per_site", labels_per_site=2)
     with pytest.raises(UserError, match="labels_per_site was 2, is now 3"):
         compatibility.check_config(dataclasses.replace(parts, labels_per_site=3), parts.to_mapping())
+
+
+@pytest.mark.parametrize(
+    ("keys", "partition"),
+    [
+        ({"alpha": 0.5}, "dirichlet"), ({"balanced": True}, "dirichlet"), ({"labels_per_site": 2}, "labels_per_site"),
+        ({"size_law": "power"}, "sizes"), ({"size_skew": 0.5}, "sizes"), ({"partition_column": "town"}, "column"),
+    ],
+)  # fmt: skip
+def test_a_key_that_the_chosen_partition_would_ignore_is_refused(keys: dict[str, Any], partition: str) -> None:
+    ((key, value),) = keys.items()
+    for other in {"iid", "by_label", "sizes"} - {partition}:
+        with pytest.raises(
+            UserError, match=f"{key}={value!r}: belongs to partition={partition}, but this is .*{other}"
+        ):
+            Config.from_mapping({"partition": other, **keys})
+    Config.from_mapping({"partition": partition, **({"alpha": 1} if partition == "dirichlet" else {}), **keys})
 
 
 def test_every_optimiser_in_the_configuration_is_implemented() -> None:

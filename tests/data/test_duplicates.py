@@ -34,6 +34,10 @@ def test_a_pair_is_a_duplicate_if_both_texts_are() -> None:
     assert duplicates.count(train, split(["a", "x", "a"], [0, 0, 0], ["z", "a", "y"])) == (1, 0, 1, 1)
 
 
+def test_a_label_that_only_test_rows_have_is_another_label() -> None:
+    assert duplicates.count(split(list("abc"), [0, 0, 1]), split(list("abc"), [2, 2, 2])) == (0, 0, 3, 3)
+
+
 def test_notes_give_numbers_and_a_remedy_if_most_test_rows_are_training_rows() -> None:
     train = split(["a", "b", "c", "c", "d"], [0, 1, 0, 0, 1])
     assert duplicates.notes(train, split(["a", "e", "b", "f"], [1, 0, 1, 1])) == [

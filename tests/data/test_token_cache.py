@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from scaling_fl.data import token_cache
 from scaling_fl.progress import unreported
@@ -106,7 +108,10 @@ def test_the_key_depends_on_everything_that_the_tokens_depend_on(
     changed.add(token_cache.key("content", files, 128, False))
     monkeypatch.setattr(token_cache, "_FORMAT_VERSION", 3)
     changed.add(token_cache.key("content", files, 128, False))
-    assert len(changed - {first}) == 5
+    for library in (tokenizers, transformers):
+        monkeypatch.setattr(library, "__version__", "0.0.1")
+        changed.add(token_cache.key("content", files, 128, False))
+    assert len(changed - {first}) == 7
 
 
 def _job(folder: str, other_waits: Any, results: Any) -> None:

@@ -200,10 +200,14 @@ def test_a_text_in_which_the_tokenizer_finds_a_special_token_is_refused(tmp_path
         split_special_tokens=True,
     )  # fmt: skip
     texts = ["river", "", "an unknown river", "river [SEP] river", "[CLS]"]
-    pairs = ["river"] * 5 if paired else None
-    said = r"the text 'river \[SEP\] river( … river)?': the model's tokenizer takes \[SEP\] in it for a special token"
-    with pytest.raises(UserError, match=said):
-        token_store.write(tmp_path / "store", words, texts, np.zeros(5, np.int64), 16, pairs)
+    pairs = ["river", "river", "river", "lake", "river"] if paired else None
+    said = (
+        rf"the text 'river \[SEP\] river{' … lake' * paired}': the model's tokenizer takes \[SEP\] in it for a special"
+    )
+    for before in (0, 1500):  # more than one chunk for the tokenizer
+        rows, second = ["river"] * before + texts, pairs and ["river"] * before + pairs
+        with pytest.raises(UserError, match=said):
+            token_store.write(tmp_path / f"after {before}", words, rows, np.zeros(len(rows), np.int64), 16, second)
     token_store.write(tmp_path / "good", words, texts[:3], np.zeros(3, np.int64), 16, pairs and pairs[:3])
     assert TokenStore(tmp_path / "good", 0).lengths.tolist() == ([5, 4, 7] if paired else [3, 2, 5])
 

@@ -102,6 +102,7 @@ def test_files_of_another_format_name_it(tmp_path: Path, name: str, content: byt
         ("label,text\n1,a\n", f"train.csv, row 1: expected 3 fields (Class Index, Title, Description), found 2 (label, text); {OTHERS}"),
         ("label,title,text\n1,a,b\n", f"train.csv, row 1, column Class Index: expected the header Class Index,Title,Description or a label (1 or 2 or 3 or 4), found label, text; {OTHERS}"),
         ("1;a;b\n", "train.csv, row 1: its fields seem to be separated by semicolons, not by commas"),
+        ('1,"a; b; c; d",e,f\n', "train.csv, row 1: expected 3 fields (Class Index, Title, Description), found 4 (1, a; b; c; d, e, f)"),
         (f"{AG}0,a,b\n3,c,d\n1,e,f\n2,g,h\n", "row 2, column Class Index: expected 1 or 2 or 3 or 4, found '0'; the labels seem to count from 0: add 1 to each, or use task_name=csv, which takes any labels"),
         (f"{AG}1,a,b\n0,c,d\n4,e,f\n", "found '0'; correct it, or use task_name=csv, which takes any labels"),
         (f"{AG}World,a,b\nSports,c,d\n", "row 2, column Class Index: expected 1 or 2 or 3 or 4, found 'World'; correct it, or use task_name=csv, which takes any labels"),

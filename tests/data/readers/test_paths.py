@@ -31,10 +31,14 @@ def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
 def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", b"text,label\na,x\n")
     (tmp_path / "a.csv.d").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.csv").symlink_to(tmp_path / "a.csv")
     monkeypatch.chdir(tmp_path)
     for names in ("a.csv,./a.csv", f"{tmp_path}/a.*,a.csv"):
         with pytest.raises(UserError, match=r"train_path='.*': it names (\./)?a\.csv twice"):
             tables.read(names, "train_path", WANTED)
+    with pytest.raises(UserError, match=r"it names links/b\.csv twice"):
+        tables.read("a.csv,links/b.csv", "train_path", WANTED)
     assert paths.expand(f"{tmp_path}/a*", "train_path") == [f"{tmp_path}/a.csv"], "folders are ignored"
 
 

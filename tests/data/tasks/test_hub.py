@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from scaling_fl import hf_hub
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Task
 from scaling_fl.data.task_loader import load_task
@@ -155,6 +157,35 @@ def test_numbers_with_decimals_are_refused(tmp_path: Path) -> None:
     scores = {"body": ["a", "b"], "topic": [0.5, 3.0]}
     with pytest.raises(UserError, match=r"row 0, column topic: the label is the number 0\.5; .* regression"):
         load(save(tmp_path / "saved", None, train=scores, test=scores))
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, True), (False, True)])
+def test_offline_mode_is_as_before_once_the_cache_was_read_instead_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[bool, bool]
+) -> None:
+    def offline() -> tuple[bool, bool]:
+        return huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+
+    def unreachable(*_: str) -> None:
+        raise hf_hub.Unreachable("no answer")
+
+    def from_cache(name: str, configuration: str | None) -> datasets.DatasetDict:
+        assert offline() == (True, True), "or the library would ask the hub again and again"
+        if name == "lab/none":
+            raise ConnectionError("not in the cache")
+        return datasets.DatasetDict(
+            {"train": datasets.Dataset.from_dict(TRAIN), "test": datasets.Dataset.from_dict(TEST)}
+        )
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", before[0])
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", before[1])
+    monkeypatch.setattr(hf_hub, "check_exists", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", from_cache)
+    assert load("lab/news").train.texts == TRAIN["body"]
+    assert offline() == before
+    with pytest.raises(UserError, match=r"no answer \(on this machine: ConnectionError: not in the cache\)"):
+        load("lab/none")
+    assert offline() == before
 
 
 def test_missing_and_empty_folders_are_refused_at_once(tmp_path: Path) -> None:
