@@ -80,6 +80,10 @@ def test_a_cell_weighs_settings_equally_however_many_seeds_they_have(tmp_path: P
         for model in ("albert", "bert", "distilbert")
         for n, value in ((1, (0.3125, 2)), (2, (0.25, 1)), (4, (0.75, 1)))
     }
+    axes = [chart.to_dict()["layer"][0]["encoding"][name] for name in ("x", "y")]
+    assert {axis["field"]: axis["sort"] for axis in axes} == {
+        "num_sites": [1, 2, 4], "model": ["albert", "bert", "distilbert"],
+    }  # fmt: skip
     assert {"0.31", "0.25", "0.75"} <= set(texts_of(chart).split(" | "))
 
 
@@ -141,6 +145,9 @@ def test_charts_follow_the_layout(tmp_path: Path) -> None:
         "detail": "group",
     }
     assert encodings(curves).items() >= expected.items()
+    facet = curves.to_dict()["facet"]
+    assert [facet[name]["title"] for name in ("column", "row")] == ["partition", "model"]
+    assert facet["row"]["sort"] == ["albert", "bert", "distilbert"]
     assert encodings(scaling).items() >= {"color": "model", "shape": "model", "panels": "partition", "x": "x"}.items()
     assert {"test accuracy", "round", "number of sites", "by_label", "iid"} <= set(texts_of(curves).split(" | "))
     assert {"test accuracy", "number of sites", "partition", "albert", "8"} <= set(texts_of(scaling).split(" | "))

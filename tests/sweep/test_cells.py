@@ -54,6 +54,16 @@ def test_a_job_of_another_machine_is_found_beside_its_checkpoints(cell: Cell) ->
     assert cells.state(cell).status == "complete"
 
 
+@pytest.mark.parametrize("newer", ["runs/_events/s.seed-1.jsonl", "out/s.seed-1/events.jsonl"])
+def test_of_two_copies_the_one_with_later_events_counts(cell: Cell, newer: str) -> None:
+    whole = record(Path("elsewhere")).read_bytes()
+    older = b"".join(whole.splitlines(keepends=True)[:-1])
+    for copy in ("runs/_events/s.seed-1.jsonl", "out/s.seed-1/events.jsonl"):
+        Path(copy).parent.mkdir(parents=True)
+        Path(copy).write_bytes(whole if copy == newer else older)
+    assert cells.state(cell).status == "complete"
+
+
 def test_a_job_with_other_settings_is_not_taken_for_the_cell(cell: Cell) -> None:
     record(Path("runs/_events"), learning_rate=0.5)
     found = cells.state(cell)

@@ -47,6 +47,11 @@ def test_several_groups_are_zipped_and_excluded_cells_are_left_out(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_a_rule_may_name_keys_that_are_the_same_in_all_cells(tmp_path: Path) -> None:
+    rules = [{"model": "tiny", "seed": 2}, {"model": "bert", "seed": 1}]
+    assert varied(loaded(tmp_path, grid={"seed": [1, 2, 3]}, exclude=rules)) == [{"seed": 1}, {"seed": 3}]
+
+
 def test_random_draws_are_the_same_each_time_and_in_range(tmp_path: Path) -> None:
     keys = {
         "learning_rate": {"log_uniform": ["1e-5", "1e-1"]}, "batch_size": {"integer": [4, 6]},
@@ -62,6 +67,13 @@ def test_random_draws_are_the_same_each_time_and_in_range(tmp_path: Path) -> Non
     assert rates[-1] <= 0.1
     assert 3 <= sum(rate < 1e-4 for rate in rates) <= 20, "a quarter lies in each factor of ten"
     assert all(0 <= row["weight_decay"] <= 0.5 for row in rows)
+
+
+def test_the_command_line_replaces_a_random_key(tmp_path: Path) -> None:
+    keys = {"batch_size": {"choice": [4, 8]}, "learning_rate": {"uniform": [0.1, 0.2]}}
+    found = definition.updated(loaded(tmp_path, random={"count": 3, "seed": 3, "keys": keys}), ["batch_size=2"])
+    assert [cell.config.batch_size for cell in found.cells()] == [2] * 3
+    assert [row.keys() for row in varied(found)] == [{"learning_rate"}] * 3
 
 
 def test_the_command_line_replaces_and_varies_keys(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from scaling_fl.sweep.cells import Cell
 from scaling_fl.sweep.view import CellTable
 from tests import zygote
 from tests.conftest import ROOT, clean_environment
+from tests.reporting import builders
 
 Popen = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -156,3 +157,49 @@ def test_many_cells_are_summarised_and_the_running_ones_come_first(tmp_path: Pat
     assert ["seed-98" in lines[1], "seed-99" in lines[2], "seed-0 " in lines[3]] == [True] * 3
     assert "1 running, 1 failed, 1 complete, 97 waiting of 100" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+def test_the_accuracy_of_a_cell_is_that_of_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    todo = cells.named_cells("s", {"num_rounds": 3}, [{"seed": 1}])
+    (tmp_path / "runs" / "_events").mkdir(parents=True)
+    builders.cell(tmp_path / "runs" / "_events", todo[0].name, [0.25, 0.75, 0.625], seed=1, num_rounds=3)
+    console = Console(width=80, file=io.StringIO())
+    table = CellTable("s", todo, {todo[0].name: cells.state(todo[0])}, console)
+    with console.capture() as captured:
+        table.change(todo[0], "complete")
+        console.print(table.render())
+    told, _, row, *_ = captured.get().splitlines()
+    assert told.endswith("complete (test accuracy 0.6250)")
+    assert row.split() == ["seed-1", "complete", "2/3", "0.6250"]
+
+
+class Job:
+    """A process that ends at the third look."""
+
+    number = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        Job.number += 1
+        self.pid, self.returncode, self._looks = Job.number, 1, 0
+
+    def poll(self) -> int | None:
+        self._looks += 1
+        return self.returncode if self._looks == 3 else None
+
+
+def test_the_memory_of_like_cells_is_the_highest_that_one_of_them_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "Popen", Job)
+    monkeypatch.setattr(runner, "_POLL", 0.0)
+    monkeypatch.setattr(runner, "_LOOK", -1.0)
+    used = {Job.number + 1: [3.0, 5.0, 4.0], Job.number + 2: [2.0, 1.0, 1.0]}
+    monkeypatch.setattr(slots, "memory_used", lambda process: used[process].pop(0))
+    todo = cells.named_cells("s", {"threads_per_site": 1, "site_ids": [-1]}, [{"seed": 1}, {"seed": 2}])
+    places = slots.Slots(1, (), 100e9)
+    runner.Runner(tmp_path, places, CellTable("s", todo, console=Console(file=io.StringIO()))).run(todo)
+    assert places.measured == {slots.shape(todo[0]): 5.0}
+    runner.save_memory(tmp_path, places.measured)
+    assert runner.load_memory(tmp_path) == places.measured

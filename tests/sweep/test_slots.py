@@ -71,6 +71,16 @@ def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(
     assert slots.shape(large) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="adamw"))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"model": "bert"}, {"batch_size": 2}, {"max_seq_len": 8}, {"optimiser": "adagrad"}, {"site_ids": [-1, -1]}],
+)
+def test_memory_is_measured_for_like_cells_alone(other: dict[str, Any]) -> None:
+    base = {"model": "tiny", "batch_size": 4, "max_seq_len": 16, "optimiser": "sgd", "site_ids": [-1]}
+    assert slots.shape(cell(1, **base)) == slots.shape(cell(2, **base))
+    assert slots.shape(cell(1, **base)) != slots.shape(cell(1, **base | other))
+
+
 def test_the_memory_of_a_session_counts_all_of_its_processes() -> None:
     program = (
         "import os, sys; b = bytearray(os.urandom(1)) * 30_000_000; os.fork(); os.write(1, b'1\\n'); sys.stdin.read()"

@@ -114,6 +114,10 @@ def test_a_job_and_its_resumes_are_one_run(server: Viewer, tmp_path: Path) -> No
     assert run["tags"]["changed.threads_per_site"] == "1", "back at the first value"
     assert run["metrics"]["train/loss"] == 0.5
 
+    resume(log, 3, num_rounds=2, author="me", threads_per_site=1)
+    replay(log, server)  # of a third process, which knows of changes by the tags alone
+    assert server.run()["tags"]["changed.num_rounds"] == "2"
+
 
 def test_values_that_are_no_numbers_are_shown_as_mlflow_does(server: Viewer, tmp_path: Path) -> None:
     log = builders.job(tmp_path)

@@ -13,7 +13,7 @@ from scaling_fl.tracking import events
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.mongo import MongoEntry
 from scaling_fl.tracking.mongo_address import Address
-from scaling_fl.tracking.record import OUTPUT_END
+from scaling_fl.tracking.record import OUTPUT_END, Record
 from scaling_fl.tracking.replay import Replay
 from tests.tracking import builders
 
@@ -105,6 +105,28 @@ def test_a_job_keeps_its_number_and_its_name_is_unique(tmp_path: Path, mongo: st
     replay.step()
     assert replay.trouble is None
     assert entry.location() == "run 8 in database lab"
+
+
+def test_what_one_job_stores_anew_stays_as_it_was_in_the_others(tmp_path: Path, mongo: str) -> None:
+    base, logs = database(mongo), [builders.job(tmp_path, name) for name in ("news", "reviews")]
+    replays = [Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab"))) for log in logs]
+    for replay in replays:  # so far, their files are the same
+        replay.step()
+    builders.round_(logs[0], 3, 0.125)
+    logs[0].append("source", name="m.py", text="print(2)\n")
+    builders.start(logs[0], after_round=3)
+    logs[0].append("completed")
+    replays[0].step()
+    assert [replay.trouble for replay in replays] == [None, None]
+
+    def stored(job: str) -> tuple[dict[str, bytes], list[bytes]]:
+        """Artifacts and sources."""
+        files, entry = gridfs.GridFS(base), base.runs.find_one({"config.job_name": job})
+        artifacts = {file["name"]: files.get(file["file_id"]).read() for file in entry["artifacts"]}
+        return artifacts, [files.get(id_).read() for _, id_ in entry["experiment"]["sources"]]
+
+    for log, source in zip(logs, (b"print(2)\n", b"print()\n"), strict=True):
+        assert stored(log.path.stem) == (Record.from_events(events.read(log.path)[0]).artifacts(), [source])
 
 
 def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str) -> None:

@@ -40,3 +40,12 @@ def test_few_rows_and_texts_are_kept_of_a_large_set(tmp_path: Path, monkeypatch:
     rows = written(tmp_path, pairs=["a", "b", "c", "d", "e"])
     assert [row["row"] for row in rows] == [4, 5, 2, 1]
     assert [row["text_pair"] for row in rows] == ["d", None, None, None]
+
+
+def test_labels_and_texts_are_those_of_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    np.save(tmp_path / "test" / "labels.npy", np.array([1, 0, 0, 1]))
+    predictions_file.write_texts(tmp_path, Split(["one", "two", "three", "four"], np.array([1, 0, 0, 1])))
+    some = Predictions(np.array([1, 3]), np.array([1, 1]), np.array([0.5, 0.75], np.float32))
+    rows = pq.read_table(io.BytesIO(predictions_file.content(tmp_path, ("no", "yes"), some))).to_pylist()
+    assert [(row["row"], row["label"], row["text"]) for row in rows] == [(2, "no", "two"), (4, "yes", None)]

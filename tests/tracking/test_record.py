@@ -69,6 +69,16 @@ def test_the_end_of_a_run_is_its_status(
         assert entry["stop_time"] == utc(7.0)
 
 
+@pytest.mark.parametrize("end", ["failed", "interrupted", "died"])
+def test_a_job_that_runs_again_has_no_end(tmp_path: Path, end: str) -> None:
+    log = builders.job(tmp_path)
+    log.append(end, **({"trace": ["why"]} if end == "failed" else {}))
+    builders.start(log, after_round=1)
+    log.close()
+    entry = Record.from_events(events.read(log.path)[0]).entry
+    assert (entry["status"], entry["stop_time"], entry["fail_trace"]) == ("RUNNING", None, None)
+
+
 def test_a_long_output_keeps_both_ends() -> None:
     record = Record.from_events(
         [{"time": 1.0, "event": "output", "text": f"{n:06d}" * 100} for n in range(3 * OUTPUT_END // 600)]
