@@ -28,12 +28,13 @@ def export(send: Send, typed: Config) -> None:
     compatibility.check_config(config, before)
     loaded = checkpoint.load_model(send, config, config, unreported)
     paired = config.text_pair_column is not None
-    probe.prepare_padding(config.model, loaded, [], paired, config.max_seq_len, [])  # the tokenizer is saved with it
+    padding, _ = probe.prepare_padding(config.model, loaded, [], paired, config.max_seq_len, [])
     with tempfile.TemporaryDirectory() as prepared:
         names = loading.input_names(loaded.module, paired)
         save_tokenizer(loaded.tokenizer, Path(prepared), config.max_seq_len, names)
         num_sites = None if config.partition == "column" else config.num_sites or len(config.site_ids)
-        card = model_card(config, header["label_names"], num_sites, checkpoint.round, header["metrics"])
+        names_of_labels, results = header["label_names"], header["metrics"]
+        card = model_card(config, names_of_labels, num_sites, checkpoint.round, results, padding.min_length)
         name = f"model-round-{checkpoint.round:06d}"
         path = final_model.publish(
             checkpoint.store, name, checkpoint.round, loaded.module, Path(prepared), card, send.progress

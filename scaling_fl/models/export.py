@@ -47,7 +47,10 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_seq_len: int, input_names: 
         for key, value in json.loads(path.read_text()).items()
         if key not in _PRIVATE and not (isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value))
     }
-    settings |= {"model_max_length": max_seq_len, "model_input_names": list(input_names)}
+    # The library saves the side only if the tokenizer was loaded with one.
+    settings |= {
+        "model_max_length": max_seq_len, "model_input_names": list(input_names), "padding_side": tokenizer.padding_side,
+    }  # fmt: skip
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return files
 

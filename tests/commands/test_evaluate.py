@@ -16,6 +16,7 @@ from scaling_fl.federated import metrics
 from scaling_fl.text import num_columns
 from tests import builders
 from tests.conftest import ObjectStore
+from tests.models import architectures
 
 NAMES = ("class 0", "class 1", "class 2")
 
@@ -26,13 +27,15 @@ def lines_of(config: Config) -> list[str]:
     return lines
 
 
-def expected(module: Any, path: Path) -> tuple[float, np.ndarray, list[float]]:
+def expected(module: Any, path: Path, padding: str | bool) -> tuple[float, np.ndarray, list[float]]:
     """Mean loss, confusion matrix and probability of each prediction, by a plain loop over the rows of a file."""
     losses, probabilities, confusion = [], [], np.zeros((3, 3), np.int64)
     with open(path, newline="") as file, torch.inference_mode():
         for row in csv.DictReader(file):
-            batch = builders.tokenizer()(row["body"], truncation=True, max_length=16, return_tensors="pt")
-            logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            how = {"padding": padding, "truncation": True, "max_length": 16, "return_tensors": "pt"}
+            batch = builders.tokenizer()(row["body"], **how)
+            masks = {} if module.config.model_type == "fnet" else {"attention_mask": batch["attention_mask"]}
+            logits = module(input_ids=batch["input_ids"], **masks).logits
             label = NAMES.index(row["topic"])
             losses.append(cross_entropy(logits, torch.tensor([label])).item())
             confusion[label, logits.argmax()] += 1
@@ -40,8 +43,8 @@ def expected(module: Any, path: Path) -> tuple[float, np.ndarray, list[float]]:
     return float(np.mean(losses)), confusion, probabilities
 
 
-def check(lines: list[str], predictions: Path, module: Any, path: Path) -> None:
-    loss, confusion, probabilities = expected(module, path)
+def check(lines: list[str], predictions: Path, module: Any, path: Path, padding: str | bool = False) -> None:
+    loss, confusion, probabilities = expected(module, path, padding)
     figures = f"loss {loss:.4f}, accuracy {np.trace(confusion) / confusion.sum():.4f}, macro F1 {metrics.macro_f1(confusion):.4f}"
     assert figures in lines
     matrix = lines.index("confusion matrix: a row for each true label, a column for each predicted one")
@@ -78,6 +81,21 @@ def test_a_model_folder_is_measured_with_the_keys_that_are_typed(job: tuple[Conf
     builders.tokenizer().save_pretrained(tmp_path / "saved")
     typed = dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), csv_path=str(tmp_path / "p.csv"))
     check(lines_of(typed), tmp_path / "p.csv", module, Path(str(config.test_path)))
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("fnet", "max_length"), ("xlnet", False)])
+def test_a_model_whose_results_depend_on_padding_is_measured_as_in_a_run(
+    small_config: Config, tmp_path: Path, kind: str, padding: str | bool
+) -> None:
+    """fnet reads padding, so texts have full length; xlnet's logits are those of a text alone if padding is on the left."""
+    module = architectures.build(kind, initializer_range=1.0).eval()
+    module.config.id2label = dict(enumerate(NAMES))
+    module.save_pretrained(tmp_path / "saved")
+    builders.tokenizer().save_pretrained(tmp_path / "saved")
+    test = Path(str(small_config.test_path))
+    test.write_text(test.read_text() + "class 0,a\n")  # a short text beside longer ones
+    typed = dataclasses.replace(small_config, checkpoint=str(tmp_path / "saved"), csv_path=str(tmp_path / "p.csv"))
+    check(lines_of(typed), tmp_path / "p.csv", module, test, padding)
 
 
 def test_a_model_folder_in_an_object_store_is_measured(

@@ -17,7 +17,9 @@ from scaling_fl.commands.export import export
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.runtime import launcher
+from tests import builders
 from tests.conftest import ObjectStore
+from tests.models import architectures
 
 
 def test_a_checkpoint_in_an_object_store_is_exported_beside_it(
@@ -39,12 +41,7 @@ def test_the_tiny_model_is_exported_with_the_vocabulary_of_its_data(
     small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(small_config, model="tiny")
-    (tmp_path / "work").mkdir()
-    plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
-    tensors = state_file.read_state(tmp_path / "work" / "state.safetensors")[0]
-    store = CheckpointStore(str(config.checkpoints_dir))
-    store.probe()
-    store.save(4, tensors, checkpoint_header(plan, {}, None))
+    store = _start(config, tmp_path / "work")
     # The data have moved since.
     moved = {}
     for key in ("train_path", "test_path"):
@@ -57,6 +54,49 @@ def test_the_tiny_model_is_exported_with_the_vocabulary_of_its_data(
     Path(moved["train_path"]).write_text("topic,body\nclass 0,a\nclass 1,b\nclass 2,c\n")
     with pytest.raises(UserError, match="the data have changed since the job started"):
         export(MagicMock(), typed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "says"), [("bert", "right", False), ("xlnet", "left", False), ("fnet", "right", True)]
+)
+def test_an_exported_model_says_how_its_texts_are_padded(
+    small_config: Config, tmp_path: Path, kind: str, side: str, says: bool
+) -> None:
+    architectures.build(kind).save_pretrained(tmp_path / kind)
+    builders.tokenizer().save_pretrained(tmp_path / kind)
+    store = _start(dataclasses.replace(small_config, model=str(tmp_path / kind)), tmp_path / "work")
+    export(MagicMock(), Config(checkpoints_dir=store.url))
+    exported = Path(store.url) / "model-round-000004"
+    assert transformers.AutoTokenizer.from_pretrained(exported).padding_side == side
+    assert ('padding="max_length", max_length=16' in (exported / "README.md").read_text()) == says
+
+
+@pytest.mark.parametrize(
+    ("keys", "sites"),
+    [
+        ({}, ["| sites | 2 |"]),
+        ({"num_sites": 5}, ["| sites | 5 |"]),
+        ({"partition": "column", "partition_column": "town"}, []),  # as many as the data have towns, which aren't read
+    ],
+)
+def test_the_card_names_the_number_of_sites_if_it_is_known(
+    small_config: Config, tmp_path: Path, keys: dict[str, Any], sites: list[str]
+) -> None:
+    store = _start(small_config, tmp_path / "work", keys)
+    export(MagicMock(), Config(checkpoints_dir=store.url))
+    card = (Path(store.url) / "model-round-000004" / "README.md").read_text()
+    assert [row for row in card.splitlines() if row.startswith("| sites |")] == sites
+
+
+def _start(config: Config, work: Path, keys: dict[str, Any] | None = None) -> CheckpointStore:
+    """The checkpoints of a job with the parameters it starts with, saved as those of round 4 of a job with `keys`."""
+    work.mkdir()
+    plan = launcher.prepare(config, str(work), lambda event: None)
+    plan = dataclasses.replace(plan, config=dataclasses.replace(config, **keys or {}))
+    store = CheckpointStore(str(config.checkpoints_dir))
+    store.probe()
+    store.save(4, state_file.read_state(work / "state.safetensors")[0], checkpoint_header(plan, {}, None))
+    return store
 
 
 def _same(folder: Path, module: Any) -> None:

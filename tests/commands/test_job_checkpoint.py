@@ -59,3 +59,12 @@ def test_the_newest_checkpoint_of_a_job_is_meant_unless_one_is_named(job: tuple[
     assert JobCheckpoint(MagicMock(), Config(checkpoints_dir=out)).round == 7
     with pytest.raises(UserError, match=r"round-000003\.safetensors: it is damaged"):
         JobCheckpoint(MagicMock(), Config(checkpoint=f"{out}/round-000003.safetensors"))
+
+
+def test_a_test_file_that_is_typed_replaces_the_jobs_part_of_its_training_file(job: tuple[Config, Any]) -> None:
+    out = str(job[0].checkpoints_dir)
+    checkpoint = JobCheckpoint(MagicMock(), Config(checkpoints_dir=out))
+    checkpoint.header["config"] |= {"test_path": None, "test_fraction": 0.25}
+    own, other = (checkpoint.config_with(Config(checkpoints_dir=out, test_path=path)) for path in (None, "new.csv"))
+    assert (own.test_path, own.test_fraction) == (None, 0.25)
+    assert (other.test_path, other.test_fraction) == ("new.csv", 0.0)

@@ -100,6 +100,8 @@ def test_an_architecture_trains_resumes_and_is_exported(
     assert all(np.array_equal(tensor, resumed[name]) for name, tensor in expected.items())
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
+    assert tokenizer.padding_side == ("left" if plan.pad_left else "right")
+    assert ('padding="max_length"' in (out / "model" / "README.md").read_text()) == (plan.pad_to > 1)
     module = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model").eval()
     test = load_task(config).test
     types = (tmp_path / "work" / "train" / "types.bin").exists()

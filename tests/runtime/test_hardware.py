@@ -6,7 +6,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import precision
-from scaling_fl.runtime.hardware import environment, find_devices, num_cores
+from scaling_fl.runtime.hardware import environment, find_devices, num_cores, threads_per_site
 
 
 @pytest.fixture
@@ -82,3 +82,12 @@ def test_cores_are_counted_where_the_system_does_not_say_which_are_available(mon
     assert num_cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert num_cores() == 12
+
+
+@pytest.mark.parametrize(("num_sites", "threads"), [(1, 5), (2, 2), (5, 1), (6, 1)])
+def test_sites_share_the_cores_and_each_has_one_thread_at_least(
+    monkeypatch: pytest.MonkeyPatch, num_sites: int, threads: int
+) -> None:
+    monkeypatch.setattr("scaling_fl.runtime.hardware.num_cores", lambda: 5)
+    assert threads_per_site(Config(site_ids=(-1,) * num_sites)) == threads
+    assert threads_per_site(Config(site_ids=(-1,) * num_sites, threads_per_site=3)) == 3

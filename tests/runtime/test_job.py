@@ -7,7 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.runtime import launcher
 from scaling_fl.runtime.job import Job
 from scaling_fl.tracking.events import EventLog
 from tests.tracking import builders
@@ -70,3 +73,23 @@ def test_an_interrupted_job_says_what_is_saved(
     assert job.after_interrupt() == message
     job.plan = replace(job.plan, node=1)
     assert job.after_interrupt() == "", "node 0 says it"
+
+
+def test_the_work_folder_of_a_failed_attempt_is_removed_before_the_next_is_filled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each holds the tokens and the state of the job: those of many restarts would fill the disk."""
+    folders = list[Path]()
+
+    def prepare(config: Config, folder: str, *_: object) -> Plan:
+        assert [path.exists() for path in folders] == [False] * len(folders)
+        folders.append(Path(folder))
+        assert folders[-1].is_dir()
+        return builders.plan()
+
+    monkeypatch.setattr(launcher, "prepare", prepare)
+    with contextlib.ExitStack() as resources:
+        job = Job(resources)
+        for _ in range(3):
+            job._prepare(builders.plan().config)
+    assert [path.exists() for path in folders] == [False] * 3

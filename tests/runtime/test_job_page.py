@@ -104,3 +104,14 @@ def test_a_record_that_is_brought_up_to_date_gets_the_page_of_the_job(tmp_path: 
     config = Config(job_name="news", checkpoints_dir=str(tmp_path / "out"))
     assert JobPage(config, print, reuse=True).of(record) == {"report.html": b"drawn when the job ended"}
     assert JobPage(config, print).of(record)["report.html"].startswith(b"<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(("now", "recorded"), [(False, True), (True, False)])
+def test_no_page_is_drawn_if_the_command_or_the_job_has_report_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool, recorded: bool
+) -> None:
+    monkeypatch.setattr(page, "render", lambda _: pytest.fail("drawn"))
+    record = Record.from_events(read(records.job(tmp_path))[0])
+    record.config["report"] = recorded
+    drawn = JobPage(Config(job_name="news", checkpoints_dir=str(tmp_path / "out"), report=now), pytest.fail)
+    assert (drawn.of(record), drawn.drawn) == ({}, False)

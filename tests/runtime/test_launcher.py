@@ -181,3 +181,21 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
         UserError, match=r"TMPDIR=/.*: can't create a socket there \(AF_UNIX path too long\); choose another"
     ):
         start(print_a_lot, (0,))
+
+
+@pytest.mark.parametrize(
+    ("mine", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_variables_of_libraries_that_the_user_has_set_are_kept(
+    monkeypatch: pytest.MonkeyPatch, mine: dict[str, str], spins: str | None
+) -> None:
+    """OMP_WAIT_POLICY also says how long threads spin, and GOMP_SPINCOUNT would take precedence over it."""
+    for name in (*launcher.LIBRARY_ENVIRONMENT, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (mine | {"TORCH_CPP_LOG_LEVEL": "INFO"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: None)
+    launcher.start_fork_server()
+    found = {name: os.environ.get(name) for name in launcher.LIBRARY_ENVIRONMENT}
+    assert found == launcher.LIBRARY_ENVIRONMENT | {"GOMP_SPINCOUNT": spins, "TORCH_CPP_LOG_LEVEL": "INFO"}

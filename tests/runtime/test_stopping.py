@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from tests.tracking.builders import plan
 Send = Callable[[dict[str, Any]], None]
 
 
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The signals of a test don't count in other tests, and don't wake their launchers."""
+    monkeypatch.setattr(signals, "_received", [])
+    yield
+    signals.stop_requested()  # clears `wakeup`
+
+
 def _send_for_ever(send: Send) -> None:
     while True:
         send({"event": "step"})
@@ -27,7 +35,6 @@ def _send_for_ever(send: Send) -> None:
 
 
 def test_an_interrupt_during_a_finaliser_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_received", [])
     before = signal.signal(signal.SIGUSR1, signals._receive)
 
     class Finalised:
@@ -70,7 +77,6 @@ def publish_on_stop(send: Any, how: str) -> None:
 def test_the_first_signal_publishes_and_the_second_ends_the_job_at_once(
     how: str, stops: list[signal.Signals], messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_received", [])
     monkeypatch.setattr(signals, "_SAVE_GRACE", 1.0)
     before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
@@ -115,7 +121,6 @@ def test_the_note_at_a_stop_signal_says_what_is_saved(
 
 
 def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
 
     def ensure_running() -> None:
@@ -137,7 +142,6 @@ def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.M
 
 
 def test_a_signal_while_children_are_being_ended_leaves_no_child_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_received", [])
     before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
     end = launcher.Child.end
 

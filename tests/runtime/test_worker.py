@@ -30,6 +30,16 @@ def test_checkpoints_are_written_when_due_and_after_the_last_round(small_config:
     assert store.CheckpointStore(str(tmp_path / "out")).rounds() == [5, 4, 2]
 
 
+def test_progress_after_a_resume_is_counted_for_the_rounds_that_are_trained(
+    small_config: Config, tmp_path: Path
+) -> None:
+    launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
+    events = list[dict[str, Any]]()
+    launcher.train(prepare(dataclasses.replace(small_config, num_rounds=3), tmp_path / "second"), events.append)
+    told = [(event["worker"], event["round"]) for event in events if event["event"] == "progress"]
+    assert set(told) == {(0, 2), (1, 2), (0, 3), (1, 3)}
+
+
 def test_an_incomplete_model_is_written_again(small_config: Config, tmp_path: Path) -> None:
     launcher.train(prepare(small_config, tmp_path / "first"), lambda event: None)
     assert prepare(small_config, tmp_path / "second").finished

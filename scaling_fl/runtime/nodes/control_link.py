@@ -186,10 +186,12 @@ class ControlLink:
             peer.phase += 1
 
     def restart(self) -> None:
-        """Begin another attempt, after a failure that all nodes know of."""
+        """Begin another attempt, after a failure that all nodes know of.
+
+        A value that has arrived belongs to it: a node that restarted first may have sent it together with the failure.
+        """
         for peer in self.peers:
             peer.attempt += 1
-            peer.values.clear()
             if not isinstance(peer.failure, NodeLost):
                 peer.failure = None
 

@@ -151,6 +151,25 @@ def test_a_failure_before_a_restart_is_forgotten() -> None:
     assert run_nodes(2, act)[1].result(240) is None
 
 
+def test_a_value_for_the_next_attempt_is_kept_though_it_arrives_with_the_failure() -> None:
+    """Node 1 restarts while node 0 is busy. Without the value, both would wait for each other for ever."""
+
+    def act(link: ControlLink) -> Any:
+        (peer,) = link.peers
+        if link.node.rank == 1:
+            link.announce_end(JobFailed("a bug"))
+            link.restart()
+            peer.send("value", "plan")
+            return None
+        while not peer.values:
+            peer.receive(pytest.fail)
+        assert isinstance(peer.failure, JobFailed)
+        link.restart()
+        return peer.values, peer.failure
+
+    assert run_nodes(2, act)[0].result(240) == (["plan"], None)
+
+
 def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for order in (("here", "elsewhere"), ("elsewhere", "here")):
         monkeypatch.setattr(signals, "_received", [])
