@@ -1,6 +1,7 @@
 """The results of a sweep: a tidy table with mean and deviation over seeds, as CSV, Parquet, Markdown and LaTeX; a page."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,20 @@ def aggregated(rows: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
 
 
 def as_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting, with text such as 0.912 ± 0.004 for each metric."""
+    """A row for each setting, with text such as 0.912 ± 0.004 for each metric; (2 of 3) if a seed's isn't a number."""
     keys = [name for name in summary if name not in ("metric", "mean", "std", "n")]
     rows: dict[tuple[str, ...], dict[str, str]] = {}
+    seeds_of: dict[tuple[str, ...], int] = defaultdict(int)
+    for row in summary.to_dict("records"):
+        setting = tuple(_plain(row[key]) for key in keys)
+        seeds_of[setting] = max(seeds_of[setting], row["n"])
     for row in summary.to_dict("records"):
         setting = tuple(_plain(row[key]) for key in keys)
         of_setting = rows.setdefault(setting, dict(zip(keys, setting, strict=True)))
         if row["metric"] in _TITLES:
-            of_setting[_TITLES[row["metric"]]] = _with_deviation(row["mean"], row["std"])
-            of_setting["seeds"] = str(row["n"])
+            seeds = of_setting.setdefault("seeds", str(seeds_of[setting]))
+            fewer = "" if str(row["n"]) == seeds else f" ({row['n']} of {seeds})"  # the others aren't numbers
+            of_setting[_TITLES[row["metric"]]] = _with_deviation(row["mean"], row["std"]) + fewer
     return pd.DataFrame(list(rows.values())).fillna("")
 
 
@@ -78,6 +84,8 @@ def _plain(value: Any) -> str:
 
 
 def _with_deviation(mean: float, std: float) -> str:
+    if math.isnan(mean):
+        return "not a number"
     return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
 
 
@@ -94,5 +102,8 @@ def latex(table: pd.DataFrame, caption: str) -> str:
 
 
 def _tex(text: Any) -> str:
-    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
+    special = {
+        **{character: rf"\{character}" for character in "&%_#${}"},
+        "±": r"$\pm$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    }  # fmt: skip
     return "".join(special.get(character, character) for character in str(text))

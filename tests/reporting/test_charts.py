@@ -84,6 +84,13 @@ def test_learning_curves_show_the_global_model_and_each_site(found: Frames) -> N
     }
 
 
+def test_the_band_of_learning_curves_reaches_from_the_worst_site_to_the_best(tmp_path: Path) -> None:
+    ends = {"train.worst_site.accuracy": [0.25], "train.best_site.accuracy": [0.75]}
+    found = frames.load(builders.cell(tmp_path, "job", [0.5, 0.5], others=ends))
+    (band,) = [row for row in data_of(learning_curves.draw(found)) if row.get("what") == "worst to best site"]
+    assert (band["round"], band["worst"], band["best"]) == (1, 0.25, 0.75)
+
+
 def test_costs_compare_jobs_by_the_keys_in_which_they_differ(tmp_path: Path) -> None:
     paths = [builders.job(tmp_path, "a", learning_rate=0.5), builders.job(tmp_path, "b", learning_rate=0.25, seed=7)]
     found = frames.load(*paths)

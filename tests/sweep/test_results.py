@@ -32,15 +32,24 @@ def test_results_are_averaged_over_unequal_numbers_of_seeds() -> None:
 def test_tables_are_written_for_readers_and_papers() -> None:
     table = results.as_table(results.aggregated(ROWS, ["num_sites", "seed"]))
     assert results.markdown(table).splitlines() == [
-        "| num_sites | test accuracy | seeds | test loss |",
+        "| num_sites | seeds | test accuracy | test loss |",
         "| --- | --- | --- | --- |",
-        "| 2 | 0.7500 ± 0.2500 | 3 | 1.0000 ± 0.0000 |",
-        "| 8 | 0.3750 ± 0.1768 | 2 | 3.0000 ± 1.4142 |",
+        "| 2 | 3 | 0.7500 ± 0.2500 | 1.0000 ± 0.0000 |",
+        "| 8 | 2 | 0.3750 ± 0.1768 | 3.0000 ± 1.4142 |",
     ]
-    text = results.latex(table, "50 % of it")
-    assert r"num\_sites & test accuracy & seeds & test loss \\" in text
-    assert r"8 & 0.3750 $\pm$ 0.1768 & 2 & 3.0000 $\pm$ 1.4142 \\" in text
-    assert r"\caption{50 \% of it}" in text
+    text = results.latex(table, r"50 % of a~b^\c")
+    assert r"num\_sites & seeds & test accuracy & test loss \\" in text
+    assert r"8 & 2 & 0.3750 $\pm$ 0.1768 & 3.0000 $\pm$ 1.4142 \\" in text
+    assert r"\caption{50 \% of a\textasciitilde{}b\textasciicircum{}\textbackslash{}c}" in text
+
+
+def test_seeds_whose_loss_is_no_number_are_told() -> None:
+    rows = ROWS.assign(**{"validation.loss": [1.0, math.nan, 3.0, math.nan, math.nan]})
+    table = results.as_table(results.aggregated(rows, ["num_sites", "seed"]))
+    assert table.to_numpy().tolist() == [
+        ["2", "3", "0.7500 ± 0.2500", "2.0000 ± 1.4142 (2 of 3)"],
+        ["8", "2", "0.3750 ± 0.1768", "not a number (0 of 2)"],
+    ]
 
 
 def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +58,8 @@ def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, m
     rows = [{"learning_rate": rate, "seed": seed} for rate in (0.5, 0.25) for seed in (1, 2)]
     of_sweep = cells.named_cells("s", base, rows)
     (tmp_path / "runs" / "_events").mkdir(parents=True)
+    other = cells.named_cells("s", base | {"max_seq_len": 99}, rows)[3]
+    builders.job(tmp_path / "runs" / "_events", other.name, 2, max_seq_len=99, **other.varied)  # of an earlier sweep
     for cell, rounds in zip(of_sweep[:3], (2, 2, 1), strict=True):  # the third isn't complete, the fourth hasn't begun
         builders.job(tmp_path / "runs" / "_events", cell.name, rounds, loss=0.5, **cell.varied)
     paths = results.write("s", of_sweep, tmp_path / "out")

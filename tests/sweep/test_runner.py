@@ -139,7 +139,7 @@ def test_a_sweep_that_is_killed_leaves_no_job_behind_and_goes_on_when_it_is_type
     assert record is not None
     assert record.info["starts"][1]["after_round"] > 0
     folder = tmp_path / "runs" / "_sweeps" / "study"
-    assert "| test accuracy | seeds |" in done.stdout
+    assert "| seeds | test accuracy |" in done.stdout
     assert {path.name for path in folder.iterdir()} >= {"results.csv", "report.html", "memory.json"}
     assert json.loads((folder / "memory.json").read_text()) != {}
 

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.tracking import events
+import pytest
+
+from scaling_fl.tracking import events, file_record
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.file_record import FileRecord, find
 from scaling_fl.tracking.replay import Replay
@@ -56,6 +58,26 @@ def test_a_record_that_cannot_be_written_takes_only_one_number(tmp_path: Path) -
     replay.step()
     assert replay.trouble is None
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "_sources"]
+
+
+def test_a_record_whose_first_writing_breaks_off_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = builders.job(tmp_path)
+    log.close()
+
+    def only_info(path: Path, content: bytes) -> None:
+        if path.name != "info.json":
+            raise OSError("no space")
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_record, "_replace", only_info)
+        broken = Replay(log.path, FileRecord(tmp_path / "runs"))
+        broken.step()
+        assert broken.trouble is not None
+    Replay(log.path, FileRecord(tmp_path / "runs")).step()  # in a new process
+    assert [path.name for path in (tmp_path / "runs").glob("[0-9]*")] == ["1"]
 
 
 def test_each_job_keeps_its_own_number(tmp_path: Path) -> None:
