@@ -13,6 +13,7 @@ def check(config: "Config") -> None:
     """Raise `UserError` at the first keys that contradict each other, or require another key."""
     check_partition_keys(config.to_mapping())
     _check_sites(config)
+    _check_methods(config)
     if config.warmup >= max(1, config.num_rounds):
         raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:
@@ -49,4 +50,33 @@ def _check_sites(config: "Config") -> None:
     if config.sampling != "uniform" and not samples:
         raise UserError(
             f"sampling={config.sampling!r}: all sites take part in every round; set sites_per_round or participation as well"
+        )
+
+
+def _check_methods(config: "Config") -> None:
+    if config.num_local_steps is not None and config.num_local_epochs != 1:
+        raise UserError(
+            f"num_local_steps={config.num_local_steps} num_local_epochs={config.num_local_epochs}: both set the length of "
+            "local training; leave one of them out"
+        )
+    if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
+        raise UserError(
+            "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
+            "leave out server_nesterov"
+        )
+    takes = {"server_beta2": ("adam", "yogi"), "server_tau": ("adam", "yogi", "adagrad")}
+    for name, optimisers in takes.items():
+        value = getattr(config, name)
+        if value is not None and config.server_optimiser not in optimisers:
+            raise UserError(
+                f"{name}={value:g}: server_optimiser={config.server_optimiser} doesn't use it; set server_optimiser to "
+                f"{' or '.join(optimisers)}, or leave out {name}"
+            )
+    if config.weighting != "examples" and config.sampling == "by_examples":
+        raise UserError(
+            f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
+        )
+    if config.weighting != "examples" and config.baseline is not None:
+        raise UserError(
+            f"weighting={config.weighting}: baseline={config.baseline} has no mean over sites; leave one of them out"
         )

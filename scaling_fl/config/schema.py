@@ -11,6 +11,7 @@ from scaling_fl.config.key_names import meant
 from scaling_fl.config.parsing import parse
 from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.data import DataKeys
+from scaling_fl.config.sections.methods import MethodKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
 from scaling_fl.config.sections.study import StudyKeys
@@ -20,7 +21,7 @@ from scaling_fl.text import one_line
 
 
 @dataclass(frozen=True)
-class Config(SiteKeys, DataKeys, TrainingKeys, RunKeys, StudyKeys, CommandKeys):
+class Config(SiteKeys, DataKeys, TrainingKeys, MethodKeys, RunKeys, StudyKeys, CommandKeys):
     """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
     @classmethod

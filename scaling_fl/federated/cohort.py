@@ -1,6 +1,7 @@
 """The cohort of a round: client sampling, aggregation weights and the assignment to workers. Pure, without torch."""
 
 import heapq
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -34,9 +35,9 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
     """Sample the cohort of a round; return each site's aggregation weight, in ascending order of sites.
 
     A function of (seed, round). `sizes` are the sites' numbers of examples; the weights sum to 1. Uniform sampling is
-    without replacement, with weights n_k / n (McMahan et al. 2017). Sampling by examples is with replacement and weighs
-    every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all sites. As many draws as
-    there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
+    without replacement, with weights n_k / n (McMahan et al. 2017), or as `weighting` says. Sampling by examples is with
+    replacement and weighs every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all
+    sites. As many draws as there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if config.sampling == "by_examples":
@@ -48,8 +49,18 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
         if is_everyone(config, len(sizes))
         else sorted(rng.choice(len(sizes), count, replace=False).tolist())
     )
-    total = sum(sizes[site] for site in chosen)
-    return {site: sizes[site] / total for site in chosen}
+    weights = {site: _weight(config, sizes[site]) for site in chosen}
+    total = sum(weights.values())
+    return {site: weight / total for site, weight in weights.items()}
+
+
+def _weight(config: Config, examples: int) -> float:
+    match config.weighting:
+        case "uniform":
+            return 1
+        case "sqrt":
+            return math.sqrt(examples)
+    return examples
 
 
 def trained_shards(config: Config, sizes: Sequence[int], round_: int) -> list[int]:
@@ -60,7 +71,16 @@ def trained_shards(config: Config, sizes: Sequence[int], round_: int) -> list[in
 
 def local_steps(config: Config, examples: int) -> int:
     """The optimiser steps of a site with so many examples, in a round in which it takes part."""
+    if config.num_local_steps is not None:
+        return config.num_local_steps
     return -(-examples // config.batch_size) * config.num_local_epochs
+
+
+def examples_seen(config: Config, examples: int) -> int:
+    """The examples in these steps, counted as often as they are seen."""
+    if config.num_local_steps is not None:
+        return config.num_local_steps * min(config.batch_size, examples)
+    return config.num_local_epochs * examples
 
 
 def assign(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:

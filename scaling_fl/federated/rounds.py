@@ -36,10 +36,11 @@ def run(
     """Run federated averaging, or a baseline, from `state.round` to `config.num_rounds`.
 
     McMahan et al. 2017, algorithm 1, with the server optimiser of Reddi et al. 2021. Every worker executes every line;
-    together they act as the server. Per round, with S the cohort, n_k the examples of site k and n = Σ_S n_k:
+    together they act as the server. Per round, with S the cohort and w_k the weight of site k (its share of the cohort's
+    examples, or as `weighting` says):
 
         delta_k = params − (site k's parameters after local training)
-        params ← server step with Σ_S (n_k / n) × delta_k
+        params ← server step with Σ_S w_k × delta_k
 
     `reported`: whether `state.round` has been evaluated and reported already; if not, the run starts with that.
     `observer` is told of each site.

@@ -7,8 +7,6 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.server_state import ServerState
 
-_SECOND_DECAY, _ADAPTIVITY = 0.99, 1e-3  # β₂ and τ of Reddi et al. 2021
-
 
 @dataclass(frozen=True)
 class SGD:
@@ -16,11 +14,13 @@ class SGD:
 
     With learning_rate = 1 and no momentum this is FedAvg (McMahan et al. 2017): delta is the weighted mean of
     params − site's parameters, so the result is the weighted mean of the sites' parameters. With momentum it is FedAvgM
-    (Hsu et al. 2019).
+    (Hsu et al. 2019). With `nesterov`, delta + momentum × v takes the place of v (Sutskever et al. 2013, in the form of
+    `torch.optim.SGD`): the outer step of DiLoCo (Douillard et al. 2023, algorithm 1).
     """
 
     learning_rate: float = 1.0
     momentum: float = 0.0
+    nesterov: bool = False
 
     @property
     def initial_moments(self) -> tuple[float, ...]:
@@ -33,7 +33,8 @@ class SGD:
         averaged.sub_(delta[len(trained) :])  # frozen parameters and float buffers: the plain mean
         step = delta[: len(trained)]
         for velocity in moments:
-            step = velocity.mul_(self.momentum).add_(step)
+            velocity.mul_(self.momentum).add_(step)
+            step = step.add(velocity, alpha=self.momentum) if self.nesterov else velocity
         trained.sub_(step, alpha=self.learning_rate)
 
 
@@ -42,13 +43,20 @@ class Adaptive:
     """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, algorithm 2. The paper's Δ is −delta.
 
     params ← params − learning_rate × m / (√v + τ), where m ← momentum × m + (1 − momentum) × delta, and v accumulates
-    delta² as `kind` does: "adagrad", "adam" or "yogi". m starts at 0 and v at τ², the least value that the paper allows.
+    delta² as `kind` does: "adagrad", "adam" or "yogi", these two with the decay `beta2`. m starts at 0 and v at τ², the
+    least value that the paper allows.
     """
 
     kind: str
     learning_rate: float
-    momentum: float
-    initial_moments: tuple[float, ...] = (0.0, _ADAPTIVITY**2)
+    momentum: float  # β₁
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    @property
+    def initial_moments(self) -> tuple[float, ...]:
+        """See `SGD.initial_moments`."""
+        return (0.0, self.tau**2)
 
     def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
         """See `SGD.step`."""
@@ -60,17 +68,20 @@ class Adaptive:
         if self.kind == "adagrad":
             v.add_(square)
         elif self.kind == "adam":
-            v.mul_(_SECOND_DECAY).add_(square, alpha=1 - _SECOND_DECAY)
+            v.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
         else:
-            v.sub_(square.mul_(torch.sign(v - square)), alpha=1 - _SECOND_DECAY)
-        trained.sub_(m.div(v.sqrt().add_(_ADAPTIVITY)), alpha=self.learning_rate)
+            v.sub_(square.mul_(torch.sign(v - square)), alpha=1 - self.beta2)
+        trained.sub_(m.div(v.sqrt().add_(self.tau)), alpha=self.learning_rate)
 
 
 def optimiser(config: Config) -> SGD | Adaptive:
     """Return the configured server optimiser."""
-    kind, rate, momentum = config.server_optimiser, config.server_learning_rate, config.server_momentum
+    kind = config.server_optimiser
+    given = {
+        "learning_rate": config.server_learning_rate, "momentum": config.server_momentum,
+        "beta2": config.server_beta2, "tau": config.server_tau,
+    }  # fmt: skip
+    chosen: dict[str, float] = {name: value for name, value in given.items() if value is not None}
     if kind == "sgd":
-        return SGD(1.0 if rate is None else rate, momentum or 0.0)
-    if momentum is None:
-        momentum = 0.0 if kind == "adagrad" else 0.9
-    return Adaptive(kind, 0.001 if rate is None else rate, momentum)
+        return SGD(**chosen, nesterov=config.server_nesterov)
+    return Adaptive(kind, **{"learning_rate": 0.001, "momentum": 0.0 if kind == "adagrad" else 0.9} | chosen)

@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
-from scaling_fl.data import token_store
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
+from scaling_fl.federated import cohort
+from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
 from scaling_fl.federated.metrics import SiteMetrics
@@ -58,40 +59,35 @@ class Site:
         # overflows.
         fp16 = precision(config, resident.device) == "fp16"
         scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
-        step, num_steps = 0, config.num_local_epochs * -(-self.num_examples // config.batch_size)
+        num_steps = cohort.local_steps(config, self.num_examples)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
         # Read only after the loop: reading a value makes the CPU wait for the GPU.
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
-        for epoch in range(config.num_local_epochs):
-            for indices in token_store.training_batches(
-                resident.train, self.shard, config.batch_size, config.group_by_length,
-                config.seed, round_, self.number, epoch,
-            ):  # fmt: skip
-                model.gradient.zero_()
-                for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
-                    batch = resident.to_device(resident.train.batch(micro_batch))
-                    logits = resident.logits(batch)
-                    loss = cross_entropy(logits, batch.labels, reduction="sum")
-                    scaler.scale(loss / len(indices)).backward()
-                    loss_sum += loss.detach()
-                    num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
-                if config.max_grad_norm is not None:
-                    scaler.unscale_(optimiser)
-                    clip(model.gradient, config.max_grad_norm)
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(config, round_, (step + 0.5) / num_steps)
-                scaler.step(optimiser)
-                scaler.update()
-                step += 1
-                resident.on_step()
+        for step, indices in enumerate(local_batches(config, resident.train, self.shard, round_, self.number)):
+            model.gradient.zero_()
+            for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
+                batch = resident.to_device(resident.train.batch(micro_batch))
+                logits = resident.logits(batch)
+                loss = cross_entropy(logits, batch.labels, reduction="sum")
+                scaler.scale(loss / len(indices)).backward()
+                loss_sum += loss.detach()
+                num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
+            if config.max_grad_norm is not None:
+                scaler.unscale_(optimiser)
+                clip(model.gradient, config.max_grad_norm)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, round_, (step + 0.5) / num_steps)
+            scaler.step(optimiser)
+            scaler.update()
+            resident.on_step()
         if resident.store is not None:
             own = {} if config.has_global_model else {"params": model.flat}
             if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
                 raise divergence_error([self.number])
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
-        count = self.num_examples * config.num_local_epochs
+        count = cohort.examples_seen(config, self.num_examples)
         return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
 

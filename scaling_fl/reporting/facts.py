@@ -83,8 +83,9 @@ def as_text(value: object) -> str:
 
 def _summary(keys: dict[str, Any], round_: int) -> str:
     sites = keys.get("num_sites") or len(keys.get("site_ids", ()))
-    epochs = keys.get("num_local_epochs", 1)
-    method = keys.get("baseline") or f"{epochs} local epoch{'s' if epochs != 1 else ''} a round"
+    steps = keys.get("num_local_steps")
+    length, unit = (keys.get("num_local_epochs", 1), "epoch") if steps is None else (steps, "step")
+    method = keys.get("baseline") or f"{length} local {unit}{'s' if length != 1 else ''} a round"
     return (
         f"{keys.get('model')} on {keys.get('task_name')}, {sites} sites, {keys.get('partition') or 'iid'} partition, "
         f"{method}; round {round_} of {keys.get('num_rounds')}"

@@ -157,7 +157,7 @@ def _costs(job: str, record: Record) -> list[dict[str, Any]]:
     for round_ in range(record.result()["round"] + 1) if sizes else ():
         shards = cohort.trained_shards(config, sizes, round_) if round_ else []
         spent["local_steps"] += sum(cohort.local_steps(config, examples) for examples in shards)
-        spent["examples"] += sum(shards) * config.num_local_epochs
+        spent["examples"] += sum(cohort.examples_seen(config, examples) for examples in shards)
         spent["seconds"] += seconds[round_]
         spent["bytes"] += 2 * len(shards) * model if shards and config.baseline is None else 0.0
         rows.append({"job": job, "round": round_} | spent)

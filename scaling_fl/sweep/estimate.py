@@ -71,7 +71,7 @@ def _likenesses(cell: Cell) -> list[tuple[object, ...]]:
     """What the pace of a round depends on, from the closest likeness to the loosest."""
     config = cell.config
     model = (config.model, config.task_name, config.max_seq_len, cell.num_processes)
-    cost = (config.num_local_epochs, config.sites_per_round, config.batch_size)
+    cost = (config.num_local_epochs, config.num_local_steps, config.sites_per_round, config.batch_size)
     return [(*model, *cost, config.num_sites), (*model, *cost), model]
 
 

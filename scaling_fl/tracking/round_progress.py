@@ -61,9 +61,9 @@ class RoundProgress:
 
     @property
     def examples(self) -> float:
-        """Training examples that were seen, counted in every local epoch."""
-        epochs = self._plan.config.num_local_epochs
-        return sum(site.examples * epochs * site.done / site.steps for site in self.sites.values())
+        """Training examples that were seen, counted as often as they are seen."""
+        config = self._plan.config
+        return sum(cohort.examples_seen(config, site.examples) * site.done / site.steps for site in self.sites.values())
 
     def count(self, state: str) -> int:
         """The number of sites in a state."""

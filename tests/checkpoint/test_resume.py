@@ -52,6 +52,19 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (2, False, "linear", {"num_sites": 5, "sites_per_round": 3, "sampling": "by_examples", "exact_sum": False}),
         (2, True, "linear", {"num_sites": 3, "baseline": "local_only", "keep_optimiser": True}),
         (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
+        (
+            2,
+            False,
+            "linear",
+            {
+                "num_sites": 3,
+                "num_local_steps": 3,
+                "weighting": "sqrt",
+                "keep_optimiser": True,
+                "server_momentum": 0.9,
+                "server_nesterov": True,
+            },
+        ),
     ],
 )
 def test_a_resumed_job_is_identical_to_an_uninterrupted_one(

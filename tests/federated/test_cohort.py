@@ -31,6 +31,15 @@ def test_the_size_of_a_cohort(keys: dict[str, Any], expected: int) -> None:
     assert drawn == {site: SIZES[site] / total for site in drawn}
 
 
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [("examples", [1 / 14, 4 / 14, 9 / 14]), ("uniform", [1 / 3] * 3), ("sqrt", [1 / 6, 2 / 6, 3 / 6])],
+)
+def test_weights_follow_the_weighting(weighting: str, expected: list[float]) -> None:
+    drawn = cohort.sample(Config(weighting=weighting), [1, 4, 9], 3)
+    assert list(drawn.values()) == pytest.approx(expected)
+
+
 def test_a_cohort_is_a_function_of_seed_and_round() -> None:
     def cohorts(seed: int) -> list[dict[int, float]]:
         return [cohort.sample(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]

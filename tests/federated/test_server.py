@@ -34,26 +34,38 @@ def start_of_moments(optimiser: server.SGD | server.Adaptive, size: int) -> torc
     return torch.from_numpy(np.stack([tensors[name] for name in sorted(tensors)]))
 
 
-def reference(kind: str, deltas: np.ndarray, rate: float, momentum: float) -> np.ndarray:
+def reference(
+    kind: str, deltas: np.ndarray, rate: float, momentum: float, beta2: float = 0.99, tau: float = 1e-3
+) -> np.ndarray:
     """Algorithm 2 of Reddi et al. 2021 in float64, from x = m = 0 and v = τ²: x + rate × m / (√v + τ), Δ = −delta."""
     x, m = (np.zeros(deltas.shape[1]) for _ in range(2))
-    v = np.full(deltas.shape[1], 1e-3**2)
+    v = np.full(deltas.shape[1], tau**2)
     for delta in -deltas.astype(np.float64):
         m = momentum * m + (1 - momentum) * delta
         v = {
             "adagrad": v + delta**2,
-            "adam": 0.99 * v + 0.01 * delta**2,
-            "yogi": v - 0.01 * delta**2 * np.sign(v - delta**2),
+            "adam": beta2 * v + (1 - beta2) * delta**2,
+            "yogi": v - (1 - beta2) * delta**2 * np.sign(v - delta**2),
         }[kind]
-        x = x + rate * m / (np.sqrt(v) + 1e-3)
+        x = x + rate * m / (np.sqrt(v) + tau)
     return x
 
 
-@pytest.mark.parametrize("kind", ["adam", "yogi", "adagrad"])
-def test_adaptive_optimisers_match_the_paper_in_any_chunks(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("adam", {}), ("yogi", {}), ("adagrad", {}), ("adam", {"server_beta2": 0.75, "server_tau": 0.01}),
+        ("yogi", {"server_beta2": 0.5}), ("adagrad", {"server_tau": 0.004}),
+    ],
+)  # fmt: skip
+def test_adaptive_optimisers_match_the_paper_in_any_chunks(kind: str, keys: dict[str, float]) -> None:
     deltas = np.random.default_rng(3).normal(0, 0.003, (5, 8)).astype(np.float32)  # near τ, where the start matters
-    optimiser = server.optimiser(Config(server_optimiser=kind, server_learning_rate=0.05, server_momentum=0.7))
-    expected = reference(kind, deltas[:, :6], 0.05, 0.7)
+    optimiser = server.optimiser(
+        Config.from_mapping({"server_optimiser": kind, "server_learning_rate": 0.05, "server_momentum": 0.7} | keys)
+    )
+    expected = reference(
+        kind, deltas[:, :6], 0.05, 0.7, **{key.removeprefix("server_"): value for key, value in keys.items()}
+    )
     for parts in ([slice(0, 8)], [slice(0, 3), slice(3, 7), slice(7, 8)]):
         moments = start_of_moments(optimiser, 8)
         state = ServerState(torch.zeros(8), trained=6, round=0, moments=moments.clone())
@@ -78,14 +90,17 @@ def test_the_first_adaptive_step_by_hand(kind: str, second_moment: float) -> Non
     assert state.params.item() == pytest.approx(-0.5 * 0.1 / (second_moment**0.5 + 1e-3), rel=1e-6)
 
 
-def test_momentum_matches_pytorch() -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_matches_pytorch_in_unequal_chunks(nesterov: bool) -> None:
     deltas = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32))
-    optimiser = server.optimiser(Config(server_momentum=0.9, server_learning_rate=0.5))
+    keys = {"server_momentum": 0.9, "server_learning_rate": 0.5, "server_nesterov": nesterov}
+    optimiser = server.optimiser(Config.from_mapping(keys))
     state = ServerState(torch.ones(5), trained=5, round=0, moments=start_of_moments(optimiser, 5))
     reference_params = torch.nn.Parameter(torch.ones(5))
-    plain = torch.optim.SGD([reference_params], lr=0.5, momentum=0.9)
+    plain = torch.optim.SGD([reference_params], lr=0.5, momentum=0.9, nesterov=nesterov)
     for delta in deltas:
-        optimiser.step(state, delta, slice(0, 5))
+        for chunk in (slice(0, 2), slice(2, 5)):
+            optimiser.step(state, delta[chunk].clone(), chunk)
         reference_params.grad = delta
         plain.step()
     torch.testing.assert_close(state.params, reference_params.data)

@@ -24,9 +24,8 @@ def job(
     folder: Path, name: str = "news", rounds: int = 2, loss: float | str = "nan", each: str = "loss", **keys: Any
 ) -> Path:
     """The event file of a job; metrics are functions of round and site, so that tests can derive them."""
-    config = Config(
-        job_name=name, num_rounds=rounds, batch_size=4, num_local_epochs=2, num_sites=3, checkpoints_dir=None, **keys
-    )
+    keys = {"batch_size": 4, "num_local_epochs": 2, "num_sites": 3} | keys
+    config = Config(job_name=name, num_rounds=rounds, checkpoints_dir=None, **keys)
     log = EventLog(folder / f"{name}.jsonl")
     info = {
         "label_names": LABELS, "num_parameters": 1000, "resolved": {"num_sites": 3, "precision": "fp32"},

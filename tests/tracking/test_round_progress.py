@@ -21,6 +21,8 @@ def test_the_steps_of_a_round_count_the_sampled_sites() -> None:
     """Sites of 5 and 4 examples in batches of 3 for 2 epochs: 2 × (2 + 2) steps, or 2 × 3 for one site of 9 examples."""
     plan = of({"batch_size": 3, "num_local_epochs": 2})
     assert [RoundProgress(plan, round_).local_steps for round_ in (0, 1)] == [0, 8]
+    steps = RoundProgress(of({"num_local_steps": 7}), 1)
+    assert (steps.local_steps, {site.steps for site in steps.sites.values()}) == (14, {7})
     central = of({"batch_size": 3, "num_local_epochs": 2, "baseline": "centralised"})
     assert RoundProgress(central, 1).local_steps == 6
     cohort = dataclasses.replace(FIVE, config=dataclasses.replace(FIVE.config, sites_per_round=2))

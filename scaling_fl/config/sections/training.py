@@ -1,4 +1,4 @@
-"""Keys of models and training: what a site trains and how, and how the server applies the deltas."""
+"""Keys of models and training: what a site trains and how."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ from scaling_fl.config.key import ABOVE_0, SEED, at_least, key, one_of
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (federated/local_optimiser.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
-SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
 BASELINES = ("local_only", "centralised")
 
@@ -21,6 +20,12 @@ class TrainingKeys:
     )
     num_rounds: int = key(10, "rounds of local training and aggregation", **at_least(1), may_change=True)
     num_local_epochs: int = key(1, "passes that a site makes over its own shard in each round", **at_least(1))
+    num_local_steps: int | None = key(
+        None,
+        "local steps of each site in each round, in the place of `num_local_epochs`; the next round continues with the "
+        "site's next examples",
+        **at_least(1),
+    )
     optimiser: str = key("adamw", "local optimiser: adamw, adam, sgd, adagrad or rmsprop", **one_of(OPTIMISERS))
     keep_optimiser: bool = key(
         False,
@@ -56,26 +61,6 @@ class TrainingKeys:
     group_by_length: bool = key(
         True,
         "True: texts of similar length are batched together, within shuffled windows of 50 batches; False: plain shuffle",
-    )
-    server_optimiser: str = key(
-        "sgd",
-        "optimiser that applies the mean delta: sgd (FedAvg; with `server_momentum`, FedAvgM), adam, yogi or adagrad "
-        "(FedAdam, FedYogi, FedAdagrad)",
-        **one_of(SERVER_OPTIMISERS),
-    )
-    server_learning_rate: float | None = key(
-        None, "learning rate of the server optimiser; default: 1 for sgd, otherwise 0.001", **ABOVE_0
-    )
-    server_momentum: float | None = key(
-        None,
-        "momentum of the server optimiser; default: 0.9 for adam and yogi, otherwise 0",
-        "a number from 0 to below 1",
-        lambda momentum: 0 <= momentum < 1,
-    )
-    exact_sum: bool = key(
-        True,
-        "True: deltas are summed in fixed point, so the result doesn't depend on which process trains which site; False: in "
-        "floating point",
     )
     baseline: str | None = key(
         None,
