@@ -76,7 +76,10 @@ def _check_methods(config: "Config") -> None:
         raise UserError(
             f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
         )
-    if config.weighting != "examples" and config.baseline is not None:
-        raise UserError(
-            f"weighting={config.weighting}: baseline={config.baseline} has no mean over sites; leave one of them out"
-        )
+    defaults = {"weighting": "examples", "proximal_mu": 0.0}
+    for name, default in defaults.items():
+        if (value := getattr(config, name)) != default and config.baseline is not None:
+            raise UserError(
+                f"{name}={value}: belongs to federated training, which baseline={config.baseline} replaces; leave one of "
+                "them out"
+            )

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
-from scaling_fl.federated import cohort
+from scaling_fl.federated import algorithms, cohort
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -55,6 +55,7 @@ class Site:
         model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)
+        terms = algorithms.local_terms(config, params, resident.device)
         # Lower than torch's 2^16: the scaler restarts every round, and a site may have too few steps to lose any to
         # overflows.
         fp16 = precision(config, resident.device) == "fp16"
@@ -73,8 +74,11 @@ class Site:
                 scaler.scale(loss / len(indices)).backward()
                 loss_sum += loss.detach()
                 num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
-            if config.max_grad_norm is not None:
+            if terms or config.max_grad_norm is not None:
                 scaler.unscale_(optimiser)
+            for term in terms:
+                term.add_gradient(model.gradient, model.flat)
+            if config.max_grad_norm is not None:
                 clip(model.gradient, config.max_grad_norm)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, round_, (step + 0.5) / num_steps)

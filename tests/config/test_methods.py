@@ -25,7 +25,8 @@ from scaling_fl.errors import UserError
             {"weighting": "sqrt", "sampling": "by_examples", "sites_per_round": 1},
             "weighting=sqrt: sampling=by_examples weighs every draw the same",
         ),
-        ({"weighting": "uniform", "baseline": "centralised"}, "baseline=centralised has no mean over sites"),
+        ({"weighting": "uniform", "baseline": "centralised"}, "weighting=uniform: .* baseline=centralised replaces"),
+        ({"proximal_mu": 0.5, "baseline": "local_only"}, "proximal_mu=0.5: .* baseline=local_only replaces"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message: str) -> None:

@@ -62,6 +62,10 @@ def final(
     [
         {}, {"exact_sum": False, "optimiser": "sgd"}, {"sites_per_round": 3}, {"participation": 0.6, "sampling": "by_examples"},
         {"sites_per_round": 2, "server_optimiser": "adam"}, {"sites_per_round": 1},
+        {
+            "num_local_epochs": 1, "num_local_steps": 3, "weighting": "sqrt", "proximal_mu": 0.5, "server_momentum": 0.9,
+            "server_nesterov": True,
+        },
     ],
 )  # fmt: skip
 def test_any_number_of_workers_gives_the_same_result(

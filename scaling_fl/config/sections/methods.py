@@ -20,6 +20,12 @@ class MethodKeys:
         "examples)",
         **one_of(WEIGHTINGS),
     )
+    proximal_mu: float = key(
+        0.0,
+        "FedProx: μ, the strength with which a site's parameters are pulled towards the server's",
+        "a number, 0 or more",
+        lambda mu: 0 <= mu < float("inf"),
+    )
     server_optimiser: str = key(
         "sgd",
         "optimiser that applies the mean delta: sgd (FedAvg; with `server_momentum`, FedAvgM), adam, yogi or adagrad "

@@ -1,0 +1,32 @@
+"""FedProx: Li et al. 2020, algorithm 2.
+
+Site k minimises h_k(w; w^t) = F_k(w) + μ/2 ‖w − w^t‖² (equation 2) from the server's w^t, so the term's gradient is
+μ (w − w^t). Only trained parameters count. μ = 0 is FedAvg. Unlike the paper, sites are weighted as `weighting` says.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.weighted_sum import CHUNK
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """μ/2 ‖w − start‖²."""
+
+    mu: float
+    start: torch.Tensor  # (size,): the server's parameters
+
+    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
+        """See `LocalTerm.add_gradient`. In chunks, so that the difference stays in a core's cache."""
+        length = CHUNK[gradient.device.type]
+        for first in range(0, len(gradient), length):
+            chunk = slice(first, min(first + length, len(gradient)))
+            gradient[chunk].add_(flat[chunk] - self.start[chunk], alpha=self.mu)
+
+
+def begin(config: Config, params: torch.Tensor, device: torch.device) -> Proximal | None:
+    """See the package."""
+    return Proximal(config.proximal_mu, params.to(device)) if config.proximal_mu > 0 else None

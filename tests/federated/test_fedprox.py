@@ -1,0 +1,62 @@
+"""FedProx against a plain loop whose loss has the proximal term, on unequal sites."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.algorithms import fedprox
+from scaling_fl.federated.local_batches import local_batches
+from tests import builders
+from tests.federated.test_numerics import assert_same_movement
+from tests.federated.training import SHARDS, by_name, train_federated
+
+SIZES = [len(shard) for shard in SHARDS]
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_it_is_algorithm_2_of_li_et_al_2020(alone: Callable[..., Any], max_grad_norm: float | None) -> None:
+    """Three rounds of two epochs of SGD on h_k = F_k + μ/2 ‖w − w^t‖²; a clipped gradient is that of h_k."""
+    mu, rate = 8.0, 0.02
+    config = Config(
+        num_sites=3, num_rounds=3, num_local_epochs=2, batch_size=4, optimiser="sgd", learning_rate=rate, seed=3,
+        proximal_mu=mu, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    module = builders.bert(dropout=0.0)
+    server = copy.deepcopy(module)
+    start = copy.deepcopy(module)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)
+
+    for round_ in (1, 2, 3):
+        means = [torch.zeros_like(p) for p in server.parameters()]
+        for site, shard in enumerate(SHARDS):
+            local = copy.deepcopy(server).train()
+            optimiser = torch.optim.SGD(local.parameters(), lr=rate)
+            for indices in local_batches(config, resident.train, shard, round_, site):
+                batch = resident.train.batch(indices)
+                logits = local(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                pairs = zip(local.parameters(), server.parameters(), strict=True)
+                distance = sum((own - theirs.detach()).square().sum() for own, theirs in pairs)
+                optimiser.zero_grad()
+                (cross_entropy(logits, batch.labels) + mu / 2 * distance).backward()
+                if max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(local.parameters(), max_grad_norm)
+                optimiser.step()
+            for mean, own in zip(means, local.parameters(), strict=True):
+                mean += own.detach() * SIZES[site] / sum(SIZES)
+        with torch.no_grad():
+            for parameter, mean in zip(server.parameters(), means, strict=True):
+                parameter.copy_(mean)
+    assert_same_movement(by_name(resident, state.params), server, start)
+
+
+def test_the_term_by_hand() -> None:
+    gradient, flat = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0])  # the last value isn't trained
+    fedprox.Proximal(0.5, torch.tensor([1.0, 6.0, 0.0])).add_gradient(gradient, flat)
+    assert gradient.tolist() == [1 + 0.5 * 2, 2 - 0.5 * 1]
