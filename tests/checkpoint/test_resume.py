@@ -60,6 +60,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
                 "num_sites": 3,
                 "num_local_steps": 3,
                 "weighting": "sqrt",
+                "proximal_mu": 0.5,
                 "keep_optimiser": True,
                 "server_momentum": 0.9,
                 "server_nesterov": True,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.algorithms import fedprox
 from scaling_fl.federated.local_batches import local_batches
+from scaling_fl.federated.site import Site
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, train_federated
+from tests.federated.training import SHARD, SHARDS, by_name, train_federated
 
 SIZES = [len(shard) for shard in SHARDS]
 
@@ -60,3 +62,17 @@ def test_the_term_by_hand() -> None:
     gradient, flat = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0])  # the last value isn't trained
     fedprox.Proximal(0.5, torch.tensor([1.0, 6.0, 0.0])).add_gradient(gradient, flat)
     assert gradient.tolist() == [1 + 0.5 * 2, 2 - 0.5 * 1]
+
+
+def test_the_term_is_added_to_unscaled_gradients(tmp_path: Path) -> None:
+    """fp16 scales the loss by 4,096: two steps come out as in fp32, and otherwise than without the term."""
+
+    def delta(precision: str, mu: float) -> torch.Tensor:
+        keys: dict[str, Any] = {"batch_size": 4, "num_local_steps": 2, "learning_rate": 0.1, "optimiser": "sgd"}
+        config = Config(**keys, precision=precision, proximal_mu=mu)
+        resident = builders.resident(tmp_path / f"{precision} {mu}", config, builders.bert(dropout=0.0))
+        return Site(0, SHARD, resident).train(resident.model.flat.clone(), 1)[0].clone()
+
+    expected = delta("fp32", 8.0)
+    assert (delta("fp16", 8.0) - expected).norm() < 0.02 * expected.norm()
+    assert (delta("fp16", 0.0) - expected).norm() > 0.2 * expected.norm()
