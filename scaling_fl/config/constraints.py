@@ -54,10 +54,15 @@ def _check_sites(config: "Config") -> None:
 
 
 def _check_methods(config: "Config") -> None:
-    if config.num_local_steps is not None and config.num_local_epochs != 1:
+    lengths = {"num_local_epochs": 1, "num_local_steps": None, "local_epochs_range": None}
+    given = [name for name, default in lengths.items() if getattr(config, name) != default]
+    if len(given) > 1:
+        typed = " ".join(f"{name}={config.to_mapping()[name]}".replace(", ", ",") for name in given)
+        raise UserError(f"{typed}: each sets the length of local training; leave all but one of them out")
+    if config.fednova and config.optimiser != "sgd":
         raise UserError(
-            f"num_local_steps={config.num_local_steps} num_local_epochs={config.num_local_epochs}: both set the length of "
-            "local training; leave one of them out"
+            f"fednova=True optimiser={config.optimiser}: FedNova counts steps of plain SGD; set optimiser=sgd, or leave out "
+            "fednova"
         )
     if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
         raise UserError(
@@ -76,7 +81,7 @@ def _check_methods(config: "Config") -> None:
         raise UserError(
             f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
         )
-    defaults = {"weighting": "examples", "proximal_mu": 0.0}
+    defaults = {"weighting": "examples", "proximal_mu": 0.0, "local_epochs_range": None, "fednova": False}
     for name, default in defaults.items():
         if (value := getattr(config, name)) != default and config.baseline is not None:
             raise UserError(

@@ -63,24 +63,10 @@ def _weight(config: Config, examples: int) -> float:
     return examples
 
 
-def trained_shards(config: Config, sizes: Sequence[int], round_: int) -> list[int]:
-    """The sizes of the shards that the round's cohort trains on; the whole data as one for `baseline=centralised`."""
-    chosen = [sizes[site] for site in sample(config, sizes, round_)]
-    return [sum(chosen)] if config.baseline == "centralised" else chosen
-
-
-def local_steps(config: Config, examples: int) -> int:
-    """The optimiser steps of a site with so many examples, in a round in which it takes part."""
-    if config.num_local_steps is not None:
-        return config.num_local_steps
-    return -(-examples // config.batch_size) * config.num_local_epochs
-
-
-def examples_seen(config: Config, examples: int) -> int:
-    """The examples in these steps, counted as often as they are seen."""
-    if config.num_local_steps is not None:
-        return config.num_local_steps * min(config.batch_size, examples)
-    return config.num_local_epochs * examples
+def trained(config: Config, sizes: Sequence[int], round_: int) -> dict[int, int]:
+    """The sites that train in a round, with the sizes of their shards; for `baseline=centralised` the cohort as site 0."""
+    chosen = {site: sizes[site] for site in sample(config, sizes, round_)}
+    return {0: sum(chosen.values())} if config.baseline == "centralised" else chosen
 
 
 def assign(sizes: Sequence[int], cohort: Collection[int], num_workers: int) -> list[list[int]]:

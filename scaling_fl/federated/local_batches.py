@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data.token_store import TokenStore, training_batches
+from scaling_fl.federated import local_work
 
 
 def local_batches(
@@ -24,7 +25,7 @@ def local_batches(
         return training_batches(store, shard, config.batch_size, config.group_by_length, config.seed, *path)
 
     if config.num_local_steps is None:
-        for number in range(config.num_local_epochs):
+        for number in range(local_work.of_site(config, len(shard), round_, site).epochs):
             yield from epoch(round_, site, number)
         return
     size = min(config.batch_size, len(shard))

@@ -66,8 +66,9 @@ def run(
         with state.lock:
             state.partly_updated = True
             with _timed(results, "aggregate"):
+                scale = worker_sites.weights(round_).scale
                 for chunk, mean_delta in collectives.weighted_mean(weighted_sum) if config.has_global_model else ():
-                    server.step(state, mean_delta, chunk)
+                    server.step(state, state.scaled(mean_delta, scale, chunk), chunk)
             state.round, state.results, state.partly_updated = round_, results, False
         _report(worker_sites, collectives, state, on_round_end)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling_fl.config.schema import Config
-from scaling_fl.federated import cohort
+from scaling_fl.federated import cohort, local_work
 from scaling_fl.federated.best_round import BestRound
 
 
@@ -68,6 +68,6 @@ class Plan:
         """The worker's name in messages."""
         return f"{'site' if self.one_site_per_worker else 'worker'} {rank} ({self.devices[rank]})"
 
-    def local_steps(self, site: int) -> int:
-        """Local steps of a site per round in which it takes part."""
-        return cohort.local_steps(self.config, self.shard_sizes[site])
+    def step_range(self, site: int) -> tuple[int, int]:
+        """Least and largest number of local steps of a site per round in which it takes part."""
+        return local_work.step_range(self.config, self.shard_sizes[site])

@@ -32,6 +32,12 @@ class ServerState:
     # Held during the server step and the report of a round: only its holder sees the parameters of one whole round.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def scaled(self, delta: torch.Tensor, scale: float, chunk: slice) -> torch.Tensor:
+        """`delta`, of the slice `chunk`, with the part of trained parameters multiplied by `scale`, in place."""
+        if scale != 1:
+            delta[: max(0, self.trained - chunk.start)].mul_(scale)
+        return delta
+
     def slices(self, chunk: slice) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Return views within `chunk`: trained parameters, averaged-only values, and the moments of the trained ones."""
         params = self.params[chunk]

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
-from scaling_fl.federated import algorithms, cohort
+from scaling_fl.federated import algorithms, local_work
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -60,7 +60,7 @@ class Site:
         # overflows.
         fp16 = precision(config, resident.device) == "fp16"
         scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
-        num_steps = cohort.local_steps(config, self.num_examples)
+        work = local_work.of_site(config, self.num_examples, round_, self.number)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
         # Read only after the loop: reading a value makes the CPU wait for the GPU.
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
@@ -81,7 +81,7 @@ class Site:
             if config.max_grad_norm is not None:
                 clip(model.gradient, config.max_grad_norm)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, round_, (step + 0.5) / num_steps)
+                group["lr"] = learning_rate(config, round_, (step + 0.5) / work.steps)
             scaler.step(optimiser)
             scaler.update()
             resident.on_step()
@@ -91,8 +91,7 @@ class Site:
                 raise divergence_error([self.number])
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
-        count = cohort.examples_seen(config, self.num_examples)
-        return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
+        return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:

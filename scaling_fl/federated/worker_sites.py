@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scaling_fl.federated import cohort
+from scaling_fl.federated import cohort, local_work
+from scaling_fl.federated.algorithms import fednova
+from scaling_fl.federated.algorithms.fednova import Weights
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 
@@ -47,13 +49,24 @@ class WorkerSites:
     rank: int
     num_workers: int
 
+    def weights(self, round_: int) -> Weights:
+        """The weights of the round's cohort, the same on every worker."""
+        config, sizes = self.resident.config, self.shards.sizes
+        shares = cohort.sample(config, sizes, round_)
+        if not config.fednova:
+            return Weights(shares, 1.0)
+        work = {site: local_work.of_site(config, sizes[site], round_, site) for site in shares}
+        return fednova.weights(
+            shares, {site: fednova.effective_steps(config, round_, work[site].steps) for site in shares}
+        )
+
     def participants(self, round_: int) -> Iterator[tuple[Site, float]]:
         """Yield this worker's share of the round's cohort, with the sites' aggregation weights.
 
         Every worker computes the same assignment. The weights of all workers together sum to 1.
         """
         config, sizes = self.resident.config, self.shards.sizes
-        weights = cohort.sample(config, sizes, round_)
+        weights = self.weights(round_).by_site
         if config.baseline == "centralised":  # one site with the whole cohort's examples
             if self.rank == 0:
                 examples = np.sort(np.concatenate([self.shards[site] for site in weights]))

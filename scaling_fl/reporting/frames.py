@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.federated import cohort
+from scaling_fl.federated import local_work
 from scaling_fl.reporting import records
 from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.record import Record
@@ -155,11 +155,11 @@ def _costs(job: str, record: Record) -> list[dict[str, Any]]:
     spent = {"local_steps": 0, "examples": 0, "seconds": 0.0, "bytes": 0.0}
     rows = []
     for round_ in range(record.result()["round"] + 1) if sizes else ():
-        shards = cohort.trained_shards(config, sizes, round_) if round_ else []
-        spent["local_steps"] += sum(cohort.local_steps(config, examples) for examples in shards)
-        spent["examples"] += sum(cohort.examples_seen(config, examples) for examples in shards)
+        sites = local_work.of_round(config, sizes, round_) if round_ else []
+        spent["local_steps"] += sum(site.steps for site in sites)
+        spent["examples"] += sum(site.examples for site in sites)
         spent["seconds"] += seconds[round_]
-        spent["bytes"] += 2 * len(shards) * model if shards and config.baseline is None else 0.0
+        spent["bytes"] += 2 * len(sites) * model if sites and config.baseline is None else 0.0
         rows.append({"job": job, "round": round_} | spent)
     return rows
 

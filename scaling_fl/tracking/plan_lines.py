@@ -41,7 +41,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}"
     for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
         where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
-        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {plan.local_steps(site):>11,}{where}"
+        least, most = plan.step_range(site)
+        steps = f"{least:,}" + f" to {most:,}" * (most > least)
+        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11}{where}"
     if len(sizes) > _MAX_SITES_SHOWN:
         yield (
             f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scaling_fl.federated import cohort
+from scaling_fl.federated import cohort, local_work
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 
@@ -14,7 +14,7 @@ class SiteProgress:
     """One site of the round's cohort."""
 
     number: int
-    examples: int  # per local epoch
+    examples: int  # that it sees in the round
     steps: int
     done: int = 0  # steps
     state: str = WAITING
@@ -62,8 +62,7 @@ class RoundProgress:
     @property
     def examples(self) -> float:
         """Training examples that were seen, counted as often as they are seen."""
-        config = self._plan.config
-        return sum(cohort.examples_seen(config, site.examples) * site.done / site.steps for site in self.sites.values())
+        return sum(site.examples * site.done / site.steps for site in self.sites.values())
 
     def count(self, state: str) -> int:
         """The number of sites in a state."""
@@ -100,14 +99,14 @@ def _cohort_here(plan: Plan, round_: int) -> list[SiteProgress]:
     config, sizes, ranks = plan.config, plan.shard_sizes, set(plan.ranks_here)
     if round_ == 0:
         return []
+    trained = cohort.trained(config, sizes, round_)
     if config.baseline == "centralised":
-        (examples,) = cohort.trained_shards(config, sizes, round_)
-        return [SiteProgress(0, examples, cohort.local_steps(config, examples))] if 0 in ranks else []
-    assigned = cohort.assign(sizes, cohort.sample(config, sizes, round_), len(plan.devices))
-    return [
-        SiteProgress(site, sizes[site], plan.local_steps(site))
-        for site in sorted(site for rank in ranks for site in assigned[rank])
-    ]
+        here = [0] if 0 in ranks else []
+    else:
+        assigned = cohort.assign(sizes, trained, len(plan.devices))
+        here = sorted(site for rank in ranks for site in assigned[rank])
+    work = {site: local_work.of_site(config, trained[site], round_, site) for site in here}
+    return [SiteProgress(site, work[site].examples, work[site].steps) for site in here]
 
 
 def _evaluation_here(plan: Plan, round_: int) -> int:

@@ -52,6 +52,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (2, False, "linear", {"num_sites": 5, "sites_per_round": 3, "sampling": "by_examples", "exact_sum": False}),
         (2, True, "linear", {"num_sites": 3, "baseline": "local_only", "keep_optimiser": True}),
         (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
+        (2, True, "linear", {"num_sites": 3, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd"}),
         (
             2,
             False,

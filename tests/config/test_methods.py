@@ -11,7 +11,20 @@ from scaling_fl.errors import UserError
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"num_local_steps": 3, "num_local_epochs": 2}, "num_local_steps=3 num_local_epochs=2: both set the length"),
+        ({"num_local_steps": 3, "num_local_epochs": 2}, "num_local_epochs=2 num_local_steps=3: each sets the length"),
+        (
+            {"num_local_steps": 3, "local_epochs_range": [1, 2]},
+            r"num_local_steps=3 local_epochs_range=\[1,2\]: each sets the length",
+        ),
+        ({"local_epochs_range": [3, 2]}, "local_epochs_range=.*: expected two whole numbers such as"),
+        ({"local_epochs_range": [0, 2]}, "local_epochs_range=.*: expected two whole numbers such as"),
+        ({"local_epochs_range": [1, 2, 3]}, "local_epochs_range=.*: expected two whole numbers such as"),
+        (
+            {"local_epochs_range": [1, 2], "baseline": "centralised"},
+            "local_epochs_range=.* baseline=centralised replaces",
+        ),
+        ({"fednova": True}, "fednova=True optimiser=adamw: .*; set optimiser=sgd"),
+        ({"fednova": True, "optimiser": "sgd", "baseline": "local_only"}, "baseline=local_only replaces"),
         ({"server_nesterov": True}, "server_nesterov=True: Nesterov's momentum .*; set server_momentum=0.9 as well"),
         ({"server_nesterov": True, "server_momentum": 0.0}, "set server_momentum=0.9 as well"),
         (
@@ -42,6 +55,8 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"server_beta2": 0.9, "server_optimiser": "yogi"},
         {"server_tau": 0.1, "server_optimiser": "adagrad"},
         {"weighting": "sqrt", "sites_per_round": 1},
+        {"local_epochs_range": [2, 2], "num_local_epochs": 1},
+        {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
     ],
 )
 def test_keys_that_go_together_are_taken(keys: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.federated import cohort
+from scaling_fl.federated import local_work
 from scaling_fl.federated.local_batches import local_batches
 from tests import builders
 
@@ -31,9 +31,9 @@ def stream(
         [batch.tolist() for batch in local_batches(config, store, shard, round_, site)]
         for round_ in range(1, rounds + 1)
     ]
-    assert {len(of_round) for of_round in found} == {cohort.local_steps(config, len(shard))}
-    for of_round in found:
-        assert sum(map(len, of_round)) == cohort.examples_seen(config, len(shard))
+    for round_, of_round in enumerate(found, 1):
+        work = local_work.of_site(config, len(shard), round_, site)
+        assert (work.steps, work.examples) == (len(of_round), sum(map(len, of_round)))
     return [batch for of_round in found for batch in of_round]
 
 

@@ -66,6 +66,7 @@ def final(
             "num_local_epochs": 1, "num_local_steps": 3, "weighting": "sqrt", "proximal_mu": 0.5, "server_momentum": 0.9,
             "server_nesterov": True,
         },
+        {"num_local_epochs": 1, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd", "sites_per_round": 3},
     ],
 )  # fmt: skip
 def test_any_number_of_workers_gives_the_same_result(

@@ -62,6 +62,7 @@ def test_phases_are_rows(found: Frames) -> None:
     [
         # Sites of 5, 9 and 4 examples: 2, 3 and 1 batches of 4, in 2 epochs.
         ({}, 12, 36, 3),
+        ({"num_local_epochs": 1, "local_epochs_range": (3, 3)}, 18, 54, 3),
         ({"num_local_epochs": 1, "num_local_steps": 5}, 15, 5 * (4 + 4 + 4), 3),  # full batches
         ({"baseline": "centralised"}, 10, 36, 0),  # 18 examples: 5 batches
         ({"baseline": "local_only"}, 12, 36, 0),

@@ -20,6 +20,9 @@ class MethodKeys:
         "examples)",
         **one_of(WEIGHTINGS),
     )
+    fednova: bool = key(
+        False, "True: FedNova: deltas are averaged per local step, for sites that make unequal numbers of SGD steps"
+    )
     proximal_mu: float = key(
         0.0,
         "FedProx: μ, the strength with which a site's parameters are pulled towards the server's",

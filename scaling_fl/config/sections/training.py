@@ -26,6 +26,13 @@ class TrainingKeys:
         "site's next examples",
         **at_least(1),
     )
+    local_epochs_range: tuple[int, ...] | None = key(
+        None,
+        "least and most local epochs, such as [1,5], in the place of `num_local_epochs`: each site's number is drawn anew in "
+        "each round",
+        "two whole numbers such as [1,5], the first 1 or more, the second not below the first",
+        lambda span: len(span) == 2 and 1 <= span[0] <= span[1],
+    )
     optimiser: str = key("adamw", "local optimiser: adamw, adam, sgd, adagrad or rmsprop", **one_of(OPTIMISERS))
     keep_optimiser: bool = key(
         False,

@@ -1,0 +1,41 @@
+"""FedNova: Wang et al. 2020, algorithm 1, for sites that make unequal numbers of local SGD steps.
+
+Site i's delta is Σ_s a_is × (learning rate × gradient of step s). The server averages deltas per unit of ‖a_i‖₁ and steps
+as far as the mean site:
+
+    x ← x − τ_eff Σ p_i delta_i / ‖a_i‖₁,   τ_eff = Σ p_i ‖a_i‖₁
+
+p_i is the site's share as `weighting` says; the paper's is that of its examples. ‖a_i‖₁ is the number of steps for plain
+SGD. With FedProx's μ, earlier steps are damped: a_is = Π (1 − η_r μ) over the later steps r. If all sites make the same
+steps this is FedAvg.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.lr_schedule import learning_rate
+
+
+class Weights(NamedTuple):
+    """How deltas are combined: scale × Σ by_site[i] × delta_i."""
+
+    by_site: dict[int, float]  # they sum to 1
+    scale: float
+
+
+def weights(shares: Mapping[int, float], steps: Mapping[int, float]) -> Weights:
+    """The weights of sites with the shares p_i and ‖a_i‖₁ = `steps`."""
+    per_step = {site: share / steps[site] for site, share in shares.items()}
+    total = sum(per_step.values())
+    effective = sum(share * steps[site] for site, share in shares.items())
+    return Weights({site: value / total for site, value in per_step.items()}, effective * total)
+
+
+def effective_steps(config: Config, round_: int, steps: int) -> float:
+    """‖a_i‖₁ of a site that makes `steps` steps in a round, in steps at `config.learning_rate`."""
+    total = 0.0
+    for step in range(steps):
+        rate = learning_rate(config, round_, (step + 0.5) / steps)
+        total = total * (1 - rate * config.proximal_mu) + rate / config.learning_rate
+    return total

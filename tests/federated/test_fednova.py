@@ -1,0 +1,95 @@
+"""FedNova against the paper's update, by a plain loop on unequal sites with unequal epochs."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from scaling_fl.config.schema import Config
+from scaling_fl.federated import local_work
+from scaling_fl.federated.algorithms import fednova
+from scaling_fl.federated.local_batches import local_batches
+from scaling_fl.federated.server_state import ServerState
+from tests import builders
+from tests.federated.test_numerics import assert_same_movement
+from tests.federated.training import SHARDS, by_name, train_federated
+
+SIZES = [len(shard) for shard in SHARDS]
+
+
+def test_weights_by_hand() -> None:
+    """p = (¼, ¾), steps (2, 6): τ_eff = 5, and both deltas count τ_eff p / steps = 5/8."""
+    by_site, scale = fednova.weights({3: 0.25, 8: 0.75}, {3: 2, 8: 6})
+    assert sum(by_site.values()) == 1
+    assert {site: scale * weight for site, weight in by_site.items()} == {3: 5 / 8, 8: 5 / 8}
+
+
+def test_equal_steps_are_fedavg() -> None:
+    by_site, scale = fednova.weights({0: 0.25, 1: 0.75}, {0: 7, 1: 7})
+    assert by_site == pytest.approx({0: 0.25, 1: 0.75})
+    assert scale == pytest.approx(1)
+
+
+def test_effective_steps_by_hand() -> None:
+    plain = Config(learning_rate=0.1, num_rounds=2)
+    assert fednova.effective_steps(plain, 1, 5) == pytest.approx(5)
+    damped = Config(learning_rate=0.1, proximal_mu=2.0)
+    assert fednova.effective_steps(damped, 1, 3) == pytest.approx(1 + 0.8 + 0.8**2)
+    falling = Config(learning_rate=0.1, num_rounds=2, lr_schedule="linear", proximal_mu=2.0)
+    first, second = 1 - 1.25 / 2, 1 - 1.75 / 2  # shares of the rate at the middle of the two steps of round 2
+    assert fednova.effective_steps(falling, 2, 2) == pytest.approx(first * (1 - 0.1 * second * 2.0) + second)
+
+
+def test_only_trained_parameters_are_scaled() -> None:
+    state = ServerState(torch.zeros(6), trained=4, round=0)
+    for chunk, expected in (
+        (slice(0, 6), [3.0] * 4 + [1.0] * 2),
+        (slice(3, 6), [3.0, 1.0, 1.0]),
+        (slice(4, 6), [1.0] * 2),
+    ):
+        assert state.scaled(torch.ones(6)[chunk], 3.0, chunk).tolist() == expected
+
+
+@pytest.mark.parametrize("mu", [0.0, 8.0])
+def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: float) -> None:
+    """x ← x − τ_eff Σ p_i delta_i / ‖a_i‖₁ over three rounds, each site with one to three epochs of its own number."""
+    rate = 0.02
+    config = Config(
+        num_sites=3, num_rounds=3, local_epochs_range=(1, 3), batch_size=4, optimiser="sgd", learning_rate=rate, seed=4,
+        fednova=True, proximal_mu=mu,
+    )  # fmt: skip
+    module = builders.bert(dropout=0.0)
+    server, start = copy.deepcopy(module), copy.deepcopy(module)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)
+
+    epochs = [[local_work.of_site(config, size, r, site).epochs for site, size in enumerate(SIZES)] for r in (1, 2, 3)]
+    assert len({tuple(of_round) for of_round in epochs}) > 1
+    for round_ in (1, 2, 3):
+        per_step = [torch.zeros_like(p) for p in server.parameters()]
+        effective = 0.0
+        for site, shard in enumerate(SHARDS):
+            local = copy.deepcopy(server).train()
+            optimiser = torch.optim.SGD(local.parameters(), lr=rate)
+            batches = list(local_batches(config, resident.train, shard, round_, site))
+            for indices in batches:
+                batch = resident.train.batch(indices)
+                logits = local(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                pairs = zip(local.parameters(), server.parameters(), strict=True)
+                distance = sum((own - theirs.detach()).square().sum() for own, theirs in pairs)
+                optimiser.zero_grad()
+                (cross_entropy(logits, batch.labels) + mu / 2 * distance).backward()
+                optimiser.step()
+            norm = sum((1 - rate * mu) ** later for later in range(len(batches)))
+            share = SIZES[site] / sum(SIZES)
+            effective += share * norm
+            for total, before, after in zip(per_step, server.parameters(), local.parameters(), strict=True):
+                total += share * (before - after).detach() / norm
+        with torch.no_grad():
+            for parameter, total in zip(server.parameters(), per_step, strict=True):
+                parameter.sub_(effective * total)
+    assert_same_movement(by_name(resident, state.params), server, start)
