@@ -27,8 +27,7 @@ class RandomAssignment(WorkerSites):
     """Random assignment of sites to workers, in random order; some workers may have none."""
 
     def participants(self, round_: int) -> Any:
-        config, sizes = self.resident.config, self.shards.sizes
-        drawn = cohort.sample(config, sizes, round_)
+        drawn = self.weights(round_).by_site
         rng = np.random.default_rng([round_, self.num_workers])
         one_each = len(drawn) <= self.num_workers
         workers = rng.permutation(self.num_workers) if one_each else rng.integers(self.num_workers, size=len(drawn))
