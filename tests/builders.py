@@ -1,6 +1,7 @@
 """Small models, data sets and workers for the tests."""
 
 import csv
+import dataclasses
 import multiprocessing
 import os
 import select
@@ -17,14 +18,15 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import cohort, server
+from scaling_fl.federated import algorithms, cohort, server
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.tiny import tiny_tokenizer
 from scaling_fl.runtime import launcher
-from scaling_fl.state_file import read_state
+from scaling_fl.state_file import read_state, write_state
 
 WORDS = {
     0: ["river", "stone", "forest", "mountain", "meadow"],
@@ -107,7 +109,7 @@ def resident(
         if not (folder / name).exists():
             token_store.write(folder / name, tokenizer(), *texts_and_labels(number, seed), config.max_seq_len)
     if flat is None:
-        flat = torch.zeros(Layout(module).size, device=device)
+        flat = torch.zeros(row_size(config, module), device=device)
     return Resident(
         config=config,
         model=FlatModel(module.to(device), flat),
@@ -115,6 +117,12 @@ def resident(
         test=token_store.TokenStore(folder / "test", pad_token_id=0),
         device=torch.device(device),
     )
+
+
+def row_size(config: Config, module: Any) -> int:
+    """Of the parameters and what travels beside them."""
+    layout = Layout(module)
+    return layout.size + algorithms.extra_size(config, layout)
 
 
 def worker(
@@ -129,18 +137,24 @@ def worker(
     """A worker and its share of the sites; `module` holds the initial parameters."""
     initial_moments = server.optimiser(config).initial_moments
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, Layout(module).size, memory or SharedMemory(), f"file://{folder}/rendezvous", len(initial_moments),
+        rank, ["cpu"] * num_workers, row_size(config, module), memory or SharedMemory(), f"file://{folder}/rendezvous", len(initial_moments),
         exact=config.exact_sum, single_site=cohort.single_site_per_worker(config, len(shards), num_workers),
     )  # fmt: skip
     worker_resident = resident(folder, config, module, collectives.model_buffer(torch.device("cpu")))
     if rank == 0:
         write_shards(folder, shards)
-        collectives.state[0].copy_(worker_resident.model.flat)
+        collectives.state[0].copy_(worker_resident.model.row)
         collectives.state[1:].copy_(torch.tensor(initial_moments)[:, None])
+        if config.keeps_site_state:
+            write_state(folder / "start", {}, {})
     collectives.barrier()
+    if config.keeps_site_state:
+        store = SiteStateStore(folder / "kept", folder / "start")
+        worker_resident = dataclasses.replace(worker_resident, store=store)
     worker_sites = WorkerSites(worker_resident, Shards(folder), rank, num_workers)
-    trained, moments = worker_resident.model.layout.trained, collectives.state[1:]
-    return worker_sites, collectives, ServerState(collectives.state[0], trained, round=0, moments=moments)
+    layout, moments = worker_resident.model.layout, collectives.state[1:]
+    state = ServerState(collectives.state[0], layout.trained, round=0, moments=moments, size=layout.size)
+    return worker_sites, collectives, state
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -64,6 +64,8 @@ def _check_methods(config: "Config") -> None:
             f"fednova=True optimiser={config.optimiser}: FedNova counts steps of plain SGD; set optimiser=sgd, or leave out "
             "fednova"
         )
+    if config.scaffold is not None:
+        _check_scaffold(config)
     if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
         raise UserError(
             "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
@@ -81,10 +83,31 @@ def _check_methods(config: "Config") -> None:
         raise UserError(
             f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
         )
-    defaults = {"weighting": "examples", "proximal_mu": 0.0, "local_epochs_range": None, "fednova": False}
+    defaults = {
+        "weighting": "examples",
+        "proximal_mu": 0.0,
+        "local_epochs_range": None,
+        "fednova": False,
+        "scaffold": None,
+    }
     for name, default in defaults.items():
         if (value := getattr(config, name)) != default and config.baseline is not None:
             raise UserError(
                 f"{name}={value}: belongs to federated training, which baseline={config.baseline} replaces; leave one of "
                 "them out"
             )
+
+
+def _check_scaffold(config: "Config") -> None:
+    """Algorithm 1 of Karimireddy et al. 2020 has plain SGD steps and plain means over a cohort drawn uniformly."""
+    needed = {
+        "optimiser": "sgd", "weighting": "uniform", "sampling": "uniform", "max_grad_norm": None, "proximal_mu": 0.0,
+        "fednova": False,
+    }  # fmt: skip
+    wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
+    if wrong:
+        found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
+        remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
+        raise UserError(
+            f"scaffold={config.scaffold} {found}: SCAFFOLD has plain SGD steps and plain means; set {remedy}"
+        )

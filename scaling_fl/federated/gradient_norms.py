@@ -3,11 +3,10 @@
 import re
 from collections import defaultdict
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
+from scaling_fl.federated.full_gradient import full_gradient
 from scaling_fl.federated.resident import Resident
 from scaling_fl.models.new_parameters import ALL
 
@@ -24,14 +23,10 @@ def gradient_norms(resident: Resident, params: torch.Tensor) -> dict[str, float]
     model, config, count = resident.model, resident.config, len(resident.train)
     rows = seeding.generator(config.seed, "probe").permutation(count)[:_EXAMPLES]
     model.load(params)
-    model.module.eval()
-    model.gradient.zero_()
-    for part in np.array_split(rows, -(-len(rows) // config.batch_size)):
-        batch = resident.to_device(resident.train.batch(part))
-        (cross_entropy(resident.logits(batch), batch.labels, reduction="sum") / len(rows)).backward()
+    gradient = full_gradient(resident, rows)
     squares: dict[str, float] = defaultdict(float)
     new = set(resident.new_parameters)
-    for name, view in model.layout.views(model.gradient).items():
+    for name, view in model.layout.views(gradient).items():
         square = float(view.double().pow(2).sum())
         squares[layer_of(name)] += square
         squares["head" if name in new or ALL in new else "pretrained"] += square

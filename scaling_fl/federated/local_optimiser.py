@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.federated import algorithms
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 
 # All are elementwise: a step over one flat tensor equals a step over each of its parts.
@@ -49,6 +50,8 @@ def state_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def load_state(optimiser: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor], config: Config) -> None:
     """Restore the state that `state_tensors` returned."""
     for name, value in kept.items():
+        if not name.startswith("optimiser."):
+            continue
         _, number, key = name.split(".")
         (segment,) = optimiser.param_groups[int(number)]["params"]
         on_cpu = key == "step" and config.optimiser in ("adagrad", "rmsprop")
@@ -63,7 +66,8 @@ def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
 
 def site_state_template(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
     """Return a site's state tensors by name, as zeros of the right shapes; broadcast, so they take no memory."""
-    kept = {} if config.has_global_model else {"params": np.broadcast_to(np.float32(0), (layout.size,))}
+    sizes = algorithms.site_state(config, layout) | ({} if config.has_global_model else {"params": layout.size})
+    kept = {name: np.broadcast_to(np.float32(0), (size,)) for name, size in sizes.items()}
     if not config.keep_optimiser:
         return kept
     for number, (start, stop, _) in enumerate(_segments(config, layout)):

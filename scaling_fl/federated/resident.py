@@ -32,6 +32,7 @@ class Resident:
     test: token_store.TokenStore
     device: torch.device
     on_step: Callable[[], None] = lambda: None  # called after each local step and each evaluation batch
+    on_alive: Callable[[], None] = lambda: None  # called after other work that takes as long
     held_back: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.empty(0, np.int64)
     )  # indices into `train` that are in no shard

@@ -55,7 +55,7 @@ def run(
             for site, weight in worker_sites.participants(round_):
                 observer.site_begins(site.number)
                 with _site_in_error_note(site, round_):
-                    delta, site_metrics = site.train(state.params, round_)
+                    delta, site_metrics = site.train(state.params, round_, state.extra)
                 if config.has_global_model:
                     weighted_sum.add(site.number, delta, weight)
                 trained.append(site_metrics)

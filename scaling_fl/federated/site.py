@@ -17,6 +17,8 @@ from scaling_fl.federated.metrics import SiteMetrics
 from scaling_fl.federated.resident import Resident, precision
 from scaling_fl.models import new_parameters
 
+_NOTHING = torch.empty(0)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -36,13 +38,15 @@ class Site:
         store = self.resident.store
         return params if store is None else store.load(self.number).get("params", params)
 
-    def train(self, params: torch.Tensor, round_: int) -> tuple[torch.Tensor, SiteMetrics]:
-        """Train locally from the server's `params` (size,), which are left unchanged.
+    def train(
+        self, params: torch.Tensor, round_: int, extra: torch.Tensor = _NOTHING
+    ) -> tuple[torch.Tensor, SiteMetrics]:
+        """Train locally from the server's `params` (size,) and `extra` (extra,), which are left unchanged.
 
-        Returns delta = params − parameters after training (size,), a view of the model's buffer that is valid until
-        the next load. Data order and dropout are functions of (seed, round, site). The optimiser starts afresh unless
-        `keep_optimiser` is set. Without a global model, the site continues from its own parameters. Raises `JobFailed`
-        if these diverge.
+        Returns delta = params − parameters after training, and what methods send beside it, (size + extra,): the model's
+        buffer, valid until the next load. Data order and dropout are functions of (seed, round, site). The optimiser
+        starts afresh unless `keep_optimiser` is set. Without a global model, the site continues from its own parameters.
+        Raises `JobFailed` if these diverge.
         """
         resident, config, model = self.resident, self.resident.config, self.resident.model
         kept = {} if resident.store is None else resident.store.load(self.number)
@@ -52,16 +56,17 @@ class Site:
             new_parameters.draw(
                 model.module, resident.new_parameters, seeding.torch_seed(config.seed, "head", self.number)
             )
+        terms = algorithms.local_terms(algorithms.Start(self, round_, params, extra, kept))
         model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)
-        terms = algorithms.local_terms(config, params, resident.device)
         # Lower than torch's 2^16: the scaler restarts every round, and a site may have too few steps to lose any to
         # overflows.
         fp16 = precision(config, resident.device) == "fp16"
         scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
         work = local_work.of_site(config, self.num_examples, round_, self.number)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
+        rates = 0.0
         # Read only after the loop: reading a value makes the CPU wait for the GPU.
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
@@ -80,18 +85,22 @@ class Site:
                 term.add_gradient(model.gradient, model.flat)
             if config.max_grad_norm is not None:
                 clip(model.gradient, config.max_grad_norm)
+            rate = learning_rate(config, round_, (step + 0.5) / work.steps)
+            rates += rate
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, round_, (step + 0.5) / work.steps)
+                group["lr"] = rate
             scaler.step(optimiser)
             scaler.update()
             resident.on_step()
-        if resident.store is not None:
-            own = {} if config.has_global_model else {"params": model.flat}
-            if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
-                raise divergence_error([self.number])
-            resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
+        own = {} if config.has_global_model else {"params": model.flat.clone()}
+        if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
+            raise divergence_error([self.number])
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
-        return delta, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
+        for term in terms:
+            own |= term.finish(delta, model.extra, rates)
+        if resident.store is not None:
+            resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
+        return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:

@@ -56,12 +56,14 @@ class Layout:
 class FlatModel:
     """`module` with its parameters, gradients and float buffers as views of flat buffers.
 
-    `flat`: (layout.size,) float32, zeroed, on the module's device. The module's values are copied into it, unless they
-    are `arbitrary`.
+    `row`: (layout.size + extra,) float32, zeroed, on the module's device. The module's values are copied into its first
+    part, `flat` (layout.size,), unless they are `arbitrary`. The rest, `extra`, travels with deltas.
     """
 
-    def __init__(self, module: Any, flat: torch.Tensor, arbitrary: bool = False):
-        self.module, self.flat, self.layout = module, flat, Layout(module)
+    def __init__(self, module: Any, row: torch.Tensor, arbitrary: bool = False):
+        self.module, self.row, self.layout = module, row, Layout(module)
+        self.flat = flat = row[: self.layout.size]
+        self.extra = row[self.layout.size :]
         self.gradient = _zeros(self.layout.trained, flat.device)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._integers = {name: (tensors[name], tensors[name].clone()) for name in self.layout.integer_names}

@@ -5,7 +5,6 @@ folder: token stores, shards, the model's architecture and tokenizer, and the se
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
-from scaling_fl.federated import server
+from scaling_fl.federated import algorithms, server
 from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
-from scaling_fl.federated.server_state import initial_moments
+from scaling_fl.federated.server_state import initial_extra, initial_moments
 from scaling_fl.federated.worker_sites import write_shards
 from scaling_fl.models import export, fingerprints, loading, probe
 from scaling_fl.models.flat_parameters import Layout
@@ -70,7 +69,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.compile:
         check_compiler(devices[0])
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
-    resume.check_finite(f"model={config.model}", _initial_state(loaded.module, ()))
+    resume.check_finite(f"model={config.model}", _initial_state(config, loaded.module))
     with waiting(send):
         padding, resolved = _try_model(config, loaded, task.train, devices[0], notes)
     with export.export_errors(config.model):
@@ -86,7 +85,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
-    initial, previous = _initial_state(loaded.module, server.optimiser(config).initial_moments), None
+    initial, previous = _initial_state(config, loaded.module), None
     origin: dict[str, Any] = {
         "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
         "padding": list(padding),
@@ -205,12 +204,13 @@ def _try_model(
     raise UserError(f"{notes[-1]}; {remedy}")
 
 
-def _initial_state(module: torch.nn.Module, moments: Sequence[float]) -> dict[str, Any]:
+def _initial_state(config: Config, module: torch.nn.Module) -> dict[str, Any]:
     layout = Layout(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     params = {entry.name: tensors[entry.name].detach().cpu().numpy() for entry in layout.entries}
     integers = {name: tensors[name].cpu().numpy() for name in layout.integer_names}
-    return params | integers | initial_moments(moments, params)
+    moments = initial_moments(server.optimiser(config).initial_moments, params)
+    return params | integers | moments | initial_extra(layout, algorithms.extra_size(config, layout))
 
 
 def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list[str]:

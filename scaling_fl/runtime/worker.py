@@ -9,7 +9,7 @@ import torch
 from scaling_fl.data import token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import cohort, rounds, server
+from scaling_fl.federated import algorithms, cohort, rounds, server
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, fill_state
@@ -37,9 +37,9 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         send.progress()
         send.waiting = waiting
 
-    optimiser, shards = server.optimiser(plan.config), Shards(folder)
+    optimiser, shards, layout = server.optimiser(plan.config), Shards(folder), Layout(module)
     collectives = Collectives(
-        rank, plan.devices, Layout(module).size, memory, rendezvous, len(optimiser.initial_moments), on_wait,
+        rank, plan.devices, layout.size + algorithms.extra_size(plan.config, layout), memory, rendezvous, len(optimiser.initial_moments), on_wait,
         nodes=plan.nodes, interface=plan.interface,
         exact=plan.config.exact_sum, single_site=cohort.single_site_per_worker(plan.config, len(shards.sizes), len(plan.devices)),
     )  # fmt: skip
@@ -61,6 +61,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         model.layout.trained,
         plan.round,
         moments=collectives.state[1:],
+        size=layout.size,
         results=dict(plan.metrics),
     )
 
@@ -77,6 +78,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         test=token_store.TokenStore(folder / "test", *padding),
         device=device,
         on_step=progress.step,
+        on_alive=send.progress,
         held_back=np.load(folder / "held_back.npy"),
         new_parameters=plan.new_parameters,
         store=store,

@@ -55,6 +55,20 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
         (2, True, "linear", {"num_sites": 3, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd"}),
         (
             2,
+            True,
+            "linear",
+            {
+                "num_sites": 5,
+                "sites_per_round": 3,
+                "scaffold": "II",
+                "optimiser": "sgd",
+                "weighting": "uniform",
+                "server_momentum": 0.9,
+            },
+        ),
+        (1, False, "constant", {"num_sites": 3, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"}),
+        (
+            2,
             False,
             "linear",
             {

@@ -23,6 +23,24 @@ from scaling_fl.errors import UserError
             {"local_epochs_range": [1, 2], "baseline": "centralised"},
             "local_epochs_range=.* baseline=centralised replaces",
         ),
+        (
+            {"scaffold": "II", "weighting": "uniform", "max_grad_norm": 1.0},
+            "scaffold=II optimiser=adamw max_grad_norm=1.0: .*; set optimiser=sgd max_grad_norm=None",
+        ),
+        ({"scaffold": "I", "optimiser": "sgd"}, "scaffold=I weighting=examples: .*; set weighting=uniform"),
+        ({"scaffold": "III"}, "scaffold='III': expected one of I, II"),
+        (
+            {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "proximal_mu": 1.0},
+            "scaffold=I proximal_mu=1.0: .*; set proximal_mu=0.0",
+        ),
+        (
+            {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "fednova": True},
+            "scaffold=I fednova=True: .*; set fednova=False",
+        ),
+        (
+            {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "baseline": "local_only"},
+            "baseline=local_only replaces",
+        ),
         ({"fednova": True}, "fednova=True optimiser=adamw: .*; set optimiser=sgd"),
         ({"fednova": True, "optimiser": "sgd", "baseline": "local_only"}, "baseline=local_only replaces"),
         ({"server_nesterov": True}, "server_nesterov=True: Nesterov's momentum .*; set server_momentum=0.9 as well"),
@@ -56,6 +74,7 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"server_tau": 0.1, "server_optimiser": "adagrad"},
         {"weighting": "sqrt", "sites_per_round": 1},
         {"local_epochs_range": [2, 2], "num_local_epochs": 1},
+        {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "weight_decay": 0.1},
         {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
     ],
 )

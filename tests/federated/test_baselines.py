@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from scaling_fl import state_file
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import rounds
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.site import Site
-from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.federated.worker_sites import WorkerSites
 from tests import builders
 
@@ -23,24 +21,13 @@ SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutatio
 KEYS = {"num_rounds": 3, "optimiser": "sgd", "learning_rate": 0.2, "batch_size": 4, "num_local_epochs": 2}
 
 
-def worker_with_store(folder: Path, config: Config, rank: int = 0, num_workers: int = 1, memory: Any = None) -> Any:
-    worker_sites, collectives, state = builders.worker(
-        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
-    )
-    if rank == 0:
-        state_file.write_state(folder / "start", {}, {})
-        (folder / "kept").mkdir()
-    collectives.barrier()
-    store = SiteStateStore(folder / "kept", folder / "start")
-    resident = dataclasses.replace(worker_sites.resident, store=store)
-    return WorkerSites(resident, worker_sites.shards, rank, num_workers), collectives, state
-
-
 def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[Any, ...]:
     """Run a worker; return the last round's metrics, each site's parameters, and the server's parameters."""
     torch.set_num_threads(1)
     config = Config(baseline="local_only", **KEYS)
-    worker_sites, collectives, state = worker_with_store(folder, config, rank, num_workers, memory)
+    worker_sites, collectives, state = builders.worker(
+        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
+    )
     seen: list[dict[str, Any]] = []
     rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
     collectives.barrier()

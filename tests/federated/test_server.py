@@ -12,7 +12,7 @@ from scaling_fl.federated.server_state import ServerState, fill_state, initial_m
 
 @pytest.mark.parametrize("part", [slice(0, 6), slice(0, 3), slice(2, 6), slice(4, 6), slice(3, 3)])
 def test_a_chunk_of_the_state_is_updated_in_place(part: slice) -> None:
-    state = ServerState(params=torch.arange(6.0), trained=4, round=0)
+    state = ServerState(row=torch.arange(6.0), trained=4, round=0)
     delta = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     SGD(learning_rate=0.5).step(state, delta[part].clone(), part)
     # Trained values move by half the delta; the values after them move by all of it.
@@ -23,7 +23,7 @@ def test_a_chunk_of_the_state_is_updated_in_place(part: slice) -> None:
 
 
 def test_fedavg_is_rate_1() -> None:
-    state = ServerState(params=torch.tensor([1.0]), trained=1, round=0)
+    state = ServerState(row=torch.tensor([1.0]), trained=1, round=0)
     SGD().step(state, torch.tensor([0.25]), slice(0, 1))
     assert state.params.item() == 0.75
 

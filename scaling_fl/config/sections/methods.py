@@ -29,6 +29,12 @@ class MethodKeys:
         "a number, 0 or more",
         lambda mu: 0 <= mu < float("inf"),
     )
+    scaffold: str | None = key(
+        None,
+        "SCAFFOLD: sites correct their gradients by control variates, which are renewed by option I (a pass over the whole "
+        "shard) or II (from the local steps)",
+        **one_of(("I", "II")),
+    )
     server_optimiser: str = key(
         "sgd",
         "optimiser that applies the mean delta: sgd (FedAvg; with `server_momentum`, FedAvgM), adam, yogi or adagrad "

@@ -1,27 +1,66 @@
-"""What methods change in a site's local training: one module each, with paper and formula.
+"""What methods change in a site's local training, and what travels beside the parameters: one module each, with paper
+and formula.
 
-A module has `begin(config, params, device)`. It returns the method's `LocalTerm` for one site and round, or `None` if the
-configuration doesn't ask for the method. A new method is a new module and a name below.
+`begin(start)` returns a module's `LocalTerm` for one site and round, or `None` if the configuration doesn't ask for it.
+A module may also have `extra_size(config, layout)`, the number of values that the server keeps and sites change beside the
+parameters, and `site_state(config, layout)`, what each site keeps between rounds: tensor names with sizes. A new method is
+a new module and a name below.
 """
 
 import importlib
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.models.flat_parameters import Layout
 
-NAMES = ("fedprox",)
+if TYPE_CHECKING:
+    from scaling_fl.federated.site import Site
+
+NAMES = ("fedprox", "scaffold")
 
 
-class LocalTerm(Protocol):
-    """A term of a site's local objective."""
+class Start(NamedTuple):
+    """Where a site begins a round. Its model holds the parameters."""
+
+    site: "Site"
+    round: int
+    params: torch.Tensor  # (size,): the server's
+    extra: torch.Tensor  # (extra,): the server's
+    kept: Mapping[str, torch.Tensor]  # by the site since its last round
+
+
+class LocalTerm:
+    """A method's part in the local training of one site in one round. By default nothing."""
 
     def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
-        """Add the term's gradient at the site's parameters `flat` (size,) to `gradient` (trained,), in place."""
+        """Add to the `gradient` (trained,) at the site's parameters `flat` (size,), in place, before each step."""
+
+    def finish(self, delta: torch.Tensor, extra: torch.Tensor, rates: float) -> dict[str, torch.Tensor]:
+        """Return what the site keeps, after steps whose learning rates sum to `rates` have moved it by −`delta` (size,).
+
+        Write to `extra` (extra,) what travels beside the delta: the server subtracts its weighted mean from its own.
+        """
+        return {}
 
 
-def local_terms(config: Config, params: torch.Tensor, device: torch.device) -> list[LocalTerm]:
-    """The terms of a site that starts from the server's `params` (size,) and trains on `device`."""
-    modules = (importlib.import_module(f"{__name__}.{name}") for name in NAMES)
-    return [term for module in modules if (term := module.begin(config, params, device)) is not None]
+def local_terms(start: Start) -> list[LocalTerm]:
+    """The terms of a site that begins a round."""
+    return [term for module in _modules() if (term := module.begin(start)) is not None]
+
+
+def extra_size(config: Config, layout: Layout) -> int:
+    """The number of values that travel beside the parameters."""
+    return sum(module.extra_size(config, layout) for module in _modules() if hasattr(module, "extra_size"))
+
+
+def site_state(config: Config, layout: Layout) -> dict[str, int]:
+    """The names and sizes of the tensors that methods keep at each site."""
+    found = (module.site_state(config, layout) for module in _modules() if hasattr(module, "site_state"))
+    return {name: size for of_module in found for name, size in of_module.items()}
+
+
+def _modules() -> list[Any]:
+    return [importlib.import_module(f"{__name__}.{name}") for name in NAMES]

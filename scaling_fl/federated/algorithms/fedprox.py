@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from scaling_fl.config.schema import Config
 from scaling_fl.distributed.weighted_sum import CHUNK
+from scaling_fl.federated.algorithms import LocalTerm, Start
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(LocalTerm):
     """μ/2 ‖w − start‖²."""
 
     mu: float
@@ -27,6 +27,8 @@ class Proximal:
             gradient[chunk].add_(flat[chunk] - self.start[chunk], alpha=self.mu)
 
 
-def begin(config: Config, params: torch.Tensor, device: torch.device) -> Proximal | None:
+def begin(start: Start) -> Proximal | None:
     """See the package."""
-    return Proximal(config.proximal_mu, params.to(device)) if config.proximal_mu > 0 else None
+    resident = start.site.resident
+    mu = resident.config.proximal_mu
+    return Proximal(mu, start.params.to(resident.device)) if mu > 0 else None

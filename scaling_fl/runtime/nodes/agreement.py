@@ -30,7 +30,7 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
     total = sum(len(theirs["site_ids"]) for theirs in everyone)
     if config.keeps_site_state:
         raise UserError(
-            f"{'keep_optimiser=True' if config.keep_optimiser else 'baseline=local_only'}: sites keep state on their own "
+            f"{_keeps_state(config)}: sites keep state on their own "
             "node, where no checkpoint could include it; use one node, or leave it out"
         )
     if config.num_sites is not None and config.num_sites < total:
@@ -45,6 +45,13 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
         job_name=everyone[0]["job_name"],
         checkpoints_dir=config.checkpoints_dir if link.node.rank == 0 else None,  # node 0 reads and writes them
     )
+
+
+def _keeps_state(config: Config) -> str:
+    """The key because of which sites keep state."""
+    if config.scaffold is not None:
+        return f"scaffold={config.scaffold}"
+    return "keep_optimiser=True" if config.keep_optimiser else "baseline=local_only"
 
 
 def _difference(differing: Sequence[str], theirs: Mapping[str, Any], first: Mapping[str, Any]) -> str:

@@ -79,6 +79,10 @@ def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], mess
     ("keys", "message"),
     [
         ({"keep_optimiser": True}, "keep_optimiser=True: sites keep state on their own node"),
+        (
+            {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform"},
+            "scaffold=II: sites keep state on their own node",
+        ),
         ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),
         ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes on all nodes"),
     ],
