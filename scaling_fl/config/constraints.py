@@ -1,6 +1,6 @@
 """Constraints between keys: values that are valid alone, but not together."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling_fl.config.partition_keys import check_partition_keys
 from scaling_fl.errors import UserError
@@ -64,8 +64,7 @@ def _check_methods(config: "Config") -> None:
             f"fednova=True optimiser={config.optimiser}: FedNova counts steps of plain SGD; set optimiser=sgd, or leave out "
             "fednova"
         )
-    if config.scaffold is not None:
-        _check_scaffold(config)
+    _check_plain(config)
     if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
         raise UserError(
             "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
@@ -98,16 +97,26 @@ def _check_methods(config: "Config") -> None:
             )
 
 
-def _check_scaffold(config: "Config") -> None:
-    """Algorithm 1 of Karimireddy et al. 2020 has plain SGD steps and plain means over a cohort drawn uniformly."""
-    needed = {
+_PLAIN: dict[str, dict[str, Any]] = {  # what the algorithms of the papers have, by method
+    "scaffold": {
         "optimiser": "sgd", "weighting": "uniform", "sampling": "uniform", "max_grad_norm": None, "proximal_mu": 0.0,
-        "fednova": False,
-    }  # fmt: skip
-    wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
-    if wrong:
-        found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
-        remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
-        raise UserError(
-            f"scaffold={config.scaffold} {found}: SCAFFOLD has plain SGD steps and plain means; set {remedy}"
-        )
+        "fednova": False, "feddyn_alpha": 0.0,
+    },
+    "feddyn_alpha": {
+        "weighting": "uniform", "sampling": "uniform", "proximal_mu": 0.0, "fednova": False, "server_optimiser": "sgd",
+        "server_learning_rate": None, "server_momentum": None,
+    },
+}  # fmt: skip
+
+
+def _check_plain(config: "Config") -> None:
+    """SCAFFOLD has plain SGD steps; SCAFFOLD and FedDyn have plain means over a cohort that is drawn uniformly."""
+    defaults = {"scaffold": None, "feddyn_alpha": 0.0}
+    for method, needed in _PLAIN.items():
+        wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
+        if getattr(config, method) != defaults[method] and wrong:
+            found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
+            remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
+            raise UserError(
+                f"{method}={getattr(config, method)} {found}: the method's algorithm has none of these; set {remedy}"
+            )

@@ -62,7 +62,8 @@ class Config(SiteKeys, DataKeys, TrainingKeys, MethodKeys, RunKeys, StudyKeys, C
     @property
     def keeps_site_state(self) -> bool:
         """Whether sites keep state between rounds."""
-        return self.keep_optimiser or self.scaffold is not None or not self.has_global_model
+        methods = self.scaffold is not None or self.feddyn_alpha > 0
+        return self.keep_optimiser or methods or not self.has_global_model
 
     def checkpoint_due(self, round_: int) -> bool:
         """Whether a checkpoint is written after `round_`."""

@@ -13,7 +13,7 @@ from scaling_fl.federated import metrics, predictions
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.gradient_norms import gradient_norms
 from scaling_fl.federated.lr_schedule import learning_rate
-from scaling_fl.federated.server import SGD, Adaptive
+from scaling_fl.federated.server import ServerOptimiser
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.worker_sites import WorkerSites
@@ -28,7 +28,7 @@ def run(
     worker_sites: WorkerSites,
     collectives: Collectives,
     state: ServerState,
-    server: SGD | Adaptive,
+    server: ServerOptimiser,
     on_round_end: OnRoundEnd,
     reported: bool = False,
     observer: SiteObserver | None = None,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.federated.algorithms import feddyn
+from scaling_fl.federated.algorithms.feddyn import DynamicServer
 from scaling_fl.federated.server_state import ServerState
 
 
@@ -74,8 +76,13 @@ class Adaptive:
         trained.sub_(m.div(v.sqrt().add_(self.tau)), alpha=self.learning_rate)
 
 
-def optimiser(config: Config) -> SGD | Adaptive:
+ServerOptimiser = SGD | Adaptive | DynamicServer
+
+
+def optimiser(config: Config) -> ServerOptimiser:
     """Return the configured server optimiser."""
+    if config.feddyn_alpha > 0:
+        return feddyn.server(config)
     kind = config.server_optimiser
     given = {
         "learning_rate": config.server_learning_rate, "momentum": config.server_momentum,

@@ -66,6 +66,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
                 "server_momentum": 0.9,
             },
         ),
+        (2, False, "cosine", {"num_sites": 5, "sites_per_round": 3, "feddyn_alpha": 0.5, "weighting": "uniform"}),
         (1, False, "constant", {"num_sites": 3, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"}),
         (
             2,

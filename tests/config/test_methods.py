@@ -28,6 +28,16 @@ from scaling_fl.errors import UserError
             "scaffold=II optimiser=adamw max_grad_norm=1.0: .*; set optimiser=sgd max_grad_norm=None",
         ),
         ({"scaffold": "I", "optimiser": "sgd"}, "scaffold=I weighting=examples: .*; set weighting=uniform"),
+        (
+            {"feddyn_alpha": 0.1, "weighting": "uniform", "server_momentum": 0.9},
+            "feddyn_alpha=0.1 server_momentum=0.9: .*; set server_momentum=None",
+        ),
+        ({"feddyn_alpha": 0.1}, "feddyn_alpha=0.1 weighting=examples: .*; set weighting=uniform"),
+        ({"feddyn_alpha": -0.1}, "feddyn_alpha=-0.1: expected a number, 0 or more"),
+        (
+            {"feddyn_alpha": 0.1, "weighting": "uniform", "baseline": "centralised"},
+            "baseline=centralised replaces",
+        ),
         ({"scaffold": "III"}, "scaffold='III': expected one of I, II"),
         (
             {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "proximal_mu": 1.0},
@@ -75,6 +85,7 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"weighting": "sqrt", "sites_per_round": 1},
         {"local_epochs_range": [2, 2], "num_local_epochs": 1},
         {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "weight_decay": 0.1},
+        {"feddyn_alpha": 0.1, "optimiser": "adamw", "weighting": "uniform", "max_grad_norm": 1.0},
         {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
     ],
 )

@@ -66,6 +66,7 @@ def final(
             "server_nesterov": True,
         },
         {"num_local_epochs": 1, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd", "sites_per_round": 3},
+        {"feddyn_alpha": 0.5, "weighting": "uniform", "sites_per_round": 3},
         {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 3},
     ],
 )  # fmt: skip

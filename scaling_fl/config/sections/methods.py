@@ -29,6 +29,12 @@ class MethodKeys:
         "a number, 0 or more",
         lambda mu: 0 <= mu < float("inf"),
     )
+    feddyn_alpha: float = key(
+        0.0,
+        "FedDyn: α, the strength of each site's dynamic regulariser",
+        "a number, 0 or more",
+        lambda alpha: 0 <= alpha < float("inf"),
+    )
     scaffold: str | None = key(
         None,
         "SCAFFOLD: sites correct their gradients by control variates, which are renewed by option I (a pass over the whole "

@@ -19,7 +19,7 @@ from scaling_fl.models.flat_parameters import Layout
 if TYPE_CHECKING:
     from scaling_fl.federated.site import Site
 
-NAMES = ("fedprox", "scaffold")
+NAMES = ("fedprox", "feddyn", "scaffold")
 
 
 class Start(NamedTuple):

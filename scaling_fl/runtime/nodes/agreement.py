@@ -51,6 +51,8 @@ def _keeps_state(config: Config) -> str:
     """The key because of which sites keep state."""
     if config.scaffold is not None:
         return f"scaffold={config.scaffold}"
+    if config.feddyn_alpha > 0:
+        return f"feddyn_alpha={config.feddyn_alpha:g}"
     return "keep_optimiser=True" if config.keep_optimiser else "baseline=local_only"
 
 

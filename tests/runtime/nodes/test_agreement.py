@@ -83,6 +83,7 @@ def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], mess
             {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform"},
             "scaffold=II: sites keep state on their own node",
         ),
+        ({"feddyn_alpha": 0.5, "weighting": "uniform"}, "feddyn_alpha=0.5: sites keep state on their own node"),
         ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),
         ({"num_sites": 3}, "num_sites=3: fewer than the 4 processes on all nodes"),
     ],

@@ -1,0 +1,86 @@
+"""FedDyn: Acar et al. 2021, algorithm 1.
+
+Site k keeps g_k, and the server h; all start at 0. From the server's θ, site k trains on its regularised objective, and then
+renews g_k:
+
+    θ_k = argmin L_k(θ_k) − ⟨g_k, θ_k⟩ + α/2 ‖θ_k − θ‖²,   g_k ← g_k − α (θ_k − θ)
+
+The server, with P the cohort and m the number of all sites:
+
+    h ← h − α (1/m) Σ_P (θ_k − θ),   θ ← (1/|P|) Σ_P θ_k − h / α
+
+Here local training takes the place of the argmin, and g_k / α and h / α are kept: with delta_k = θ − θ_k, the gradient of
+the terms is α (θ_k − θ − g_k / α), g_k / α grows by delta_k, and h / α by |P|/m × the mean delta.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.weighted_sum import CHUNK
+from scaling_fl.federated import cohort
+from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.models.flat_parameters import Layout
+
+_DUAL = "feddyn_dual"
+
+
+@dataclass(frozen=True)
+class Dynamic(LocalTerm):
+    """−⟨g_k, w⟩ + α/2 ‖w − start‖² of one site in one round."""
+
+    alpha: float
+    start: torch.Tensor  # (size,): the server's parameters
+    dual: torch.Tensor  # (trained,): g_k / α
+
+    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
+        """See `LocalTerm.add_gradient`. In chunks, so that the difference stays in a core's cache."""
+        length = CHUNK[gradient.device.type]
+        for first in range(0, len(gradient), length):
+            chunk = slice(first, min(first + length, len(gradient)))
+            gradient[chunk].add_(flat[chunk].sub(self.start[chunk]).sub_(self.dual[chunk]), alpha=self.alpha)
+
+    def finish(self, delta: torch.Tensor, extra: torch.Tensor, rates: float) -> dict[str, torch.Tensor]:
+        """See `LocalTerm.finish`."""
+        return {_DUAL: self.dual + delta[: len(self.dual)]}
+
+
+@dataclass(frozen=True)
+class DynamicServer:
+    """The server's step."""
+
+    share: float  # |P|/m
+    initial_moments: tuple[float, ...] = (0.0,)
+
+    def step(self, state: ServerState, delta: torch.Tensor, chunk: slice) -> None:
+        """See `server.SGD.step`."""
+        trained, averaged, (h,) = state.slices(chunk)
+        averaged.sub_(delta[len(trained) :])
+        delta = delta[: len(trained)]
+        h.add_(delta, alpha=self.share)
+        trained.sub_(delta).sub_(h)
+
+
+def begin(start: Start) -> Dynamic | None:
+    """See the package."""
+    resident = start.site.resident
+    if resident.config.feddyn_alpha == 0:
+        return None
+    trained = resident.model.layout.trained
+    dual = (
+        start.kept[_DUAL].to(resident.device) if _DUAL in start.kept else torch.zeros(trained, device=resident.device)
+    )
+    return Dynamic(resident.config.feddyn_alpha, start.params.to(resident.device), dual)
+
+
+def server(config: Config) -> DynamicServer:
+    """The server's part."""
+    num_sites = config.num_sites or len(config.site_ids)
+    return DynamicServer(cohort.size(config, num_sites) / num_sites)
+
+
+def site_state(config: Config, layout: Layout) -> dict[str, int]:
+    """See the package."""
+    return {} if config.feddyn_alpha == 0 else {_DUAL: layout.trained}
