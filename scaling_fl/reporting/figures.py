@@ -14,6 +14,7 @@ from scaling_fl.reporting import charts
 from scaling_fl.reporting.frames import Frames
 
 FORMATS = ("svg", "pdf", "png")
+_MAX_SINGLE = 20  # jobs that get pictures of their own: these take seconds each
 _PNG_SCALE = 3  # pixels of a file for each pixel of a chart: 216 per inch
 
 
@@ -30,7 +31,7 @@ def drawn(frames: Frames) -> dict[str, Any]:
 
 
 def write(frames: Frames, folder: Path, formats: Sequence[str] = ("svg",)) -> list[Path]:
-    """Write every chart to `folder`, each in all `formats`; several jobs also get a folder each. Returns the paths.
+    """Write every chart to `folder`, each in all `formats`; two to 20 jobs also get a folder each. Returns the paths.
 
     Raises `UserError` if the folder can't be written, or a format is none of `FORMATS`.
     """
@@ -38,7 +39,7 @@ def write(frames: Frames, folder: Path, formats: Sequence[str] = ("svg",)) -> li
         if name not in FORMATS:
             raise UserError(f"--format {name}: expected some of {', '.join(FORMATS)}, separated by commas")
     written = _write(frames, folder, formats)
-    for job in frames.runs["job"] if len(frames.runs) > 1 else ():
+    for job in frames.runs["job"] if 1 < len(frames.runs) <= _MAX_SINGLE else ():
         written += _write(of_job(frames, job), folder / re.sub(r"[^\w.+-]", "_", job), formats)
     return written
 

@@ -112,8 +112,8 @@ def test_jobs_with_the_same_keys_are_called_by_name() -> None:
             {"job": "c", "seed": 2, "alpha": 0.5},
         ]
     )
-    assert differences.names(runs) == {"a": "a", "b": "b", "c": "seed=2, alpha=0.5"}
-    assert differences.names(runs[1:]) == {"b": "seed=1", "c": "seed=2, alpha=0.5"}
+    assert differences.names(runs) == {"a": "a", "b": "b", "c": "alpha=0.5, seed=2"}
+    assert differences.names(runs[1:]) == {"b": "seed=1", "c": "alpha=0.5, seed=2"}
     assert differences.names(runs[:2]) == {"a": "a", "b": "b"}
 
 

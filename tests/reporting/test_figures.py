@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling_fl.reporting import figures
 from tests.conftest import ROOT, clean_environment
 from tests.reporting import builders
 
@@ -45,6 +46,16 @@ def test_several_jobs_are_compared_and_each_has_its_own_figures(report: Report, 
     together = {f"out/{name}.svg" for name in ("costs", "sweep_curves", "sweep_scaling")}
     assert set(done.stdout.split()) == together | each
     assert "learning_rate=0.25" in (tmp_path / "out" / "costs.svg").read_text()
+
+
+def test_of_many_jobs_only_the_comparison_is_drawn(tmp_path: Path) -> None:
+    cells = [{"num_sites": n, "seed": seed, "end": seed / 16} for n in (1, 2, 4) for seed in range(1, 8)]
+    found = builders.sweep(tmp_path, *cells)
+    assert len(found.runs) == 21
+    written = figures.write(found, tmp_path / "out")
+    assert {path.parent.name for path in written} == {"out"}
+    few = found._replace(runs=found.runs.head(20))
+    assert {path.parent.name for path in figures.write(few, tmp_path / "few")} > {"few"}
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,13 @@ def test_values_in_words(tmp_path: Path) -> None:
     assert [groups.as_text(value) for value in (5e-6, 2e-5, 0.0003, 8, 1.5, 3e12)] == [
         "5e-6", "2e-5", "0.0003", "8", "1.5", "3e12"
     ]  # fmt: skip
+
+
+def test_the_number_of_sites_stands_for_keys_in_lock_step_with_it(tmp_path: Path) -> None:
+    """As when each site is to have as many rows: the first in the documentation, whatever the order in records."""
+    cells = [
+        {"num_sites": n, "max_train_examples": 16 * n, "resolved": {"num_sites": n}, "eval_every": n} for n in (1, 2, 4)
+    ]
+    sweep = groups.find(builders.sweep(tmp_path, *cells))
+    assert sweep is not None
+    assert sweep.keys == {"num_sites": [1, 2, 4]}

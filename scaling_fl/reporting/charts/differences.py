@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from scaling_fl.config.key_help import as_command_line
+from scaling_fl.config.key_help import as_command_line, sections
 
 # Columns of `Frames.runs` that are results or names, not keys that somebody chose.
 _NOT_CHOSEN = (
@@ -15,6 +15,7 @@ _NOT_CHOSEN = (
     "seconds",
     "num_parameters",
     "author",
+    "verbosity",
     "checkpoints_dir",
 )
 
@@ -22,7 +23,11 @@ _NOT_CHOSEN = (
 def differing_keys(runs: pd.DataFrame) -> list[str]:
     """The keys that don't have the same value in all jobs, in the order of the documentation."""
     keys = [name for name in runs.columns if name not in _NOT_CHOSEN and "." not in name]
-    return [key for key in keys if runs[key].map(str).nunique() > 1]
+    documented = [field.name for _, fields in sections() for field in fields]
+    place = {name: number for number, name in enumerate(documented)}
+    return sorted(
+        (key for key in keys if runs[key].map(str).nunique() > 1), key=lambda key: place.get(key, len(documented))
+    )
 
 
 def names(runs: pd.DataFrame) -> dict[str, str]:

@@ -17,9 +17,9 @@ from scaling_fl.reporting.charts import differences
 from scaling_fl.reporting.frames import Frames
 
 REPLICATES = ("seed", "data_seed")
-# Where a job runs and what it leaves behind. The result doesn't depend on them.
+# Where a job runs, what it measures and what it leaves behind. The result doesn't depend on them.
 _CIRCUMSTANCES = (
-    "site_ids", "devices", "processes", "threads_per_site", "max_restarts", "stall_timeout", "checkpoint_every",
+    "eval_every", "log_gradient_norms", "site_ids", "devices", "processes", "threads_per_site", "max_restarts", "stall_timeout", "checkpoint_every",
     "keep_checkpoints", "keep_best", "export", "tensorboard_dir", "report", "checkpoint", "csv_path", "all",
 )  # fmt: skip
 _TITLES = {"num_sites": "number of sites", "task_name": "task", "num_rounds": "rounds"}
