@@ -46,24 +46,6 @@ def test_the_spread_over_seeds_is_a_standard_deviation_from_three_jobs_on(tmp_pa
     assert sorted(single) == [(1, 0.5), (1, 0.5), (1, 0.75), (2, 0.25), (2, 0.75), (4, 0.625)]
 
 
-def test_a_round_is_the_mean_over_the_seeds_that_have_reached_it(tmp_path: Path) -> None:
-    found = builders.sweep(
-        tmp_path,
-        {"model": "bert", "seed": 1, "accuracies": [0.25, 0.5, 0.75]},
-        {"model": "bert", "seed": 2, "accuracies": [0.5, 0.25], "num_rounds": 2, "ending": None},
-        {"model": "albert", "seed": 1, "accuracies": [0.125, 0.25, 0.5]},
-    )
-    rows = data_of(sweep_curves.draw(found))
-    assert [(row["round"], row["mean"], row["low"], row["high"]) for row in rows if row["model"] == "bert"] == [
-        (0, 0.375, 0.25, 0.5), (1, 0.375, 0.25, 0.5), (2, 0.75, 0.75, 0.75)
-    ]  # fmt: skip
-    assert [(row["round"], row["mean"]) for row in rows if row["model"] == "albert"] == [
-        (0, 0.125),
-        (1, 0.25),
-        (2, 0.5),
-    ]
-
-
 def test_a_cell_weighs_settings_equally_however_many_seeds_they_have(tmp_path: Path) -> None:
     ends = {("iid", 1): [0.5, 0.75, 0.25], ("by_label", 1): [0.125], ("iid", 2): [0.25], ("iid", 4): [1.0, 0.5]}
     cells = [

@@ -18,6 +18,10 @@ def draw(frames: Frames) -> alt.LayerChart | alt.FacetChart | None:
         return None
     accuracy = frames.rounds[frames.rounds["metric"] == "validation.accuracy"][["job", "round", "value"]]
     values = groups.over_seeds(sweep.jobs.merge(accuracy, on="job"), sweep, "round")
+    later = values.sort_values("round", ascending=False).groupby("group")["seeds"].cummax()
+    values = values[
+        values["seeds"] >= later.reindex(values.index)
+    ]  # not the rounds that only some of the seeds evaluate
     if values["group"].nunique() < 2:
         return None
     layout = panels.layout(sweep)
