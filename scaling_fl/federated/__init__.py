@@ -1,5 +1,5 @@
-"""Federated learning: rounds, sites, cohorts, local and server optimisers, evaluation and metrics.
+"""Federated learning: rounds, sites, cohorts, methods, local and server optimisers, evaluation, metrics.
 
-Start with `rounds.py`, the loop over the rounds. This package holds what a round computes; processes, shared
-memory and Sacred stay outside.
+Start with `rounds.py`, the loop over the rounds; `algorithms` holds what methods change in it. This package holds what a
+round computes; processes, shared memory and Sacred stay outside.
 """

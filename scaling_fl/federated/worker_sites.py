@@ -55,9 +55,9 @@ class WorkerSites:
         shares = cohort.sample(config, sizes, round_)
         if not config.fednova:
             return Weights(shares, 1.0)
-        work = {site: local_work.of_site(config, sizes[site], round_, site) for site in shares}
+        steps = {site: local_work.of_site(config, sizes[site], round_, site).steps for site in shares}
         return fednova.weights(
-            shares, {site: fednova.effective_steps(config, round_, work[site].steps) for site in shares}
+            shares, {site: fednova.effective_steps(config, round_, number) for site, number in steps.items()}
         )
 
     def participants(self, round_: int) -> Iterator[tuple[Site, float]]:

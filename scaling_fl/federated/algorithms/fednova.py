@@ -34,6 +34,8 @@ def weights(shares: Mapping[int, float], steps: Mapping[int, float]) -> Weights:
 
 def effective_steps(config: Config, round_: int, steps: int) -> float:
     """‖a_i‖₁ of a site that makes `steps` steps in a round, in steps at `config.learning_rate`."""
+    if config.proximal_mu == 0 and config.lr_schedule == "constant" and config.warmup == 0:
+        return steps  # at once: a cohort may have thousands of sites
     total = 0.0
     for step in range(steps):
         rate = learning_rate(config, round_, (step + 0.5) / steps)
