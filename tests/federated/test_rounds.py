@@ -107,9 +107,9 @@ def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Pat
     now = 0.0  # of a clock that advances only while a site trains
     rounds.time = types.SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
 
-    def train_and_advance_clock(self: Site, params: torch.Tensor, round_: int) -> Any:
+    def train_and_advance_clock(self: Site, params: torch.Tensor, round_: int, *more: torch.Tensor) -> Any:
         nonlocal now
-        result = train(self, params, round_)
+        result = train(self, params, round_, *more)
         now += 1 + rank
         busy.append(1 + rank)
         return result
@@ -171,10 +171,10 @@ def test_an_error_in_local_training_names_site_and_round(tmp_path: Path, monkeyp
     worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
     worker[2].round = 3
 
-    def fail(self: Site, params: torch.Tensor, round_: int) -> Any:
+    def fail(self: Site, params: torch.Tensor, round_: int, *more: torch.Tensor) -> Any:
         if self.number == 1:
             raise ValueError("bad text")
-        return train(self, params, round_)
+        return train(self, params, round_, *more)
 
     train = Site.train
     monkeypatch.setattr(Site, "train", fail)
