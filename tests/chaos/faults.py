@@ -100,10 +100,10 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
                 strike_before(rounds, "evaluate", fault, in_round)
     train = site.Site.train
 
-    def train_and_note_round(self: Any, params: Any, round_: int) -> Any:
+    def train_and_note_round(self: Any, params: Any, round_: int, *more: Any) -> Any:
         nonlocal current_round
         current_round = round_
-        return train(self, params, round_)
+        return train(self, params, round_, *more)
 
     site.Site.train = train_and_note_round  # type: ignore[method-assign]
     worker.work(send, plan, rank, memory)

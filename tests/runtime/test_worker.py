@@ -117,11 +117,11 @@ def with_storage(send: Any, plan: Plan, rank: int, memory: SharedMemory, how: st
             raise UserError("checkpoints_dir=out: cannot write to it")
         return save(self, round_, *args)
 
-    def train_after_failure(self: Any, params: Any, round_: int) -> Any:
+    def train_after_failure(self: Any, params: Any, round_: int, *more: Any) -> Any:
         if how == "seen" and round_ == 3:
             wait_for(failed)
             time.sleep(0.1)
-        return train(self, params, round_)
+        return train(self, params, round_, *more)
 
     Site.train = train_after_failure  # type: ignore[method-assign]
     store.CheckpointStore.save = patched_save  # type: ignore[method-assign]
