@@ -109,6 +109,7 @@ values = (
 
 @settings(max_examples=300)
 @given(st.sampled_from([key.name for key in dataclasses.fields(Config)]), values)
+@example("author", "").via("an unset shell variable")
 def test_any_value_of_any_key_is_kept_unchanged_or_refused_with_the_key(key: str, value: Any) -> None:
     try:
         config = Config.from_mapping({key: value})
@@ -116,7 +117,9 @@ def test_any_value_of_any_key_is_kept_unchanged_or_refused_with_the_key(key: str
         message = str(error)
     else:
         assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
-        assert config.to_mapping()[key] == value
+        field = next(field for field in dataclasses.fields(Config) if field.name == key)
+        is_unset = value == "" and field.metadata["may_be_empty"]
+        assert config.to_mapping()[key] == (None if is_unset else value)
         return
     assert message.startswith(f"{key}=")
 

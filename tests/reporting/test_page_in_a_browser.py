@@ -136,7 +136,7 @@ def test_a_sweep_fits_and_its_labels_are_legible_on_lines(opened: Open, scheme: 
     assert [(found["id"], found["nodes"][0]["html"]) for found in violations] == []
     halo, ink, paper = sweep.evaluate(
         "(() => { const texts = [...document.querySelectorAll('#comparison-sweep_coordinates .mark-text text')]"
-        ".filter(text => text.textContent === '8').map(text => getComputedStyle(text));"
+        ".filter(text => text.textContent === 'bert').map(text => getComputedStyle(text));"
         " return [texts[0].stroke, texts[1].fill, getComputedStyle(document.body).backgroundColor]; })()"
     )
     assert halo == paper

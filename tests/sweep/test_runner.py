@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -92,14 +93,15 @@ def test_two_machines_with_one_checkpoints_dir_divide_the_cells(base: dict[str, 
     keys = base | {name: str(tmp_path / base[name]) for name in ("train_path", "test_path")}
     study = {"base": keys | {"checkpoints_dir": f"{tmp_path}/shared/{{job_name}}"}, "grid": {"seed": [1, 2]}}
     machines = []
-    for name in ("one", "two"):
-        machine = tmp_path / name
-        (machine / "tmp").mkdir(parents=True)
-        (machine / "study.yaml").write_text(yaml.safe_dump(study))
-        command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "study.yaml", "--jobs", "1"]
-        environ = clean_environment() | {"TMPDIR": str(machine / "tmp")}
-        machines.append(subprocess.Popen(command, cwd=machine, env=environ, stdout=subprocess.PIPE, text=True))
-    outputs = [machine.communicate()[0] for machine in machines]
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:  # short: sockets are in them
+        for temporary in (one, two):
+            machine = tmp_path / Path(temporary).name
+            machine.mkdir()
+            (machine / "study.yaml").write_text(yaml.safe_dump(study))
+            command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "study.yaml", "--jobs", "1"]
+            environ = clean_environment() | {"TMPDIR": temporary}
+            machines.append(subprocess.Popen(command, cwd=machine, env=environ, stdout=subprocess.PIPE, text=True))
+        outputs = [machine.communicate()[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     todo = cells.named_cells("study", study["base"], [{"seed": seed} for seed in (1, 2)])
     assert not (tmp_path / "runs").exists(), "a third machine knows of the jobs by what is beside the checkpoints"
