@@ -16,8 +16,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TRAINING = (
     "task_name", "max_seq_len", "baseline", "partition", "batch_size", "num_local_epochs", "num_local_steps",
     "local_epochs_range", "optimiser", "learning_rate", "lr_schedule", "warmup", "weight_decay", "weighting", "fednova",
-    "proximal_mu", "feddyn_alpha", "scaffold", "server_optimiser", "server_learning_rate", "server_momentum", "server_nesterov", "server_beta2",
-    "server_tau", "seed", "data_seed",
+    "proximal_mu", "feddyn_alpha", "scaffold", "server_optimiser", "server_learning_rate", "server_momentum",
+    "server_nesterov", "server_beta2", "server_tau", "seed", "data_seed",
 )  # fmt: skip
 _RESULTS = ("validation.", "held_back.")
 

@@ -54,8 +54,8 @@ def _check_sites(config: "Config") -> None:
 
 
 def _check_methods(config: "Config") -> None:
-    lengths = {"num_local_epochs": 1, "num_local_steps": None, "local_epochs_range": None}
-    given = [name for name, default in lengths.items() if getattr(config, name) != default]
+    lengths = ("num_local_epochs", "num_local_steps", "local_epochs_range")
+    given = [name for name in lengths if _is_set(config, name)]
     if len(given) > 1:
         typed = " ".join(f"{name}={config.to_mapping()[name]}".replace(", ", ",") for name in given)
         raise UserError(f"{typed}: each sets the length of local training; leave all but one of them out")
@@ -82,19 +82,18 @@ def _check_methods(config: "Config") -> None:
         raise UserError(
             f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
         )
-    defaults = {
-        "weighting": "examples",
-        "proximal_mu": 0.0,
-        "local_epochs_range": None,
-        "fednova": False,
-        "scaffold": None,
-    }
-    for name, default in defaults.items():
-        if (value := getattr(config, name)) != default and config.baseline is not None:
+    federated = ("scaffold", "feddyn_alpha", "fednova", "proximal_mu", "local_epochs_range", "weighting")
+    for name in federated if config.baseline is not None else ():
+        if _is_set(config, name):
             raise UserError(
-                f"{name}={value}: belongs to federated training, which baseline={config.baseline} replaces; leave one of "
-                "them out"
+                f"{name}={getattr(config, name)}: belongs to federated training, which baseline={config.baseline} replaces; "
+                "leave one of them out"
             )
+
+
+def _is_set(config: "Config", name: str) -> bool:
+    """Whether the key has another value than its default."""
+    return bool(getattr(config, name) != getattr(type(config), name))
 
 
 _PLAIN: dict[str, dict[str, Any]] = {  # what the algorithms of the papers have, by method
@@ -111,10 +110,9 @@ _PLAIN: dict[str, dict[str, Any]] = {  # what the algorithms of the papers have,
 
 def _check_plain(config: "Config") -> None:
     """SCAFFOLD has plain SGD steps; SCAFFOLD and FedDyn have plain means over a cohort that is drawn uniformly."""
-    defaults = {"scaffold": None, "feddyn_alpha": 0.0}
     for method, needed in _PLAIN.items():
         wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
-        if getattr(config, method) != defaults[method] and wrong:
+        if _is_set(config, method) and wrong:
             found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
             remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
             raise UserError(

@@ -21,6 +21,12 @@ def size(config: Config, num_sites: int) -> int:
     return num_sites if config.sites_per_round is None else config.sites_per_round
 
 
+def share(config: Config) -> float:
+    """The cohort's size as a share of all sites, of a job on one node."""
+    num_sites = config.num_sites or len(config.site_ids)
+    return size(config, num_sites) / num_sites
+
+
 def is_everyone(config: Config, num_sites: int) -> bool:
     """Whether every site takes part in every round."""
     return config.sampling == "uniform" and size(config, num_sites) == num_sites

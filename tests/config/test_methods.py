@@ -36,7 +36,7 @@ from scaling_fl.errors import UserError
         ({"feddyn_alpha": -0.1}, "feddyn_alpha=-0.1: expected a number, 0 or more"),
         (
             {"feddyn_alpha": 0.1, "weighting": "uniform", "baseline": "centralised"},
-            "baseline=centralised replaces",
+            "feddyn_alpha=0.1: .* baseline=centralised replaces",
         ),
         ({"scaffold": "III"}, "scaffold='III': expected one of I, II"),
         (

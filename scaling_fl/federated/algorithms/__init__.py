@@ -31,6 +31,13 @@ class Start(NamedTuple):
     extra: torch.Tensor  # (extra,): the server's
     kept: Mapping[str, torch.Tensor]  # by the site since its last round
 
+    def own(self, name: str) -> torch.Tensor:
+        """The site's tensor (trained,) of this name on its device; zeros before its first round."""
+        resident = self.site.resident
+        if name in self.kept:
+            return self.kept[name].to(resident.device)
+        return torch.zeros(resident.model.layout.trained, device=resident.device)
+
 
 class LocalTerm:
     """A method's part in the local training of one site in one round. By default nothing."""

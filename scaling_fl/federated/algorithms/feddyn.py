@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from scaling_fl.config.schema import Config
-from scaling_fl.distributed.weighted_sum import CHUNK
 from scaling_fl.federated import cohort
-from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.federated.algorithms import Start
+from scaling_fl.federated.algorithms.fedprox import Proximal
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.models.flat_parameters import Layout
 
@@ -28,19 +28,10 @@ _DUAL = "feddyn_dual"
 
 
 @dataclass(frozen=True)
-class Dynamic(LocalTerm):
-    """−⟨g_k, w⟩ + α/2 ‖w − start‖² of one site in one round."""
+class Dynamic(Proximal):
+    """Both terms of one site in one round: up to a constant, α/2 ‖w − target‖² with the target θ + g_k / α."""
 
-    alpha: float
-    start: torch.Tensor  # (size,): the server's parameters
     dual: torch.Tensor  # (trained,): g_k / α
-
-    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
-        """See `LocalTerm.add_gradient`. In chunks, so that the difference stays in a core's cache."""
-        length = CHUNK[gradient.device.type]
-        for first in range(0, len(gradient), length):
-            chunk = slice(first, min(first + length, len(gradient)))
-            gradient[chunk].add_(flat[chunk].sub(self.start[chunk]).sub_(self.dual[chunk]), alpha=self.alpha)
 
     def finish(self, delta: torch.Tensor, extra: torch.Tensor, rates: float) -> dict[str, torch.Tensor]:
         """See `LocalTerm.finish`."""
@@ -68,17 +59,14 @@ def begin(start: Start) -> Dynamic | None:
     resident = start.site.resident
     if resident.config.feddyn_alpha == 0:
         return None
-    trained = resident.model.layout.trained
-    dual = (
-        start.kept[_DUAL].to(resident.device) if _DUAL in start.kept else torch.zeros(trained, device=resident.device)
-    )
-    return Dynamic(resident.config.feddyn_alpha, start.params.to(resident.device), dual)
+    dual = start.own(_DUAL)
+    target = start.params[: len(dual)].to(resident.device) + dual
+    return Dynamic(resident.config.feddyn_alpha, target, dual)
 
 
 def server(config: Config) -> DynamicServer:
     """The server's part."""
-    num_sites = config.num_sites or len(config.site_ids)
-    return DynamicServer(cohort.size(config, num_sites) / num_sites)
+    return DynamicServer(cohort.share(config))
 
 
 def site_state(config: Config, layout: Layout) -> dict[str, int]:

@@ -14,17 +14,17 @@ from scaling_fl.federated.algorithms import LocalTerm, Start
 
 @dataclass(frozen=True)
 class Proximal(LocalTerm):
-    """μ/2 ‖w − start‖²."""
+    """mu/2 ‖w − target‖²."""
 
     mu: float
-    start: torch.Tensor  # (size,): the server's parameters
+    target: torch.Tensor  # (trained,) or longer
 
     def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
         """See `LocalTerm.add_gradient`. In chunks, so that the difference stays in a core's cache."""
         length = CHUNK[gradient.device.type]
         for first in range(0, len(gradient), length):
             chunk = slice(first, min(first + length, len(gradient)))
-            gradient[chunk].add_(flat[chunk] - self.start[chunk], alpha=self.mu)
+            gradient[chunk].add_(flat[chunk] - self.target[chunk], alpha=self.mu)
 
 
 def begin(start: Start) -> Proximal | None:

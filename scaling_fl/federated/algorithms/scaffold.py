@@ -52,14 +52,13 @@ class Scaffold(LocalTerm):
 def begin(start: Start) -> Scaffold | None:
     """See the package."""
     resident = start.site.resident
-    config, device = resident.config, resident.device
+    config = resident.config
     if config.scaffold is None:
         return None
-    server = start.extra.to(device)
-    own = start.kept[_CONTROL].to(device) if _CONTROL in start.kept else torch.zeros_like(server)
+    server = start.extra.to(resident.device)
+    own = start.own(_CONTROL)
     gradient = full_gradient(resident, start.site.shard).clone() if config.scaffold == "I" else None
-    num_sites = config.num_sites or len(config.site_ids)
-    return Scaffold(server, own, server - own, gradient, cohort.size(config, num_sites) / num_sites)
+    return Scaffold(server, own, server - own, gradient, cohort.share(config))
 
 
 def extra_size(config: Config, layout: Layout) -> int:
