@@ -1,7 +1,6 @@
 """README.md and docs/ describe the existing keys, tasks and files."""
 
 import dataclasses
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from scaling_fl.config.command_line import NAMED_CONFIGS
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.data import TASKS
 from tests.conftest import ROOT
+from tests.scripts.imported import imported
 
 DOCS = ROOT / "docs"
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
@@ -26,12 +26,7 @@ def as_command_line(value: object) -> str:
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("document_keys", ROOT / "scripts" / "document_keys.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported("document_keys")
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import rounds, server
 from scaling_fl.federated.local_batches import local_batches
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name
+from tests.federated.training import SHARDS, by_name, loss
 
 
 def test_it_is_algorithm_1_of_douillard_et_al_2023(alone: Callable[..., Any]) -> None:
@@ -38,10 +37,8 @@ def test_it_is_algorithm_1_of_douillard_et_al_2023(alone: Callable[..., Any]) ->
             inner = copy.deepcopy(outer).train()
             inner_optimiser = torch.optim.AdamW(inner.parameters(), lr=1e-3, weight_decay=0.0)
             for indices in local_batches(config, resident.train, shard, round_, site):
-                batch = resident.train.batch(indices)
                 inner_optimiser.zero_grad()
-                logits = inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-                cross_entropy(logits, batch.labels).backward()
+                loss(resident, inner, indices).backward()
                 inner_optimiser.step()
             for delta, before, after in zip(deltas, outer.parameters(), inner.parameters(), strict=True):
                 delta += (before - after).detach() / len(SHARDS)

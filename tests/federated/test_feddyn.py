@@ -14,8 +14,7 @@ from scaling_fl.federated.local_optimiser import site_state_template
 from scaling_fl.models.flat_parameters import Layout
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.test_scaffold import loss
-from tests.federated.training import SHARDS, by_name
+from tests.federated.training import SHARDS, by_name, loss
 
 
 def plain_loop(config: Config, resident: Any, theta: Any) -> list[torch.Tensor]:
@@ -31,9 +30,9 @@ def plain_loop(config: Config, resident: Any, theta: Any) -> list[torch.Tensor]:
             local = copy.deepcopy(theta).train()
             optimiser = torch.optim.SGD(local.parameters(), lr=config.learning_rate)
             for indices in local_batches(config, resident.train, SHARDS[site], round_, site):
-                objective = loss(resident, local, indices)
-                for p, start, g in zip(local.parameters(), theta.parameters(), own[site], strict=True):
-                    objective = objective - (g * p).sum() + alpha / 2 * (p - start.detach()).square().sum()
+                objective = loss(resident, local, indices, alpha, theta)
+                for p, g in zip(local.parameters(), own[site], strict=True):
+                    objective = objective - (g * p).sum()
                 optimiser.zero_grad()
                 objective.backward()
                 optimiser.step()

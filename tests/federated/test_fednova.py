@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import local_work
@@ -15,7 +14,7 @@ from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.server_state import ServerState
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, train_federated
+from tests.federated.training import SHARDS, by_name, loss, train_federated
 
 SIZES = [len(shard) for shard in SHARDS]
 
@@ -77,12 +76,8 @@ def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: flo
             optimiser = torch.optim.SGD(local.parameters(), lr=rate)
             batches = list(local_batches(config, resident.train, shard, round_, site))
             for indices in batches:
-                batch = resident.train.batch(indices)
-                logits = local(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-                pairs = zip(local.parameters(), server.parameters(), strict=True)
-                distance = sum((own - theirs.detach()).square().sum() for own, theirs in pairs)
                 optimiser.zero_grad()
-                (cross_entropy(logits, batch.labels) + mu / 2 * distance).backward()
+                loss(resident, local, indices, mu, server).backward()
                 optimiser.step()
             norm = sum((1 - rate * mu) ** later for later in range(len(batches)))
             share = SIZES[site] / sum(SIZES)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.algorithms import fedprox
@@ -15,7 +14,7 @@ from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.site import Site
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARD, SHARDS, by_name, train_federated
+from tests.federated.training import SHARD, SHARDS, by_name, loss, train_federated
 
 SIZES = [len(shard) for shard in SHARDS]
 
@@ -41,12 +40,8 @@ def test_it_is_algorithm_2_of_li_et_al_2020(alone: Callable[..., Any], max_grad_
             local = copy.deepcopy(server).train()
             optimiser = torch.optim.SGD(local.parameters(), lr=rate)
             for indices in local_batches(config, resident.train, shard, round_, site):
-                batch = resident.train.batch(indices)
-                logits = local(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-                pairs = zip(local.parameters(), server.parameters(), strict=True)
-                distance = sum((own - theirs.detach()).square().sum() for own, theirs in pairs)
                 optimiser.zero_grad()
-                (cross_entropy(logits, batch.labels) + mu / 2 * distance).backward()
+                loss(resident, local, indices, mu, server).backward()
                 if max_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(local.parameters(), max_grad_norm)
                 optimiser.step()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import algorithms, cohort
@@ -19,14 +18,9 @@ from scaling_fl.federated.server_state import fill_state, initial_extra, paramet
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, train_federated
+from tests.federated.training import SHARDS, by_name, loss, train_federated
 
 Tensors = list[torch.Tensor]
-
-
-def loss(resident: Any, module: Any, indices: np.ndarray) -> torch.Tensor:
-    batch = resident.train.batch(indices)
-    return cross_entropy(module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels)
 
 
 def plain_loop(config: Config, resident: Any, x: Any) -> Tensors:

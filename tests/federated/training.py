@@ -1,9 +1,11 @@
 """Shards of sites, and the training of all rounds in this process."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
@@ -17,6 +19,16 @@ SHARD = np.array([1, 4, 9, 16, 25, 36, 2])  # of one site
 # Forty examples on three sites: 5, 9 and 26, neither sorted nor contiguous.
 SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [5, 14])]
 WHOLE_SHARD = {"batch_size": 64, "group_by_length": False}
+
+
+def loss(resident: Resident, module: Any, indices: np.ndarray, mu: float = 0.0, server: Any = None) -> torch.Tensor:
+    """The mean loss of a batch by torch alone, plus μ/2 times the squared distance to the server's parameters."""
+    batch = resident.train.batch(indices)
+    logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    value = cross_entropy(logits, batch.labels)
+    for own, theirs in zip(module.parameters(), server.parameters(), strict=True) if mu else ():
+        value = value + mu / 2 * (own - theirs.detach()).square().sum()
+    return value
 
 
 def train_federated(

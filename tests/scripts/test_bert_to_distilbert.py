@@ -1,6 +1,5 @@
 """A BERT written as a DistilBERT computes the same."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,18 +10,12 @@ import transformers
 
 from scaling_fl.models import export
 from tests import builders
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts.imported import imported
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bert_to_distilbert", ROOT / "scripts" / "bert_to_distilbert.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported("bert_to_distilbert")
 
 
 def bert_folder(folder: Path, model: type = transformers.BertModel, **changes: Any) -> Path:
