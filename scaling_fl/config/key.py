@@ -35,6 +35,10 @@ def one_of(values: tuple[str, ...]) -> dict[str, Any]:
 
 
 ABOVE_0: dict[str, Any] = {"expected": "a number above 0", "valid": lambda value: 0 < value < float("inf")}
+NOT_NEGATIVE: dict[str, Any] = {
+    "expected": "a number, 0 or more",
+    "valid": lambda value: 0 <= value < float("inf"),
+}
 SEED: dict[str, Any] = {  # numpy's limit
     "expected": "a whole number from 0 to 4294967295",
     "valid": lambda value: 0 <= value < 2**32,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from scaling_fl.config.key import ABOVE_0, key, one_of
+from scaling_fl.config.key import ABOVE_0, NOT_NEGATIVE, key, one_of
 
 SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
 WEIGHTINGS = ("examples", "uniform", "sqrt")
@@ -26,14 +26,12 @@ class MethodKeys:
     proximal_mu: float = key(
         0.0,
         "FedProx: μ, the strength with which a site's parameters are pulled towards the server's",
-        "a number, 0 or more",
-        lambda mu: 0 <= mu < float("inf"),
+        **NOT_NEGATIVE,
     )
     feddyn_alpha: float = key(
         0.0,
         "FedDyn: α, the strength of each site's dynamic regulariser",
-        "a number, 0 or more",
-        lambda alpha: 0 <= alpha < float("inf"),
+        **NOT_NEGATIVE,
     )
     scaffold: str | None = key(
         None,

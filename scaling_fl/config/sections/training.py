@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scaling_fl.config.key import ABOVE_0, SEED, at_least, key, one_of
+from scaling_fl.config.key import ABOVE_0, NOT_NEGATIVE, SEED, at_least, key, one_of
 
 # Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (federated/local_optimiser.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
@@ -47,8 +47,7 @@ class TrainingKeys:
     warmup: float = key(
         0.0,
         "rounds over which the learning rate rises to its full value; below 1: share of all rounds",
-        "a number, 0 or more",
-        lambda w: 0 <= w < float("inf"),
+        **NOT_NEGATIVE,
     )
     max_grad_norm: float | None = key(
         None, "maximum norm to which the gradient is clipped in each local step; default: no clipping", **ABOVE_0
@@ -56,8 +55,7 @@ class TrainingKeys:
     weight_decay: float = key(
         0.0,
         "weight decay of the local optimiser; biases and normalisation layers are exempt",
-        "a number, 0 or more",
-        lambda d: 0 <= d < float("inf"),
+        **NOT_NEGATIVE,
     )
     batch_size: int = key(32, "examples per local step", **at_least(1))
     gradient_accumulation_steps: int = key(
