@@ -32,7 +32,7 @@ def export(send: Send, typed: Config) -> None:
     with tempfile.TemporaryDirectory() as prepared:
         names = loading.input_names(loaded.module, paired)
         save_tokenizer(loaded.tokenizer, Path(prepared), config.max_seq_len, names)
-        num_sites = None if config.partition == "column" else config.num_sites or len(config.site_ids)
+        num_sites = None if config.partition == "column" else config.all_sites
         names_of_labels, results = header["label_names"], header["metrics"]
         card = model_card(config, names_of_labels, num_sites, checkpoint.round, results, padding.min_length)
         name = f"model-round-{checkpoint.round:06d}"

@@ -10,8 +10,10 @@ from scaling_fl.config import constraints
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.parsing import parse
 from scaling_fl.config.sections.commands import CommandKeys
+from scaling_fl.config.sections.communication import CommunicationKeys
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.methods import MethodKeys
+from scaling_fl.config.sections.robustness import RobustnessKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
 from scaling_fl.config.sections.study import StudyKeys
@@ -21,7 +23,9 @@ from scaling_fl.text import one_line
 
 
 @dataclass(frozen=True)
-class Config(SiteKeys, DataKeys, TrainingKeys, MethodKeys, RunKeys, StudyKeys, CommandKeys):
+class Config(
+    SiteKeys, DataKeys, TrainingKeys, MethodKeys, CommunicationKeys, RobustnessKeys, RunKeys, StudyKeys, CommandKeys
+):
     """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
     @classmethod
@@ -55,6 +59,11 @@ class Config(SiteKeys, DataKeys, TrainingKeys, MethodKeys, RunKeys, StudyKeys, C
         return self.to_mapping() | ({"checkpoints_dir": Config.checkpoints_dir} if is_default else {})
 
     @property
+    def all_sites(self) -> int:
+        """The number of sites, as far as keys say: `partition=column` leaves it to the data."""
+        return self.num_sites or len(self.site_ids)
+
+    @property
     def has_global_model(self) -> bool:
         """Whether the sites are aggregated into one model."""
         return self.baseline != "local_only"
@@ -62,8 +71,13 @@ class Config(SiteKeys, DataKeys, TrainingKeys, MethodKeys, RunKeys, StudyKeys, C
     @property
     def keeps_site_state(self) -> bool:
         """Whether sites keep state between rounds."""
-        methods = self.scaffold is not None or self.feddyn_alpha > 0
+        methods = self.scaffold is not None or self.feddyn_alpha > 0 or self.keeps_upload_error
         return self.keep_optimiser or methods or not self.has_global_model
+
+    @property
+    def keeps_upload_error(self) -> bool:
+        """Whether sites keep what a compressed upload leaves out."""
+        return self.upload != "fp32" and self.error_feedback
 
     def checkpoint_due(self, round_: int) -> bool:
         """Whether a checkpoint is written after `round_`."""

@@ -37,7 +37,7 @@ def make_shards(config: Config, split: Split, notes: list[str]) -> Sharding:
 
 def _assigned_shards(config: Config, labels: partitioners.Labels, notes: list[str]) -> list[Indices]:
     """Shards of every partition except `column`; sites below `min_examples_per_site` are topped up from the largest."""
-    num_sites, minimum = config.num_sites or len(config.site_ids), config.min_examples_per_site
+    num_sites, minimum = config.all_sites, config.min_examples_per_site
     if len(labels) < num_sites * minimum:
         fewer = "use fewer site_ids" if config.num_sites is None else f"lower num_sites={num_sites}"
         raise UserError(

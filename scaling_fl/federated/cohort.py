@@ -22,9 +22,8 @@ def size(config: Config, num_sites: int) -> int:
 
 
 def share(config: Config) -> float:
-    """The cohort's size as a share of all sites, of a job on one node."""
-    num_sites = config.num_sites or len(config.site_ids)
-    return size(config, num_sites) / num_sites
+    """The cohort's size as a share of all sites, for a configuration that says how many there are."""
+    return size(config, config.all_sites) / config.all_sites
 
 
 def is_everyone(config: Config, num_sites: int) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl.data import token_store
 from scaling_fl.federated.metrics import BatchMetrics
-from scaling_fl.federated.resident import Resident
+from scaling_fl.federated.resident import Examples, Resident
 
 
 @torch.inference_mode()
@@ -18,10 +18,10 @@ def evaluate(
     params: torch.Tensor,
     worker: int,
     num_workers: int,
-    held_back: bool = False,
+    examples: Examples | None = None,
     on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] | None = None,
 ) -> list[BatchMetrics]:
-    """Evaluate `params` (size,) on this worker's share of the test set, or of the held-back examples.
+    """Evaluate `params` (size,) on this worker's share of `examples`, by default the test set.
 
     The batches don't depend on the number of workers. Worker w takes batches w, w + num_workers, …, so that together the
     workers evaluate every example once. `on_logits` is called with the indices (B,) and logits (B, C) of each part of
@@ -31,10 +31,9 @@ def evaluate(
     resident.model.module.eval()
     num_labels = resident.model.module.config.num_labels
     pending = []
-    store = resident.train if held_back else resident.test
-    examples = resident.held_back if held_back else np.arange(len(store))
-    fitting = resident.config.evaluation_batch_size(len(examples))
-    batches = token_store.evaluation_batches(store, examples, fitting)
+    store, rows = examples or resident.test_set
+    fitting = resident.config.evaluation_batch_size(len(rows))
+    batches = token_store.evaluation_batches(store, rows, fitting)
     for number in range(worker, len(batches), num_workers):
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
         confusion = torch.zeros(num_labels**2, dtype=torch.int64, device=resident.device)

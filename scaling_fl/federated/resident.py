@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,13 @@ def precision(config: Config, device: torch.device) -> str:
     if config.precision != "auto":
         return config.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+class Examples(NamedTuple):
+    """Rows of a token store."""
+
+    store: token_store.TokenStore
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,15 @@ class Resident:
             enable({"use_reentrant": False})
         if self.config.compile:
             self.model.module.compile(dynamic=True)  # batches differ in length
+
+    @property
+    def test_set(self) -> Examples:
+        """The whole test set."""
+        return Examples(self.test, np.arange(len(self.test)))
+
+    def training_rows(self, rows: npt.NDArray[np.int64]) -> Examples:
+        """Some of the training examples."""
+        return Examples(self.train, rows)
 
     def logits(self, batch: token_store.Batch) -> torch.Tensor:
         """Run the forward pass in the configured precision; return logits (B, C) in float32."""

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import metrics, predictions
-from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated import aggregation, metrics
+from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.gradient_norms import gradient_norms
 from scaling_fl.federated.lr_schedule import learning_rate
+from scaling_fl.federated.round_evaluation import evaluate_round
 from scaling_fl.federated.server import ServerOptimiser
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
@@ -37,7 +36,7 @@ def run(
 
     McMahan et al. 2017, algorithm 1, with the server optimiser of Reddi et al. 2021. Every worker executes every line;
     together they act as the server. Per round, with S the cohort and w_k the weight of site k (its share of the cohort's
-    examples, or as `weighting` says):
+    examples, or as `weighting` says; `aggregation` may combine the deltas otherwise):
 
         delta_k = params − (site k's parameters after local training)
         params ← server step with Σ_S w_k × delta_k
@@ -51,13 +50,13 @@ def run(
     for round_ in range(state.round + 1, config.num_rounds + 1):
         results: dict[str, Any] = {}
         with _timed(results, "train"):
-            weighted_sum, trained, start = collectives.weighted_sum(), [], time.perf_counter()
-            for site, weight in worker_sites.participants(round_):
+            combination = aggregation.begin(worker_sites, collectives, state, round_)
+            trained, start = [], time.perf_counter()
+            for site in worker_sites.participants(round_):
                 observer.site_begins(site.number)
                 with _site_in_error_note(site, round_):
                     delta, site_metrics = site.train(state.params, round_, state.extra)
-                if config.has_global_model:
-                    weighted_sum.add(site.number, delta, weight)
+                combination.add(site.number, delta)
                 trained.append(site_metrics)
                 observer.site_ends(site.number, site_metrics.loss, site_metrics.accuracy)
             observer.sites_end()
@@ -66,9 +65,8 @@ def run(
         with state.lock:
             state.partly_updated = True
             with _timed(results, "aggregate"):
-                scale = worker_sites.weights(round_).scale
-                for chunk, mean_delta in collectives.weighted_mean(weighted_sum) if config.has_global_model else ():
-                    server.step(state, state.scaled(mean_delta, scale, chunk), chunk)
+                for chunk, mean_delta in combination.combined():
+                    server.step(state, mean_delta, chunk)
             state.round, state.results, state.partly_updated = round_, results, False
         _report(worker_sites, collectives, state, on_round_end)
 
@@ -85,9 +83,17 @@ def _training_results(
     busy = [worker_seconds for _, worker_seconds in by_worker]
     return metrics.training(sites, each=len(worker_sites.shards.sizes) <= metrics.MAX_SITES_WITH_METRICS) | {
         "learning_rate": learning_rate(config, round_, 1.0),
+        **_traffic(worker_sites, len(sites)),
         "seconds.idle": max(busy) - sum(busy) / len(busy),  # mean wait for the slowest worker
         "examples_per_second": sum(site.count for site in sites) / seconds,
     }
+
+
+def _traffic(worker_sites: WorkerSites, num_sites: int) -> dict[str, float]:
+    """The bytes that a network would carry to and from all sites of a round."""
+    model = worker_sites.resident.model
+    down, up = traffic(worker_sites.resident.config, model.layout, len(model.extra))
+    return {"bytes.down": num_sites * down, "bytes.up": num_sites * up} if down + up else {}
 
 
 def _report(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, on_round_end: OnRoundEnd) -> None:
@@ -95,45 +101,12 @@ def _report(worker_sites: WorkerSites, collectives: Collectives, state: ServerSt
     evaluated: dict[str, Any] = {}
     if worker_sites.resident.config.evaluation_due(state.round):
         with _timed(evaluated, "evaluate"):
-            evaluated |= _evaluate(worker_sites, collectives, state)
+            evaluated |= evaluate_round(worker_sites, collectives, state)
     config = worker_sites.resident.config
     if config.log_gradient_norms and config.has_global_model and collectives.rank == 0:  # it reports the round
         evaluated |= gradient_norms(worker_sites.resident, state.params)
     with state.lock:
         on_round_end(state, state.results | evaluated)
-
-
-def _evaluate(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:
-    """Metrics on the test set and on the held-back examples, the same on every worker.
-
-    They are those of the global model or, without one, the mean over the sites' own models.
-    """
-    resident, results = worker_sites.resident, dict[str, float]()
-    for name, held_back in (("validation", False), ("held_back", True)):
-        if held_back and len(resident.held_back) == 0:
-            continue
-        if resident.config.has_global_model or state.round == 0:
-            collector = predictions.Collector()
-            predicted = resident.config.report and state.round == resident.config.num_rounds and not held_back
-            batches = evaluate(
-                resident, state.params, collectives.rank, collectives.num_workers, held_back,
-                on_logits=collector.add if predicted else None,
-            )  # fmt: skip
-            if predicted:
-                state.predictions = predictions.merged(collectives.all_gather(collector.collected()))
-            whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
-            results |= metrics.validation(whole, name)
-            state.confusion[name] = metrics.confusion_matrix(whole)
-        else:
-            by_site = [
-                (metrics.validation(batches, name), metrics.confusion_matrix(batches))
-                for site, _ in worker_sites.participants(state.round)
-                for batches in [evaluate(resident, site.own_params(state.params), 0, 1, held_back)]
-            ]
-            sites = [site for of_worker in collectives.all_gather(by_site) for site in of_worker]
-            results |= metrics.mean_over_sites([of_site for of_site, _ in sites])
-            state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
-    return results
 
 
 @contextmanager

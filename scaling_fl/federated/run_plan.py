@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling_fl.config.schema import Config
-from scaling_fl.federated import cohort, local_work
+from scaling_fl.federated import attackers, cohort, local_work
 from scaling_fl.federated.best_round import BestRound
 
 
@@ -52,6 +52,11 @@ class Plan:
     @property
     def num_sites(self) -> int:
         return len(self.shard_sizes)
+
+    @property
+    def attackers(self) -> frozenset[int]:
+        """The sites that attack, in a study of that."""
+        return attackers.drawn(self.config, self.num_sites)
 
     @property
     def one_site_per_worker(self) -> bool:

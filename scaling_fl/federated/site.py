@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from scaling_fl import seeding
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
 from scaling_fl.federated import algorithms, local_work
+from scaling_fl.federated.compression import compress
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -51,6 +52,8 @@ class Site:
         resident, config, model = self.resident, self.resident.config, self.resident.model
         kept = {} if resident.store is None else resident.store.load(self.number)
         params = kept.pop("params", params)
+        if config.download != "fp32":
+            params = self._downloaded(params, round_)
         model.load(params)
         if config.head_init == "independent" and round_ == 1:
             new_parameters.draw(
@@ -74,11 +77,13 @@ class Site:
             model.gradient.zero_()
             for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
                 batch = resident.to_device(resident.train.batch(micro_batch))
-                logits = resident.logits(batch)
-                loss = cross_entropy(logits, batch.labels, reduction="sum")
+                logits, labels = resident.logits(batch), batch.labels
+                for term in terms:
+                    labels = term.labels(labels, logits.shape[1])
+                loss = cross_entropy(logits, labels, reduction="sum")
                 scaler.scale(loss / len(indices)).backward()
                 loss_sum += loss.detach()
-                num_correct += (logits.detach().argmax(-1) == batch.labels).sum()
+                num_correct += (logits.detach().argmax(-1) == labels).sum()
             if terms or config.max_grad_norm is not None:
                 scaler.unscale_(optimiser)
             for term in terms:
@@ -101,6 +106,13 @@ class Site:
         if resident.store is not None:
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
+
+    def _downloaded(self, params: torch.Tensor, round_: int) -> torch.Tensor:
+        """The server's `params` (size,) as they arrive: the same at all sites of a round."""
+        config, received = self.resident.config, params.clone()
+        trained = received[: self.resident.model.layout.trained]
+        compress(config.download, trained, seeding.torch_seed(config.seed, "download", round_))
+        return received
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:

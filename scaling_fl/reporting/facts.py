@@ -115,7 +115,7 @@ def _figures(record: Record, frames: Frames, keys: dict[str, Any]) -> Iterator[F
         yield Figure("training examples", f"{int(spent['examples']):,}", f"{int(spent['local_steps']):,} local steps")
         yield Figure("time", duration(float(spent["seconds"])), "training, aggregation and evaluation")
         if spent["bytes"] > 0:
-            yield Figure("traffic", _bytes(float(spent["bytes"])), "to and from the sites, as float32")
+            yield Figure("traffic", _bytes(float(spent["bytes"])), "to and from the sites")
     if parameters := record.info.get("num_parameters"):
         yield Figure("parameters", f"{parameters:,}", _bytes(parameters * 4.0))
 
@@ -131,10 +131,10 @@ def _shards(frames: Frames) -> Table:
         names = {}
     titles = {
         "shard.examples": "examples", "shard.label_entropy_bits": "label entropy (bits)", **names,
-        "train.loss": "training loss", "train.accuracy": "training accuracy",
+        "shard.attack": "attacks", "train.loss": "training loss", "train.accuracy": "training accuracy",
     }  # fmt: skip
     shown = [name for name in titles if name in last.columns]
-    counts = {"shard.examples", *names}
+    counts = {"shard.examples", "shard.attack", *names}
     rows = [
         [int(site), *(as_cell(row[name], 0 if name in counts else 4) for name in shown)]
         for site, row in last.iterrows()

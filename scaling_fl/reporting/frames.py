@@ -129,6 +129,7 @@ def _shards(job: str, record: Record) -> list[dict[str, Any]]:
     for shard in record.shards:
         values = {f"shard.{name}": shard[name] for name in ("examples", "label_entropy_bits") if name in shard}
         values |= {f"shard.label.{name}": n for name, n in zip(labels, shard.get("label_counts", ()), strict=False)}
+        values |= {"shard.attack": 1} if shard.get("attack") else {}
         rows += [
             {"job": job, "round": 0, "site": shard["site"], "metric": name, "value": float(value)}
             for name, value in values.items()
@@ -139,7 +140,8 @@ def _shards(job: str, record: Record) -> list[dict[str, Any]]:
 def _costs(job: str, record: Record) -> list[dict[str, Any]]:
     """What was spent up to the end of each round; empty if the record doesn't hold the shards.
 
-    bytes: the parameters as float32, to each site of the cohort and back. Sites without a global model send none.
+    bytes: what a network would carry to the sites and back. Records of versions that didn't measure it count the
+    parameters as float32. Baselines send none.
     """
     try:
         config = Config.from_mapping(
@@ -159,7 +161,10 @@ def _costs(job: str, record: Record) -> list[dict[str, Any]]:
         spent["local_steps"] += sum(site.steps for site in sites)
         spent["examples"] += sum(site.examples for site in sites)
         spent["seconds"] += seconds[round_]
-        spent["bytes"] += 2 * len(sites) * model if sites and config.baseline is None else 0.0
+        if "bytes.up" in record.metrics:
+            spent["bytes"] += sum(record.metrics[name].get(round_, (0.0,))[0] for name in ("bytes.up", "bytes.down"))
+        elif sites and config.baseline is None:
+            spent["bytes"] += 2 * len(sites) * model
         rows.append({"job": job, "round": round_} | spent)
     return rows
 

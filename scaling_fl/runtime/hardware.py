@@ -62,7 +62,7 @@ def resolved(config: Config) -> dict[str, Any]:
     keys = config.to_mapping()
     keys |= {"partition": chosen_partition(keys), "threads_per_site": threads_per_site(config)}
     if keys["partition"] != "column":  # which has a site for each value in the data
-        keys["num_sites"] = config.num_sites or len(config.site_ids)
+        keys["num_sites"] = config.all_sites
     with contextlib.suppress(UserError):  # the job is meant for another machine
         keys["precision"] = environment(config, find_devices(config, []))["precision"]
     return keys

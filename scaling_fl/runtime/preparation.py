@@ -16,6 +16,7 @@ from scaling_fl import state_file
 from scaling_fl.checkpoint import resume
 from scaling_fl.checkpoint.final_model import folders, is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.config import method_constraints
 from scaling_fl.config.schema import Config
 from scaling_fl.data import duplicates, token_cache, token_store
 from scaling_fl.data.examples import Split
@@ -23,7 +24,7 @@ from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
-from scaling_fl.federated import algorithms, server
+from scaling_fl.federated import algorithms, cohort, server
 from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.federated.resident import AUTOCAST, precision
@@ -54,6 +55,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     held_back, trained, shards = make_shards(config, task.train, notes)
     if config.sites_per_round is not None and config.sites_per_round > len(shards):
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
+    method_constraints.check_cohort(config, len(shards), cohort.size(config, len(shards)))
     notes += _selection_notes(config, len(held_back), len(task.train))
     notes += duplicates.notes(task.train, task.test)
     if len(held_back):

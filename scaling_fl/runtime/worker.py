@@ -32,16 +32,19 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
     module = loading.rebuild_model(folder / "model").to(device)
+    shards = Shards(folder)
+    num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
+    config = dataclasses.replace(plan.config, num_sites=num_sites, precision=precision)
 
     def on_wait(waiting: bool) -> None:
         send.progress()
         send.waiting = waiting
 
-    optimiser, shards, layout = server.optimiser(plan.config), Shards(folder), Layout(module)
+    optimiser, layout = server.optimiser(config), Layout(module)
     collectives = Collectives(
-        rank, plan.devices, layout.size + algorithms.extra_size(plan.config, layout), memory, rendezvous, len(optimiser.initial_moments), on_wait,
+        rank, plan.devices, layout.size + algorithms.extra_size(config, layout), memory, rendezvous, len(optimiser.initial_moments), on_wait,
         nodes=plan.nodes, interface=plan.interface,
-        exact=plan.config.exact_sum, single_site=cohort.single_site_per_worker(plan.config, len(shards.sizes), len(plan.devices)),
+        exact=config.exact_sum, single_site=cohort.single_site_per_worker(config, num_sites, len(plan.devices)),
     )  # fmt: skip
     if rank == 0 and collectives.transport_note:
         send({"event": "said", "text": f"note: {collectives.transport_note}"})
@@ -65,14 +68,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         results=dict(plan.metrics),
     )
 
-    store = SiteStateStore(folder / "kept", folder / "state.safetensors") if plan.config.keeps_site_state else None
+    store = SiteStateStore(folder / "kept", folder / "state.safetensors") if config.keeps_site_state else None
     coordinator = Coordinator(send, plan, model, collectives.state, state, store) if rank == 0 else None
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = WorkerProgress(send, rank)
     padding = (plan.pad_token_id, plan.pad_left, plan.pad_to)
     resident = Resident(
-        config=dataclasses.replace(plan.config, precision=plan.environment["precision"]),
+        config=config,
         model=model,
         train=token_store.TokenStore(folder / "train", *padding),
         test=token_store.TokenStore(folder / "test", *padding),
@@ -91,7 +94,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(plan.config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
+    rounds.run(config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
     if coordinator is not None:
         coordinator.finish()
     collectives.close()

@@ -36,19 +36,23 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"{len(plan.label_names)} classes; "
         f"{plan.num_truncated:,} training texts reach max_seq_len={config.max_seq_len}"
     )
-    sizes, entropies = plan.shard_sizes, plan.shard_entropies
+    sizes, entropies, attackers = plan.shard_sizes, plan.shard_entropies, plan.attackers
     device = "  device" if plan.one_site_per_worker else ""
     yield f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}"
     for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
         where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
         least, most = plan.step_range(site)
         steps = f"{least:,}" + f" to {most:,}" * (most > least)
-        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11}{where}"
+        attack = f"  attacks: {config.attack}" if site in attackers else ""
+        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11}{where}{attack}"
     if len(sizes) > _MAX_SITES_SHOWN:
         yield (
             f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "
             f"{max(sizes):,}, median {sorted(sizes)[(len(sizes) - 1) // 2]:,}"
         )
+    if hidden := sorted(site for site in attackers if site >= _MAX_SITES_SHOWN):
+        more = ", …" * (len(hidden) > _MAX_SITES_SHOWN)
+        yield f"   … attacks: {config.attack} by sites {', '.join(map(str, hidden[:_MAX_SITES_SHOWN]))}{more}"
     if plan.round:
         yield f"job {config.job_name} resumes after round {plan.round}"
 

@@ -64,6 +64,7 @@ class Tracker(RunObserver):  # type: ignore[misc]
             {"site": site, "examples": size, "label_entropy_bits": round(entropy, 6)}
             | ({"device": plan.devices[site]} if plan.one_site_per_worker else {})
             | ({"label_counts": plan.label_counts[site]} if plan.label_counts else {})
+            | ({"attack": plan.config.attack} if site in plan.attackers else {})
             for site, (size, entropy) in enumerate(zip(plan.shard_sizes, plan.shard_entropies, strict=True))
         ]
         for name, _ in ex_info["sources"]:

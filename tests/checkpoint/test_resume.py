@@ -67,6 +67,27 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
             },
         ),
         (2, False, "cosine", {"num_sites": 5, "sites_per_round": 3, "feddyn_alpha": 0.5, "weighting": "uniform"}),
+        (
+            2,
+            True,
+            "constant",
+            {"num_sites": 3, "upload": "int8", "download": "bf16", "fairness_q": 1.0, "optimiser": "sgd"},
+        ),
+        (
+            2,
+            False,
+            "linear",
+            {
+                "num_sites": 4,
+                "aggregation": "trimmed_mean",
+                "faulty_sites": 1,
+                "weighting": "uniform",
+                "attack": "gaussian",
+                "attackers": 1,
+                "server_momentum": 0.9,
+                "upload": "topk",
+            },
+        ),
         (1, False, "constant", {"num_sites": 3, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"}),
         (
             2,

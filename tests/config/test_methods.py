@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from scaling_fl.config.method_constraints import check_cohort
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
@@ -68,6 +69,44 @@ from scaling_fl.errors import UserError
         ),
         ({"weighting": "uniform", "baseline": "centralised"}, "weighting=uniform: .* baseline=centralised replaces"),
         ({"proximal_mu": 0.5, "baseline": "local_only"}, "proximal_mu=0.5: .* baseline=local_only replaces"),
+        ({"fairness_q": 1.0}, "fairness_q=1.0 optimiser=adamw: .*; set optimiser=sgd"),
+        ({"fairness_q": -1.0}, "fairness_q=-1.0: expected a number, 0 or more"),
+        ({"upload": "bf16", "baseline": "centralised"}, "upload=bf16: .* baseline=centralised replaces"),
+        ({"download": "bf16", "baseline": "local_only"}, "download=bf16: .* baseline=local_only replaces"),
+        ({"download": "topk"}, "download='topk': expected one of fp32, bf16, int8"),
+        ({"upload": "int8", "topk_share": 0.1}, "topk_share=0.1: belongs to upload=topk, not int8; leave out"),
+        ({"upload": "topk", "topk_share": 0.0}, "topk_share=0.0: expected a number above 0, up to 1"),
+        ({"error_feedback": False}, "error_feedback=False: upload=fp32 leaves nothing out; leave out error_feedback"),
+        ({"aggregation": "krum"}, "aggregation=krum weighting=examples: .*; set weighting=uniform"),
+        (
+            {"aggregation": "median", "sampling": "by_examples", "sites_per_round": 1, "weighting": "uniform"},
+            "aggregation=median sampling=by_examples: .*; set sampling=uniform",
+        ),
+        (
+            {"aggregation": "geometric_median", "fednova": True, "optimiser": "sgd"},
+            "aggregation=geometric_median fednova=True: .*; set fednova=False",
+        ),
+        (
+            {"aggregation": "geometric_median", "fairness_q": 1.0, "optimiser": "sgd"},
+            "aggregation=geometric_median fairness_q=1.0: .*; set fairness_q=0.0",
+        ),
+        ({"aggregation": "krum", "weighting": "uniform"}, "aggregation=krum: set faulty_sites as well"),
+        ({"faulty_sites": 1}, "faulty_sites=1: belongs to aggregation=trimmed_mean or krum, not mean; leave out"),
+        (
+            {"aggregation": "trimmed_mean", "weighting": "uniform", "faulty_sites": 1, "krum_sites": 2},
+            "krum_sites=2: belongs to aggregation=krum, not trimmed_mean; leave out krum_sites",
+        ),
+        ({"attack": "scale"}, "attack=scale: attackers is not set; set both, such as attack=sign_flip attackers=2"),
+        ({"attackers": 1}, "attackers=1: attack is not set; set both, such as attack=sign_flip attackers=2"),
+        (
+            {"attackers": 1, "attack": "scale", "baseline": "centralised"},
+            "attack=scale: .* baseline=centralised replaces",
+        ),
+        (
+            {"attackers": 1, "attack": "label_flip", "attack_strength": 2},
+            "attack_strength=2: belongs to attack=sign_flip",
+        ),
+        ({"attack_strength": 2}, "attack_strength=2: belongs to attack=sign_flip, gaussian or scale; leave it out"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message: str) -> None:
@@ -87,7 +126,40 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "weight_decay": 0.1},
         {"feddyn_alpha": 0.1, "optimiser": "adamw", "weighting": "uniform", "max_grad_norm": 1.0},
         {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
+        {"fairness_q": 1.0, "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 1},
+        {"upload": "topk", "topk_share": 1.0, "error_feedback": False, "download": "int8", "server_optimiser": "adam"},
+        {
+            "aggregation": "geometric_median",
+            "weighting": "sqrt",
+            "attack": "scale",
+            "attackers": 1,
+            "attack_strength": 3,
+        },
+        {"aggregation": "krum", "weighting": "uniform", "faulty_sites": 1, "krum_sites": 2, "proximal_mu": 1.0},
     ],
 )
 def test_keys_that_go_together_are_taken(keys: dict[str, Any]) -> None:
     assert Config.from_mapping(keys).to_mapping().items() >= keys.items()
+
+
+@pytest.mark.parametrize(
+    ("keys", "least"),
+    [
+        ({"aggregation": "trimmed_mean", "faulty_sites": 3}, 7),
+        ({"aggregation": "krum", "faulty_sites": 3}, 9),
+        ({"aggregation": "krum", "faulty_sites": 1, "krum_sites": 4}, 7),
+    ],
+)
+def test_a_round_needs_enough_sites_to_withstand_the_faulty_ones(keys: dict[str, Any], least: int) -> None:
+    """Yin et al. 2018: trimming leaves a value. Blanchard et al. 2017: n ≥ 2f + 3, and n − f − 2 sites have near ones."""
+    config = Config.from_mapping({"weighting": "uniform"} | keys)
+    check_cohort(config, 20, least)
+    with pytest.raises(UserError, match=f"(needs {least} or more sites in a round, found|at most 3 of) {least - 1}"):
+        check_cohort(config, 20, least - 1)
+
+
+def test_no_more_sites_attack_than_there_are() -> None:
+    config = Config.from_mapping({"attack": "scale", "attackers": 5})
+    check_cohort(config, 5, 1)
+    with pytest.raises(UserError, match="attackers=5: there are 4 sites; lower it"):
+        check_cohort(config, 4, 4)

@@ -82,7 +82,7 @@ def test_centralised_equals_one_site_with_the_cohorts_examples(
     for round_ in (1, 2, 3):
         together = [
             site.shard
-            for site, _ in WorkerSites(
+            for site in WorkerSites(
                 **vars(worker_sites) | {"resident": dataclasses.replace(worker_sites.resident, config=federated)}
             ).participants(round_)
         ]

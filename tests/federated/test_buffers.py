@@ -9,7 +9,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import server
+from scaling_fl.federated import aggregation, server
 from tests import builders
 from tests.federated.training import SHARDS, WHOLE_SHARD, by_name, digest, train_federated
 
@@ -46,7 +46,7 @@ def final_state_of_a_worker(
     worker = builders.worker(folder, config, module_with_buffers(), SHARDS, rank, num_workers, memory)
     worker_sites, collectives, state = worker
     resident = worker_sites.resident
-    ((own, _),) = worker_sites.participants(1)
+    (own,) = worker_sites.participants(1)
     own_delta = digest(own.train(state.params, 1)[0])
     train_federated(config, *worker)
     resident.model.load(state.params)
@@ -67,15 +67,15 @@ def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone
     resident = worker_sites.resident
     start = by_name(resident, state.params.clone())
     expected = torch.zeros(16)
-    for site, _ in worker_sites.participants(1):
+    for site in worker_sites.participants(1):
         delta, _ = site.train(state.params, 1)
         after = by_name(resident, state.params - delta)["dropout.running_mean"]
         expected += after * site.num_examples / 40
 
-    total = collectives.weighted_sum()
-    for site, weight in worker_sites.participants(1):
-        total.add(site.number, site.train(state.params, 1)[0], weight)
-    for part, delta in collectives.weighted_mean(total):
+    combination = aggregation.begin(worker_sites, collectives, state, 1)
+    for site in worker_sites.participants(1):
+        combination.add(site.number, site.train(state.params, 1)[0])
+    for part, delta in combination.combined():
         server.SGD(learning_rate=0.0).step(state, delta, part)
     end = by_name(resident, state.params)
     torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)

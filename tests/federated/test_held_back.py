@@ -59,7 +59,10 @@ def test_held_back_examples_are_evaluated_once_each_by_any_number_of_workers(tmp
     config = Config(val_batch_size=2)  # 9 examples: four full batches and one of one
     resident = dataclasses.replace(builders.resident(tmp_path, config, builders.bert()), held_back=HELD_BACK)
     params = resident.model.flat.clone()
-    parts = [evaluate(resident, params, worker, num_workers, held_back=True) for worker in reversed(range(num_workers))]
+    parts = [
+        evaluate(resident, params, worker, num_workers, examples=resident.training_rows(HELD_BACK))
+        for worker in reversed(range(num_workers))
+    ]
     result = metrics.validation((batch for part in parts for batch in part), "held_back")
 
     resident.model.module.eval()
@@ -73,7 +76,9 @@ def test_held_back_examples_are_evaluated_once_each_by_any_number_of_workers(tmp
     assert result["held_back.examples"] == 9
     assert result["held_back.loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert result["held_back.accuracy"] == pytest.approx(hits / 9)
-    alone = metrics.validation(evaluate(resident, params, 0, 1, held_back=True), "held_back")
+    alone = metrics.validation(
+        evaluate(resident, params, 0, 1, examples=resident.training_rows(HELD_BACK)), "held_back"
+    )
     assert result == alone, "bitwise: sums run in batch order"
 
 

@@ -119,7 +119,7 @@ def test_server_sgd_with_rate_1_is_the_weighted_mean_of_the_sites_parameters(
     resident = worker_sites.resident
     start = state.params.clone()
     expected = torch.zeros_like(start, dtype=torch.float64)
-    for site, _ in worker_sites.participants(1):
+    for site in worker_sites.participants(1):
         site.train(start, round_=1)
         after = start - resident.model.flat  # delta = before − after, so that after = before − delta
         expected += after.double() * {0: 5, 1: 9, 2: 26}[site.number] / 40

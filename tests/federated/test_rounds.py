@@ -8,7 +8,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import rounds
+from scaling_fl.federated import round_evaluation, rounds
 from scaling_fl.federated.metrics import BatchMetrics
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
@@ -90,8 +90,8 @@ def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monke
         state.lock.release()
         return plain(resident, params, *which, **more)
 
-    plain = rounds.evaluate
-    monkeypatch.setattr(rounds, "evaluate", evaluate)
+    plain = round_evaluation.evaluate
+    monkeypatch.setattr(round_evaluation, "evaluate", evaluate)
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append((results["site.1.train.loss"],)), reported=True)
     worker[1].close()
     (round_, loss, params), (reported,) = seen

@@ -27,13 +27,13 @@ class RandomAssignment(WorkerSites):
     """Random assignment of sites to workers, in random order; some workers may have none."""
 
     def participants(self, round_: int) -> Any:
-        drawn = self.weights(round_).by_site
+        drawn = list(cohort.sample(self.resident.config, self.shards.sizes, round_))
         rng = np.random.default_rng([round_, self.num_workers])
         one_each = len(drawn) <= self.num_workers
         workers = rng.permutation(self.num_workers) if one_each else rng.integers(self.num_workers, size=len(drawn))
-        for site, worker in zip(rng.permutation(list(drawn)), workers, strict=False):
+        for site, worker in zip(rng.permutation(drawn), workers, strict=False):
             if worker == self.rank:
-                yield Site(int(site), self.shards[site], self.resident), drawn[site]
+                yield Site(int(site), self.shards[site], self.resident)
 
 
 def place(folder: Path, num_workers: int, config: Config, shuffled: bool) -> Path:
@@ -68,12 +68,19 @@ def final(
         {"num_local_epochs": 1, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd", "sites_per_round": 3},
         {"feddyn_alpha": 0.5, "weighting": "uniform", "sites_per_round": 3},
         {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 3},
+        {"fairness_q": 2.0, "optimiser": "sgd", "sites_per_round": 3, "upload": "int8", "download": "bf16"},
+        {
+            "aggregation": "krum", "faulty_sites": 1, "krum_sites": 2, "weighting": "uniform", "attack": "gaussian",
+            "attackers": 2, "sites_per_round": 6,
+        },
     ],
 )  # fmt: skip
 def test_any_number_of_workers_gives_the_same_result(
     run_distributed: Any, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
-    config = Config(**{"num_rounds": 3, "learning_rate": 0.02, "batch_size": 4, "num_local_epochs": 2} | keys)
+    config = Config(
+        **{"num_sites": 7, "num_rounds": 3, "learning_rate": 0.02, "batch_size": 4, "num_local_epochs": 2} | keys
+    )
 
     def run(num_workers: int, config: Config, shuffled: bool = False) -> list[np.ndarray]:
         builders.resident(
@@ -103,13 +110,18 @@ def test_the_workers_train_each_site_of_a_cohort_once(
     write_shards(tmp_path, parts)
     resident: Any = types.SimpleNamespace(config=config)  # no model: nothing is trained
     trained = [
-        (site.number, site.shard.tolist(), weight)
+        (site.number, site.shard.tolist())
         for rank in range(num_workers)
-        for site, weight in WorkerSites(resident, Shards(tmp_path), rank, num_workers).participants(round_)
+        for site in WorkerSites(resident, Shards(tmp_path), rank, num_workers).participants(round_)
     ]
     drawn = cohort.sample(config, sizes, round_)
-    assert sorted(trained) == [(site, parts[site].tolist(), drawn[site]) for site in sorted(drawn)]
-    assert sum(weight for _, _, weight in trained) == pytest.approx(1)
+    assert sorted(trained) == [(site, parts[site].tolist()) for site in sorted(drawn)]
+    everyone = [
+        site.number
+        for rank in range(num_workers)
+        for site in WorkerSites(resident, Shards(tmp_path), rank, num_workers).everyone()
+    ]
+    assert sorted(everyone) == list(range(len(sizes)))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)

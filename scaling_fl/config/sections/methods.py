@@ -23,6 +23,11 @@ class MethodKeys:
     fednova: bool = key(
         False, "True: FedNova: deltas are averaged per local step, for sites that make unequal numbers of SGD steps"
     )
+    fairness_q: float = key(
+        0.0,
+        "q-FFL: q, how much more a site counts at which the server's model has a larger loss; 0: FedAvg",
+        **NOT_NEGATIVE,
+    )
     proximal_mu: float = key(
         0.0,
         "FedProx: μ, the strength with which a site's parameters are pulled towards the server's",

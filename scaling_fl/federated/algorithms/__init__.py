@@ -19,7 +19,7 @@ from scaling_fl.models.flat_parameters import Layout
 if TYPE_CHECKING:
     from scaling_fl.federated.site import Site
 
-NAMES = ("fedprox", "feddyn", "scaffold")
+NAMES = ("fedprox", "feddyn", "scaffold", "attack", "upload")  # in the order in which they finish
 
 
 class Start(NamedTuple):
@@ -41,6 +41,10 @@ class Start(NamedTuple):
 
 class LocalTerm:
     """A method's part in the local training of one site in one round. By default nothing."""
+
+    def labels(self, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+        """The labels (B,) to train on, in the place of the examples' own."""
+        return labels
 
     def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
         """Add to the `gradient` (trained,) at the site's parameters `flat` (size,), in place, before each step."""

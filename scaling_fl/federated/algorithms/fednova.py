@@ -11,25 +11,17 @@ steps this is FedAvg.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.lr_schedule import learning_rate
 
 
-class Weights(NamedTuple):
-    """How deltas are combined: scale × Σ by_site[i] × delta_i."""
-
-    by_site: dict[int, float]  # they sum to 1
-    scale: float
-
-
-def weights(shares: Mapping[int, float], steps: Mapping[int, float]) -> Weights:
-    """The weights of sites with the shares p_i and ‖a_i‖₁ = `steps`."""
+def weights(shares: Mapping[int, float], steps: Mapping[int, float]) -> tuple[dict[int, float], float]:
+    """The weights of sites with the shares p_i and ‖a_i‖₁ = `steps`, which sum to 1, and the scale of their mean."""
     per_step = {site: share / steps[site] for site, share in shares.items()}
     total = sum(per_step.values())
     effective = sum(share * steps[site] for site, share in shares.items())
-    return Weights({site: value / total for site, value in per_step.items()}, effective * total)
+    return {site: value / total for site, value in per_step.items()}, effective * total
 
 
 def effective_steps(config: Config, round_: int, steps: int) -> float:

@@ -12,7 +12,7 @@ from scaling_fl.reporting.frames import Frames
 
 TITLE = "Test accuracy against rounds, work, time and traffic"
 CAPTION = (
-    "The same accuracy against five costs. Bytes are the parameters as float32, to each site of the cohort and back."
+    "The same accuracy against five costs. Bytes are what a network would carry to the sites of each cohort and back."
 )
 SEVERAL = True  # jobs in one picture
 _MAX_NAMES = 10  # of jobs, in the legend

@@ -33,6 +33,11 @@ def agree_on_config(config: Config, link: ControlLink) -> Config:
             f"{_keeps_state(config)}: sites keep state on their own "
             "node, where no checkpoint could include it; use one node, or leave it out"
         )
+    if config.aggregation != "mean":
+        raise UserError(
+            f"aggregation={config.aggregation}: it compares the deltas of all sites, which no node has; use one node, or "
+            "aggregation=mean"
+        )
     if config.num_sites is not None and config.num_sites < total:
         raise UserError(
             f"num_sites={config.num_sites}: fewer than the {total} processes on all nodes; raise num_sites or shorten "
@@ -53,6 +58,8 @@ def _keeps_state(config: Config) -> str:
         return f"scaffold={config.scaffold}"
     if config.feddyn_alpha > 0:
         return f"feddyn_alpha={config.feddyn_alpha:g}"
+    if config.keeps_upload_error:
+        return f"upload={config.upload} error_feedback=True"
     return "keep_optimiser=True" if config.keep_optimiser else "baseline=local_only"
 
 

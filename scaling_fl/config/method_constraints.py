@@ -1,0 +1,137 @@
+"""Constraints between the keys of methods: what an algorithm needs, and what it can't be combined with."""
+
+from typing import TYPE_CHECKING, Any
+
+from scaling_fl.config.sections.robustness import UNWEIGHTED
+from scaling_fl.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling_fl.config.schema import Config
+
+_UNIFORM: dict[str, Any] = {"weighting": "uniform", "sampling": "uniform"}
+# What the algorithms of the papers have, by method. SCAFFOLD and q-FFL have plain SGD steps. SCAFFOLD and FedDyn have plain
+# means over a cohort that is drawn uniformly.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "scaffold": _UNIFORM | {
+        "optimiser": "sgd", "max_grad_norm": None, "proximal_mu": 0.0, "fednova": False, "feddyn_alpha": 0.0,
+    },
+    "feddyn_alpha": _UNIFORM | {
+        "proximal_mu": 0.0, "fednova": False, "server_optimiser": "sgd", "server_learning_rate": None,
+        "server_momentum": None,
+    },
+    "fairness_q": {"optimiser": "sgd", "fednova": False, "scaffold": None, "feddyn_alpha": 0.0},
+    "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
+}  # fmt: skip
+# Keys of federated training, which no baseline has.
+_FEDERATED = (
+    "scaffold", "feddyn_alpha", "fednova", "fairness_q", "proximal_mu", "local_epochs_range", "weighting", "aggregation",
+    "attack", "upload", "download",
+)  # fmt: skip
+
+
+def check(config: "Config") -> None:
+    """Raise `UserError` at the first keys that contradict each other, or require another key."""
+    lengths = ("num_local_epochs", "num_local_steps", "local_epochs_range")
+    given = [name for name in lengths if _is_set(config, name)]
+    if len(given) > 1:
+        typed = " ".join(f"{name}={config.to_mapping()[name]}".replace(", ", ",") for name in given)
+        raise UserError(f"{typed}: each sets the length of local training; leave all but one of them out")
+    if config.fednova and config.optimiser != "sgd":
+        raise UserError(
+            f"fednova=True optimiser={config.optimiser}: FedNova counts steps of plain SGD; set optimiser=sgd, or leave out "
+            "fednova"
+        )
+    _check_plain(config)
+    _check_robustness(config)
+    _check_upload(config)
+    if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
+        raise UserError(
+            "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
+            "leave out server_nesterov"
+        )
+    takes = {"server_beta2": ("adam", "yogi"), "server_tau": ("adam", "yogi", "adagrad")}
+    for name, optimisers in takes.items():
+        value = getattr(config, name)
+        if value is not None and config.server_optimiser not in optimisers:
+            raise UserError(
+                f"{name}={value:g}: server_optimiser={config.server_optimiser} doesn't use it; set server_optimiser to "
+                f"{' or '.join(optimisers)}, or leave out {name}"
+            )
+    if config.weighting != "examples" and config.sampling == "by_examples":
+        raise UserError(
+            f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
+        )
+    for name in _FEDERATED if config.baseline is not None else ():
+        if _is_set(config, name):
+            raise UserError(
+                f"{name}={getattr(config, name)}: belongs to federated training, which baseline={config.baseline} replaces; "
+                "leave one of them out"
+            )
+
+
+def _is_set(config: "Config", name: str) -> bool:
+    """Whether the key has another value than its default."""
+    return bool(getattr(config, name) != getattr(type(config), name))
+
+
+def _check_plain(config: "Config") -> None:
+    for method, needed in _PLAIN.items():
+        if method == "aggregation" and config.aggregation in UNWEIGHTED:
+            needed = needed | _UNIFORM
+        wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
+        if _is_set(config, method) and wrong:
+            found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
+            remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
+            raise UserError(
+                f"{method}={getattr(config, method)} {found}: the method's algorithm has none of these; set {remedy}"
+            )
+
+
+def _check_robustness(config: "Config") -> None:
+    name, faulty = config.aggregation, config.faulty_sites
+    if name in ("trimmed_mean", "krum") and faulty is None:
+        raise UserError(
+            f"aggregation={name}: set faulty_sites as well, the number of sites in a round that it withstands"
+        )
+    if faulty is not None and name not in ("trimmed_mean", "krum"):
+        raise UserError(
+            f"faulty_sites={faulty}: belongs to aggregation=trimmed_mean or krum, not {name}; leave out faulty_sites"
+        )
+    if config.krum_sites != 1 and name != "krum":
+        raise UserError(
+            f"krum_sites={config.krum_sites}: belongs to aggregation=krum, not {name}; leave out krum_sites"
+        )
+    if (config.attack is None) != (config.attackers is None):
+        given, missing = ("attackers", "attack") if config.attack is None else ("attack", "attackers")
+        raise UserError(
+            f"{given}={getattr(config, given)}: {missing} is not set; set both, such as attack=sign_flip attackers=2"
+        )
+    if config.attack_strength is not None and config.attack in (None, "label_flip"):
+        raise UserError(
+            f"attack_strength={config.attack_strength:g}: belongs to attack=sign_flip, gaussian or scale; leave it out"
+        )
+
+
+def _check_upload(config: "Config") -> None:
+    if _is_set(config, "topk_share") and config.upload != "topk":
+        raise UserError(
+            f"topk_share={config.topk_share:g}: belongs to upload=topk, not {config.upload}; leave out topk_share"
+        )
+    if not config.error_feedback and config.upload == "fp32":
+        raise UserError("error_feedback=False: upload=fp32 leaves nothing out; leave out error_feedback")
+
+
+def check_cohort(config: "Config", num_sites: int, per_round: int) -> None:
+    """Raise `UserError` if a job has too few sites for its keys. `per_round`: sites that train in a round."""
+    if config.attackers is not None and config.attackers > num_sites:
+        raise UserError(f"attackers={config.attackers}: there are {num_sites} sites; lower it")
+    if config.faulty_sites is None:
+        return
+    least = 2 * config.faulty_sites + (3 if config.aggregation == "krum" else 1)
+    if per_round < least:
+        raise UserError(
+            f"aggregation={config.aggregation} faulty_sites={config.faulty_sites}: needs {least} or more sites in a round, "
+            f"found {per_round}; lower faulty_sites, or use more sites"
+        )
+    if config.krum_sites > (most := per_round - config.faulty_sites - 2):
+        raise UserError(f"krum_sites={config.krum_sites}: at most {most} of {per_round} sites have a score; lower it")

@@ -1,0 +1,33 @@
+"""Keys of communication: what travels between server and sites."""
+
+from dataclasses import dataclass
+
+from scaling_fl.config.key import key, one_of
+
+UPLOADS = ("fp32", "bf16", "int8", "topk")
+DOWNLOADS = ("fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class CommunicationKeys:
+    """Communication."""
+
+    upload: str = key(
+        "fp32",
+        "what a site sends of its delta: fp32, bf16, int8 (both rounded at random), or topk (the largest values only)",
+        **one_of(UPLOADS),
+    )
+    topk_share: float = key(
+        0.01,
+        "for `upload=topk`: share of the values that a site sends",
+        "a number above 0, up to 1",
+        lambda share: 0 < share <= 1,
+    )
+    error_feedback: bool = key(
+        True, "True: what a compressed `upload` leaves out is kept at the site, and added to its next delta"
+    )
+    download: str = key(
+        "fp32",
+        "what the server sends of its parameters: fp32, bf16 or int8 (both rounded at random)",
+        **one_of(DOWNLOADS),
+    )

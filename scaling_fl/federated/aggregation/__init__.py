@@ -1,0 +1,52 @@
+"""How the deltas of a round become one: weighted mean, q-FFL, or robust to faulty sites.
+
+An aggregation is made anew in each round, on every worker. `add` takes the delta of each site that the worker trains.
+`combined` then yields what the server's optimiser is given.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated.aggregation import mean, qffl, robust
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
+
+
+class Aggregation(Protocol):
+    """Of one round, on one worker."""
+
+    def add(self, site: int, delta: torch.Tensor) -> None:
+        """Take a site's delta (size + extra,), which the next site's training overwrites."""
+
+    def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the combined delta within `Collectives.owned_slice`, in chunks; a chunk is valid until the next one.
+
+        Every worker must exhaust it: then all have finished. Raises `JobFailed` on all if a delta isn't finite.
+        """
+        ...
+
+
+class Nothing:
+    """Without a global model."""
+
+    def add(self, site: int, delta: torch.Tensor) -> None:
+        """See `Aggregation`."""
+
+    def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """See `Aggregation`."""
+        yield from ()
+
+
+def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
+    """The configured aggregation, for a round."""
+    config = worker_sites.resident.config
+    if not config.has_global_model:
+        return Nothing()
+    if config.aggregation != "mean":
+        return robust.begin(worker_sites, collectives, state, round_)
+    if config.fairness_q > 0:
+        return qffl.begin(worker_sites, collectives, state, round_)
+    return mean.begin(worker_sites, collectives, state, round_)

@@ -1,0 +1,56 @@
+"""Compressed uploads, with error feedback: Seide et al. 2014; Karimireddy et al. 2019, algorithm 1 (EF-SGD).
+
+Site k keeps e_k, which starts at 0. With C the compression, it sends C(delta_k + e_k), and then
+
+    e_k ← delta_k + e_k − C(delta_k + e_k)
+
+So what one round leaves out is sent later. Only trained parameters are compressed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from scaling_fl import seeding
+from scaling_fl.config.schema import Config
+from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.federated.compression import compress
+from scaling_fl.models.flat_parameters import Layout
+
+_ERROR = "upload_error"
+
+
+@dataclass(frozen=True)
+class Upload(LocalTerm):
+    """The upload of one site in one round."""
+
+    config: Config
+    seed: int
+    trained: int  # length of the trained parameters
+    error: torch.Tensor | None  # e_k
+
+    def finish(self, delta: torch.Tensor, extra: torch.Tensor, rates: float) -> dict[str, torch.Tensor]:
+        """See `LocalTerm.finish`."""
+        values = delta[: self.trained]
+        if self.error is None:
+            compress(self.config.upload, values, self.seed, self.config.topk_share)
+            return {}
+        error = values.add_(self.error).clone()
+        compress(self.config.upload, values, self.seed, self.config.topk_share)
+        return {_ERROR: error.sub_(values)}
+
+
+def begin(start: Start) -> Upload | None:
+    """See the package."""
+    resident = start.site.resident
+    config = resident.config
+    if config.upload == "fp32":
+        return None
+    seed = seeding.torch_seed(config.seed, "upload", start.round, start.site.number)
+    error = start.own(_ERROR) if config.error_feedback else None
+    return Upload(config, seed, resident.model.layout.trained, error)
+
+
+def site_state(config: Config, layout: Layout) -> dict[str, int]:
+    """See the package."""
+    return {_ERROR: layout.trained} if config.keeps_upload_error else {}

@@ -1,0 +1,56 @@
+"""The evaluation of a round: the global model, or the sites' own models, on all sets of examples."""
+
+import numpy as np
+
+from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated import metrics, predictions
+from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.resident import Examples
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
+
+
+def evaluate_round(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:
+    """Metrics on the test set and on the held-back examples, the same on every worker.
+
+    They are those of the global model or, without one, the mean over the sites' own models.
+    """
+    resident, results = worker_sites.resident, dict[str, float]()
+    sets = {"validation": resident.test_set, "held_back": resident.training_rows(resident.held_back)}
+    for name, examples in sets.items():
+        if len(examples.rows) == 0:
+            continue
+        if resident.config.has_global_model or state.round == 0:
+            results |= _of_global_model(worker_sites, collectives, state, name, examples)
+        else:
+            results |= _of_own_models(worker_sites, collectives, state, name, examples)
+    return results
+
+
+def _of_global_model(
+    worker_sites: WorkerSites, collectives: Collectives, state: ServerState, name: str, examples: Examples
+) -> dict[str, float]:
+    resident, collector = worker_sites.resident, predictions.Collector()
+    predicted = resident.config.report and state.round == resident.config.num_rounds and name == "validation"
+    batches = evaluate(
+        resident, state.params, collectives.rank, collectives.num_workers, examples,
+        on_logits=collector.add if predicted else None,
+    )  # fmt: skip
+    if predicted:
+        state.predictions = predictions.merged(collectives.all_gather(collector.collected()))
+    whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
+    state.confusion[name] = metrics.confusion_matrix(whole)
+    return metrics.validation(whole, name)
+
+
+def _of_own_models(
+    worker_sites: WorkerSites, collectives: Collectives, state: ServerState, name: str, examples: Examples
+) -> dict[str, float]:
+    by_site = [
+        (metrics.validation(batches, name), metrics.confusion_matrix(batches))
+        for site in worker_sites.everyone()
+        for batches in [evaluate(worker_sites.resident, site.own_params(state.params), 0, 1, examples)]
+    ]
+    sites = [site for of_worker in collectives.all_gather(by_site) for site in of_worker]
+    state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
+    return metrics.mean_over_sites([of_site for of_site, _ in sites])
