@@ -14,7 +14,9 @@ from scaling_fl.progress import Send, unreported
 
 
 def export(send: Send, typed: Config) -> None:
-    """Write the folder `model-round-NNNNNN` beside the checkpoint. Raises `UserError` on bad input.
+    """Write the folder `model-round-NNNNNN` beside the checkpoint, with `-site-N` for a site's own model.
+
+    Raises `UserError` on bad input.
 
     The checkpoint says how its job was configured; keys that are typed, such as the path of a model that has moved, take
     precedence. The base model provides architecture and tokenizer; it must be the one that the job started with.
@@ -36,6 +38,8 @@ def export(send: Send, typed: Config) -> None:
         names_of_labels, results = header["label_names"], header["metrics"]
         card = model_card(config, names_of_labels, num_sites, checkpoint.round, results, padding.min_length)
         name = f"model-round-{checkpoint.round:06d}"
+        if config.site is not None:
+            name += f"-site-{config.site}"
         path = final_model.publish(
             checkpoint.store, name, checkpoint.round, loaded.module, Path(prepared), card, send.progress
         )

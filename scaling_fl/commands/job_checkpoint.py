@@ -1,6 +1,7 @@
 """A job's checkpoint as `evaluate` and `export` read it: which one, its job's configuration, and the model in it."""
 
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
+from scaling_fl.federated import algorithms, site_state
 from scaling_fl.federated.server_state import parameters
-from scaling_fl.models import fingerprints, loading
+from scaling_fl.models import base, fingerprints, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 from scaling_fl.text import one_line
@@ -57,9 +59,9 @@ class JobCheckpoint:
         if typed.test_path is not None:
             keys["test_fraction"] = 0.0
         config = Config.from_mapping(keys)
-        if not config.has_global_model:
+        if not config.has_global_model and config.site is None:
             raise UserError(
-                f"{self.title}: baseline=local_only has no global model; choose a checkpoint of another job"
+                f"{self.title}: {config.no_global_model} has no global model; add site=… for the own model of a site"
             )
         return config
 
@@ -77,8 +79,9 @@ class JobCheckpoint:
             texts = task.train.texts
         with waiting(send):  # for a download, or a slow disk
             loaded = loading.load_model(config.model, self.label_names, texts, config.max_seq_len, config.seed)
+        base.freeze(loaded.module, config.trainable)
         model = FlatModel(loaded.module, torch.zeros(Layout(loaded.module).size))
-        weights = fingerprints.pretrained(loaded, model.arrays(model.flat))
+        weights = fingerprints.pretrained(loaded, model.arrays(model.flat) | base.arrays(loaded.module))
         architecture = loading.architecture(loaded.module)
         resume.check_origin(config, self.header, {"weights": weights, "architecture": architecture})
         try:
@@ -88,7 +91,27 @@ class JobCheckpoint:
                 f"{self.title}: it belongs to another model than model={config.model} ({error}); set model=… to the one "
                 "the job started with"
             ) from error
+        if config.site is not None:
+            self._fill_with_own_model(config, model)
         return loaded
+
+    def _fill_with_own_model(self, config: Config, model: FlatModel) -> None:
+        """Replace the server's parameters by those of the own model of `config.site`."""
+        by_site: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+        for full in self._tensors:
+            site, _, name = full.removeprefix(site_state.PREFIX).partition(".")
+            if full.startswith(site_state.PREFIX) and not name.startswith("optimiser."):
+                by_site[int(site)][name] = torch.from_numpy(self._tensors[full])
+        if config.has_global_model and config.ditto_lambda == 0:
+            raise UserError(f"site={config.site}: the sites of this job have no models of their own; leave out site")
+        if config.site not in by_site:
+            found = one_line(", ".join(map(str, sorted(by_site))), 60)
+            raise UserError(
+                f"site={config.site}: {self.title} has no own model of this site; it has those of the sites {found}, which "
+                "have taken part; choose one of them"
+            )
+        own = algorithms.own_params(config, model.layout, model.flat, by_site[config.site])
+        model.flat.copy_(own.clone())
 
 
 def _find(typed: Config) -> tuple[str, int | None]:

@@ -39,6 +39,7 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
     data = checkpoint.config_with(Config.from_mapping(typed.to_mapping() | defaults))
     loaded = checkpoint.load_model(send, config, data, report)
     title = f"checkpoint {checkpoint.title} of job {checkpoint.header['job_name']}, model={config.model}"
+    title += f", own model of site {config.site}" if config.site is not None else ""
     return TrainedModel(config, loaded, checkpoint.label_names, title)
 
 

@@ -27,7 +27,7 @@ def check(config: "Config") -> None:
             "validation_fraction=0.1 keep_best=held_back.accuracy"
         )
     if config.export != "last" and not config.has_global_model:
-        raise UserError(f"export={config.export}: baseline=local_only has no global model; leave out export")
+        raise UserError(f"export={config.export}: {config.no_global_model} has no global model; leave out export")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(
             f"keep_best={config.keep_best!r}: no training rows are held back; set validation_fraction=0.1 as well"

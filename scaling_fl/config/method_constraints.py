@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _UNIFORM: dict[str, Any] = {"weighting": "uniform", "sampling": "uniform"}
 # What the algorithms of the papers have, by method. SCAFFOLD and q-FFL have plain SGD steps. SCAFFOLD and FedDyn have plain
-# means over a cohort that is drawn uniformly.
+# means over a cohort that is drawn uniformly. With personal parameters there is no whole model of the server's.
 _PLAIN: dict[str, dict[str, Any]] = {
     "scaffold": _UNIFORM | {
         "optimiser": "sgd", "max_grad_norm": None, "proximal_mu": 0.0, "fednova": False, "feddyn_alpha": 0.0,
@@ -19,13 +19,16 @@ _PLAIN: dict[str, dict[str, Any]] = {
         "proximal_mu": 0.0, "fednova": False, "server_optimiser": "sgd", "server_learning_rate": None,
         "server_momentum": None,
     },
+    "personal": {
+        "proximal_mu": 0.0, "scaffold": None, "feddyn_alpha": 0.0, "ditto_lambda": 0.0, "fairness_q": 0.0, "download": "fp32",
+    },
     "fairness_q": {"optimiser": "sgd", "fednova": False, "scaffold": None, "feddyn_alpha": 0.0},
     "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
 }  # fmt: skip
 # Keys of federated training, which no baseline has.
 _FEDERATED = (
     "scaffold", "feddyn_alpha", "fednova", "fairness_q", "proximal_mu", "local_epochs_range", "weighting", "aggregation",
-    "attack", "upload", "download",
+    "attack", "upload", "download", "personal", "ditto_lambda",
 )  # fmt: skip
 
 
@@ -44,6 +47,7 @@ def check(config: "Config") -> None:
     _check_plain(config)
     _check_robustness(config)
     _check_upload(config)
+    _check_own(config)
     if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
         raise UserError(
             "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
@@ -119,6 +123,29 @@ def _check_upload(config: "Config") -> None:
         )
     if not config.error_feedback and config.upload == "fp32":
         raise UserError("error_feedback=False: upload=fp32 leaves nothing out; leave out error_feedback")
+
+
+def _check_own(config: "Config") -> None:
+    if _is_set(config, "site_test_fraction") and config.site_test != "held_back":
+        raise UserError(
+            f"site_test_fraction={config.site_test_fraction:g}: belongs to site_test=held_back; set site_test=held_back as "
+            "well, or leave it out"
+        )
+    if config.fine_tune_steps and config.site_test is None:
+        raise UserError(
+            f"fine_tune_steps={config.fine_tune_steps}: fine-tuned models are evaluated on each site's own test rows, and "
+            "there are none; set site_test=held_back as well"
+        )
+    if config.head_init == "independent" and config.trainable not in ("all", "head"):
+        raise UserError(
+            f"head_init=independent trainable={config.trainable}: each site would have another head, which may never be "
+            "averaged; set trainable=all or head, or head_init=shared"
+        )
+    if config.personal is not None and config.attack == "gaussian":
+        raise UserError(
+            f"personal={config.personal} attack=gaussian: noise would reach parameters that don't travel; choose another "
+            "attack, or leave out personal"
+        )
 
 
 def check_cohort(config: "Config", num_sites: int, per_round: int) -> None:

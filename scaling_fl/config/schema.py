@@ -13,6 +13,7 @@ from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.communication import CommunicationKeys
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.methods import MethodKeys
+from scaling_fl.config.sections.own import OwnKeys
 from scaling_fl.config.sections.robustness import RobustnessKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
@@ -24,7 +25,16 @@ from scaling_fl.text import one_line
 
 @dataclass(frozen=True)
 class Config(
-    SiteKeys, DataKeys, TrainingKeys, MethodKeys, CommunicationKeys, RobustnessKeys, RunKeys, StudyKeys, CommandKeys
+    SiteKeys,
+    DataKeys,
+    TrainingKeys,
+    MethodKeys,
+    OwnKeys,
+    CommunicationKeys,
+    RobustnessKeys,
+    RunKeys,
+    StudyKeys,
+    CommandKeys,
 ):
     """All settings of a run. Values typed by a user must go through `from_mapping`, which validates them."""
 
@@ -64,14 +74,29 @@ class Config(
         return self.num_sites or len(self.site_ids)
 
     @property
-    def has_global_model(self) -> bool:
-        """Whether the sites are aggregated into one model."""
+    def aggregates(self) -> bool:
+        """Whether deltas are aggregated."""
         return self.baseline != "local_only"
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether all parameters are aggregated into one model."""
+        return self.aggregates and self.personal is None
+
+    @property
+    def no_global_model(self) -> str:
+        """The key because of which there is none."""
+        return "baseline=local_only" if self.personal is None else f"personal={self.personal}"
+
+    @property
+    def has_own_models(self) -> bool:
+        """Whether sites have models of their own, if only for their evaluation."""
+        return not self.has_global_model or self.ditto_lambda > 0 or self.fine_tune_steps > 0
 
     @property
     def keeps_site_state(self) -> bool:
         """Whether sites keep state between rounds."""
-        methods = self.scaffold is not None or self.feddyn_alpha > 0 or self.keeps_upload_error
+        methods = self.scaffold is not None or self.feddyn_alpha > 0 or self.keeps_upload_error or self.ditto_lambda > 0
         return self.keep_optimiser or methods or not self.has_global_model
 
     @property

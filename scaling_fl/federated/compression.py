@@ -12,6 +12,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.models.flat_parameters import Layout
+from scaling_fl.models.selection import personal_positions
 
 BLOCK = 256  # values that share a scale: 1.6 % more bytes
 _LEVELS = 127
@@ -58,7 +59,7 @@ def num_bytes(kind: str, count: int, topk_share: float = 1.0) -> int:
 
 
 def traffic(config: Config, layout: Layout, extra: int) -> tuple[int, int]:
-    """The bytes that a site receives, and those that it sends, in a round in which it takes part.
+    """The bytes that a site receives, and those that it sends, in a round in which it takes part. Personal parameters stay.
 
     `extra`: values that a method sends beside the parameters, as float32. Frozen parameters and float buffers are sent as
     float32, too.
@@ -67,6 +68,8 @@ def traffic(config: Config, layout: Layout, extra: int) -> tuple[int, int]:
         return 0, 0
     trained = sum(math.prod(entry.shape) for entry in layout.entries if entry.start < layout.trained)
     others = sum(math.prod(entry.shape) for entry in layout.entries) - trained + extra
+    if config.personal is not None:
+        trained -= len(personal_positions(layout, config.personal))
     down = num_bytes(config.download, trained) + 4 * others
     up = num_bytes(config.upload, trained, config.topk_share) + 4 * others
     return down, up

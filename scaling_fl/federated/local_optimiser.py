@@ -66,7 +66,7 @@ def _segments(config: Config, layout: Layout) -> list[tuple[int, int, float]]:
 
 def site_state_template(config: Config, layout: Layout) -> dict[str, npt.NDArray[np.float32]]:
     """Return a site's state tensors by name, as zeros of the right shapes; broadcast, so they take no memory."""
-    sizes = algorithms.site_state(config, layout) | ({} if config.has_global_model else {"params": layout.size})
+    sizes = algorithms.site_state(config, layout) | ({} if config.aggregates else {"params": layout.size})
     kept = {name: np.broadcast_to(np.float32(0), (size,)) for name, size in sizes.items()}
     if not config.keep_optimiser:
         return kept

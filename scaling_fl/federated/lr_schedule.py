@@ -20,3 +20,8 @@ def learning_rate(config: Config, round_: int, progress: float) -> float:
         return config.learning_rate
     left = (config.num_rounds - time) / (config.num_rounds - warmup)  # 1 after warm-up, 0 at the end
     return config.learning_rate * (left if config.lr_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def step_rates(config: Config, round_: int, num_steps: int) -> list[float]:
+    """The learning rates of a site's local steps in a round."""
+    return [learning_rate(config, round_, (step + 0.5) / num_steps) for step in range(num_steps)]

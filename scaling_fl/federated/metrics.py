@@ -1,5 +1,6 @@
 """Metrics, kept as sums and counts and divided once at the end; label entropy."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,29 @@ def mean_over_sites(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in [name for name in result if name.endswith(".accuracy")]:
         values, of = [site[name] for site in sites], name.removesuffix(".accuracy")
         result |= {f"{of}.worst_site.accuracy": min(values), f"{of}.best_site.accuracy": max(values)}
+    return result
+
+
+def over_sites(name: str, sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
+    """Metrics of each site on its own test rows, as `<name>.*`.
+
+    `<name>.loss` and `.accuracy` are over all examples. The others are over sites, whatever their size: mean, population
+    standard deviation, worst and best, and the mean of the worst tenth (one site or more). If `each`, `site.N.<name>.*`.
+    """
+    accuracies = sorted(site.accuracy for site in sites)
+    count = sum(site.count for site in sites)
+    result = {
+        f"{name}.loss": sum(site.loss_sum for site in sites) / count,
+        f"{name}.accuracy": sum(site.num_correct for site in sites) / count,
+        f"{name}.mean_site.accuracy": float(np.mean(accuracies)),
+        f"{name}.std_site.accuracy": float(np.std(accuracies)),
+        f"{name}.worst_site.accuracy": accuracies[0],
+        f"{name}.worst_tenth.accuracy": float(np.mean(accuracies[: math.ceil(len(accuracies) / 10)])),
+        f"{name}.best_site.accuracy": accuracies[-1],
+    }
+    for site in sites if each else ():
+        result[f"site.{site.site}.{name}.loss"] = site.loss
+        result[f"site.{site.site}.{name}.accuracy"] = site.accuracy
     return result
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import metrics, predictions
+from scaling_fl.federated import metrics, predictions, site_evaluation
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.resident import Examples
 from scaling_fl.federated.server_state import ServerState
@@ -24,6 +24,21 @@ def evaluate_round(worker_sites: WorkerSites, collectives: Collectives, state: S
             results |= _of_global_model(worker_sites, collectives, state, name, examples)
         else:
             results |= _of_own_models(worker_sites, collectives, state, name, examples)
+    return results | _on_own_rows(worker_sites, collectives, state)
+
+
+def _on_own_rows(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:
+    """Metrics on the test rows of each site's own: of the global model, and of the sites' own models."""
+    config, tests, results = worker_sites.resident.config, worker_sites.tests, dict[str, float]()
+    if tests is None:
+        return results
+    each = len(worker_sites.shards.sizes) <= metrics.MAX_SITES_WITH_METRICS
+    if config.has_global_model or state.round == 0:
+        of_sites = site_evaluation.of_global_model(worker_sites, tests, collectives, state.params)
+        results |= metrics.over_sites("site_test", of_sites, each)
+    if config.has_own_models and state.round > 0:
+        of_sites = site_evaluation.of_own_models(worker_sites, tests, collectives, state.params, state.round)
+        results |= metrics.over_sites("personal", of_sites, each)
     return results
 
 

@@ -1,11 +1,11 @@
 """Local training of one site on its shard. A site doesn't know the other sites."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
 
 from scaling_fl import seeding
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
@@ -13,9 +13,10 @@ from scaling_fl.federated import algorithms, local_work
 from scaling_fl.federated.compression import compress
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import load_state, local_optimiser, state_tensors
-from scaling_fl.federated.lr_schedule import learning_rate
+from scaling_fl.federated.local_training import train_steps
+from scaling_fl.federated.lr_schedule import step_rates
 from scaling_fl.federated.metrics import SiteMetrics
-from scaling_fl.federated.resident import Resident, precision
+from scaling_fl.federated.resident import Resident
 from scaling_fl.models import new_parameters
 
 _NOTHING = torch.empty(0)
@@ -35,9 +36,24 @@ class Site:
         return len(self.shard)
 
     def own_params(self, params: torch.Tensor) -> torch.Tensor:
-        """Return the parameters (size,) of this site's own model; `params` before its first round."""
+        """The parameters (size,) of this site's own model; `params`, the server's, before its first round."""
         store = self.resident.store
-        return params if store is None else store.load(self.number).get("params", params)
+        if store is None:
+            return params
+        return algorithms.own_params(self.resident.config, self.resident.model.layout, params, store.load(self.number))
+
+    def tuned_params(self, params: torch.Tensor, round_: int) -> torch.Tensor:
+        """Its own parameters after `fine_tune_steps` on its shard, which nothing keeps; a function of (seed, round, site)."""
+        resident, config, model = self.resident, self.resident.config, self.resident.model
+        own, steps = self.own_params(params), self.resident.config.fine_tune_steps
+        if steps == 0:
+            return own
+        model.load(own)
+        stream = dataclasses.replace(config, num_local_steps=steps)
+        batches = local_batches(stream, resident.train, self.shard, round_, self.number)
+        torch.manual_seed(seeding.torch_seed(config.seed, "fine-tuning", round_, self.number))
+        train_steps(resident, local_optimiser(config, model), batches, [config.learning_rate] * steps)
+        return model.flat.clone()
 
     def train(
         self, params: torch.Tensor, round_: int, extra: torch.Tensor = _NOTHING
@@ -60,49 +76,19 @@ class Site:
                 model.module, resident.new_parameters, seeding.torch_seed(config.seed, "head", self.number)
             )
         terms = algorithms.local_terms(algorithms.Start(self, round_, params, extra, kept))
-        model.module.train()
         optimiser = local_optimiser(config, model)
         load_state(optimiser, kept, config)
-        # Lower than torch's 2^16: the scaler restarts every round, and a site may have too few steps to lose any to
-        # overflows.
-        fp16 = precision(config, resident.device) == "fp16"
-        scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
         work = local_work.of_site(config, self.num_examples, round_, self.number)
+        batches = local_batches(config, resident.train, self.shard, round_, self.number)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
-        rates = 0.0
-        # Read only after the loop: reading a value makes the CPU wait for the GPU.
-        loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
-        num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
-        for step, indices in enumerate(local_batches(config, resident.train, self.shard, round_, self.number)):
-            model.gradient.zero_()
-            for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
-                batch = resident.to_device(resident.train.batch(micro_batch))
-                logits, labels = resident.logits(batch), batch.labels
-                for term in terms:
-                    labels = term.labels(labels, logits.shape[1])
-                loss = cross_entropy(logits, labels, reduction="sum")
-                scaler.scale(loss / len(indices)).backward()
-                loss_sum += loss.detach()
-                num_correct += (logits.detach().argmax(-1) == labels).sum()
-            if terms or config.max_grad_norm is not None:
-                scaler.unscale_(optimiser)
-            for term in terms:
-                term.add_gradient(model.gradient, model.flat)
-            if config.max_grad_norm is not None:
-                clip(model.gradient, config.max_grad_norm)
-            rate = learning_rate(config, round_, (step + 0.5) / work.steps)
-            rates += rate
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            scaler.step(optimiser)
-            scaler.update()
-            resident.on_step()
-        own = {} if config.has_global_model else {"params": model.flat.clone()}
+        rates = step_rates(config, round_, work.steps)
+        loss_sum, num_correct = train_steps(resident, optimiser, batches, rates, terms)
+        own = {} if config.aggregates else {"params": model.flat.clone()}
         if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
             raise divergence_error([self.number])
         delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
         for term in terms:
-            own |= term.finish(delta, model.extra, rates)
+            own |= term.finish(delta, model.extra, sum(rates))
         if resident.store is not None:
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
@@ -113,11 +99,3 @@ class Site:
         trained = received[: self.resident.model.layout.trained]
         compress(config.download, trained, seeding.torch_seed(config.seed, "download", round_))
         return received
-
-
-def clip(gradient: torch.Tensor, max_norm: float) -> None:
-    """Clip the flat gradient (size,) in place to Euclidean norm `max_norm`.
-
-    Equivalent to `torch.nn.utils.clip_grad_norm_`; the CPU doesn't wait for the GPU.
-    """
-    gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl.data.token_store import TokenStore
 from scaling_fl.federated import cohort
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
@@ -33,8 +34,22 @@ class Shards:
         return sizes
 
 
+@dataclass(frozen=True)
+class SiteTests:
+    """The test rows of each site's own."""
+
+    store: TokenStore
+    rows: Shards
+
+    @cached_property
+    def all_rows(self) -> Indices:
+        """Those of all sites, in ascending order."""
+        return np.sort(np.concatenate([self.rows[site] for site in range(len(self.rows.sizes))]))
+
+
 def write_shards(folder: Path, shards: Sequence[Indices]) -> None:
     """Write the shards to the files that `Shards` reads."""
+    folder.mkdir(exist_ok=True)
     np.save(folder / "shards.npy", np.concatenate(shards))
     np.save(folder / "bounds.npy", np.cumsum([0, *map(len, shards)]))
 
@@ -47,6 +62,7 @@ class WorkerSites:
     shards: Shards
     rank: int
     num_workers: int
+    tests: SiteTests | None = None
 
     def participants(self, round_: int) -> Iterator[Site]:
         """Yield this worker's share of the round's cohort. Every worker computes the same assignment."""

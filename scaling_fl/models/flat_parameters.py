@@ -2,7 +2,7 @@
 
 Layout: trained matrices (with weight decay) | trained vectors (biases and norms, without) | frozen parameters and float
 buffers (averaged, never optimised). Entries are aligned to 64 bytes. Tied parameters share one entry. Integer buffers
-stay outside: they are not averaged, and every round starts from the server's.
+stay outside: they are not averaged, and every round starts from the server's. So does the base that `trainable` freezes.
 """
 
 from collections.abc import Mapping
@@ -29,8 +29,15 @@ class Layout:
         buffers = {name: b for name, b in module.named_buffers() if name in persistent}
         self.integer_names = [name for name, b in buffers.items() if not b.is_floating_point()]
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        frozen: dict[str, torch.Tensor] = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        base: frozenset[str] = getattr(module, "base_names", frozenset())  # models/base.py
+        frozen: dict[str, torch.Tensor] = {
+            name: p for name, p in module.named_parameters() if not p.requires_grad and name not in base
+        }
         frozen |= {name: b for name, b in buffers.items() if b.is_floating_point()}
+
+        self.base_prefix: str = getattr(
+            module, "base_model_prefix", ""
+        )  # of the names of all parameters but the head's
 
         self.entries: list[Entry] = []
         self.size = 0

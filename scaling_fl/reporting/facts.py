@@ -131,7 +131,8 @@ def _shards(frames: Frames) -> Table:
         names = {}
     titles = {
         "shard.examples": "examples", "shard.label_entropy_bits": "label entropy (bits)", **names,
-        "shard.attack": "attacks", "train.loss": "training loss", "train.accuracy": "training accuracy",
+        "shard.attack": "attacks", "site_test.accuracy": "accuracy on own test rows",
+        "personal.accuracy": "own model there", "train.loss": "training loss", "train.accuracy": "training accuracy",
     }  # fmt: skip
     shown = [name for name in titles if name in last.columns]
     counts = {"shard.examples", "shard.attack", *names}

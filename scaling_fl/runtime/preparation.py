@@ -18,7 +18,7 @@ from scaling_fl.checkpoint.final_model import folders, is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import method_constraints
 from scaling_fl.config.schema import Config
-from scaling_fl.data import duplicates, token_cache, token_store
+from scaling_fl.data import duplicates, site_tests, token_cache, token_store
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
@@ -31,7 +31,7 @@ from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
 from scaling_fl.federated.worker_sites import write_shards
-from scaling_fl.models import export, fingerprints, loading, probe
+from scaling_fl.models import base, export, fingerprints, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
@@ -56,6 +56,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if config.sites_per_round is not None and config.sites_per_round > len(shards):
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     method_constraints.check_cohort(config, len(shards), cohort.size(config, len(shards)))
+    shards, tests = site_tests.make(config, shards, task.train.labels, task.test.labels, notes)
     notes += _selection_notes(config, len(held_back), len(task.train))
     notes += duplicates.notes(task.train, task.test)
     if len(held_back):
@@ -78,6 +79,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         loaded.module.config.save_pretrained(work / "model")
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
         loaded = export.as_rebuilt(loaded, work / "model")
+    base.freeze(loaded.module, config.trainable)
 
     if not config.attention_mask:
         notes.append(
@@ -87,9 +89,11 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
+    if config.personal is not None:
+        selection.personal_positions(layout, config.personal)  # raises an error if it makes no sense
     initial, previous = _initial_state(config, loaded.module), None
     origin: dict[str, Any] = {
-        "weights": fingerprints.pretrained(loaded, initial), "architecture": loading.architecture(loaded.module),
+        "weights": fingerprints.pretrained(loaded, initial | base.arrays(loaded.module)), "architecture": loading.architecture(loaded.module),
         "padding": list(padding),
     }  # fmt: skip
     if config.checkpoints_dir is not None:
@@ -119,6 +123,9 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
         write_shards(work, shards)
+        base.write(work, loaded.module)
+        if tests:
+            write_shards(work / "site_tests", tests)
         np.save(work / "held_back.npy", held_back)
         if config.report:
             predictions_file.write_texts(work, task.test)
@@ -152,12 +159,14 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 threads=threads,
                 devices=devices,
                 architecture=type(loaded.module).__name__,
-                num_parameters=sum(entry.shape.numel() for entry in layout.entries),
+                num_parameters=sum(entry.shape.numel() for entry in layout.entries)
+                + sum(array.size for array in base.arrays(loaded.module).values()),
+                num_trained=sum(entry.shape.numel() for entry in layout.entries if entry.start < layout.trained),
                 new_parameters=tuple(loaded.new_parameters),
                 label_names=task.label_names,
                 shard_sizes=tuple(map(len, shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
-                num_train=len(trained),
+                num_train=sum(map(len, shards)),
                 num_test=len(task.test),
                 num_truncated=0 if finished else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
@@ -167,6 +176,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 pad_left=padding.left,
                 pad_to=padding.min_length,
                 num_held_back=len(held_back),
+                site_test_sizes=tuple(map(len, tests)),
                 label_counts=tuple(
                     tuple(np.bincount(task.train.labels[shard], minlength=len(task.label_names)).tolist())
                     for shard in shards
@@ -176,7 +186,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 reported=reported,
                 history=history,
                 origin=origin,
-                digests=fingerprints.node_digests(work, digest, origin["tokens"], initial)
+                digests=fingerprints.node_digests(work, digest, origin["tokens"], initial | base.arrays(loaded.module))
                 if several_nodes and not finished
                 else {},
                 port=free_port() if several_nodes else 0,

@@ -14,8 +14,8 @@ from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, fill_state
 from scaling_fl.federated.site_state import SiteStateStore
-from scaling_fl.federated.worker_sites import Shards, WorkerSites
-from scaling_fl.models import loading
+from scaling_fl.federated.worker_sites import Shards, SiteTests, WorkerSites
+from scaling_fl.models import base, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Send
 from scaling_fl.runtime.coordinator import Coordinator
@@ -32,6 +32,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
     module = loading.rebuild_model(folder / "model").to(device)
+    base.attach(folder, module, plan.config.trainable)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(plan.config, num_sites=num_sites, precision=precision)
@@ -86,7 +87,11 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         new_parameters=plan.new_parameters,
         store=store,
     )
-    worker_sites = WorkerSites(resident, shards, rank, len(plan.devices))
+    tests = None
+    if config.site_test is not None:
+        store_of_tests = resident.train if config.site_test == "held_back" else resident.test
+        tests = SiteTests(store_of_tests, Shards(folder / "site_tests"))
+    worker_sites = WorkerSites(resident, shards, rank, len(plan.devices), tests)
 
     def on_round_end(state: ServerState, results: dict[str, float]) -> None:
         progress.restart(state.round + 1)

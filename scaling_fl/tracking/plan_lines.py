@@ -29,6 +29,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     head = f", new: {', '.join(plan.new_parameters[:4])}{', …' * (len(plan.new_parameters) > 4)}"
     yield (
         f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
+        + (f", {plan.num_trained:,} of them trained" if config.trainable != "all" else "")
         + (head if plan.new_parameters else ", its classification head kept")
     )
     yield (

@@ -12,6 +12,7 @@ from scaling_fl.federated.metrics import per_class
 from scaling_fl.progress import Event
 
 PREDICTIONS = "predictions.parquet"  # an artifact
+OWN_TESTS = ("site_test", "personal")  # kinds of metrics on each site's own test rows
 # Of a long output the entry holds only both ends, to stay far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters at each end
 MAX_SHARD_ROWS = 1000  # of the shard table in `info`; shards.csv has all rows
@@ -152,19 +153,26 @@ class Record:
         }
 
     def result(self) -> dict[str, Any]:
-        """The last and the best value of each metric of a whole model, and its best round; sites' own are left out."""
+        """The last and the best value of each metric of a whole model, and its best round.
+
+        Of single sites' metrics, only those on their own test rows have a place here, summed up over the sites.
+        """
         result: dict[str, Any] = {
             "round": max((step for points in self.metrics.values() for step in points), default=0)
         }
         for name, points in self.metrics.items():
             kind, _, measure = name.partition(".")
-            if kind not in ("train", "validation", "held_back") or "." in measure or measure == "examples":
+            if kind not in ("train", "validation", "held_back", *OWN_TESTS) or measure == "examples":
+                continue
+            if "." in measure and kind not in OWN_TESTS:
                 continue
             last = points[max(points)][0]
             values = {step: value for step, (value, _) in points.items() if math.isfinite(value)}
             of_metric: dict[str, Any] = {"last": last if math.isfinite(last) else str(last)}
             if values:
-                best = (min if measure == "loss" else max)(sorted(values), key=values.__getitem__)
+                best = (min if measure == "loss" or measure.startswith("std_site") else max)(
+                    sorted(values), key=values.__getitem__
+                )
                 of_metric |= {"best": values[best], "best_round": best}
             result.setdefault(kind, {})[measure] = of_metric
         return result

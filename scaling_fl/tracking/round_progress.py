@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scaling_fl.config.schema import Config
 from scaling_fl.federated import cohort, local_work
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
@@ -112,7 +113,20 @@ def _cohort_here(plan: Plan, round_: int) -> list[SiteProgress]:
 def _evaluation_here(plan: Plan, round_: int) -> int:
     """The evaluation batches of this node's workers."""
     config, num_workers = plan.config, len(plan.devices)
-    sets = [-(-n // config.evaluation_batch_size(n)) for n in (plan.num_test, plan.num_held_back)]
+    own = plan.site_test_sizes
+    sets, of_all_sites = ([_batches(config, n) for n in sizes] for sizes in ((plan.num_test, plan.num_held_back), own))
+    everyone = cohort.assign(plan.shard_sizes, range(plan.num_sites), num_workers)
+    here = [site for rank in plan.ranks_here for site in everyone[rank]]
+    steps = 0
     if config.has_global_model or round_ == 0:
-        return sum(len(range(rank, batches, num_workers)) for rank in plan.ranks_here for batches in sets)
-    return len(_cohort_here(plan, round_)) * sum(sets)
+        shared = [*sets, _batches(config, sum(own))]
+        steps += sum(len(range(rank, batches, num_workers)) for rank in plan.ranks_here for batches in shared)
+    else:
+        steps += len(here) * sum(sets)
+    if config.has_own_models and round_ > 0:
+        steps += sum(of_all_sites[site] + config.fine_tune_steps for site in here if own and own[site])
+    return steps
+
+
+def _batches(config: Config, examples: int) -> int:
+    return -(-examples // config.evaluation_batch_size(examples))

@@ -145,8 +145,22 @@ def _columns(plan: Plan) -> list[_Column]:
             if plan.num_held_back
             else []
         ),
+        *(_Column(group, *column) for group, name in _own_tests(plan) for column in (
+            ("mean", f"{name}.mean_site.accuracy", 5, 3, 10), ("worst", f"{name}.worst_site.accuracy", 5, 3, 9),
+        )),
         _Column("examples", "per s", "examples_per_second", 8, 1, drop=8),
         _Column("seconds", "train", "seconds.train", 5, 1, drop=7),
         _Column("seconds", "aggr", "seconds.aggregate", 4, 2, drop=1),
         _Column("seconds", "eval", "seconds.evaluate", 4, 1, drop=3),
     ]  # fmt: skip
+
+
+def _own_tests(plan: Plan) -> list[tuple[str, str]]:
+    """The groups of columns on sites' own test rows, with the metrics that they show."""
+    if not plan.site_test_sizes:
+        return []
+    config = plan.config
+    return [
+        *([("own: global", "site_test")] if config.has_global_model else []),
+        *([("own: sites", "personal")] if config.has_own_models else []),
+    ]

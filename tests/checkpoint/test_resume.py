@@ -88,6 +88,9 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
                 "upload": "topk",
             },
         ),
+        (2, False, "linear", {"num_sites": 3, "trainable": "head", "site_test": "held_back", "fine_tune_steps": 2}),
+        (2, False, "linear", {"num_sites": 3, "personal": "head", "site_test": "partitioned", "upload": "bf16"}),
+        (1, True, "constant", {"num_sites": 3, "ditto_lambda": 0.5, "site_test": "held_back", "sites_per_round": 2}),
         (1, False, "constant", {"num_sites": 3, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"}),
         (
             2,

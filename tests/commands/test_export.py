@@ -16,6 +16,10 @@ from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.commands.export import export
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
+from scaling_fl.federated.server_state import parameters
+from scaling_fl.federated.site_state import tensor_name
+from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.models.selection import personal_positions
 from scaling_fl.runtime import launcher
 from tests import builders
 from tests.conftest import ObjectStore
@@ -106,3 +110,50 @@ def _same(folder: Path, module: Any) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     text = transformers.AutoTokenizer.from_pretrained(folder)("river stone", return_tensors="pt")
     assert text["input_ids"].shape[1] > 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [({"personal": "head"}, "personal"), ({"ditto_lambda": 0.5}, "ditto"), ({"baseline": "local_only"}, "params")],
+)
+def test_the_own_model_of_a_site_is_exported_on_request(
+    small_config: Config, tmp_path: Path, keys: dict[str, Any], kept: str
+) -> None:
+    """A site's whole parameters; for FedPer the server's, less what the site keeps of its head."""
+    config = dataclasses.replace(small_config, **keys)
+    (tmp_path / "work").mkdir()
+    plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
+    tensors = dict(state_file.read_state(tmp_path / "work" / "state.safetensors")[0])
+    module = transformers.AutoModelForSequenceClassification.from_config(
+        transformers.AutoConfig.from_pretrained(tmp_path / "work" / "model")
+    )
+    layout = Layout(module)
+    model = FlatModel(module, torch.zeros(layout.size))
+    model.fill(model.flat, parameters(tensors))
+    if kept == "personal":
+        at = personal_positions(layout, "head")
+        own = torch.randn(len(at))
+        model.flat[at] -= own
+    else:
+        model.flat += torch.randn(layout.size)
+        own = model.flat.clone()
+    tensors |= {tensor_name(1, kept): own.numpy(), tensor_name(0, kept): own.numpy() * 0}
+    store = CheckpointStore(str(config.checkpoints_dir))
+    store.probe()
+    store.save(4, tensors, checkpoint_header(plan, {}, None))
+    typed = {"checkpoints_dir": config.checkpoints_dir, "job_name": "j"}
+    export(MagicMock(), Config.from_mapping(typed | {"site": 1}))
+    _same(Path(store.url) / "model-round-000004-site-1", module.eval())
+    with pytest.raises(UserError, match=r"site=2: .* has no own model of this site; it has those of the sites 0, 1"):
+        export(MagicMock(), Config.from_mapping(typed | {"site": 2}))
+    if config.has_global_model:
+        export(MagicMock(), Config.from_mapping(typed))
+    else:
+        with pytest.raises(UserError, match=r"has no global model; add site=… for the own model of a site"):
+            export(MagicMock(), Config.from_mapping(typed))
+
+
+def test_sites_without_own_models_are_refused(job: tuple[Config, Any]) -> None:
+    config, _ = job
+    with pytest.raises(UserError, match="site=0: the sites of this job have no models of their own; leave out site"):
+        export(MagicMock(), Config(checkpoints_dir=config.checkpoints_dir, job_name="j", site=0))

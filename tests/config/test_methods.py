@@ -106,6 +106,43 @@ from scaling_fl.errors import UserError
             {"attackers": 1, "attack": "label_flip", "attack_strength": 2},
             "attack_strength=2: belongs to attack=sign_flip",
         ),
+        (
+            {"site_test_fraction": 0.5},
+            "site_test_fraction=0.5: belongs to site_test=held_back; set site_test=held_back",
+        ),
+        (
+            {"site_test_fraction": 0.5, "site_test": "partitioned"},
+            "site_test_fraction=0.5: belongs to site_test=held_back",
+        ),
+        (
+            {"site_test_fraction": 1.0, "site_test": "held_back"},
+            "site_test_fraction=1.0: expected a number above 0, below 1",
+        ),
+        (
+            {"fine_tune_steps": 2},
+            "fine_tune_steps=2: .* own test rows, and there are none; set site_test=held_back as well",
+        ),
+        (
+            {"personal": "head", "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"},
+            "personal=head scaffold=I: .*",
+        ),
+        ({"personal": "head", "download": "int8"}, "personal=head download=int8: .*; set download=fp32"),
+        ({"personal": "head", "ditto_lambda": 1}, "personal=head ditto_lambda=1.0: .*; set ditto_lambda=0.0"),
+        (
+            {"personal": "head", "attack": "gaussian", "attackers": 1},
+            "personal=head attack=gaussian: noise would reach",
+        ),
+        ({"personal": "head", "baseline": "local_only"}, "personal=head: .* baseline=local_only replaces"),
+        (
+            {"personal": "head", "export": "best", "keep_best": "validation.loss"},
+            "export=best: personal=head has no global",
+        ),
+        ({"ditto_lambda": -1}, "ditto_lambda=-1.*: expected a number, 0 or more"),
+        ({"ditto_lambda": 1, "baseline": "centralised"}, "ditto_lambda=1.0: .* baseline=centralised replaces"),
+        (
+            {"trainable": "layer", "head_init": "independent"},
+            "head_init=independent trainable=layer: .*; set trainable=all",
+        ),
         ({"attack_strength": 2}, "attack_strength=2: belongs to attack=sign_flip, gaussian or scale; leave it out"),
     ],
 )
@@ -127,6 +164,10 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"feddyn_alpha": 0.1, "optimiser": "adamw", "weighting": "uniform", "max_grad_norm": 1.0},
         {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
         {"fairness_q": 1.0, "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 1},
+        {"site_test": "held_back", "site_test_fraction": 0.5, "fine_tune_steps": 5, "baseline": "centralised"},
+        {"personal": "head", "site_test": "partitioned", "fine_tune_steps": 5, "aggregation": "geometric_median"},
+        {"ditto_lambda": 0.1, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "site_test": "partitioned"},
+        {"trainable": "head", "head_init": "independent", "personal": "bias"},
         {"upload": "topk", "topk_share": 1.0, "error_feedback": False, "download": "int8", "server_optimiser": "adam"},
         {
             "aggregation": "geometric_median",

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from scaling_fl.config.key import key
+from scaling_fl.config.key import at_least, key
 from scaling_fl.errors import UserError
 
 COMMANDS_OF_KEY = {
     "checkpoint": ("evaluate", "export"),
+    "site": ("evaluate", "export"),
     "csv_path": ("evaluate", "show_shards"),
     "all": ("show_shards",),
 }
@@ -21,6 +22,13 @@ class CommandKeys:
         None,
         "for `evaluate` and `export`: a checkpoint (`…/round-000010.safetensors`), by default the newest of `job_name`; "
         "for `evaluate` also a folder of a trained model, or a hub id",
+        may_change=True,
+    )
+    site: int | None = key(
+        None,
+        "for `evaluate` and `export`: number of a site, whose own model is meant (`personal`, `ditto_lambda`, "
+        "`baseline=local_only`)",
+        **at_least(0),
         may_change=True,
     )
     csv_path: str | None = key(

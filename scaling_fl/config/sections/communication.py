@@ -12,6 +12,11 @@ DOWNLOADS = ("fp32", "bf16", "int8")
 class CommunicationKeys:
     """Communication."""
 
+    trainable: str = key(
+        "all",
+        "parameters that are trained: all, head, or a regular expression that matches part of their names; the others keep "
+        "their pre-trained values, don't travel and aren't in checkpoints",
+    )
     upload: str = key(
         "fp32",
         "what a site sends of its delta: fp32, bf16, int8 (both rounded at random), or topk (the largest values only)",

@@ -43,7 +43,7 @@ class Nothing:
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
     """The configured aggregation, for a round."""
     config = worker_sites.resident.config
-    if not config.has_global_model:
+    if not config.aggregates:
         return Nothing()
     if config.aggregation != "mean":
         return robust.begin(worker_sites, collectives, state, round_)

@@ -3,8 +3,9 @@ and formula.
 
 `begin(start)` returns a module's `LocalTerm` for one site and round, or `None` if the configuration doesn't ask for it.
 A module may also have `extra_size(config, layout)`, the number of values that the server keeps and sites change beside the
-parameters, and `site_state(config, layout)`, what each site keeps between rounds: tensor names with sizes. A new method is
-a new module and a name below.
+parameters, `site_state(config, layout)`, what each site keeps between rounds: tensor names with sizes, and
+`own_params(config, layout, params, kept)`, the site's own model out of the server's. A new method is a new module and a name
+below.
 """
 
 import importlib
@@ -19,7 +20,7 @@ from scaling_fl.models.flat_parameters import Layout
 if TYPE_CHECKING:
     from scaling_fl.federated.site import Site
 
-NAMES = ("fedprox", "feddyn", "scaffold", "attack", "upload")  # in the order in which they finish
+NAMES = ("fedprox", "feddyn", "scaffold", "ditto", "attack", "personal", "upload")  # in the order in which they finish
 
 
 class Start(NamedTuple):
@@ -55,6 +56,14 @@ class LocalTerm:
         Write to `extra` (extra,) what travels beside the delta: the server subtracts its weighted mean from its own.
         """
         return {}
+
+
+def own_params(config: Config, layout: Layout, params: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The parameters (size,) of a site's own model, from the server's `params` and what the site keeps."""
+    for module in _modules():
+        if hasattr(module, "own_params"):
+            params = module.own_params(config, layout, params, kept)
+    return kept.get("params", params)  # baseline=local_only
 
 
 def local_terms(start: Start) -> list[LocalTerm]:

@@ -8,16 +8,26 @@ import pandas as pd
 from scaling_fl.reporting.charts import style
 from scaling_fl.reporting.frames import Frames
 
-TITLE = "Training accuracy over sites, last round"
-CAPTION = "The line rises to the share of sites whose accuracy is at most the value on the horizontal axis."
+TITLE = "Accuracy over sites, last round"
+CAPTION = (
+    "The line rises to the share of sites whose accuracy is at most the value on the horizontal axis: on test rows of their "
+    "own with site_test, otherwise in training."
+)
 SEVERAL = False  # jobs in one picture
+_METRICS = {  # the first that was measured is drawn
+    "personal.accuracy": "own model's accuracy on the own test rows",
+    "site_test.accuracy": "accuracy on the own test rows",
+    "train.accuracy": "training accuracy",
+}
 
 
 def draw(frames: Frames) -> alt.LayerChart | None:
     """The empirical distribution function."""
-    values = frames.sites[frames.sites["metric"] == "train.accuracy"]
-    if values.empty:
+    measured = set(frames.sites["metric"])
+    metric = next((name for name in _METRICS if name in measured), None)
+    if metric is None:
         return None
+    title, values = _METRICS[metric], frames.sites[frames.sites["metric"] == metric]
     last = (
         values[values["round"] == values["round"].max()].sort_values("value")[["site", "value"]].reset_index(drop=True)
     )
@@ -28,7 +38,7 @@ def draw(frames: Frames) -> alt.LayerChart | None:
     )
     x = alt.X(
         "value:Q",
-        title="training accuracy of a site",
+        title=f"{title} of a site",
         scale=alt.Scale(zero=False, nice=True),
         axis=alt.Axis(tickCount=5),
     )
@@ -36,7 +46,7 @@ def draw(frames: Frames) -> alt.LayerChart | None:
         x=x, y=alt.Y("share:Q", title="share of sites", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     )  # fmt: skip
     points = alt.Chart(last).mark_circle(color=style.COLOURS[0], size=40).encode(
-        x=x, y="share:Q", tooltip=["site", alt.Tooltip("value", format=".4f", title="training accuracy")]
+        x=x, y="share:Q", tooltip=["site", alt.Tooltip("value", format=".4f", title=title)]
     )  # fmt: skip
     names = list(marks["what"])
     rules = alt.Chart(marks).mark_rule(strokeWidth=2).encode(

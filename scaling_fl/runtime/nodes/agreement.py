@@ -58,6 +58,10 @@ def _keeps_state(config: Config) -> str:
         return f"scaffold={config.scaffold}"
     if config.feddyn_alpha > 0:
         return f"feddyn_alpha={config.feddyn_alpha:g}"
+    if config.personal is not None:
+        return f"personal={config.personal}"
+    if config.ditto_lambda > 0:
+        return f"ditto_lambda={config.ditto_lambda:g}"
     if config.keeps_upload_error:
         return f"upload={config.upload} error_feedback=True"
     return "keep_optimiser=True" if config.keep_optimiser else "baseline=local_only"

@@ -84,6 +84,8 @@ def test_all_other_keys_must_be_the_same(rank: int, change: dict[str, Any], mess
             "scaffold=II: sites keep state on their own node",
         ),
         ({"feddyn_alpha": 0.5, "weighting": "uniform"}, "feddyn_alpha=0.5: sites keep state on their own node"),
+        ({"personal": "head"}, "personal=head: sites keep state on their own node"),
+        ({"ditto_lambda": 0.5}, "ditto_lambda=0.5: sites keep state on their own node"),
         ({"upload": "int8"}, "upload=int8 error_feedback=True: sites keep state on their own node"),
         ({"aggregation": "median"}, "aggregation=median: it compares the deltas of all sites, which no node has"),
         ({"baseline": "local_only"}, "baseline=local_only: sites keep state on their own node"),

@@ -1,0 +1,48 @@
+"""The base: weights that `trainable` freezes. They aren't in the flat buffer, so they neither travel nor stand in checkpoints.
+
+Workers map them from one file of the job's work folder: on the CPU, all workers of a machine share its pages.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from scaling_fl.models.selection import select
+
+_FILE = "base.safetensors"
+
+
+def freeze(module: Any, trainable: str) -> None:
+    """Make all parameters but those that `trainable` selects the base of `module`. Raises `UserError` if it selects none."""
+    if trainable == "all":
+        return
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    chosen = set(select("trainable", trainable, list(parameters), module.base_model_prefix))
+    module.base_names = frozenset(parameters.keys() - chosen)  # models/flat_parameters.py leaves them out
+    for name in module.base_names:
+        parameters[name].requires_grad_(False)
+
+
+def arrays(module: Any) -> dict[str, npt.NDArray[np.generic]]:
+    """The base by tensor name, on the CPU."""
+    parameters = dict(module.named_parameters())
+    return {name: parameters[name].detach().cpu().numpy() for name in sorted(getattr(module, "base_names", ()))}
+
+
+def write(folder: Path, module: Any) -> None:
+    """Write the base of `module` to the work folder, for `attach`."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays(module).items()}
+    safetensors.torch.save_file(tensors, folder / _FILE)
+
+
+def attach(folder: Path, module: Any, trainable: str) -> None:
+    """Freeze the base of `module`, which `rebuild_model` built, and give it the values that `write` wrote."""
+    freeze(module, trainable)
+    if trainable != "all":
+        parameters = dict(module.named_parameters())
+        for name, tensor in safetensors.torch.load_file(folder / _FILE).items():
+            parameters[name].data = tensor.to(parameters[name].device)

@@ -1,0 +1,283 @@
+"""Each site's own test rows and own model: FedPer, Ditto and fine-tuning, by plain loops on unequal sites."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl import seeding
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import UserError
+from scaling_fl.federated import cohort, compression, metrics, rounds
+from scaling_fl.federated.local_batches import local_batches
+from scaling_fl.federated.metrics import SiteMetrics
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.site import Site
+from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
+from scaling_fl.models import selection
+from tests import builders
+from tests.federated.test_numerics import assert_same_movement
+from tests.federated.training import SHARDS, by_name, loss
+
+# Of the 23 test rows, unequal parts, and none for site 1.
+TESTS = [np.array([0, 5, 7]), np.array([], np.int64), np.setdiff1d(np.arange(23), [0, 5, 7])]
+KEYS: dict[str, Any] = {
+    "num_sites": 3, "num_rounds": 3, "batch_size": 4, "optimiser": "sgd", "learning_rate": 0.05, "seed": 4,
+    "site_ids": [-1], "site_test": "partitioned",
+}  # fmt: skip
+
+
+def with_tests(worker_sites: Any, folder: Path) -> Any:
+    write_shards(folder / "tests", TESTS)
+    tests = SiteTests(worker_sites.resident.test, Shards(folder / "tests"))
+    return dataclasses.replace(worker_sites, tests=tests)
+
+
+def measured(resident: Any, module: Any, rows: np.ndarray) -> tuple[float, float]:
+    """The loss and the accuracy of `module` on some test rows, one after another."""
+    losses, hits = [], []
+    module = copy.deepcopy(module).eval()
+    for row in rows:
+        batch = resident.test.batch(np.array([row]))
+        with torch.no_grad():
+            logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        losses.append(torch.nn.functional.cross_entropy(logits, batch.labels).item())
+        hits.append(int(logits.argmax()) == int(batch.labels))
+    return float(np.mean(losses)), float(np.mean(hits))
+
+
+def steps(config: Config, resident: Any, local: Any, batches: Any, **more: Any) -> None:
+    optimiser = torch.optim.SGD(local.parameters(), lr=config.learning_rate)
+    for indices in batches:
+        optimiser.zero_grad()
+        loss(resident, local.train(), indices, **more).backward()
+        optimiser.step()
+
+
+def run(
+    alone: Callable[..., Any], tmp_path: Path, config: Config, module: Any
+) -> tuple[Any, Any, list[dict[str, Any]]]:
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    worker_sites, seen = with_tests(worker_sites, tmp_path), list[dict[str, Any]]()
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    return worker_sites, state, seen
+
+
+def check_measured(results: dict[str, Any], name: str, resident: Any, models: list[Any]) -> None:
+    """The metrics of a round are those of the sites' `models` on their own rows."""
+    expected = {site: measured(resident, models[site], TESTS[site]) for site in (0, 2)}
+    for site, (loss_, accuracy) in expected.items():
+        assert results[f"site.{site}.{name}.loss"] == pytest.approx(loss_, rel=1e-3)
+        assert results[f"site.{site}.{name}.accuracy"] == pytest.approx(accuracy)
+    assert f"site.1.{name}.accuracy" not in results
+    assert results[f"{name}.loss"] == pytest.approx((3 * expected[0][0] + 20 * expected[2][0]) / 23, rel=1e-3)
+
+
+def test_metrics_over_sites_by_hand() -> None:
+    """Eleven sites: the worst tenth is two of them."""
+    sites = [SiteMetrics(n, 2.0 * n, n, 10) for n in range(10)] + [SiteMetrics(10, 0.0, 30, 30)]
+    found = metrics.over_sites("site_test", sites)
+    accuracies = [n / 10 for n in range(10)] + [1.0]
+    assert found["site_test.accuracy"] == pytest.approx(75 / 130)
+    assert found["site_test.loss"] == pytest.approx(90 / 130)
+    assert found["site_test.mean_site.accuracy"] == pytest.approx(sum(accuracies) / 11)
+    variance = sum((a - sum(accuracies) / 11) ** 2 for a in accuracies) / 11
+    assert found["site_test.std_site.accuracy"] == pytest.approx(variance**0.5)
+    assert found["site_test.worst_site.accuracy"] == 0
+    assert found["site_test.worst_tenth.accuracy"] == pytest.approx(0.05)
+    assert found["site_test.best_site.accuracy"] == 1
+    assert found["site.3.site_test.accuracy"] == pytest.approx(0.3)
+    assert found["site.3.site_test.loss"] == pytest.approx(0.6)
+    assert not any(name.startswith("site.") for name in metrics.over_sites("personal", sites, each=False))
+
+
+def test_the_global_model_is_evaluated_on_each_sites_own_rows(alone: Callable[..., Any], tmp_path: Path) -> None:
+    config = Config.from_mapping(KEYS | {"val_batch_size": 4})
+    worker_sites, state, seen = run(alone, tmp_path, config, builders.bert())
+    assert len(seen) == 4, "the start is evaluated, too"
+    resident = worker_sites.resident
+    resident.model.load(state.params)
+    check_measured(seen[-1], "site_test", resident, [resident.model.module] * 3)
+    assert seen[-1]["site_test.loss"] == pytest.approx(seen[-1]["validation.loss"], rel=1e-5), "all rows are at sites"
+    assert "personal.loss" not in seen[-1]
+
+
+def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path: Path) -> None:
+    """Against a plain loop: sites average the encoder, and go on from their own heads. Two of three take part."""
+    config = Config.from_mapping(KEYS | {"personal": "head", "sites_per_round": 2})
+    module = builders.bert(dropout=0.0)
+    start = copy.deepcopy(module)
+    worker_sites, state, seen = run(alone, tmp_path, config, module)
+    resident = worker_sites.resident
+    own = [copy.deepcopy(start) for _ in SHARDS]
+    encoder = copy.deepcopy(start.bert.state_dict())
+    for round_ in (1, 2, 3):
+        weights = cohort.sample(config, [len(shard) for shard in SHARDS], round_)
+        total = {name: torch.zeros_like(value) for name, value in encoder.items()}
+        for site, weight in weights.items():
+            own[site].bert.load_state_dict(encoder)
+            steps(config, resident, own[site], local_batches(config, resident.train, SHARDS[site], round_, site))
+            for name, value in own[site].bert.state_dict().items():
+                total[name] += weight * value
+        encoder = total
+    for model in own:
+        model.bert.load_state_dict(encoder)
+    found = by_name(resident, state.params)
+    for name, value in encoder.items():
+        torch.testing.assert_close(found[f"bert.{name}"], value, rtol=1e-3, atol=1e-5)
+    assert (encoder["pooler.dense.weight"] - start.bert.pooler.dense.weight).abs().max() > 1e-2
+    assert torch.equal(by_name(resident, state.params)["classifier.weight"], start.classifier.weight)
+    for site, model in enumerate(own):
+        params = by_name(resident, Site(site, SHARDS[site], resident).own_params(state.params))
+        torch.testing.assert_close(params["classifier.weight"], model.classifier.weight.detach(), rtol=1e-3, atol=1e-5)
+    check_measured(seen[-1], "personal", resident, own)
+    assert "site_test.loss" not in seen[-1], "the server has no whole model"
+    whole = [measured(resident, model, np.arange(23)) for model in own]
+    assert seen[-1]["validation.loss"] == pytest.approx(np.mean([value for value, _ in whole]), rel=1e-3)
+
+
+def test_personal_parameters_do_not_travel() -> None:
+    config = Config.from_mapping(KEYS | {"personal": "head"})
+    layout = builders.flat_model().layout
+    head = sum(entry.shape.numel() for entry in layout.entries if entry.name.startswith("classifier"))
+    before = compression.traffic(Config(), layout, 0)
+    assert [value - 4 * head for value in before] == list(compression.traffic(config, layout, 0))
+
+
+def test_ditto_is_algorithm_1_of_li_et_al_2021(alone: Callable[..., Any], tmp_path: Path) -> None:
+    config = Config.from_mapping(KEYS | {"ditto_lambda": 2.0, "sites_per_round": 2})
+    module = builders.bert(dropout=0.0)
+    w = copy.deepcopy(module)
+    start = copy.deepcopy(module)
+    worker_sites, state, seen = run(alone, tmp_path, config, module)
+    resident = worker_sites.resident
+    own: list[Any] = [None] * 3
+    for round_ in (1, 2, 3):
+        weights = cohort.sample(config, [len(shard) for shard in SHARDS], round_)
+        moves = [torch.zeros_like(p) for p in w.parameters()]
+        for site, weight in weights.items():
+            batches = list(local_batches(config, resident.train, SHARDS[site], round_, site))
+            local, own[site] = copy.deepcopy(w), own[site] or copy.deepcopy(w)
+            steps(config, resident, local, batches)
+            steps(config, resident, own[site], batches, mu=2.0, server=w)
+            for move, p, q in zip(moves, local.parameters(), w.parameters(), strict=True):
+                move += weight * (p - q).detach()
+        with torch.no_grad():
+            for p, move in zip(w.parameters(), moves, strict=True):
+                p.add_(move)
+    assert_same_movement(by_name(resident, state.params), w, start)
+    for site in range(3):
+        found = by_name(resident, Site(site, SHARDS[site], resident).own_params(state.params))
+        assert_same_movement(found, own[site] or w, start)
+    check_measured(seen[-1], "personal", resident, [model or w for model in own])
+    check_measured(seen[-1], "site_test", resident, [w] * 3)
+
+
+def test_the_global_model_is_the_same_with_and_without_ditto(alone: Callable[..., Any], tmp_path: Path) -> None:
+    params = []
+    for name, keys in (("with", {"ditto_lambda": 2.0}), ("without", {})):
+        (tmp_path / name).mkdir()
+        config = Config.from_mapping(KEYS | keys)
+        worker_sites, collectives, state = builders.worker(tmp_path / name, config, builders.bert(), SHARDS)
+        rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
+        params.append(state.params.clone())
+        collectives.close()
+    assert torch.equal(*params)
+
+
+def test_fine_tuning_before_the_evaluation_changes_nothing_else(alone: Callable[..., Any], tmp_path: Path) -> None:
+    results, params = [], []
+    for name, keys in (("with", {"fine_tune_steps": 3}), ("without", {})):
+        (tmp_path / name).mkdir()
+        config = Config.from_mapping(KEYS | keys)
+        module = builders.bert(dropout=0.2)
+        worker_sites, collectives, state = builders.worker(tmp_path / name, config, module, SHARDS)
+        worker_sites, seen = with_tests(worker_sites, tmp_path / name), list[dict[str, Any]]()
+        rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, r, s=seen: s.append(r))
+        results.append(seen)
+        params.append(state.params.clone())
+        collectives.close()
+    assert torch.equal(*params)
+    assert [r["site_test.loss"] for r in results[0]] == [r["site_test.loss"] for r in results[1]]
+    resident, models = worker_sites.resident, []
+    for site, shard in enumerate(SHARDS):
+        resident.model.load(params[0])
+        model = copy.deepcopy(resident.model.module)
+        stream = dataclasses.replace(config, num_local_steps=3)
+        torch.manual_seed(seeding.torch_seed(4, "fine-tuning", 3, site))
+        steps(config, resident, model, local_batches(stream, resident.train, shard, 3, site))
+        models.append(model)
+    check_measured(results[0][-1], "personal", resident, models)
+    assert "personal.loss" not in results[0][0], "there is nothing of a site's own at the start"
+
+
+def test_local_only_models_are_tested_on_their_own_rows(alone: Callable[..., Any], tmp_path: Path) -> None:
+    config = Config.from_mapping(KEYS | {"baseline": "local_only"})
+    worker_sites, state, seen = run(alone, tmp_path, config, builders.bert())
+    resident, models = worker_sites.resident, []
+    for site, shard in enumerate(SHARDS):
+        resident.model.load(Site(site, shard, resident).own_params(state.params).clone())
+        models.append(copy.deepcopy(resident.model.module))
+    check_measured(seen[-1], "personal", resident, models)
+    assert "site_test.loss" not in seen[-1]
+
+
+def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
+    torch.set_num_threads(1)
+    config, folder = Config.from_mapping(KEYS | keys), folder / str(num_workers)
+    worker_sites, collectives, state = builders.worker(
+        folder, config, builders.bert(), SHARDS, rank, num_workers, memory
+    )
+    if rank == 0:
+        write_shards(folder / "tests", TESTS)
+    collectives.barrier()
+    worker_sites = dataclasses.replace(
+        worker_sites, tests=SiteTests(worker_sites.resident.test, Shards(folder / "tests"))
+    )
+    seen: list[dict[str, Any]] = []
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    collectives.close()
+    own = {name: value for name, value in seen[-1].items() if "site_test" in name or "personal" in name}
+    return own, state.params.numpy().copy()
+
+
+@pytest.mark.parametrize(
+    "keys", [{"ditto_lambda": 0.5, "sites_per_round": 2}, {"personal": "head", "fine_tune_steps": 2, "upload": "int8"}]
+)
+def test_results_do_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
+    for num_workers in (1, 3):
+        builders.resident(tmp_path / str(num_workers), Config.from_mapping(KEYS | keys), builders.bert())
+    (alone,) = run_distributed(last_metrics, 1, keys)
+    assert alone[0]["personal.accuracy"] >= 0
+    for own, params in run_distributed(last_metrics, 3, keys):
+        assert own == alone[0]
+        assert np.array_equal(params, alone[1])
+
+
+NAMES = ["bert.layer.0.weight", "bert.layer.10.weight", "bert.pooler.bias", "classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("head", NAMES[3:]), (r"layer\.1", NAMES[1:2]), ("layer", NAMES[:2]), ("bias$", [NAMES[2], NAMES[4]]),
+        (".", NAMES),
+    ],
+)  # fmt: skip
+def test_parameters_are_selected_by_name(which: str, expected: list[str]) -> None:
+    assert selection.select("personal", which, NAMES, "bert") == expected
+
+
+def test_wrong_selections_are_refused() -> None:
+    with pytest.raises(UserError, match=r"trainable=lyer: selects none .* bert.layer.0.weight, .*classifier.bias"):
+        selection.select("trainable", "lyer", NAMES, "bert")
+    with pytest.raises(UserError, match=r"personal=\(: not a regular expression \(.*\); write head, or"):
+        selection.select("personal", "(", NAMES, "bert")
+    with pytest.raises(UserError, match=r"personal=.: selects all parameters, .* set baseline=local_only"):
+        selection.personal_positions(builders.flat_model().layout, ".")
