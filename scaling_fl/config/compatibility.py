@@ -28,6 +28,10 @@ def check_config(config: Config, before: Mapping[str, Any]) -> None:
         changed.append(
             f"num_rounds was {before['num_rounds']}, is now {config.num_rounds} (the learning rate depends on it)"
         )
+    if config.dp_epsilon is not None and before["num_rounds"] != config.num_rounds:
+        changed.append(
+            f"num_rounds was {before['num_rounds']}, is now {config.num_rounds} (the noise for dp_epsilon depends on it)"
+        )
     num_sites = [keys.get("num_sites") or len(keys["site_ids"]) for keys in (before, now)]
     if num_sites[0] != num_sites[1] and "column" not in (partition, was):  # the data determine that number
         changed.append(f"the number of sites was {num_sites[0]}, is now {num_sites[1]}")

@@ -23,12 +23,18 @@ _PLAIN: dict[str, dict[str, Any]] = {
         "proximal_mu": 0.0, "scaffold": None, "feddyn_alpha": 0.0, "ditto_lambda": 0.0, "fairness_q": 0.0, "download": "fp32",
     },
     "fairness_q": {"optimiser": "sgd", "fednova": False, "scaffold": None, "feddyn_alpha": 0.0},
+    "dp_clip": {
+        "fednova": False, "scaffold": None, "fairness_q": 0.0, "personal": None, "aggregation": "mean", "exact_sum": True,
+    },
     "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
 }  # fmt: skip
+_OF_PRIVACY = (
+    "dp_noise_multiplier", "dp_epsilon", "dp_delta", "dp_clip_quantile", "dp_clip_rate", "dp_count_noise", "dp_seed",
+)  # fmt: skip
 # Keys of federated training, which no baseline has.
 _FEDERATED = (
     "scaffold", "feddyn_alpha", "fednova", "fairness_q", "proximal_mu", "local_epochs_range", "weighting", "aggregation",
-    "attack", "upload", "download", "personal", "ditto_lambda",
+    "attack", "upload", "download", "personal", "ditto_lambda", "dp_clip",
 )  # fmt: skip
 
 
@@ -48,6 +54,7 @@ def check(config: "Config") -> None:
     _check_robustness(config)
     _check_upload(config)
     _check_own(config)
+    _check_privacy(config)
     if config.server_nesterov and (config.server_optimiser != "sgd" or not config.server_momentum):
         raise UserError(
             "server_nesterov=True: Nesterov's momentum belongs to server_optimiser=sgd; set server_momentum=0.9 as well, or "
@@ -146,6 +153,39 @@ def _check_own(config: "Config") -> None:
             f"personal={config.personal} attack=gaussian: noise would reach parameters that don't travel; choose another "
             "attack, or leave out personal"
         )
+
+
+def _check_privacy(config: "Config") -> None:
+    if config.dp_clip is None:
+        given = [name for name in _OF_PRIVACY if _is_set(config, name)]
+        if given:
+            raise UserError(
+                f"{given[0]}={getattr(config, given[0])}: there is no privacy without dp_clip; set it as well"
+            )
+        return
+    if (config.dp_noise_multiplier is None) == (config.dp_epsilon is None):
+        both = "both are" if config.dp_epsilon is not None else "neither is"
+        raise UserError(f"dp_clip={config.dp_clip:g}: set dp_noise_multiplier or dp_epsilon; {both} set")
+    if config.dp_delta is None:
+        raise UserError(f"dp_clip={config.dp_clip:g}: set dp_delta as well, far below 1 / number of sites")
+    if config.weighting != "uniform":
+        raise UserError(
+            f"dp_clip={config.dp_clip:g} weighting={config.weighting}: with such weights, one site may count as much as all "
+            "others together, and no noise hides it; set weighting=uniform"
+        )
+    samples = config.participation is not None or config.sites_per_round is not None
+    if samples and config.sampling != "poisson":
+        raise UserError(
+            f"dp_clip={config.dp_clip:g} sampling={config.sampling}: ε is known for cohorts in which each site takes part "
+            "independently of the others; set sampling=poisson, or let all sites take part"
+        )
+    if config.dp_clip_quantile is None:
+        for name in ("dp_clip_rate", "dp_count_noise"):
+            if _is_set(config, name):
+                raise UserError(
+                    f"{name}={getattr(config, name):g}: belongs to adaptive clipping; set dp_clip_quantile as well, or "
+                    f"leave out {name}"
+                )
 
 
 def check_cohort(config: "Config", num_sites: int, per_round: int) -> None:

@@ -14,6 +14,7 @@ from scaling_fl.config.sections.communication import CommunicationKeys
 from scaling_fl.config.sections.data import DataKeys
 from scaling_fl.config.sections.methods import MethodKeys
 from scaling_fl.config.sections.own import OwnKeys
+from scaling_fl.config.sections.privacy import PrivacyKeys
 from scaling_fl.config.sections.robustness import RobustnessKeys
 from scaling_fl.config.sections.run import RunKeys
 from scaling_fl.config.sections.sites import SiteKeys
@@ -32,6 +33,7 @@ class Config(
     OwnKeys,
     CommunicationKeys,
     RobustnessKeys,
+    PrivacyKeys,
     RunKeys,
     StudyKeys,
     CommandKeys,

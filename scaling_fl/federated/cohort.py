@@ -26,13 +26,22 @@ def share(config: Config) -> float:
     return size(config, config.all_sites) / config.all_sites
 
 
+def probability(config: Config, num_sites: int) -> float:
+    """The probability with which a site takes part in a round."""
+    if config.participation is not None and config.sampling == "poisson":
+        return config.participation
+    return size(config, num_sites) / num_sites
+
+
 def is_everyone(config: Config, num_sites: int) -> bool:
     """Whether every site takes part in every round."""
     return config.sampling == "uniform" and size(config, num_sites) == num_sites
 
 
 def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> bool:
-    """Whether every worker trains at most one site per round."""
+    """Whether no worker ever sums the deltas of several sites, or noise."""
+    if config.sampling == "poisson" or config.dp_clip is not None:
+        return False
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 
 
@@ -43,20 +52,29 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
     without replacement, with weights n_k / n (McMahan et al. 2017), or as `weighting` says. Sampling by examples is with
     replacement and weighs every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all
     sites. As many draws as there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
+    Poisson sampling draws each site on its own; a cohort may be empty. With differential privacy the weights sum to 1 only
+    in the mean.
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if config.sampling == "by_examples":
         drawn = rng.choice(len(sizes), count, p=np.array(sizes) / sum(sizes))
         sites, times = np.unique(drawn, return_counts=True)
         return dict(zip(sites.tolist(), (times / count).tolist(), strict=True))
-    chosen = (
-        range(count)
-        if is_everyone(config, len(sizes))
-        else sorted(rng.choice(len(sizes), count, replace=False).tolist())
-    )
+    if config.sampling == "poisson":
+        chosen = np.flatnonzero(rng.random(len(sizes)) < probability(config, len(sizes))).tolist()
+    else:
+        chosen = _uniformly(config, len(sizes), count, rng)
+    if config.dp_clip is not None:  # the fixed denominator of DP-FedAvg
+        return dict.fromkeys(chosen, 1 / (probability(config, len(sizes)) * len(sizes)))
     weights = {site: _weight(config, sizes[site]) for site in chosen}
     total = sum(weights.values())
     return {site: weight / total for site, weight in weights.items()}
+
+
+def _uniformly(config: Config, num_sites: int, count: int, rng: np.random.Generator) -> list[int]:
+    if is_everyone(config, num_sites):
+        return list(range(num_sites))
+    return sorted(rng.choice(num_sites, count, replace=False).tolist())
 
 
 def _weight(config: Config, examples: int) -> float:

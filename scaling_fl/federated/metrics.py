@@ -42,7 +42,12 @@ class BatchMetrics:
 
 
 def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
-    """Return `train.*` over all sites of a round, of the worst and the best site, and, if `each`, `site.N.train.*`."""
+    """Return `train.*` over all sites of a round, of the worst and the best site, and, if `each`, `site.N.train.*`.
+
+    Nothing if no site takes part.
+    """
+    if not sites:
+        return {}
     count = sum(site.count for site in sites)
     result = {
         "train.loss": sum(site.loss_sum for site in sites) / count,

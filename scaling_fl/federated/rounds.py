@@ -67,7 +67,7 @@ def run(
             with _timed(results, "aggregate"):
                 for chunk, mean_delta in combination.combined():
                     server.step(state, mean_delta, chunk)
-            state.round, state.results, state.partly_updated = round_, results, False
+            state.round, state.results, state.partly_updated = round_, results | combination.results, False
         _report(worker_sites, collectives, state, on_round_end)
 
 

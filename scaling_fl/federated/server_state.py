@@ -63,7 +63,7 @@ def state_arrays(model: FlatModel, block: torch.Tensor) -> dict[str, npt.NDArray
     """Return the server's state by tensor name, from `block` (1 + moments, size + extra) on the CPU, parameters first."""
     size = model.layout.size
     tensors = model.arrays(block[0][:size])
-    tensors |= {_EXTRA + name: view.numpy() for name, view in model.layout.views(block[0][size:]).items()}
+    tensors |= {_EXTRA + name: view.numpy() for name, view in _extra_views(model.layout, block[0][size:]).items()}
     for number, moment in enumerate(block[1:]):
         views = model.layout.views(moment[:size]).items()
         tensors |= {_MOMENT.format(number) + name: view.numpy() for name, view in views}
@@ -74,7 +74,7 @@ def fill_state(model: FlatModel, block: torch.Tensor, tensors: Mapping[str, npt.
     """Inverse of `state_arrays`: write `tensors` into `block` and the model's integer buffers."""
     size = model.layout.size
     model.fill(block[0][:size], parameters(tensors))
-    for name, view in model.layout.views(block[0][size:]).items():
+    for name, view in _extra_views(model.layout, block[0][size:]).items():
         view.copy_(torch.from_numpy(tensors[_EXTRA + name]))
     for number, moment in enumerate(block[1:]):
         for name, view in model.layout.views(moment[:size]).items():
@@ -98,4 +98,11 @@ def initial_moments(values: Sequence[float], params: Mapping[str, npt.NDArray[An
 
 def initial_extra(layout: Layout, size: int) -> dict[str, npt.NDArray[Any]]:
     """Return the first `size` values that methods keep beside the parameters: zeros, by tensor name."""
-    return {_EXTRA + name: view.numpy() for name, view in layout.views(torch.zeros(size)).items()}
+    return {_EXTRA + name: view.numpy() for name, view in _extra_views(layout, torch.zeros(size)).items()}
+
+
+def _extra_views(layout: Layout, extra: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By name of the parameters if there is a value for each of these; otherwise as one tensor."""
+    if len(extra) in (0, layout.trained):
+        return layout.views(extra)
+    return {"values": extra}

@@ -27,6 +27,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import algorithms, cohort, server
 from scaling_fl.federated.best_round import best_in_header
 from scaling_fl.federated.metrics import label_entropy
+from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
@@ -62,6 +63,10 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if len(held_back):
         rows = (task.train.take(trained), task.train.take(held_back))
         notes += duplicates.notes(*rows, "held-back", "remove duplicates from the training file")
+
+    noise_multiplier = guarantee.noise_multiplier(config, len(shards))
+    if noise_multiplier is not None:
+        notes += guarantee.notes(config, len(shards), noise_multiplier)
 
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk
@@ -176,6 +181,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 pad_left=padding.left,
                 pad_to=padding.min_length,
                 num_held_back=len(held_back),
+                noise_multiplier=noise_multiplier,
                 site_test_sizes=tuple(map(len, tests)),
                 label_counts=tuple(
                     tuple(np.bincount(task.train.labels[shard], minlength=len(task.label_names)).tolist())

@@ -35,7 +35,9 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     base.attach(folder, module, plan.config.trainable)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
-    config = dataclasses.replace(plan.config, num_sites=num_sites, precision=precision)
+    config = dataclasses.replace(
+        plan.config, num_sites=num_sites, precision=precision, dp_noise_multiplier=plan.noise_multiplier
+    )
 
     def on_wait(waiting: bool) -> None:
         send.progress()

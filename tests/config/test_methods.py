@@ -8,6 +8,8 @@ from scaling_fl.config.method_constraints import check_cohort
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
+DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e-5, "weighting": "uniform"}
+
 
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -143,6 +145,25 @@ from scaling_fl.errors import UserError
             {"trainable": "layer", "head_init": "independent"},
             "head_init=independent trainable=layer: .*; set trainable=all",
         ),
+        ({"dp_epsilon": 2.0}, "dp_epsilon=2.0: there is no privacy without dp_clip; set it as well"),
+        ({"dp_seed": 2}, "dp_seed=2: there is no privacy without dp_clip"),
+        (DP | {"dp_epsilon": 2.0}, "dp_clip=1: set dp_noise_multiplier or dp_epsilon; both are set"),
+        (DP | {"dp_noise_multiplier": None}, "dp_clip=1: set dp_noise_multiplier or dp_epsilon; neither is set"),
+        (DP | {"dp_delta": None}, "dp_clip=1: set dp_delta as well, far below 1 / number of sites"),
+        (
+            DP | {"weighting": "examples"},
+            "dp_clip=1 weighting=examples: .* may count as much .*; set weighting=uniform",
+        ),
+        (
+            DP | {"sites_per_round": 1},
+            "dp_clip=1 sampling=uniform: .*; set sampling=poisson, or let all sites take part",
+        ),
+        (DP | {"dp_count_noise": 1.0}, "dp_count_noise=1: belongs to adaptive clipping; set dp_clip_quantile as well"),
+        (DP | {"exact_sum": False}, "dp_clip=1.0 exact_sum=False: .*; set exact_sum=True"),
+        (DP | {"personal": "head"}, "dp_clip=1.0 personal=head: .*; set personal=None"),
+        (DP | {"baseline": "centralised", "weighting": "uniform"}, "baseline=centralised replaces"),
+        (DP | {"dp_epsilon": 200.0}, "dp_epsilon=200.0: expected a number above 0, up to 100"),
+        ({"sampling": "poisson"}, "sampling='poisson': all sites take part in every round; set sites_per_round"),
         ({"attack_strength": 2}, "attack_strength=2: belongs to attack=sign_flip, gaussian or scale; leave it out"),
     ],
 )
@@ -164,6 +185,10 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message:
         {"feddyn_alpha": 0.1, "optimiser": "adamw", "weighting": "uniform", "max_grad_norm": 1.0},
         {"fednova": True, "optimiser": "sgd", "proximal_mu": 0.5, "weighting": "sqrt"},
         {"fairness_q": 1.0, "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 1},
+        DP,
+        DP | {"sampling": "poisson", "participation": 0.5, "dp_clip_quantile": 0.5, "dp_count_noise": 2.0},
+        DP | {"dp_noise_multiplier": None, "dp_epsilon": 3.0, "server_momentum": 0.9, "upload": "int8"},
+        {"sampling": "poisson", "participation": 0.5, "weighting": "sqrt"},
         {"site_test": "held_back", "site_test_fraction": 0.5, "fine_tune_steps": 5, "baseline": "centralised"},
         {"personal": "head", "site_test": "partitioned", "fine_tune_steps": 5, "aggregation": "geometric_median"},
         {"ditto_lambda": 0.1, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "site_test": "partitioned"},

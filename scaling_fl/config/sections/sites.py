@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from scaling_fl.config.key import ABOVE_0, at_least, key, one_of
 from scaling_fl.config.partition_keys import PARTITIONS, SIZE_LAWS
 
-SAMPLINGS = ("uniform", "by_examples")
+SAMPLINGS = ("uniform", "by_examples", "poisson")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class SiteKeys:
     )
     sampling: str = key(
         "uniform",
-        "how each round's sites are drawn: uniform, or by_examples (in proportion to their examples, with replacement; every "
-        "draw has the same weight in the mean)",
+        "how each round's sites are drawn: uniform, by_examples (in proportion to their examples, with replacement; every "
+        "draw has the same weight in the mean), or poisson (each site takes part with the probability `participation`)",
         f"one of {', '.join(SAMPLINGS)}",
         SAMPLINGS.__contains__,
     )

@@ -10,13 +10,15 @@ from typing import Protocol
 import torch
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated.aggregation import mean, qffl, robust
+from scaling_fl.federated.aggregation import mean, private, qffl, robust
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 
 
 class Aggregation(Protocol):
     """Of one round, on one worker."""
+
+    results: dict[str, float]  # metrics of the round, on worker 0
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """Take a site's delta (size + extra,), which the next site's training overwrites."""
@@ -31,6 +33,9 @@ class Aggregation(Protocol):
 
 class Nothing:
     """Without a global model."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, float] = {}
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """See `Aggregation`."""
@@ -47,6 +52,8 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
         return Nothing()
     if config.aggregation != "mean":
         return robust.begin(worker_sites, collectives, state, round_)
+    if config.dp_clip is not None:
+        return private.begin(worker_sites, collectives, state, round_)
     if config.fairness_q > 0:
         return qffl.begin(worker_sites, collectives, state, round_)
     return mean.begin(worker_sites, collectives, state, round_)

@@ -22,6 +22,7 @@ class Mean:
     weights: Mapping[int, float]  # by site, of the whole cohort
     scale: float = 1.0
     total: WeightedSum = field(init=False)
+    results: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = self.collectives.weighted_sum()

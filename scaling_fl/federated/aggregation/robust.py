@@ -47,6 +47,7 @@ class Robust:
 
     def __post_init__(self) -> None:
         self._diverged: list[int] = []
+        self.results: dict[str, float] = {}
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """See `Aggregation`."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NAMES = ("fedprox", "feddyn", "scaffold", "ditto", "attack", "personal", "upload")  # in the order in which they finish
 
+CLIP_SIZE = 16  # for the adaptive clip of aggregation/private.py: one value, and alignment to 64 bytes
+
 
 class Start(NamedTuple):
     """Where a site begins a round. Its model holds the parameters."""
@@ -73,7 +75,8 @@ def local_terms(start: Start) -> list[LocalTerm]:
 
 def extra_size(config: Config, layout: Layout) -> int:
     """The number of values that travel beside the parameters."""
-    return sum(module.extra_size(config, layout) for module in _modules() if hasattr(module, "extra_size"))
+    of_methods = sum(module.extra_size(config, layout) for module in _modules() if hasattr(module, "extra_size"))
+    return of_methods + (CLIP_SIZE if config.dp_clip_quantile is not None else 0)
 
 
 def site_state(config: Config, layout: Layout) -> dict[str, int]:

@@ -1,0 +1,47 @@
+"""Keys of privacy: differential privacy at the level of sites."""
+
+from dataclasses import dataclass
+
+from scaling_fl.config.key import ABOVE_0, SEED, key
+
+
+@dataclass(frozen=True)
+class PrivacyKeys:
+    """Privacy."""
+
+    dp_clip: float | None = key(
+        None,
+        "differential privacy (DP-FedAvg): the length that each site's delta is clipped to; default: no privacy",
+        **ABOVE_0,
+    )
+    dp_noise_multiplier: float | None = key(
+        None, "standard deviation of the noise on the sum of the deltas, in units of `dp_clip`", **ABOVE_0
+    )
+    dp_epsilon: float | None = key(
+        None,
+        "ε of all rounds together, in the place of `dp_noise_multiplier`, which is then solved for",
+        "a number above 0, up to 100",
+        lambda epsilon: 0 < epsilon <= 100,
+    )
+    dp_delta: float | None = key(
+        None,
+        "δ of the privacy guarantee; far below 1 / number of sites",
+        "a number above 0, below 1",
+        lambda delta: 0 < delta < 1,
+    )
+    dp_clip_quantile: float | None = key(
+        None,
+        "adaptive clipping: the clip follows this quantile of the deltas' lengths, from `dp_clip` on; 0.5: the median",
+        "a number from 0 to 1",
+        lambda quantile: 0 <= quantile <= 1,
+    )
+    dp_clip_rate: float = key(0.2, "adaptive clipping: the rate at which the clip moves", **ABOVE_0)
+    dp_count_noise: float | None = key(
+        None,
+        "adaptive clipping: standard deviation of the noise on the number of deltas that aren't clipped; default: a twentieth "
+        "of the expected sites of a round, or `dp_noise_multiplier` if that is more",
+        **ABOVE_0,
+    )
+    dp_seed: int | None = key(
+        None, "makes the noise repeatable, for studies: such a model protects nobody; default: noise by chance", **SEED
+    )

@@ -1,0 +1,99 @@
+"""DP-FedAvg at the level of sites: McMahan et al. 2018, algorithm 1 with flat clipping and the fixed-denominator mean.
+
+Each of the N sites takes part with probability q. With the clip C and the noise multiplier z:
+
+    mean delta = (Σ delta_k × min(1, C / ‖delta_k‖) + normal(0, (z C)²)) / (q N)
+
+With `dp_clip_quantile` γ, C follows the γ-quantile of the sites' norms (Andrew et al. 2021, algorithm 1). With b_k = 1 if
+‖delta_k‖ ≤ C, otherwise 0:
+
+    b = (Σ b_k + normal(0, σ_b²)) / (q N),   C ← C exp(−η (b − γ))
+
+The noise of the deltas then has the multiplier (z⁻² − (2 σ_b)⁻²)^(−1/2), so that z still describes both queries together.
+log C is what the server keeps beside the parameters.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated import cohort
+from scaling_fl.federated.aggregation.mean import Mean
+from scaling_fl.federated.privacy import guarantee
+from scaling_fl.federated.privacy.noise import gaussian
+from scaling_fl.federated.server_state import ServerState
+from scaling_fl.federated.worker_sites import WorkerSites
+
+
+@dataclass(kw_only=True)
+class PrivateMean(Mean):
+    """The mean of one round. Its noise is drawn once, by worker 0, and summed like the delta of a site."""
+
+    config: Config
+    round: int
+    clip: float
+    expected: float  # q N
+
+    def add(self, site: int, delta: torch.Tensor) -> None:
+        """See `Aggregation`."""
+        size = len(self.state.params)
+        norm = delta[:size].double().norm().item()
+        if not norm <= self.clip:  # NaN, too: the sum then says so
+            delta[:size].mul_(self.clip / norm)
+        if len(delta) > size:
+            delta[size] = self.config.dp_clip_rate if norm <= self.clip else 0.0
+        super().add(site, delta)
+
+    def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """See `Aggregation`."""
+        if self.collectives.rank == 0:
+            self.total.add(NOISE, self._noise(), 1 / self.expected)
+        yield from super().combined()
+
+    def _noise(self) -> torch.Tensor:
+        config, size = self.config, len(self.state.params)
+        noise = gaussian(len(self.state.row), config.dp_seed, self.round)
+        z = config.dp_noise_multiplier
+        assert z is not None
+        if config.dp_clip_quantile is not None:
+            sigma = count_noise(config, self.expected)
+            z = (z**-2 - (2 * sigma) ** -2) ** -0.5
+            count = noise[size].item()
+            noise[size:] = 0
+            noise[size] = config.dp_clip_rate * (sigma * count - config.dp_clip_quantile * self.expected)
+        noise[:size] *= z * self.clip
+        return noise
+
+
+NOISE = -1  # in the place of a site's number
+
+
+def count_noise(config: Config, expected: float) -> float:
+    """σ_b: as Andrew et al. 2021 propose, a twentieth of the expected number of sites, unless the key says otherwise."""
+    return (
+        config.dp_count_noise
+        if config.dp_count_noise is not None
+        else max(expected / 20, config.dp_noise_multiplier or 0)
+    )
+
+
+def current_clip(config: Config, state: ServerState) -> float:
+    """C of the coming round."""
+    assert config.dp_clip is not None
+    return config.dp_clip if config.dp_clip_quantile is None else config.dp_clip * math.exp(state.extra[0].item())
+
+
+def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> PrivateMean:
+    """The private mean of a round. The server keeps the log of C over the first C, so that it starts at 0."""
+    config, sizes = worker_sites.resident.config, worker_sites.shards.sizes
+    expected = cohort.probability(config, len(sizes)) * len(sizes)
+    weights = {NOISE: 1 / expected} | cohort.sample(config, sizes, round_)
+    clip = current_clip(config, state)
+    private = PrivateMean(collectives, state, weights, config=config, round=round_, clip=clip, expected=expected)
+    if collectives.rank == 0:
+        private.results = {"dp.clip": clip} | guarantee.after(config, len(sizes), round_)
+    return private

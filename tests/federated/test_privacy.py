@@ -1,0 +1,255 @@
+"""DP-FedAvg: clipping, noise, adaptive clipping and Poisson cohorts by hand; epsilons that are known."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize, stats
+
+from scaling_fl import seeding
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import UserError
+from scaling_fl.federated import aggregation, cohort, rounds
+from scaling_fl.federated.aggregation import private
+from scaling_fl.federated.privacy import accountant, guarantee, noise
+from scaling_fl.federated.privacy.accountant import Accountant
+from scaling_fl.federated.server import SGD
+from tests import builders
+
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [1, 4, 9, 15, 18, 27])]
+KEYS: dict[str, Any] = {
+    "num_sites": 7, "site_ids": [-1], "weighting": "uniform", "dp_clip": 2.0, "dp_noise_multiplier": 0.7,
+    "dp_delta": 1e-3, "dp_seed": 5, "learning_rate": 0.02, "batch_size": 4, "optimiser": "sgd", "seed": 3,
+}  # fmt: skip
+
+
+def deltas(size: int) -> np.ndarray:
+    """One for each site, of the lengths 0.5, 1, 1.5, …, 3.5."""
+    values = np.random.default_rng(4).normal(size=(7, size))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True) * np.arange(1, 8)[:, None] / 2).astype(np.float32)
+
+
+def combine(alone: Callable[..., Any], config: Config, module: Any, round_: int = 1) -> tuple[Any, torch.Tensor, Any]:
+    """The combined delta of the sites of a round that send `deltas`, and what it was made by."""
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    combination: Any = aggregation.begin(worker_sites, collectives, state, round_)
+    values = deltas(len(state.params))
+    for site in worker_sites.participants(round_):
+        row = torch.zeros(len(state.row))
+        row[: len(state.params)] = torch.from_numpy(values[site.number])
+        combination.add(site.number, row)
+    found = torch.cat([delta.clone() for _, delta in combination.combined()])
+    return combination, found, state
+
+
+@pytest.mark.parametrize("keys", [{}, {"sampling": "poisson", "participation": 0.5}])
+def test_the_private_mean_is_algorithm_1_of_mcmahan_et_al_2018(alone: Callable[..., Any], keys: dict[str, Any]) -> None:
+    """Clipped to length 2, summed, noise of 0.7 × 2 on the sum, divided by q N = 7 or 3.5, whoever takes part."""
+    config = Config.from_mapping(KEYS | keys)
+    combination, found, _ = combine(alone, config, builders.bert())
+    values = deltas(len(found)).astype(np.float64)
+    chosen = [0, 1, 2, 3, 4, 5, 6]
+    expected_sites = 7.0
+    if keys:
+        drawn = seeding.generator(3, "cohort", 1).random(7)
+        chosen, expected_sites = [site for site in range(7) if drawn[site] < 0.5], 3.5
+        assert 0 < len(chosen) < 7
+        assert len(chosen) != expected_sites
+    clipped = sum(values[site] * min(1, 2 / ((site + 1) / 2)) for site in chosen)
+    of_noise = seeding.generator(5, "dp noise", 1).standard_normal(len(found)) * 0.7 * 2
+    np.testing.assert_allclose(found.numpy(), (clipped + of_noise) / expected_sites, rtol=1e-4, atol=1e-5)
+    assert combination.results["dp.clip"] == 2
+
+
+def test_the_clip_follows_a_quantile_as_in_andrew_et_al_2021(alone: Callable[..., Any]) -> None:
+    """Four of seven deltas are no longer than 2.1: b = (4 + noise) / 7, and the noise of the deltas is z_Δ."""
+    config = Config.from_mapping(
+        KEYS | {"dp_clip": 2.1, "dp_clip_quantile": 0.3, "dp_count_noise": 1.5, "dp_clip_rate": 0.4}
+    )
+    _, found, state = combine(alone, config, builders.bert())
+    size = len(state.params)
+    draws = seeding.generator(5, "dp noise", 1).standard_normal(size + 16)
+    b = (4 + 1.5 * draws[size]) / 7
+    assert found[size].item() == pytest.approx(0.4 * (b - 0.3), rel=1e-4)
+    assert not found[size + 1 :].any()
+    z_delta = (0.7**-2 - 3.0**-2) ** -0.5
+    clipped = sum(deltas(size)[site].astype(np.float64) * min(1, 4.2 / (site + 1)) for site in range(7))
+    np.testing.assert_allclose(found[:size].numpy(), (clipped + draws[:size] * z_delta * 2.1) / 7, rtol=1e-4, atol=1e-5)
+    SGD().step(state, found, slice(0, len(found)))
+    assert private.current_clip(config, state) == pytest.approx(2.1 * math.exp(-0.4 * (b - 0.3)), rel=1e-4)
+
+
+def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
+    """Lengths are 0.5 to 3.5: after many rounds with little noise, the clip is at the median, 2."""
+    config = Config.from_mapping(
+        KEYS | {"dp_clip": 0.1, "dp_clip_quantile": 0.5, "dp_noise_multiplier": 0.01, "dp_count_noise": 0.01}
+    )
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    values = deltas(len(state.params))
+    clips = []
+    for round_ in range(1, 120):
+        combination: Any = private.begin(worker_sites, collectives, state, round_)
+        clips.append(combination.clip)
+        for site in range(7):
+            row = torch.zeros(len(state.row))
+            row[: len(state.params)] = torch.from_numpy(values[site])
+            combination.add(site, row)
+        for chunk, delta in combination.combined():
+            SGD().step(state, delta, chunk)
+    assert 1.7 < np.mean(clips[-20:]) < 2.3
+
+
+def final(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> Any:
+    torch.set_num_threads(1)
+    worker_sites, collectives, state = builders.worker(
+        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
+    )
+    seen: list[dict[str, float]] = []
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    collectives.close()
+    return state.row.numpy().copy(), seen
+
+
+def test_the_result_does_not_depend_on_the_workers_and_the_noise_is_drawn_once(
+    run_distributed: Any, tmp_path: Path
+) -> None:
+    config = Config.from_mapping(
+        KEYS | {"num_rounds": 3, "sampling": "poisson", "participation": 0.6, "dp_clip_quantile": 0.5, "dp_clip": 0.3}
+    )
+    builders.resident(tmp_path, config, builders.bert())
+    ((alone, seen),) = run_distributed(final, 1, config)
+    assert [results["dp.epsilon_pld"] for results in seen[1:]] == sorted(r["dp.epsilon_pld"] for r in seen[1:])
+    assert len({results["dp.clip"] for results in seen[1:]}) == 3
+    for row, _ in run_distributed(final, 3, config):
+        assert np.array_equal(row, alone)
+
+
+def test_a_round_without_sites_is_noise(alone: Callable[..., Any]) -> None:
+    seed = next(seed for seed in range(100) if seeding.generator(seed, "cohort", 1).random(7).min() > 0.1)
+    config = Config.from_mapping(
+        KEYS | {"sampling": "poisson", "participation": 0.1, "seed": seed, "num_rounds": 1, "num_local_epochs": 1}
+    )
+    assert cohort.sample(config, [len(shard) for shard in SHARDS], 1) == {}
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    before, seen = state.params.clone(), list[dict[str, float]]()
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    moved = (before - state.params).double()
+    assert moved.std().item() == pytest.approx(0.7 * 2 / 0.7, rel=0.05)
+    assert "train.loss" not in seen[-1]
+    assert seen[-1]["dp.epsilon_rdp"] > 0
+
+
+def test_poisson_cohorts_without_privacy_are_weighted_as_usual() -> None:
+    config = Config.from_mapping({"num_sites": 4, "site_ids": [-1], "sampling": "poisson", "participation": 0.5})
+    sizes, seen = [1, 2, 3, 4], []
+    for round_ in range(400):
+        weights = cohort.sample(config, sizes, round_)
+        seen.append(len(weights))
+        assert weights == {site: sizes[site] / sum(sizes[s] for s in weights) for site in weights}
+    # Binomial with n = 4, q = ½: mean 2, variance 1.
+    assert np.mean(seen) == pytest.approx(2, abs=5 * math.sqrt(1 / 400))
+    assert np.var(seen) == pytest.approx(1, abs=0.3)
+    assert {0, 4} <= set(seen)
+
+
+def gaussian_epsilon(z: float, steps: int, delta: float) -> float:
+    """Of the composed Gaussian mechanism, exactly: Balle and Wang 2018, theorem 8, with sensitivity √steps / z."""
+    mu = math.sqrt(steps) / z
+
+    def excess(epsilon: float) -> float:
+        phi = stats.norm.cdf
+        return float(phi(mu / 2 - epsilon / mu) - math.exp(epsilon) * phi(-mu / 2 - epsilon / mu) - delta)
+
+    return float(optimize.brentq(excess, 0, 50))
+
+
+@pytest.mark.parametrize(("z", "steps", "delta"), [(5.0, 20, 1e-3), (1.0, 1, 1e-5), (20.0, 1000, 1e-6)])
+def test_without_sampling_pld_is_exact_and_rdp_a_little_above(z: float, steps: int, delta: float) -> None:
+    exact = gaussian_epsilon(z, steps, delta)
+    assert Accountant("pld", 1.0, z).epsilon(steps, delta) == pytest.approx(exact, rel=2e-3)
+    assert exact < Accountant("rdp", 1.0, z).epsilon(steps, delta) < 1.25 * exact
+
+
+def test_the_moments_accountants_published_example() -> None:
+    """Abadi et al. 2016, section 3.2: q = 0.01, σ = 4, δ = 1e-5, 10,000 steps: ε ≈ 1.26, which later bounds improve."""
+    pld, rdp = (Accountant(kind, 0.01, 4.0).epsilon(10_000, 1e-5) for kind in ("pld", "rdp"))
+    assert 0.85 < pld < rdp < 1.26
+    assert rdp > 1.0
+
+
+def test_epsilon_grows_by_rounds_in_whatever_order_it_is_asked() -> None:
+    counted = Accountant("pld", 0.5, 2.0)
+    values = [counted.epsilon(rounds_, 1e-3) for rounds_ in (0, 1, 2, 5, 3)]
+    assert values[0] == 0
+    for rounds_, value in zip((1, 2, 5, 3), values[1:], strict=True):
+        assert value == pytest.approx(Accountant("pld", 0.5, 2.0).epsilon(rounds_, 1e-3), rel=1e-6)
+    assert values[1] < values[2] < values[4] < values[3]
+
+
+def test_the_noise_is_solved_for_epsilon() -> None:
+    config = Config.from_mapping(
+        KEYS
+        | {
+            "dp_noise_multiplier": None,
+            "dp_epsilon": 4.0,
+            "num_rounds": 20,
+            "sampling": "poisson",
+            "participation": 0.5,
+        }
+    )
+    z = guarantee.noise_multiplier(config, 7)
+    assert z is not None
+    spent = Accountant("pld", 0.5, z).epsilon(20, 1e-3)
+    assert 3.9 < spent <= 4.0
+    said = guarantee.notes(config, 7, z)
+    assert f"after all 20 rounds ε = {spent:.3g} (PLD; " in said[0]
+    assert said[1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
+    assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
+    assert guarantee.noise_multiplier(Config(), 7) is None
+
+
+def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:
+    config = Config.from_mapping(KEYS | {"dp_noise_multiplier": 0.01, "num_rounds": 500})
+    assert guarantee.after(config, 7, 500).keys() == {"dp.epsilon_rdp"}
+    assert "(RDP), which protects nobody, at δ = 0.001" in guarantee.notes(config, 7, 0.01)[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dp_clip": 3000.0}, r"dp_clip=3000: with noise of 0\.7 times its length, sums get too large; lower it"),
+        (
+            {"dp_clip_quantile": 0.5, "dp_count_noise": 0.35},
+            r"dp_count_noise=0\.35: must be above half of .* 0\.7; raise",
+        ),
+    ],
+)
+def test_noise_that_cannot_be_used_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        guarantee.noise_multiplier(Config.from_mapping(KEYS | keys), 7)
+
+
+def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    with pytest.raises(UserError, match=r"dp_clip needs the package dp-accounting: ./run-local.sh -m pip install"):
+        accountant.Accountant("pld", 0.5, 1.0)
+
+
+def test_the_systems_noise_is_normal_and_never_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = noise.gaussian(300_001, None, 1), noise.gaussian(300_001, None, 1)
+    assert not torch.equal(first, second)
+    for values in (first, second):
+        assert stats.kstest(values.numpy(), "norm").pvalue > 1e-6
+        assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / math.sqrt(300_000)
+    halves = first[:150_000], first[150_000:300_000]
+    assert abs(np.corrcoef(*halves)[0, 1]) < 5 / math.sqrt(150_000), "sine and cosine of a pair are independent"
+    monkeypatch.setattr(noise, "_CHUNK", 1000)
+    assert torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 3))
+    assert not torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 4))
+    assert len(noise.gaussian(1, None, 1)) == 1
