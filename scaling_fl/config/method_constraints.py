@@ -26,6 +26,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "dp_clip": {
         "fednova": False, "scaffold": None, "fairness_q": 0.0, "personal": None, "aggregation": "mean", "exact_sum": True,
     },
+    "secure_aggregation": {
+        "fednova": False, "fairness_q": 0.0, "dp_clip": None, "aggregation": "mean", "exact_sum": True, "upload": "fp32",
+    },
     "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
 }  # fmt: skip
 _OF_PRIVACY = (
@@ -34,7 +37,7 @@ _OF_PRIVACY = (
 # Keys of federated training, which no baseline has.
 _FEDERATED = (
     "scaffold", "feddyn_alpha", "fednova", "fairness_q", "proximal_mu", "local_epochs_range", "weighting", "aggregation",
-    "attack", "upload", "download", "personal", "ditto_lambda", "dp_clip",
+    "attack", "upload", "download", "personal", "ditto_lambda", "dp_clip", "secure_aggregation",
 )  # fmt: skip
 
 
@@ -156,6 +159,11 @@ def _check_own(config: "Config") -> None:
 
 
 def _check_privacy(config: "Config") -> None:
+    for name in ("secure_threshold", "secure_dropout"):
+        if _is_set(config, name) and not config.secure_aggregation:
+            raise UserError(
+                f"{name}={getattr(config, name)}: belongs to secure_aggregation=True; set it as well, or leave out {name}"
+            )
     if config.dp_clip is None:
         given = [name for name in _OF_PRIVACY if _is_set(config, name)]
         if given:

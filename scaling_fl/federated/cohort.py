@@ -39,8 +39,8 @@ def is_everyone(config: Config, num_sites: int) -> bool:
 
 
 def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> bool:
-    """Whether no worker ever sums the deltas of several sites, or noise."""
-    if config.sampling == "poisson" or config.dp_clip is not None:
+    """Whether no worker ever sums the deltas of several sites, noise or masks."""
+    if config.sampling == "poisson" or config.dp_clip is not None or config.secure_aggregation:
         return False
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 

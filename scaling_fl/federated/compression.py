@@ -11,6 +11,7 @@ import math
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.federated.privacy import masks
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.models.selection import personal_positions
 
@@ -58,11 +59,11 @@ def num_bytes(kind: str, count: int, topk_share: float = 1.0) -> int:
     return 4 * count
 
 
-def traffic(config: Config, layout: Layout, extra: int) -> tuple[int, int]:
+def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1) -> tuple[int, int]:
     """The bytes that a site receives, and those that it sends, in a round in which it takes part. Personal parameters stay.
 
     `extra`: values that a method sends beside the parameters, as float32. Frozen parameters and float buffers are sent as
-    float32, too.
+    float32, too. `num_sites` take part, which secure aggregation depends on.
     """
     if config.baseline is not None:
         return 0, 0
@@ -72,6 +73,9 @@ def traffic(config: Config, layout: Layout, extra: int) -> tuple[int, int]:
         trained -= len(personal_positions(layout, config.personal))
     down = num_bytes(config.download, trained) + 4 * others
     up = num_bytes(config.upload, trained, config.topk_share) + 4 * others
+    if config.secure_aggregation:
+        more_down, more_up = masks.num_bytes(num_sites, trained + others)
+        down, up = down + more_down, up + more_up
     return down, up
 
 

@@ -92,7 +92,7 @@ def _training_results(
 def _traffic(worker_sites: WorkerSites, num_sites: int) -> dict[str, float]:
     """The bytes that a network would carry to and from all sites of a round."""
     model = worker_sites.resident.model
-    down, up = traffic(worker_sites.resident.config, model.layout, len(model.extra))
+    down, up = traffic(worker_sites.resident.config, model.layout, len(model.extra), num_sites)
     return {"bytes.down": num_sites * down, "bytes.up": num_sites * up} if down + up else {}
 
 

@@ -65,8 +65,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         notes += duplicates.notes(*rows, "held-back", "remove duplicates from the training file")
 
     noise_multiplier = guarantee.noise_multiplier(config, len(shards))
-    if noise_multiplier is not None:
-        notes += guarantee.notes(config, len(shards), noise_multiplier)
+    notes += guarantee.notes(config, len(shards), noise_multiplier)
 
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk

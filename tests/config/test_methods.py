@@ -162,6 +162,17 @@ DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e
         (DP | {"exact_sum": False}, "dp_clip=1.0 exact_sum=False: .*; set exact_sum=True"),
         (DP | {"personal": "head"}, "dp_clip=1.0 personal=head: .*; set personal=None"),
         (DP | {"baseline": "centralised", "weighting": "uniform"}, "baseline=centralised replaces"),
+        (DP | {"secure_aggregation": True}, "secure_aggregation=True dp_clip=1.0: .*; set dp_clip=None"),
+        ({"secure_aggregation": True, "upload": "int8"}, "secure_aggregation=True upload=int8: .*; set upload=fp32"),
+        (
+            {"secure_threshold": 3},
+            "secure_threshold=3: belongs to secure_aggregation=True; set it as well, or leave out",
+        ),
+        ({"secure_dropout": 0.5}, "secure_dropout=0.5: belongs to secure_aggregation=True"),
+        (
+            {"secure_aggregation": True, "secure_dropout": 1.0},
+            "secure_dropout=1.0: expected a number from 0 to below 1",
+        ),
         (DP | {"dp_epsilon": 200.0}, "dp_epsilon=200.0: expected a number above 0, up to 100"),
         ({"sampling": "poisson"}, "sampling='poisson': all sites take part in every round; set sites_per_round"),
         ({"attack_strength": 2}, "attack_strength=2: belongs to attack=sign_flip, gaussian or scale; leave it out"),

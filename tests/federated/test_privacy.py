@@ -212,6 +212,8 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert said[1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
     assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
     assert guarantee.noise_multiplier(Config(), 7) is None
+    assert guarantee.notes(Config(), 7, None) == []
+    assert "simulates the protocol" in guarantee.notes(Config(secure_aggregation=True), 7, None)[0]
 
 
 def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:

@@ -1,14 +1,30 @@
-"""Keys of privacy: differential privacy at the level of sites."""
+"""Keys of privacy: secure aggregation, and differential privacy at the level of sites."""
 
 from dataclasses import dataclass
 
-from scaling_fl.config.key import ABOVE_0, SEED, key
+from scaling_fl.config.key import ABOVE_0, SEED, at_least, key
 
 
 @dataclass(frozen=True)
 class PrivacyKeys:
     """Privacy."""
 
+    secure_aggregation: bool = key(
+        False,
+        "True: a simulation of secure aggregation: the server sums masked deltas; the result is bitwise the same, and the "
+        "metrics `bytes.…` count what the protocol costs",
+    )
+    secure_threshold: int | None = key(
+        None,
+        "number of sites of a round whose shares unmask the sum; a round with fewer is refused; default: two thirds of them",
+        **at_least(1),
+    )
+    secure_dropout: float = key(
+        0.0,
+        "probability that a site drops out after it has shared its secrets, for studies of secure aggregation",
+        "a number from 0 to below 1",
+        lambda probability: 0 <= probability < 1,
+    )
     dp_clip: float | None = key(
         None,
         "differential privacy (DP-FedAvg): the length that each site's delta is clipped to; default: no privacy",

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated.aggregation import mean, private, qffl, robust
+from scaling_fl.federated.aggregation import mean, private, qffl, robust, secure
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 
@@ -52,6 +52,8 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
         return Nothing()
     if config.aggregation != "mean":
         return robust.begin(worker_sites, collectives, state, round_)
+    if config.secure_aggregation:
+        return secure.begin(worker_sites, collectives, state, round_)
     if config.dp_clip is not None:
         return private.begin(worker_sites, collectives, state, round_)
     if config.fairness_q > 0:

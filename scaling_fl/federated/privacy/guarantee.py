@@ -49,8 +49,14 @@ def _accountants(q: float, z: float) -> tuple[Accountant, Accountant]:
     return Accountant("rdp", q, z), Accountant("pld", q, z)
 
 
-def notes(config: Config, num_sites: int, multiplier: float) -> list[str]:
-    """What the console says before the first round."""
+def notes(config: Config, num_sites: int, multiplier: float | None) -> list[str]:
+    """What the console says before the first round. `multiplier`: of `noise_multiplier`."""
+    if config.secure_aggregation:
+        return [
+            "secure_aggregation=True simulates the protocol: all secrets are drawn in one place, so it protects nobody"
+        ]
+    if multiplier is None:
+        return []
     resolved = dataclasses.replace(config, dp_noise_multiplier=multiplier)
     epsilon = after(resolved, num_sites, config.num_rounds)
     rdp, pld = epsilon["dp.epsilon_rdp"], epsilon.get("dp.epsilon_pld")

@@ -1,0 +1,168 @@
+"""Secure aggregation: masks cancel exactly, drop-outs are recovered of shares, and no message says anything of a delta."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import JobFailed
+from scaling_fl.federated import aggregation, compression, rounds
+from scaling_fl.federated.aggregation import secure
+from scaling_fl.federated.privacy import masks, shamir
+from scaling_fl.federated.server import SGD
+from tests import builders
+
+SHARDS = [np.sort(part) for part in np.split(np.random.default_rng(8).permutation(40), [1, 4, 9, 15, 18, 27])]
+KEYS: dict[str, Any] = {
+    "num_sites": 7,
+    "site_ids": [-1],
+    "num_rounds": 2,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "seed": 2,
+}
+
+
+@pytest.mark.parametrize(("count", "threshold"), [(5, 3), (4, 4), (3, 1)])
+def test_any_t_shares_give_the_secret_and_fewer_give_another_value(count: int, threshold: int) -> None:
+    secret = 123456789**7 % shamir.PRIME
+    shares = shamir.split(secret, list(range(1, count + 1)), threshold)
+    for chosen in itertools.combinations(shares, threshold):
+        assert shamir.reconstruct({holder: shares[holder] for holder in chosen}) == secret
+    for chosen in itertools.combinations(shares, threshold - 1):
+        assert not chosen or shamir.reconstruct({holder: shares[holder] for holder in chosen}) != secret
+
+
+def test_fewer_shares_fit_every_secret() -> None:
+    """With t − 1 shares, each value of the secret is the value at 0 of one polynomial: here for a secret that they don't hold."""
+    shares = shamir.split(42, [1, 2, 3], 3)
+    for guess in (0, 7, shamir.PRIME - 1):
+        third = shamir.reconstruct({0 - 3: guess, 1 - 3: shares[1], 2 - 3: shares[2]})  # the value at 3, shifted to 0
+        assert shamir.reconstruct({1: shares[1], 2: shares[2], 3: third}) == guess
+
+
+def messages(values: list[np.ndarray], of_round: masks.Secrets) -> list[np.ndarray]:
+    masked = [value.copy() for value in values]
+    for site, value in zip(of_round.sites, masked, strict=True):
+        masks.add_masks(value, site, of_round)
+    return masked
+
+
+@pytest.mark.parametrize("dropped", [set(), {3}, {0, 9}])
+def test_masks_cancel_modulo_2_to_the_64(monkeypatch: pytest.MonkeyPatch, dropped: set[int]) -> None:
+    monkeypatch.setattr(masks, "_CHUNK", 100)
+    rng = np.random.default_rng(3)
+    sites = [0, 3, 4, 9, 12]
+    values = [rng.integers(-(2**61), 2**61, 250) for _ in sites]
+    of_round = masks.draw(sites, 3)
+    sent = [site for site in sites if site not in dropped]
+    masked = dict(zip(sites, messages(values, of_round), strict=True))
+    total = np.sum([masked[site] for site in sent], axis=0)
+    plain = np.sum([value for site, value in zip(sites, values, strict=True) if site in sent], axis=0)
+    assert not np.array_equal(total, plain)
+    masks.remove_masks(total, of_round, sent, sites)
+    assert np.array_equal(total, plain)
+
+
+def test_too_few_shares_unmask_nothing() -> None:
+    of_round = masks.draw([0, 1, 2, 3], 3)
+    with pytest.raises(ValueError, match="2 shares are fewer than the threshold 3"):
+        masks.remove_masks(np.zeros(5, np.int64), of_round, [0, 1], [0, 1, 2, 3])
+
+
+def test_a_single_message_is_uniform_whatever_the_delta() -> None:
+    """Bytes of a message of zeros, and of one of large equal values, are uniform; so is what remains without one mask."""
+    count = 40_000
+    for delta in (np.zeros(count, np.int64), np.full(count, 2**60)):
+        of_round = masks.draw([0, 1, 2], 2)
+        message = delta.copy()
+        masks.add_masks(message, 1, of_round)
+        without_own = message.copy()
+        masks.add(without_own, of_round.own_secret(1, [0, 1, 2]), -1)
+        for seen in (message, without_own):
+            counts = np.bincount(seen.view(np.uint8), minlength=256)
+            assert stats.chisquare(counts).pvalue > 1e-6
+            assert (seen == delta).sum() == 0
+            assert abs(np.corrcoef(seen[:-1].astype(float), seen[1:].astype(float))[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_messages_of_two_rounds_have_nothing_in_common() -> None:
+    delta = np.arange(1000)
+    first, second = (messages([delta, delta], masks.draw([0, 1], 2))[0] for _ in range(2))
+    assert (first == second).sum() == 0
+
+
+def final(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> np.ndarray:
+    torch.set_num_threads(1)
+    worker_sites, collectives, state = builders.worker(
+        folder, config, builders.bert(), SHARDS, rank, num_workers, memory
+    )
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
+    collectives.close()
+    return state.params.numpy().copy()
+
+
+def test_a_job_is_bitwise_the_same_with_masks_by_any_number_of_workers(run_distributed: Any, tmp_path: Path) -> None:
+    plain = Config.from_mapping(KEYS | {"sites_per_round": 5})
+    masked = Config.from_mapping(KEYS | {"sites_per_round": 5, "secure_aggregation": True})
+    builders.resident(tmp_path, plain, builders.bert())
+    (expected,) = run_distributed(final, 1, plain)
+    for num_workers in (1, 3):
+        for params in run_distributed(final, num_workers, masked):
+            assert np.array_equal(params, expected)
+
+
+def test_the_mean_is_over_the_sites_that_have_sent(alone: Callable[..., Any]) -> None:
+    """Weighted by their examples alone; buffers that aren't trained, too."""
+    config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.3, "secure_threshold": 3})
+    module = builders.bert()
+    module.bert.embeddings.requires_grad_(False)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    combination = aggregation.begin(worker_sites, collectives, state, 1)
+    dropped = secure.dropouts(config, list(range(7)), 1)
+    assert 1 <= len(dropped) <= 4
+    for site in worker_sites.participants(1):
+        combination.add(site.number, torch.full((len(state.row),), float(site.number**2 + 1)))
+    found = torch.cat([delta.clone() for _, delta in combination.combined()])
+    left = [site for site in range(7) if site not in dropped]
+    expected = sum(len(SHARDS[site]) * (site**2 + 1) for site in left) / sum(len(SHARDS[site]) for site in left)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+def test_a_worker_whose_sites_all_drop_out_adds_nothing(run_distributed: Any, tmp_path: Path) -> None:
+    config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.5, "secure_threshold": 1})
+    builders.resident(tmp_path, config, builders.bert())
+    (expected,) = run_distributed(final, 1, config)
+    for params in run_distributed(final, 7, config):
+        assert np.array_equal(params, expected)
+
+
+def test_a_round_below_the_threshold_is_refused(alone: Callable[..., Any]) -> None:
+    config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.9})
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    with pytest.raises(
+        JobFailed, match=r"round 1: \d of 7 sites are left, fewer than the 5 whose shares unmask the sum"
+    ):
+        aggregation.begin(worker_sites, collectives, state, 1)
+
+
+def test_the_protocols_bytes_by_hand() -> None:
+    """Four sites, 1,000 values: keys of 32 bytes, sealed shares of 48, 64-bit sums, shares of 32 bytes."""
+    down, up = masks.num_bytes(4, 1000)
+    assert down == 3 * 2 * 32 + 3 * 2 * 48
+    assert up == 2 * 32 + 3 * 2 * 48 + 4 * 1000 + 4 * 32
+    layout = builders.flat_model().layout
+    plain = compression.traffic(Config(), layout, 0, 4)
+    size = plain[0] // 4
+    more = masks.num_bytes(4, size)
+    assert compression.traffic(Config(secure_aggregation=True), layout, 0, 4) == (
+        plain[0] + more[0],
+        plain[1] + more[1],
+    )
