@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from scaling_fl import host
@@ -53,9 +54,16 @@ class State(NamedTuple):
 
 
 def named_cells(
-    sweep: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], zipped: Sequence[tuple[str, ...]] = ()
+    sweep: str,
+    base: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    zipped: Sequence[tuple[str, ...]] = (),
+    cases: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Cell]:
-    """A cell for each row of varied keys. Of keys that vary together, the first names the cell if it suffices."""
+    """A cell for each row of varied keys. Of keys that vary together, the first names the cell if it suffices.
+
+    `cases`: further keys of the rows, by their `label`.
+    """
     unnamed = {key for group in zipped for key in group[1:]}
     names = [_job_name(sweep, {key: value for key, value in row.items() if key not in unnamed}) for row in rows]
     counts = Counter(names)
@@ -64,7 +72,7 @@ def named_cells(
         if counts[name] > 1 or len(name) > _MAX_NAME:
             digest = hashlib.sha256(repr(sorted(row.items(), key=lambda item: item[0])).encode()).hexdigest()[:8]
             name = f"{name[: _MAX_NAME - 9]}-{digest}"
-        keys = {"job_name": name, **base, **row}
+        keys = {"job_name": name, **base, **cases.get(row.get("label", ""), {}), **row}
         for key in ("job_name", "checkpoint", "csv_path"):
             if key in base or key in row:
                 raise UserError(f"{key}: a sweep sets or doesn't use it; leave it out")

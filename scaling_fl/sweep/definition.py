@@ -25,13 +25,14 @@ _SECTIONS: dict[str, Any] = {
     "base": dict,
     "grid": dict,
     "zip": (dict, list),
+    "cases": dict,
     "random": dict,
     "exclude": list,
     "slurm": dict,
 }
 _EXPECTED = {
     "name": "text", "base": "keys and values", "grid": "keys with lists of values", "zip": "keys with lists of values",
-    "random": "count, seed and keys", "exclude": "a list of rules", "slurm": "parameters and values",
+    "cases": "names with keys and values", "random": "count, seed and keys", "exclude": "a list of rules", "slurm": "parameters and values",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _MAX_CELLS = 10_000
@@ -46,6 +47,7 @@ class Definition:
     base: dict[str, Any] = field(default_factory=dict)  # the same in all cells
     grid: dict[str, list[Any]] = field(default_factory=dict)  # all combinations
     zip: list[dict[str, list[Any]]] = field(default_factory=list)  # groups of lists of one length, varied together
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: keys that belong together
     random: dict[str, Any] = field(default_factory=dict)  # {count, seed, keys: {key: {distribution: values}}}
     exclude: list[dict[str, Any]] = field(default_factory=list)  # cells that match one of these are left out
     slurm: dict[str, Any] = field(default_factory=dict)  # parameters of submitit
@@ -57,16 +59,19 @@ class Definition:
             raise UserError(f"sweep {self.name}: it has more than {_MAX_CELLS:,} cells; make it smaller")
         if not rows:
             raise UserError(f"sweep {self.name}: `exclude` leaves no cell; correct it")
-        return named_cells(self.name, self.base, rows, zipped=[tuple(group) for group in self.zip])
+        zipped = [tuple(group) for group in self.zip]
+        return named_cells(self.name, self.base, rows, zipped, self.cases)
 
     def _varied(self) -> Iterator[dict[str, Any]]:
         grid = [dict(zip(self.grid, row, strict=True)) for row in itertools.product(*self.grid.values())]
         groups = [
             [dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)] for group in self.zip
         ]
-        for parts in itertools.product(*groups, grid, self._draws()):
+        cases = [{"label": name} for name in self.cases] or [{}]
+        for parts in itertools.product(cases, *groups, grid, self._draws()):
             row = {key: value for part in parts for key, value in part.items()}
-            if not any(_matches(rule, self.base | row) for rule in self.exclude):
+            keys = self.base | self.cases.get(row.get("label", ""), {}) | row
+            if not any(_matches(rule, keys) for rule in self.exclude):
                 yield row
 
     def _draws(self) -> list[dict[str, Any]]:
@@ -109,6 +114,9 @@ def updated(found: Definition, words: Sequence[str], name: str | None = None) ->
             found.base |= NAMED_CONFIGS[word]
             continue
         value = _value(text)
+        if key == "label" and found.cases:
+            found.cases = _chosen_cases(found.cases, value if isinstance(value, list) else [value])
+            continue
         for place in (found.base, found.grid, *found.zip, found.random.get("keys", {})):
             place.pop(key, None)
         found.zip = [group for group in found.zip if group]
@@ -118,6 +126,12 @@ def updated(found: Definition, words: Sequence[str], name: str | None = None) ->
     found.name = name or found.name
     _check(found, "the command line" if not words else " ".join(words))
     return found
+
+
+def _chosen_cases(cases: dict[str, dict[str, Any]], names: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    if unknown := [name for name in names if name not in cases]:
+        raise UserError(f"label={unknown[0]}: no such case; the cases are {one_line(', '.join(cases), 200)}")
+    return {name: cases[name] for name in names}
 
 
 def _check(found: Definition, place: str) -> None:
@@ -141,9 +155,13 @@ def _check(found: Definition, place: str) -> None:
             spec = given if isinstance(given, tuple) else _distribution(place, key, given)
             draws["keys"][key] = spec
         found.random = draws
-    varied = Counter(key for part in (found.grid, *found.zip, found.random.get("keys", {})) for key in part)
+    for name, keys in found.cases.items():
+        if not isinstance(name, str) or not isinstance(keys, dict):
+            raise UserError(f"{place}: cases.{name}: expected keys and values, or {{}}, found {keys!r}")
+    in_cases = {key for keys in found.cases.values() for key in keys} | ({"label"} if found.cases else set())
+    varied = Counter(key for part in (found.grid, *found.zip, found.random.get("keys", {}), in_cases) for key in part)
     if twice := [key for key, number in varied.items() if number > 1]:
-        raise UserError(f"{place}: {twice[0]} is varied twice; leave it in one of grid, zip and random")
+        raise UserError(f"{place}: {twice[0]} is varied twice; leave it in one of grid, zip, cases and random")
     for rule in found.exclude:
         if not isinstance(rule, dict) or not rule:
             raise UserError(f"{place}: exclude: expected keys and values, such as {{num_sites: 32}}, found {rule!r}")

@@ -15,11 +15,19 @@ from scaling_fl.reporting.records import Found
 from scaling_fl.sweep import cells
 from scaling_fl.sweep.cells import Cell
 
-_METRICS = ("validation.accuracy", "validation.macro_f1", "validation.loss", "validation.accuracy.best", "seconds")
+_METRICS = (
+    "validation.accuracy", "validation.macro_f1", "validation.loss", "validation.accuracy.best",
+    "site_test.mean_site.accuracy", "site_test.worst_site.accuracy", "personal.mean_site.accuracy",
+    "personal.worst_site.accuracy", "dp.epsilon_pld", "bytes", "seconds",
+)  # fmt: skip
 _TITLES = {
     "validation.accuracy": "test accuracy",
     "validation.macro_f1": "test macro F1",
     "validation.loss": "test loss",
+    "site_test.mean_site.accuracy": "mean site",
+    "site_test.worst_site.accuracy": "worst site",
+    "personal.mean_site.accuracy": "own models: mean site",
+    "personal.worst_site.accuracy": "own models: worst site",
 }
 
 
@@ -31,7 +39,10 @@ def write(sweep: str, all_cells: Sequence[Cell], folder: Path) -> list[Path]:
         return []
     data = frames.of_records(found)
     varied = list(dict.fromkeys(key for cell in all_cells for key in cell.varied))
-    rows = data.runs.assign(complete=[states[name].status == "complete" for name in data.runs["job"]])
+    spent = data.costs.groupby("job")["bytes"].max()
+    rows = data.runs.assign(
+        bytes=data.runs["job"].map(spent), complete=[states[name].status == "complete" for name in data.runs["job"]]
+    )
     summary = aggregated(rows[rows["complete"]], varied)
     paths = {
         name: folder / name for name in ("cells.csv", "results.csv", "results.parquet", "results.md", "results.tex")

@@ -133,7 +133,7 @@ def test_only_keys_that_leave_the_results_as_they_are_may_change_on_a_resume() -
     resources = {"site_ids", "threads_per_site", "val_batch_size", "max_restarts", "stall_timeout"}
     what_is_kept_or_shown = {
         "checkpoint_every", "keep_checkpoints", "keep_best", "export", "eval_every", "report", "verbosity", "author",
-        "log_gradient_norms", "all", "site",
+        "log_gradient_norms", "all", "site", "label",
     }  # fmt: skip
     compared_by_their_meaning = {"num_rounds", "num_sites", "partition", "iid_split"}
     free = paths | resources | what_is_kept_or_shown | compared_by_their_meaning

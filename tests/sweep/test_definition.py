@@ -148,3 +148,34 @@ def test_a_file_that_is_no_sweep_is_one_error(tmp_path: Path, content: str) -> N
 def test_the_sweeps_of_the_repository_are_valid() -> None:
     for path in (Path(__file__).parent.parent.parent / "sweeps").glob("*.yaml"):
         assert definition.load(path).cells(), path
+
+
+def test_cases_are_named_sets_of_keys(tmp_path: Path) -> None:
+    path = tmp_path / "methods.yaml"
+    path.write_text(
+        "base: {task_name: demo, num_rounds: 3}\n"
+        "cases:\n  FedAvg: {}\n  strong prox: {proximal_mu: 0.5, num_rounds: 4}\n"
+        "grid: {seed: [1, 2]}\nexclude:\n  - {proximal_mu: 0.5, seed: 2}\n"
+    )
+    cells = definition.load(path).cells()
+    assert [(cell.name, cell.config.label, cell.config.proximal_mu, cell.config.num_rounds) for cell in cells] == [
+        ("methods.label-FedAvg.seed-1", "FedAvg", 0.0, 3),
+        ("methods.label-FedAvg.seed-2", "FedAvg", 0.0, 3),
+        ("methods.label-strong_prox.seed-1", "strong prox", 0.5, 4),
+    ]
+    assert [dict(cell.varied) for cell in cells][-1] == {"label": "strong prox", "seed": 1}
+    chosen = definition.updated(definition.load(path), ["label=FedAvg"]).cells()
+    assert [cell.name for cell in chosen] == [cell.name for cell in cells[:2]]
+    with pytest.raises(UserError, match="label=FedYogi: no such case; the cases are FedAvg, strong prox"):
+        definition.updated(definition.load(path), ["label=[FedAvg,FedYogi]"])
+    for wrong, message in (
+        ("cases: {a: 3}", "cases.a: expected keys and values, or {}, found 3"),
+        (
+            "cases: {a: {seed: 1}}\ngrid: {seed: [1, 2]}",
+            "seed is varied twice; leave it in one of grid, zip, cases and random",
+        ),
+        ("cases: {a: {}}\ngrid: {label: [b]}", "label is varied twice"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            definition.load(path)

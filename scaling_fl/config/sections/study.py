@@ -11,6 +11,12 @@ HEADS = ("shared", "independent")
 class StudyKeys:
     """Studies."""
 
+    label: str | None = key(
+        None,
+        "a name for the job's settings in tables and pictures, in the place of the keys that jobs of this name share; sweeps "
+        "set it for `cases`",
+        may_change=True,
+    )
     head_init: str = key(
         "shared",
         "how sites begin round 1: `shared`, with the same new parameters (the classification head); `independent`, each with "
