@@ -20,12 +20,14 @@ def evaluate(
     num_workers: int,
     examples: Examples | None = None,
     on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] | None = None,
+    counted: bool = True,
 ) -> list[BatchMetrics]:
     """Evaluate `params` (size,) on this worker's share of `examples`, by default the test set.
 
     The batches don't depend on the number of workers. Worker w takes batches w, w + num_workers, …, so that together the
     workers evaluate every example once. `on_logits` is called with the indices (B,) and logits (B, C) of each part of
-    a batch. If a batch exceeds the GPU's memory, it and all later ones are split.
+    a batch. If a batch exceeds the GPU's memory, it and all later ones are split. `counted`: whether the progress of the
+    round counts the batches.
     """
     resident.model.load(params)
     resident.model.module.eval()
@@ -54,5 +56,5 @@ def evaluate(
             confusion.index_add_(0, cells, torch.ones_like(cells))
             rest = rest[fitting:]
         pending.append((number, loss_sum, confusion.view(num_labels, num_labels)))
-        resident.on_step()
+        resident.on_step() if counted else resident.on_alive()
     return [BatchMetrics(number, loss.item(), confusion.cpu().numpy()) for number, loss, confusion in pending]

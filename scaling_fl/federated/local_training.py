@@ -25,10 +25,11 @@ def train_steps(
     batches: Iterable[npt.NDArray[np.int64]],
     rates: Sequence[float],
     terms: Sequence[LocalTerm] = (),
+    counted: bool = True,
 ) -> Trained:
     """Train the resident model in place: a step for each batch of indices of examples, with its learning rate of `rates`.
 
-    Dropout follows torch's global generator.
+    Dropout follows torch's global generator. `counted`: whether the progress of the round counts these steps.
     """
     config, model = resident.config, resident.model
     model.module.train()
@@ -59,7 +60,7 @@ def train_steps(
             group["lr"] = rate
         scaler.step(optimiser)
         scaler.update()
-        resident.on_step()
+        resident.on_step() if counted else resident.on_alive()
     return Trained(loss_sum, num_correct)
 
 

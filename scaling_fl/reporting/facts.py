@@ -103,6 +103,8 @@ def _figures(record: Record, frames: Frames, keys: dict[str, Any]) -> Iterator[F
         if of_metric := result.get("validation", {}).get(measure):
             best = f"best: {of_metric['best']:.4f}, round {of_metric['best_round']}" if "best" in of_metric else ""
             yield Figure(title, f"{float(of_metric['last']):.4f}", "; ".join(filter(None, (best, beside[measure]))))
+    yield from _of_sites(result)
+    yield from _privacy(frames, keys)
     yield Figure("rounds", f"{result['round']}", f"of {keys.get('num_rounds')}")
     sizes = [int(shard["examples"]) for shard in record.shards]
     if sizes:
@@ -118,6 +120,25 @@ def _figures(record: Record, frames: Frames, keys: dict[str, Any]) -> Iterator[F
             yield Figure("traffic", _bytes(float(spent["bytes"])), "to and from the sites")
     if parameters := record.info.get("num_parameters"):
         yield Figure("parameters", f"{parameters:,}", _bytes(parameters * 4.0))
+
+
+def _of_sites(result: dict[str, Any]) -> Iterator[Figure]:
+    """Accuracy on the sites' own test rows."""
+    for kind, title in (("site_test", "accuracy on own test rows"), ("personal", "own models on own test rows")):
+        if measures := result.get(kind):
+            last = {name: float(of_metric["last"]) for name, of_metric in measures.items()}
+            spread = f"± {last['std_site.accuracy']:.4f} over sites; worst {last['worst_site.accuracy']:.4f}"
+            yield Figure(title, f"{last['mean_site.accuracy']:.4f}", spread)
+
+
+def _privacy(frames: Frames, keys: dict[str, Any]) -> Iterator[Figure]:
+    for name, by in (("dp.epsilon_pld", "PLD"), ("dp.epsilon_rdp", "RDP")):
+        values = frames.rounds[frames.rounds["metric"] == name]
+        if len(values):
+            spent = values.sort_values("round")["value"].iloc[-1]
+            nobody = "; dp_seed is set: it protects nobody" if keys.get("dp_seed") is not None else ""
+            yield Figure("privacy", f"ε = {spent:.3g}", f"at δ = {keys.get('dp_delta'):g}, by {by}{nobody}")
+            return
 
 
 def _shards(frames: Frames) -> Table:

@@ -281,3 +281,22 @@ def test_wrong_selections_are_refused() -> None:
         selection.select("personal", "(", NAMES, "bert")
     with pytest.raises(UserError, match=r"personal=.: selects all parameters, .* set baseline=local_only"):
         selection.personal_positions(builders.flat_model().layout, ".")
+
+
+@pytest.mark.parametrize(
+    ("keys", "own_steps"),
+    [({}, 0), ({"ditto_lambda": 0.5}, 2), ({"fine_tune_steps": 4}, 2 + 2 * 4), ({"fairness_q": 1.0}, 0)],
+)
+def test_the_progress_counts_local_steps_and_evaluation_batches(
+    alone: Callable[..., Any], tmp_path: Path, keys: dict[str, Any], own_steps: int
+) -> None:
+    """Not what methods train or evaluate beside that, such as Ditto's own models: the console plans without it."""
+    config = Config.from_mapping(KEYS | keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    counted: list[None] = []
+    resident = dataclasses.replace(worker_sites.resident, on_step=lambda: counted.append(None))
+    worker_sites = with_tests(dataclasses.replace(worker_sites, resident=resident), tmp_path)
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
+    local = sum(-(-len(shard) // 4) for shard in SHARDS)
+    batches = 1 + 1  # of the test set, and of all own test rows
+    assert len(counted) == 3 * (local + batches + own_steps) + batches

@@ -41,6 +41,19 @@ def test_the_evaluation_steps_count_every_sites_own_model(baseline: str | None, 
     assert RoundProgress(plan, 1).evaluation_steps == 0
 
 
+def test_the_evaluation_steps_include_the_sites_own_test_rows() -> None:
+    """3 test rows are 2 batches of up to 2. Own rows: 5 + 1 are 3 batches together, 3 + 1 at the sites one by one."""
+
+    def steps(round_: int, **keys: Any) -> int:
+        plan = of({"val_batch_size": 2, **keys}, num_test=3, site_test_sizes=(5, 1))
+        return RoundProgress(plan, round_).evaluation_steps
+
+    assert (steps(0), steps(1)) == (2 + 3, 2 + 3)
+    assert (steps(0, ditto_lambda=0.5), steps(1, ditto_lambda=0.5)) == (2 + 3, 2 + 3 + 4)
+    assert steps(1, fine_tune_steps=10) == 2 + 3 + 4 + 2 * 10
+    assert (steps(0, personal="head"), steps(1, personal="head")) == (2 + 3, 2 * 2 + 4)
+
+
 def test_only_this_nodes_sites_and_batches_count() -> None:
     """Worker 0 has batch 0 and 2 of three, worker 1 batch 1."""
     fields = {"nodes": (0, 1), "num_test": 5, "shard_sizes": (5, 4)}

@@ -113,6 +113,11 @@ def test_the_groups_say_which_models_and_examples_they_measure() -> None:
     assert groups(config={"baseline": "local_only"})[:2] == ["train: sites", "test: sites"]
     assert groups(config={"baseline": "centralised"})[:2] == ["train", "test: global"]
     assert groups(num_held_back=3)[1:3] == ["test: global", "held back"]
+    own = {"site_test_sizes": (3, 2)}
+    assert groups(**own)[1:4] == ["test: global", "own: global", "examples"]
+    assert groups(config={"ditto_lambda": 1.0}, **own)[1:5] == ["test: global", "own: global", "own: sites", "examples"]
+    assert groups(config={"personal": "head"}, **own)[1:4] == ["test: sites", "own: sites", "examples"]
+    assert groups(config={"fine_tune_steps": 3})[1:3] == ["test: global", "examples"]
     row = RoundTable(of(num_held_back=3), 120).row(1, RESULTS)
     assert row.split()[8:10] == ["0.7500", "0.812"]
 

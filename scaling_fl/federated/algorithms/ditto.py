@@ -51,7 +51,8 @@ def begin(start: Start) -> Ditto | None:
     batches = local_batches(config, resident.train, site.shard, start.round, site.number)
     torch.manual_seed(seeding.torch_seed(config.seed, "ditto", start.round, site.number))
     terms = [Proximal(config.ditto_lambda, server)]
-    train_steps(resident, local_optimiser(config, model), batches, step_rates(config, start.round, work.steps), terms)
+    rates = step_rates(config, start.round, work.steps)
+    train_steps(resident, local_optimiser(config, model), batches, rates, terms, counted=False)
     own = model.flat.clone()
     model.load(before)
     return Ditto(own)
