@@ -59,7 +59,8 @@ def job(
 
 def cell(
     folder: Path, name: str, accuracies: Sequence[float], resolved: Mapping[str, Any] | None = None,
-    ending: str | None = "completed", others: Mapping[str, Sequence[float]] | None = None, **keys: Any,
+    ending: str | None = "completed", others: Mapping[str, Sequence[float]] | None = None,
+    shards: Sequence[Mapping[str, Any]] = (), **keys: Any,
 ) -> Path:  # fmt: skip
     """The event file of a job of a sweep: the test accuracy of rounds 0, 1, … and `others`, metrics of rounds 1, 2, …"""
     config = Config(**{"job_name": name, "num_rounds": max(1, len(accuracies) - 1)} | keys)
@@ -67,6 +68,8 @@ def cell(
     start = {"host": "h", "after_round": 0, "environment": {}, "devices": ["cpu"]}
     log = EventLog(folder / f"{name}.jsonl")
     log.append("started", sacred=SACRED, config=config.to_record(), start=start, info={"resolved": resolved})
+    if shards:
+        log.append("shards", shards=list(shards))
     for round_, accuracy in enumerate(accuracies):
         more = {name: values[round_ - 1] for name, values in (others or {}).items() if round_}
         log.append("round", round=round_, metrics={"validation.accuracy": accuracy} | more)

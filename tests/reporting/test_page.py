@@ -104,3 +104,24 @@ def test_a_page_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*report\.html: can't write there"):
         page.write(found, tmp_path / "file" / "report.html")
+
+
+def test_own_test_rows_privacy_and_attackers_are_shown(tmp_path: Path) -> None:
+    of_sites = {"accuracy": 0.6, "mean_site.accuracy": 0.625, "std_site.accuracy": 0.0625, "worst_site.accuracy": 0.5}
+    others = {f"{kind}.{name}": [0.25, value] for kind in ("site_test", "personal") for name, value in of_sites.items()}
+    others |= {
+        "dp.epsilon_pld": [1.5, 2.25],
+        "dp.epsilon_rdp": [1.75, 2.5],
+        "bytes.up": [100, 100],
+        "bytes.down": [50, 50],
+    }
+    path = builders.cell(
+        tmp_path, "own", [0.25, 0.5, 0.5], others=others, dp_delta=1e-3, dp_seed=3, dp_clip=1.0, dp_noise_multiplier=1.0, weighting="uniform", num_sites=2, attack="scale", attackers=1,
+        shards=[{"site": 0, "examples": 3}, {"site": 1, "examples": 5, "attack": "scale"}],
+    )  # fmt: skip
+    text = text_of(rendered(path))
+    assert "accuracy on own test rows 0.6250 ± 0.0625 over sites; worst 0.5000" in text
+    assert "own models on own test rows 0.6250 ± 0.0625 over sites; worst 0.5000" in text
+    assert "privacy ε = 2.25 at δ = 0.001, by PLD; dp_seed is set: it protects nobody" in text
+    assert "traffic 300 bytes to and from the sites" in text
+    assert re.search(r"site examples attacks 0 3 – 1 5 1", text)
