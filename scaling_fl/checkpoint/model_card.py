@@ -19,6 +19,12 @@ _TRAINING = (
     "proximal_mu", "feddyn_alpha", "scaffold", "server_optimiser", "server_learning_rate", "server_momentum",
     "server_nesterov", "server_beta2", "server_tau", "seed", "data_seed",
 )  # fmt: skip
+# Likewise, but named only if they are set.
+_IF_SET = (
+    "trainable", "upload", "topk_share", "download", "fairness_q", "aggregation", "faulty_sites", "krum_sites", "attack",
+    "attackers", "attack_strength", "personal", "ditto_lambda", "dp_clip", "dp_noise_multiplier", "dp_epsilon", "dp_delta",
+    "dp_clip_quantile", "sampling",
+)  # fmt: skip
 _RESULTS = ("validation.", "held_back.")
 
 
@@ -47,6 +53,9 @@ def model_card(
     training: list[tuple[str, Any]] = [("sites", num_sites)] if num_sites is not None else []
     training.append(("rounds", round_))
     training += [(key, value) for key in _TRAINING if (value := getattr(config, key)) is not None]
+    training += [(key, value) for key in _IF_SET if (value := getattr(config, key)) != getattr(Config, key)]
+    if config.dp_clip is not None:  # who took part follows from it
+        training.remove(("seed", config.seed))
     measured = [(name, value) for name, value in sorted(results.items()) if name.startswith(_RESULTS)]
     sections = [
         f"---\n{data.to_yaml()}\n---",

@@ -35,7 +35,8 @@ def export(send: Send, typed: Config) -> None:
         names = loading.input_names(loaded.module, paired)
         save_tokenizer(loaded.tokenizer, Path(prepared), config.max_seq_len, names)
         num_sites = None if config.partition == "column" else config.all_sites
-        names_of_labels, results = header["label_names"], header["metrics"]
+        names_of_labels = header["label_names"]
+        results = header["metrics"] if config.site is None else {}  # they are another model's
         card = model_card(config, names_of_labels, num_sites, checkpoint.round, results, padding.min_length)
         name = f"model-round-{checkpoint.round:06d}"
         if config.site is not None:

@@ -14,11 +14,13 @@ def check_config(config: Config, before: Mapping[str, Any]) -> None:
 
     `before` is the configuration that the job started with. Raises `UserError` naming each key with both values.
     """
-    now = config.to_mapping()
+    now, defaults = config.to_mapping(), Config().to_mapping()
     changed = [
-        f"{field.name} was {before[field.name]!r}, is now {now[field.name]!r}"
+        f"{field.name} was {was!r}, is now {now[field.name]!r}"
         for field in dataclasses.fields(config)
-        if not field.metadata["may_change"] and field.name in before and before[field.name] != now[field.name]
+        if not field.metadata["may_change"]
+        # A version that didn't know the key did what the default does.
+        and (was := before.get(field.name, defaults[field.name])) != now[field.name]
     ]
     partition, was = chosen_partition(now), chosen_partition(before)
     if partition != was:

@@ -24,16 +24,18 @@ _PLAIN: dict[str, dict[str, Any]] = {
     },
     "fairness_q": {"optimiser": "sgd", "fednova": False, "scaffold": None, "feddyn_alpha": 0.0},
     "dp_clip": {
-        "fednova": False, "scaffold": None, "fairness_q": 0.0, "personal": None, "aggregation": "mean", "exact_sum": True,
+        "fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0, "personal": None, "aggregation": "mean",
+        "exact_sum": True,
     },
     "secure_aggregation": {
-        "fednova": False, "fairness_q": 0.0, "dp_clip": None, "aggregation": "mean", "exact_sum": True, "upload": "fp32",
+        "fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0, "dp_clip": None, "aggregation": "mean", "exact_sum": True, "upload": "fp32",
     },
     "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
 }  # fmt: skip
 _OF_PRIVACY = (
     "dp_noise_multiplier", "dp_epsilon", "dp_delta", "dp_clip_quantile", "dp_clip_rate", "dp_count_noise", "dp_seed",
 )  # fmt: skip
+_MOST_SECURE = 64  # sites: the simulation draws and shares a secret for each pair of them
 # Keys of federated training, which no baseline has.
 _FEDERATED = (
     "scaffold", "feddyn_alpha", "fednova", "fairness_q", "proximal_mu", "local_epochs_range", "weighting", "aggregation",
@@ -151,11 +153,18 @@ def _check_own(config: "Config") -> None:
             f"head_init=independent trainable={config.trainable}: each site would have another head, which may never be "
             "averaged; set trainable=all or head, or head_init=shared"
         )
-    if config.personal is not None and config.attack == "gaussian":
+    if config.personal is not None and config.attack not in (None, "label_flip"):
         raise UserError(
-            f"personal={config.personal} attack=gaussian: noise would reach parameters that don't travel; choose another "
-            "attack, or leave out personal"
+            f"personal={config.personal} attack={config.attack}: it would reach parameters that don't travel; set "
+            "attack=label_flip, or leave out personal"
         )
+    if config.ditto_lambda > 0 and config.site_test is None:
+        raise UserError(
+            f"ditto_lambda={config.ditto_lambda:g}: own models are evaluated on each site's own test rows, and there are "
+            "none; set site_test=held_back as well"
+        )
+    if config.sampling == "poisson" and config.baseline is not None:
+        raise UserError(f"sampling=poisson: not for baseline={config.baseline}; leave one of them out")
 
 
 def _check_privacy(config: "Config") -> None:
@@ -200,6 +209,11 @@ def check_cohort(config: "Config", num_sites: int, per_round: int) -> None:
     """Raise `UserError` if a job has too few sites for its keys. `per_round`: sites that train in a round."""
     if config.attackers is not None and config.attackers > num_sites:
         raise UserError(f"attackers={config.attackers}: there are {num_sites} sites; lower it")
+    if config.secure_aggregation and not (config.secure_threshold or 1) <= per_round <= _MOST_SECURE:
+        raise UserError(
+            f"secure_aggregation=True: {per_round} sites in a round; expected {config.secure_threshold or 1} (secure_threshold) "
+            f"to {_MOST_SECURE}, since each pair of sites has a mask; change the number of sites"
+        )
     if config.faulty_sites is None:
         return
     least = 2 * config.faulty_sites + (3 if config.aggregation == "krum" else 1)

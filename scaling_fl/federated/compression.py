@@ -17,14 +17,14 @@ from scaling_fl.models.selection import personal_positions
 
 BLOCK = 256  # values that share a scale: 1.6 % more bytes
 _LEVELS = 127
-_CHUNK = 2**18 * BLOCK  # values that are rounded at a time, so that random numbers take little memory
+_CHUNK = 2**12 * BLOCK  # values that are rounded at a time, so that random numbers take little memory
 
 
-def compress(kind: str, values: torch.Tensor, seed: int, topk_share: float = 1.0) -> None:
-    """Replace `values` (n,) float32 in place by what a receiver gets. `seed` drives the rounding."""
+def compress(kind: str, values: torch.Tensor, seed: int, num_kept: int = 0) -> None:
+    """Replace `values` (n,) float32 in place by what a receiver gets. `seed` drives the rounding; `num_kept`: for topk."""
     generator = torch.Generator(values.device).manual_seed(seed)
     if kind == "topk":
-        kept = values.abs().topk(_num_kept(len(values), topk_share)).indices
+        kept = values.abs().topk(num_kept).indices
         chosen = values[kept]
         values.zero_()
         values[kept] = chosen
@@ -55,7 +55,7 @@ def num_bytes(kind: str, count: int, topk_share: float = 1.0) -> int:
         case "int8":
             return count + 4 * -(-count // BLOCK)
         case "topk":
-            return 8 * _num_kept(count, topk_share)
+            return 8 * num_kept(count, topk_share)
     return 4 * count
 
 
@@ -67,10 +67,8 @@ def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1) -> t
     """
     if config.baseline is not None:
         return 0, 0
-    trained = sum(math.prod(entry.shape) for entry in layout.entries if entry.start < layout.trained)
-    others = sum(math.prod(entry.shape) for entry in layout.entries) - trained + extra
-    if config.personal is not None:
-        trained -= len(personal_positions(layout, config.personal))
+    trained = num_travelling(config, layout)
+    others = sum(math.prod(entry.shape) for entry in layout.entries if entry.start >= layout.trained) + extra
     down = num_bytes(config.download, trained) + 4 * others
     up = num_bytes(config.upload, trained, config.topk_share) + 4 * others
     if config.secure_aggregation:
@@ -79,5 +77,12 @@ def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1) -> t
     return down, up
 
 
-def _num_kept(count: int, share: float) -> int:
+def num_travelling(config: Config, layout: Layout) -> int:
+    """The trained values that travel: without personal ones, and without gaps between tensors."""
+    trained = sum(math.prod(entry.shape) for entry in layout.entries if entry.start < layout.trained)
+    return trained - (len(personal_positions(layout, config.personal)) if config.personal is not None else 0)
+
+
+def num_kept(count: int, share: float) -> int:
+    """The values that topk keeps of `count`."""
     return max(1, round(share * count))

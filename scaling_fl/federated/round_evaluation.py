@@ -33,7 +33,7 @@ def _on_own_rows(worker_sites: WorkerSites, collectives: Collectives, state: Ser
     if tests is None:
         return results
     each = len(worker_sites.shards.sizes) <= metrics.MAX_SITES_WITH_METRICS
-    if config.has_global_model or state.round == 0:
+    if config.has_global_model:
         of_sites = site_evaluation.of_global_model(worker_sites, tests, collectives, state.params)
         results |= metrics.over_sites("site_test", of_sites, each)
     if config.has_own_models and state.round > 0:

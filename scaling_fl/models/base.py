@@ -3,6 +3,7 @@
 Workers map them from one file of the job's work folder: on the CPU, all workers of a machine share its pages.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from scaling_fl.models.selection import select
 _FILE = "base.safetensors"
 
 
-def freeze(module: Any, trainable: str) -> None:
-    """Make all parameters but those that `trainable` selects the base of `module`. Raises `UserError` if it selects none."""
+def freeze(module: Any, trainable: str, new_parameters: Collection[str] = ()) -> None:
+    """Freeze all parameters but those that `trainable` selects. Raises `UserError` if it selects none.
+
+    They become the base of `module`, but for `new_parameters`: no pre-trained weights have these, so checkpoints must.
+    """
     if trainable == "all":
         return
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     chosen = set(select("trainable", trainable, list(parameters), module.base_model_prefix))
-    module.base_names = frozenset(parameters.keys() - chosen)  # models/flat_parameters.py leaves them out
-    for name in module.base_names:
+    frozen = parameters.keys() - chosen
+    for name in frozen:
         parameters[name].requires_grad_(False)
+    everything_new = list(new_parameters) == ["all"]  # model=tiny
+    module.base_names = frozenset() if everything_new else frozenset(frozen - set(new_parameters))
 
 
 def arrays(module: Any) -> dict[str, npt.NDArray[np.generic]]:
@@ -39,9 +45,9 @@ def write(folder: Path, module: Any) -> None:
     safetensors.torch.save_file(tensors, folder / _FILE)
 
 
-def attach(folder: Path, module: Any, trainable: str) -> None:
+def attach(folder: Path, module: Any, trainable: str, new_parameters: Collection[str] = ()) -> None:
     """Freeze the base of `module`, which `rebuild_model` built, and give it the values that `write` wrote."""
-    freeze(module, trainable)
+    freeze(module, trainable, new_parameters)
     if trainable != "all":
         parameters = dict(module.named_parameters())
         for name, tensor in safetensors.torch.load_file(folder / _FILE).items():

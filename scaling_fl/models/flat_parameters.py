@@ -33,6 +33,7 @@ class Layout:
         frozen: dict[str, torch.Tensor] = {
             name: p for name, p in module.named_parameters() if not p.requires_grad and name not in base
         }
+        self.fixed = frozenset(frozen)  # frozen parameters in the buffer: no site ever changes them
         frozen |= {name: b for name, b in buffers.items() if b.is_floating_point()}
 
         self.base_prefix: str = getattr(

@@ -132,10 +132,11 @@ def _of_sites(result: dict[str, Any]) -> Iterator[Figure]:
 
 
 def _privacy(frames: Frames, keys: dict[str, Any]) -> Iterator[Figure]:
-    for name, by in (("dp.epsilon_pld", "PLD"), ("dp.epsilon_rdp", "RDP")):
-        values = frames.rounds[frames.rounds["metric"] == name]
+    last = frames.rounds["round"].max()
+    for name, by in (("dp.epsilon_pld", "PLD"), ("dp.epsilon_rdp", "RDP")):  # a large ε has no PLD
+        values = frames.rounds[(frames.rounds["metric"] == name) & (frames.rounds["round"] == last)]
         if len(values):
-            spent = values.sort_values("round")["value"].iloc[-1]
+            spent = values["value"].iloc[-1]
             nobody = "; dp_seed is set: it protects nobody" if keys.get("dp_seed") is not None else ""
             yield Figure("privacy", f"ε = {spent:.3g}", f"at δ = {keys.get('dp_delta'):g}, by {by}{nobody}")
             return

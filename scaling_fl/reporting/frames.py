@@ -78,6 +78,9 @@ def _run(record: Record) -> dict[str, Any]:
             for which, value in of_metric.items():
                 suffix = "" if which == "last" else f".{which}"
                 metrics[f"{kind}.{measure}{suffix}"] = float(value) if which == "last" else value
+    for name, points in record.metrics.items():
+        if name.startswith("dp.epsilon") and result["round"] in points:
+            metrics[name] = points[result["round"]][0]
     keys = record.config | record.info.get("resolved", {})
     order = [*Config().to_mapping(), *keys]  # of the documentation, then keys of other versions
     return {
@@ -161,8 +164,8 @@ def _costs(job: str, record: Record) -> list[dict[str, Any]]:
         spent["local_steps"] += sum(site.steps for site in sites)
         spent["examples"] += sum(site.examples for site in sites)
         spent["seconds"] += seconds[round_]
-        if "bytes.up" in record.metrics:
-            spent["bytes"] += sum(record.metrics[name].get(round_, (0.0,))[0] for name in ("bytes.up", "bytes.down"))
+        if round_ in record.metrics.get("bytes.up", ()):
+            spent["bytes"] += sum(record.metrics[name][round_][0] for name in ("bytes.up", "bytes.down"))
         elif sites and config.baseline is None:
             spent["bytes"] += 2 * len(sites) * model
         rows.append({"job": job, "round": round_} | spent)

@@ -62,7 +62,7 @@ def named_cells(
 ) -> list[Cell]:
     """A cell for each row of varied keys. Of keys that vary together, the first names the cell if it suffices.
 
-    `cases`: further keys of the rows, by their `label`.
+    `cases`: further keys of the rows, by their `case`.
     """
     unnamed = {key for group in zipped for key in group[1:]}
     names = [_job_name(sweep, {key: value for key, value in row.items() if key not in unnamed}) for row in rows]
@@ -72,9 +72,10 @@ def named_cells(
         if counts[name] > 1 or len(name) > _MAX_NAME:
             digest = hashlib.sha256(repr(sorted(row.items(), key=lambda item: item[0])).encode()).hexdigest()[:8]
             name = f"{name[: _MAX_NAME - 9]}-{digest}"
-        keys = {"job_name": name, **base, **cases.get(row.get("label", ""), {}), **row}
+        of_case = cases.get(row.get("case", ""), {})
+        keys = {"job_name": name, **base, **of_case, **row}
         for key in ("job_name", "checkpoint", "csv_path"):
-            if key in base or key in row:
+            if any(key in given for given in (base, of_case, row)):
                 raise UserError(f"{key}: a sweep sets or doesn't use it; leave it out")
         try:
             config = Config.from_mapping(keys).named(name)

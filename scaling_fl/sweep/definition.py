@@ -67,10 +67,10 @@ class Definition:
         groups = [
             [dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)] for group in self.zip
         ]
-        cases = [{"label": name} for name in self.cases] or [{}]
+        cases = [{"case": name} for name in self.cases] or [{}]
         for parts in itertools.product(cases, *groups, grid, self._draws()):
             row = {key: value for part in parts for key, value in part.items()}
-            keys = self.base | self.cases.get(row.get("label", ""), {}) | row
+            keys = self.base | self.cases.get(row.get("case", ""), {}) | row
             if not any(_matches(rule, keys) for rule in self.exclude):
                 yield row
 
@@ -114,9 +114,11 @@ def updated(found: Definition, words: Sequence[str], name: str | None = None) ->
             found.base |= NAMED_CONFIGS[word]
             continue
         value = _value(text)
-        if key == "label" and found.cases:
+        if key == "case" and found.cases:
             found.cases = _chosen_cases(found.cases, value if isinstance(value, list) else [value])
             continue
+        if setting := [name for name, keys in found.cases.items() if key in keys]:
+            raise UserError(f"{word}: case {setting[0]} sets {key} itself; leave it out, or change the file")
         for place in (found.base, found.grid, *found.zip, found.random.get("keys", {})):
             place.pop(key, None)
         found.zip = [group for group in found.zip if group]
@@ -130,7 +132,7 @@ def updated(found: Definition, words: Sequence[str], name: str | None = None) ->
 
 def _chosen_cases(cases: dict[str, dict[str, Any]], names: Sequence[Any]) -> dict[str, dict[str, Any]]:
     if unknown := [name for name in names if name not in cases]:
-        raise UserError(f"label={unknown[0]}: no such case; the cases are {one_line(', '.join(cases), 200)}")
+        raise UserError(f"case={unknown[0]}: no such case; the cases are {one_line(', '.join(cases), 200)}")
     return {name: cases[name] for name in names}
 
 
@@ -158,7 +160,7 @@ def _check(found: Definition, place: str) -> None:
     for name, keys in found.cases.items():
         if not isinstance(name, str) or not isinstance(keys, dict):
             raise UserError(f"{place}: cases.{name}: expected keys and values, or {{}}, found {keys!r}")
-    in_cases = {key for keys in found.cases.values() for key in keys} | ({"label"} if found.cases else set())
+    in_cases = {key for keys in found.cases.values() for key in keys} | ({"case"} if found.cases else set())
     varied = Counter(key for part in (found.grid, *found.zip, found.random.get("keys", {}), in_cases) for key in part)
     if twice := [key for key, number in varied.items() if number > 1]:
         raise UserError(f"{place}: {twice[0]} is varied twice; leave it in one of grid, zip, cases and random")

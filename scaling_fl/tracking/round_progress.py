@@ -119,7 +119,7 @@ def _evaluation_here(plan: Plan, round_: int) -> int:
     here = [site for rank in plan.ranks_here for site in everyone[rank]]
     steps = 0
     if config.has_global_model or round_ == 0:
-        shared = [*sets, _batches(config, sum(own))]
+        shared = [*sets, *([_batches(config, sum(own))] if config.has_global_model else [])]
         steps += sum(len(range(rank, batches, num_workers)) for rank in plan.ranks_here for batches in shared)
     else:
         steps += len(here) * sum(sets)

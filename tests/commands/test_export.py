@@ -114,7 +114,11 @@ def _same(folder: Path, module: Any) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "kept"),
-    [({"personal": "head"}, "personal"), ({"ditto_lambda": 0.5}, "ditto"), ({"baseline": "local_only"}, "params")],
+    [
+        ({"personal": "head"}, "personal"),
+        ({"ditto_lambda": 0.5, "site_test": "held_back"}, "ditto"),
+        ({"baseline": "local_only"}, "params"),
+    ],
 )
 def test_the_own_model_of_a_site_is_exported_on_request(
     small_config: Config, tmp_path: Path, keys: dict[str, Any], kept: str

@@ -132,7 +132,7 @@ DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e
         ({"personal": "head", "ditto_lambda": 1}, "personal=head ditto_lambda=1.0: .*; set ditto_lambda=0.0"),
         (
             {"personal": "head", "attack": "gaussian", "attackers": 1},
-            "personal=head attack=gaussian: noise would reach",
+            "personal=head attack=gaussian: it would reach .*; set attack=label_flip",
         ),
         ({"personal": "head", "baseline": "local_only"}, "personal=head: .* baseline=local_only replaces"),
         (
@@ -140,7 +140,10 @@ DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e
             "export=best: personal=head has no global",
         ),
         ({"ditto_lambda": -1}, "ditto_lambda=-1.*: expected a number, 0 or more"),
-        ({"ditto_lambda": 1, "baseline": "centralised"}, "ditto_lambda=1.0: .* baseline=centralised replaces"),
+        (
+            {"ditto_lambda": 1, "site_test": "held_back", "baseline": "centralised"},
+            "ditto_lambda=1.0: .* baseline=centralised replaces",
+        ),
         (
             {"trainable": "layer", "head_init": "independent"},
             "head_init=independent trainable=layer: .*; set trainable=all",
@@ -173,7 +176,17 @@ DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e
             {"secure_aggregation": True, "secure_dropout": 1.0},
             "secure_dropout=1.0: expected a number from 0 to below 1",
         ),
-        (DP | {"dp_epsilon": 200.0}, "dp_epsilon=200.0: expected a number above 0, up to 100"),
+        (DP | {"dp_epsilon": 51.0}, "dp_epsilon=51.0: expected a number above 0, up to 50"),
+        (DP | {"feddyn_alpha": 0.1}, "feddyn_alpha=0.1"),
+        (
+            {"secure_aggregation": True, "weighting": "uniform", "feddyn_alpha": 0.1},
+            "secure_aggregation=True feddyn_alpha",
+        ),
+        ({"ditto_lambda": 0.5}, "ditto_lambda=0.5: own models are evaluated on .*; set site_test=held_back as well"),
+        (
+            {"sampling": "poisson", "participation": 0.5, "baseline": "centralised"},
+            "sampling=poisson: not for baseline=centralised; leave one of them out",
+        ),
         ({"sampling": "poisson"}, "sampling='poisson': all sites take part in every round; set sites_per_round"),
         ({"attack_strength": 2}, "attack_strength=2: belongs to attack=sign_flip, gaussian or scale; leave it out"),
     ],
@@ -240,3 +253,11 @@ def test_no_more_sites_attack_than_there_are() -> None:
     check_cohort(config, 5, 1)
     with pytest.raises(UserError, match="attackers=5: there are 4 sites; lower it"):
         check_cohort(config, 4, 4)
+
+
+def test_secure_aggregation_has_a_number_of_sites() -> None:
+    config = Config.from_mapping({"secure_aggregation": True, "secure_threshold": 5})
+    check_cohort(config, 100, 64)
+    for wrong in (4, 65):
+        with pytest.raises(UserError, match=rf"secure_aggregation=True: {wrong} sites in a round; expected 5 .* to 64"):
+            check_cohort(config, 100, wrong)

@@ -133,11 +133,18 @@ def test_only_keys_that_leave_the_results_as_they_are_may_change_on_a_resume() -
     resources = {"site_ids", "threads_per_site", "val_batch_size", "max_restarts", "stall_timeout"}
     what_is_kept_or_shown = {
         "checkpoint_every", "keep_checkpoints", "keep_best", "export", "eval_every", "report", "verbosity", "author",
-        "log_gradient_norms", "all", "site", "label",
+        "log_gradient_norms", "all", "site", "case", "secure_threshold",
     }  # fmt: skip
     compared_by_their_meaning = {"num_rounds", "num_sites", "partition", "iid_split"}
     free = paths | resources | what_is_kept_or_shown | compared_by_their_meaning
     assert {field.name for field in dataclasses.fields(Config) if field.metadata["may_change"]} == free
+
+
+def test_a_key_that_an_earlier_version_lacked_had_its_default() -> None:
+    before = {key: value for key, value in Config().to_mapping().items() if key not in ("dp_clip", "site_test")}
+    compatibility.check_config(Config(), before)
+    with pytest.raises(UserError, match=r"site_test was None, is now 'held_back'"):
+        compatibility.check_config(Config(site_test="held_back"), before)
 
 
 def test_a_resume_may_set_the_same_partition_by_another_key_but_not_another_partition() -> None:

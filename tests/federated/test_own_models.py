@@ -13,7 +13,7 @@ import torch
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.errors import UserError
+from scaling_fl.errors import JobFailed, UserError
 from scaling_fl.federated import cohort, compression, metrics, rounds
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.metrics import SiteMetrics
@@ -101,6 +101,7 @@ def test_the_global_model_is_evaluated_on_each_sites_own_rows(alone: Callable[..
     config = Config.from_mapping(KEYS | {"val_batch_size": 4})
     worker_sites, state, seen = run(alone, tmp_path, config, builders.bert())
     assert len(seen) == 4, "the start is evaluated, too"
+    assert "site_test.loss" in seen[0]
     resident = worker_sites.resident
     resident.model.load(state.params)
     check_measured(seen[-1], "site_test", resident, [resident.model.module] * 3)
@@ -300,3 +301,11 @@ def test_the_progress_counts_local_steps_and_evaluation_batches(
     local = sum(-(-len(shard) // 4) for shard in SHARDS)
     batches = 1 + 1  # of the test set, and of all own test rows
     assert len(counted) == 3 * (local + batches + own_steps) + batches
+
+
+def test_a_model_of_dittos_that_diverges_stops_the_job(alone: Callable[..., Any]) -> None:
+    """λ times the learning rate above 2: the pull overshoots further and further, at first in this model alone."""
+    config = Config.from_mapping(KEYS | {"ditto_lambda": 1e30, "site_ids": [-1]})
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    with pytest.raises(JobFailed, match=r"the parameters of site . are no longer finite"):
+        rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)

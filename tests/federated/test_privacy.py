@@ -63,24 +63,34 @@ def test_the_private_mean_is_algorithm_1_of_mcmahan_et_al_2018(alone: Callable[.
         assert len(chosen) != expected_sites
     clipped = sum(values[site] * min(1, 2 / ((site + 1) / 2)) for site in chosen)
     of_noise = seeding.generator(5, "dp noise", 1).standard_normal(len(found)) * 0.7 * 2
-    np.testing.assert_allclose(found.numpy(), (clipped + of_noise) / expected_sites, rtol=1e-4, atol=1e-5)
+    views = builders.flat_model().layout.views
+    wanted = views(torch.from_numpy((clipped + of_noise) / expected_sites))
+    for name, value in views(found).items():
+        np.testing.assert_allclose(value.numpy(), wanted[name].numpy(), rtol=1e-4, atol=1e-5)
     assert combination.results["dp.clip"] == 2
 
 
 def test_the_clip_follows_a_quantile_as_in_andrew_et_al_2021(alone: Callable[..., Any]) -> None:
-    """Four of seven deltas are no longer than 2.1: b = (4 + noise) / 7, and the noise of the deltas is z_Δ."""
+    """Four of seven deltas are no longer than 2.1: b = ½ + (4 × ½ − 3 × ½ + noise) / 7; the noise of the deltas is z_Δ.
+
+    A site changes that sum by ½ at most, which the 2 in (2 σ_b)⁻² stands for.
+    """
     config = Config.from_mapping(
         KEYS | {"dp_clip": 2.1, "dp_clip_quantile": 0.3, "dp_count_noise": 1.5, "dp_clip_rate": 0.4}
     )
     _, found, state = combine(alone, config, builders.bert())
     size = len(state.params)
     draws = seeding.generator(5, "dp noise", 1).standard_normal(size + 16)
-    b = (4 + 1.5 * draws[size]) / 7
+    b = 0.5 + (4 * 0.5 - 3 * 0.5 + 1.5 * draws[size]) / 7
     assert found[size].item() == pytest.approx(0.4 * (b - 0.3), rel=1e-4)
     assert not found[size + 1 :].any()
     z_delta = (0.7**-2 - 3.0**-2) ** -0.5
     clipped = sum(deltas(size)[site].astype(np.float64) * min(1, 4.2 / (site + 1)) for site in range(7))
-    np.testing.assert_allclose(found[:size].numpy(), (clipped + draws[:size] * z_delta * 2.1) / 7, rtol=1e-4, atol=1e-5)
+    layout = builders.flat_model().layout
+    views = layout.views(found[:size])
+    expected = layout.views(torch.from_numpy((clipped + draws[:size] * z_delta * 2.1) / 7))
+    for name, value in views.items():
+        np.testing.assert_allclose(value.numpy(), expected[name].numpy(), rtol=1e-4, atol=1e-5)
     SGD().step(state, found, slice(0, len(found)))
     assert private.current_clip(config, state) == pytest.approx(2.1 * math.exp(-0.4 * (b - 0.3)), rel=1e-4)
 
@@ -139,7 +149,8 @@ def test_a_round_without_sites_is_noise(alone: Callable[..., Any]) -> None:
     worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
     before, seen = state.params.clone(), list[dict[str, float]]()
     rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
-    moved = (before - state.params).double()
+    layout = worker_sites.resident.model.layout
+    moved = torch.cat([view.flatten() for view in layout.views(before - state.params).values()]).double()
     assert moved.std().item() == pytest.approx(0.7 * 2 / 0.7, rel=0.05)
     assert "train.loss" not in seen[-1]
     assert seen[-1]["dp.epsilon_rdp"] > 0
@@ -209,8 +220,10 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert 3.9 < spent <= 4.0
     said = guarantee.notes(config, 7, z)
     assert f"after all 20 rounds ε = {spent:.3g} (PLD; " in said[0]
-    assert said[1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
+    assert said[-1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
     assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
+    public = guarantee.notes(dataclasses.replace(config, dp_seed=None, seed=Config.seed), 7, z)
+    assert "is the default, which everyone knows" in public[1]
     assert guarantee.noise_multiplier(Config(), 7) is None
     assert guarantee.notes(Config(), 7, None) == []
     assert "simulates the protocol" in guarantee.notes(Config(secure_aggregation=True), 7, None)[0]
@@ -255,3 +268,42 @@ def test_the_systems_noise_is_normal_and_never_the_same(monkeypatch: pytest.Monk
     assert torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 3))
     assert not torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 4))
     assert len(noise.gaussian(1, None, 1)) == 1
+
+
+def test_no_noise_reaches_what_no_site_changes(alone: Callable[..., Any]) -> None:
+    """Frozen parameters, and the gaps between tensors, which are no part of a checkpoint."""
+    module = builders.bert()
+    module.bert.embeddings.requires_grad_(False)
+    config = Config.from_mapping(KEYS)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    layout = worker_sites.resident.model.layout
+    combination: Any = private.begin(worker_sites, collectives, state, 1)
+    for site in range(7):
+        combination.add(site, torch.zeros(len(state.row)))
+    found = torch.cat([delta.clone() for _, delta in combination.combined()])
+    views = layout.views(found)
+    frozen = {name for name in views if name.startswith("bert.embeddings")}
+    assert frozen
+    for name, view in views.items():
+        assert bool(view.any()) == (name not in frozen), name
+        view.zero_()
+    assert not found.any(), "nothing is left in the gaps"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"fairness_q": 1.0, "optimiser": "sgd"}, {"aggregation": "geometric_median"}, {"secure_aggregation": True},
+        {"fednova": True, "optimiser": "sgd"},
+    ],
+)  # fmt: skip
+def test_a_round_in_which_nobody_takes_part_changes_nothing(alone: Callable[..., Any], keys: dict[str, Any]) -> None:
+    seed = next(seed for seed in range(100) if seeding.generator(seed, "cohort", 1).random(7).min() > 0.1)
+    config = Config.from_mapping(
+        {"num_sites": 7, "site_ids": [-1], "sampling": "poisson", "participation": 0.1, "seed": seed, "num_rounds": 1}
+        | keys
+    )
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    before = state.params.clone()
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
+    assert torch.equal(state.params, before)

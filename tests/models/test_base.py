@@ -114,3 +114,20 @@ def test_another_base_is_another_model(small_config: Config, tmp_path: Path) -> 
     safetensors.torch.save_file(weights, path, {"format": "pt"})
     with pytest.raises(UserError, match="digest of the weights was"):
         train(dataclasses.replace(config, num_rounds=2), tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("new", "in_buffer"),
+    [(["all"], {"bert.pooler.dense.weight", "classifier.weight"}), (["bert.pooler.dense.weight", "classifier.weight"], {"bert.pooler.dense.weight"})],
+)  # fmt: skip
+def test_new_parameters_that_are_frozen_stay_in_checkpoints(new: list[str], in_buffer: set[str]) -> None:
+    """No pre-trained weights have them, so nothing else could give them back."""
+    module = builders.bert()
+    base.freeze(module, "classifier", new)
+    layout = Layout(module)
+    assert in_buffer <= names(module)
+    assert {entry.name for entry in layout.entries if entry.start < layout.trained} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert layout.fixed >= in_buffer - {"classifier.weight"}

@@ -129,17 +129,17 @@ def test_the_number_of_sites_stands_for_keys_in_lock_step_with_it(tmp_path: Path
     assert sweep.keys == {"num_sites": [1, 2, 4]}
 
 
-def test_a_label_stands_for_the_keys_that_follow_from_it(tmp_path: Path) -> None:
+def test_a_case_stands_for_the_keys_that_follow_from_it(tmp_path: Path) -> None:
     """Even for two cases that differ in one key, and beside a key that varies within each case."""
-    prox = {"label": "FedProx", "proximal_mu": 0.5, "batch_size": 3}
+    prox = {"case": "FedProx", "proximal_mu": 0.5, "batch_size": 3}
     found = builders.sweep(
         tmp_path,
-        *(keys | {"num_sites": sites} for keys in ({"label": "FedAvg"}, prox) for sites in (2, 4)),
+        *(keys | {"num_sites": sites} for keys in ({"case": "FedAvg"}, prox) for sites in (2, 4)),
     )
-    assert differences.differing_keys(found.runs) == ["label", "num_sites"]
+    assert differences.differing_keys(found.runs) == ["case", "num_sites"]
     sweep = groups.find(found)
     assert sweep is not None
-    assert sweep.keys == {"label": ["FedAvg", "FedProx"], "num_sites": [2, 4]}
+    assert sweep.keys == {"case": ["FedAvg", "FedProx"], "num_sites": [2, 4]}
     (tmp_path / "other").mkdir()
-    without = builders.sweep(tmp_path / "other", {"label": "FedAvg"}, {"proximal_mu": 0.5})
-    assert set(differences.differing_keys(without.runs)) == {"label", "proximal_mu"}, "not every job has a label"
+    without = builders.sweep(tmp_path / "other", {"case": "FedAvg"}, {"proximal_mu": 0.5})
+    assert set(differences.differing_keys(without.runs)) == {"case", "proximal_mu"}, "not every job is of a case"

@@ -158,23 +158,25 @@ def test_cases_are_named_sets_of_keys(tmp_path: Path) -> None:
         "grid: {seed: [1, 2]}\nexclude:\n  - {proximal_mu: 0.5, seed: 2}\n"
     )
     cells = definition.load(path).cells()
-    assert [(cell.name, cell.config.label, cell.config.proximal_mu, cell.config.num_rounds) for cell in cells] == [
-        ("methods.label-FedAvg.seed-1", "FedAvg", 0.0, 3),
-        ("methods.label-FedAvg.seed-2", "FedAvg", 0.0, 3),
-        ("methods.label-strong_prox.seed-1", "strong prox", 0.5, 4),
+    assert [(cell.name, cell.config.case, cell.config.proximal_mu, cell.config.num_rounds) for cell in cells] == [
+        ("methods.case-FedAvg.seed-1", "FedAvg", 0.0, 3),
+        ("methods.case-FedAvg.seed-2", "FedAvg", 0.0, 3),
+        ("methods.case-strong_prox.seed-1", "strong prox", 0.5, 4),
     ]
-    assert [dict(cell.varied) for cell in cells][-1] == {"label": "strong prox", "seed": 1}
-    chosen = definition.updated(definition.load(path), ["label=FedAvg"]).cells()
+    assert [dict(cell.varied) for cell in cells][-1] == {"case": "strong prox", "seed": 1}
+    chosen = definition.updated(definition.load(path), ["case=FedAvg"]).cells()
     assert [cell.name for cell in chosen] == [cell.name for cell in cells[:2]]
-    with pytest.raises(UserError, match="label=FedYogi: no such case; the cases are FedAvg, strong prox"):
-        definition.updated(definition.load(path), ["label=[FedAvg,FedYogi]"])
+    with pytest.raises(UserError, match="case=FedYogi: no such case; the cases are FedAvg, strong prox"):
+        definition.updated(definition.load(path), ["case=[FedAvg,FedYogi]"])
+    with pytest.raises(UserError, match="proximal_mu=1: case strong prox sets proximal_mu itself; leave it out"):
+        definition.updated(definition.load(path), ["proximal_mu=1"])
     for wrong, message in (
         ("cases: {a: 3}", "cases.a: expected keys and values, or {}, found 3"),
         (
             "cases: {a: {seed: 1}}\ngrid: {seed: [1, 2]}",
             "seed is varied twice; leave it in one of grid, zip, cases and random",
         ),
-        ("cases: {a: {}}\ngrid: {label: [b]}", "label is varied twice"),
+        ("cases: {a: {}}\ngrid: {case: [b]}", "case is varied twice"),
     ):
         path.write_text(wrong)
         with pytest.raises(UserError, match=message):

@@ -51,7 +51,7 @@ def test_the_evaluation_steps_include_the_sites_own_test_rows() -> None:
     assert (steps(0), steps(1)) == (2 + 3, 2 + 3)
     assert (steps(0, ditto_lambda=0.5), steps(1, ditto_lambda=0.5)) == (2 + 3, 2 + 3 + 4)
     assert steps(1, fine_tune_steps=10) == 2 + 3 + 4 + 2 * 10
-    assert (steps(0, personal="head"), steps(1, personal="head")) == (2 + 3, 2 * 2 + 4)
+    assert (steps(0, personal="head"), steps(1, personal="head")) == (2, 2 * 2 + 4)
 
 
 def test_only_this_nodes_sites_and_batches_count() -> None:

@@ -18,6 +18,7 @@ class PrivacyKeys:
         None,
         "number of sites of a round whose shares unmask the sum; a round with fewer is refused; default: two thirds of them",
         **at_least(1),
+        may_change=True,
     )
     secure_dropout: float = key(
         0.0,
@@ -36,8 +37,8 @@ class PrivacyKeys:
     dp_epsilon: float | None = key(
         None,
         "ε of all rounds together, in the place of `dp_noise_multiplier`, which is then solved for",
-        "a number above 0, up to 100",
-        lambda epsilon: 0 < epsilon <= 100,
+        "a number above 0, up to 50",
+        lambda epsilon: 0 < epsilon <= 50,
     )
     dp_delta: float | None = key(
         None,

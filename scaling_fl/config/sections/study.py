@@ -11,7 +11,7 @@ HEADS = ("shared", "independent")
 class StudyKeys:
     """Studies."""
 
-    label: str | None = key(
+    case: str | None = key(
         None,
         "a name for the job's settings in tables and pictures, in the place of the keys that jobs of this name share; sweeps "
         "set it for `cases`",

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated import cohort
 from scaling_fl.federated.aggregation import mean, private, qffl, robust, secure
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
@@ -50,6 +51,8 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     config = worker_sites.resident.config
     if not config.aggregates:
         return Nothing()
+    if config.dp_clip is None and not cohort.sample(config, worker_sites.shards.sizes, round_):
+        return mean.Mean(collectives, state, {})  # nobody takes part: zeros
     if config.aggregation != "mean":
         return robust.begin(worker_sites, collectives, state, round_)
     if config.secure_aggregation:

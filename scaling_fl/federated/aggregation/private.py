@@ -7,9 +7,10 @@ Each of the N sites takes part with probability q. With the clip C and the noise
 With `dp_clip_quantile` γ, C follows the γ-quantile of the sites' norms (Andrew et al. 2021, algorithm 1). With b_k = 1 if
 ‖delta_k‖ ≤ C, otherwise 0:
 
-    b = (Σ b_k + normal(0, σ_b²)) / (q N),   C ← C exp(−η (b − γ))
+    b = Σ b_k / (q N) + noise,   C ← C exp(−η (b − γ))
 
-The noise of the deltas then has the multiplier (z⁻² − (2 σ_b)⁻²)^(−1/2), so that z still describes both queries together.
+What is summed is b_k − ½, of which a site changes at most ½, so that b = ½ + (Σ (b_k − ½) + noise) / (q N). The noise of the
+deltas then has the multiplier (z⁻² − (2 σ_b)⁻²)^(−1/2): z still describes both queries together.
 log C is what the server keeps beside the parameters.
 """
 
@@ -27,6 +28,7 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.privacy.noise import gaussian
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
+from scaling_fl.models.flat_parameters import Layout
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,7 @@ class PrivateMean(Mean):
     """The mean of one round. Its noise is drawn once, by worker 0, and summed like the delta of a site."""
 
     config: Config
+    layout: Layout
     round: int
     clip: float
     expected: float  # q N
@@ -45,7 +48,7 @@ class PrivateMean(Mean):
         if not norm <= self.clip:  # NaN, too: the sum then says so
             delta[:size].mul_(self.clip / norm)
         if len(delta) > size:
-            delta[size] = self.config.dp_clip_rate if norm <= self.clip else 0.0
+            delta[size] = self.config.dp_clip_rate * (0.5 if norm <= self.clip else -0.5)
         super().add(site, delta)
 
     def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -64,9 +67,14 @@ class PrivateMean(Mean):
             z = (z**-2 - (2 * sigma) ** -2) ** -0.5
             count = noise[size].item()
             noise[size:] = 0
-            noise[size] = config.dp_clip_rate * (sigma * count - config.dp_clip_quantile * self.expected)
-        noise[:size] *= z * self.clip
-        return noise
+            noise[size] = config.dp_clip_rate * (sigma * count + (0.5 - config.dp_clip_quantile) * self.expected)
+        values = torch.zeros_like(noise)  # nothing is added to frozen parameters, and to gaps between tensors
+        values[size:] = noise[size:]
+        for entry in self.layout.entries:
+            if entry.name not in self.layout.fixed:
+                at = slice(entry.start, entry.start + entry.shape.numel())
+                torch.mul(noise[at], z * self.clip, out=values[at])
+        return values
 
 
 NOISE = -1  # in the place of a site's number
@@ -93,7 +101,10 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     expected = cohort.probability(config, len(sizes)) * len(sizes)
     weights = {NOISE: 1 / expected} | cohort.sample(config, sizes, round_)
     clip = current_clip(config, state)
-    private = PrivateMean(collectives, state, weights, config=config, round=round_, clip=clip, expected=expected)
+    private = PrivateMean(
+        collectives, state, weights, config=config, layout=worker_sites.resident.model.layout, round=round_, clip=clip,
+        expected=expected,
+    )  # fmt: skip
     if collectives.rank == 0:
         private.results = {"dp.clip": clip} | guarantee.after(config, len(sizes), round_)
     return private

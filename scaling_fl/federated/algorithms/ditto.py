@@ -15,6 +15,7 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
+from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
 from scaling_fl.federated import local_work
 from scaling_fl.federated.algorithms import LocalTerm, Start
 from scaling_fl.federated.algorithms.fedprox import Proximal
@@ -54,6 +55,8 @@ def begin(start: Start) -> Ditto | None:
     rates = step_rates(config, start.round, work.steps)
     train_steps(resident, local_optimiser(config, model), batches, rates, terms, counted=False)
     own = model.flat.clone()
+    if not max_abs(own) < float("inf"):  # aggregation won't check: it stays at the site
+        raise divergence_error([site.number])
     model.load(before)
     return Ditto(own)
 

@@ -14,7 +14,7 @@ import torch
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.algorithms import LocalTerm, Start
-from scaling_fl.federated.compression import compress
+from scaling_fl.federated.compression import compress, num_kept, num_travelling
 from scaling_fl.models.flat_parameters import Layout
 
 _ERROR = "upload_error"
@@ -24,7 +24,8 @@ _ERROR = "upload_error"
 class Upload(LocalTerm):
     """The upload of one site in one round."""
 
-    config: Config
+    kind: str
+    num_kept: int  # for topk
     seed: int
     trained: int  # length of the trained parameters
     error: torch.Tensor | None  # e_k
@@ -33,10 +34,10 @@ class Upload(LocalTerm):
         """See `LocalTerm.finish`."""
         values = delta[: self.trained]
         if self.error is None:
-            compress(self.config.upload, values, self.seed, self.config.topk_share)
+            compress(self.kind, values, self.seed, self.num_kept)
             return {}
         error = values.add_(self.error).clone()
-        compress(self.config.upload, values, self.seed, self.config.topk_share)
+        compress(self.kind, values, self.seed, self.num_kept)
         return {_ERROR: error.sub_(values)}
 
 
@@ -48,7 +49,9 @@ def begin(start: Start) -> Upload | None:
         return None
     seed = seeding.torch_seed(config.seed, "upload", start.round, start.site.number)
     error = start.own(_ERROR) if config.error_feedback else None
-    return Upload(config, seed, resident.model.layout.trained, error)
+    layout = resident.model.layout
+    kept = num_kept(num_travelling(config, layout), config.topk_share)
+    return Upload(config.upload, kept, seed, layout.trained, error)
 
 
 def site_state(config: Config, layout: Layout) -> dict[str, int]:

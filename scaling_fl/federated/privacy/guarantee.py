@@ -57,6 +57,7 @@ def notes(config: Config, num_sites: int, multiplier: float | None) -> list[str]
         ]
     if multiplier is None:
         return []
+    q_below_1 = cohort.probability(config, num_sites) < 1
     resolved = dataclasses.replace(config, dp_noise_multiplier=multiplier)
     epsilon = after(resolved, num_sites, config.num_rounds)
     rdp, pld = epsilon["dp.epsilon_rdp"], epsilon.get("dp.epsilon_pld")
@@ -66,6 +67,11 @@ def notes(config: Config, num_sites: int, multiplier: float | None) -> list[str]
         f"δ = {config.dp_delta:g}, for the presence of any one site, against anyone who sees all global models but neither "
         "seed, cohorts nor single sites' metrics"
     ]
+    if q_below_1 and config.seed == Config.seed:
+        said.append(
+            f"seed={config.seed} is the default, which everyone knows, and who takes part follows from it: ε holds only with "
+            "a seed of your own that you keep secret"
+        )
     if config.dp_seed is not None:
         said.append(f"dp_seed={config.dp_seed}: the noise can be drawn again, so this job protects nobody")
     return said

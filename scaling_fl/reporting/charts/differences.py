@@ -23,7 +23,7 @@ _NOT_CHOSEN = (
 def differing_keys(runs: pd.DataFrame) -> list[str]:
     """The keys that don't have the same value in all jobs, in the order of the documentation.
 
-    If each job has a `label`, it comes first, and keys that follow from it are left out.
+    If each job has a `case`, it comes first, and keys that follow from it are left out.
     """
     keys = [name for name in runs.columns if name not in _NOT_CHOSEN and "." not in name]
     documented = [field.name for _, fields in sections() for field in fields]
@@ -31,10 +31,10 @@ def differing_keys(runs: pd.DataFrame) -> list[str]:
     found = sorted(
         (key for key in keys if runs[key].map(str).nunique() > 1), key=lambda key: place.get(key, len(documented))
     )
-    if "label" not in found or not runs["label"].map(is_set).all():
+    if "case" not in found or not runs["case"].map(is_set).all():
         return found
-    by_label = runs.map(str).groupby("label")
-    return ["label", *(key for key in found if key != "label" and (by_label[key].nunique() > 1).any())]
+    by_case = runs.map(str).groupby("case")
+    return ["case", *(key for key in found if key != "case" and (by_case[key].nunique() > 1).any())]
 
 
 def names(runs: pd.DataFrame) -> dict[str, str]:
