@@ -18,6 +18,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime import launcher
 from scaling_fl.state_file import read_state
 from tests import builders
+from tests.checkpoint.jobs import JOBS
 
 
 def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
@@ -37,93 +38,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
     return seen
 
 
-@pytest.mark.parametrize(
-    ("sites", "iid", "schedule", "more"),
-    [
-        (1, True, "linear", {"gradient_accumulation_steps": 3, "validation_fraction": 0.2}),
-        (4, False, "linear", {"validation_fraction": 0.1, "max_grad_norm": 0.5}),
-        (4, True, "cosine", {"gradient_accumulation_steps": 2, "num_local_epochs": 2}),
-        (1, False, "constant", {"optimiser": "sgd", "server_momentum": 0.9}),
-        (4, True, "linear", {"server_optimiser": "adam", "keep_optimiser": True}),
-        (1, False, "constant", {"keep_optimiser": True, "optimiser": "rmsprop"}),
-        (4, False, "constant", {"keep_optimiser": True, "optimiser": "adagrad", "weight_decay": 0.01}),
-        (1, False, "cosine", {"server_optimiser": "yogi", "server_learning_rate": 0.01}),
-        (2, True, "constant", {"num_sites": 9, "participation": 0.4, "keep_optimiser": True}),
-        (2, False, "linear", {"num_sites": 5, "sites_per_round": 3, "sampling": "by_examples", "exact_sum": False}),
-        (2, True, "linear", {"num_sites": 3, "baseline": "local_only", "keep_optimiser": True}),
-        (1, True, "constant", {"num_sites": 3, "baseline": "centralised"}),
-        (2, True, "linear", {"num_sites": 3, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd"}),
-        (
-            2,
-            True,
-            "linear",
-            {
-                "num_sites": 5,
-                "sites_per_round": 3,
-                "scaffold": "II",
-                "optimiser": "sgd",
-                "weighting": "uniform",
-                "server_momentum": 0.9,
-            },
-        ),
-        (2, False, "cosine", {"num_sites": 5, "sites_per_round": 3, "feddyn_alpha": 0.5, "weighting": "uniform"}),
-        (
-            2,
-            True,
-            "constant",
-            {"num_sites": 3, "upload": "int8", "download": "bf16", "fairness_q": 1.0, "optimiser": "sgd"},
-        ),
-        (
-            2,
-            False,
-            "linear",
-            {
-                "num_sites": 4,
-                "aggregation": "trimmed_mean",
-                "faulty_sites": 1,
-                "weighting": "uniform",
-                "attack": "gaussian",
-                "attackers": 1,
-                "server_momentum": 0.9,
-                "upload": "topk",
-            },
-        ),
-        (
-            2,
-            True,
-            "constant",
-            {
-                "num_sites": 4,
-                "weighting": "uniform",
-                "dp_clip": 0.1,
-                "dp_noise_multiplier": 0.5,
-                "dp_delta": 1e-3,
-                "dp_clip_quantile": 0.5,
-                "dp_seed": 4,
-                "sampling": "poisson",
-                "participation": 0.5,
-            },
-        ),
-        (2, False, "linear", {"num_sites": 3, "trainable": "head", "site_test": "held_back", "fine_tune_steps": 2}),
-        (2, False, "linear", {"num_sites": 3, "personal": "head", "site_test": "partitioned", "upload": "bf16"}),
-        (1, True, "constant", {"num_sites": 3, "ditto_lambda": 0.5, "site_test": "held_back", "sites_per_round": 2}),
-        (1, False, "constant", {"num_sites": 3, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"}),
-        (
-            2,
-            False,
-            "linear",
-            {
-                "num_sites": 3,
-                "num_local_steps": 3,
-                "weighting": "sqrt",
-                "proximal_mu": 0.5,
-                "keep_optimiser": True,
-                "server_momentum": 0.9,
-                "server_nesterov": True,
-            },
-        ),
-    ],
-)
+@pytest.mark.parametrize(("sites", "iid", "schedule", "more"), JOBS)
 def test_a_resumed_job_is_identical_to_an_uninterrupted_one(
     small_config: Config, tmp_path: Path, sites: int, iid: bool, schedule: str, more: dict[str, Any]
 ) -> None:

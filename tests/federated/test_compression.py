@@ -195,3 +195,11 @@ def test_a_compressed_job_learns_and_logs_its_bytes(tmp_path: Path, keys: dict[s
     assert losses["compressed"][-1] < losses["compressed"][0]
     assert losses["compressed"] != losses["plain"]
     assert losses["compressed"][-1] - losses["plain"][-1] < 0.5 * (losses["plain"][0] - losses["plain"][-1])
+
+
+def test_personal_parameters_do_not_travel() -> None:
+    config = Config(personal="head")
+    layout = builders.flat_model().layout
+    head = sum(entry.shape.numel() for entry in layout.entries if entry.name.startswith("classifier"))
+    before = compression.traffic(Config(), layout, 0)
+    assert [value - 4 * head for value in before] == list(compression.traffic(config, layout, 0))

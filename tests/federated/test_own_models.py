@@ -12,15 +12,13 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
-from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.errors import JobFailed, UserError
-from scaling_fl.federated import cohort, compression, metrics, rounds
+from scaling_fl.errors import JobFailed
+from scaling_fl.federated import cohort, metrics, rounds
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.metrics import SiteMetrics
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
-from scaling_fl.models import selection
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
 from tests.federated.training import SHARDS, by_name, loss
@@ -143,14 +141,6 @@ def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path:
     assert seen[-1]["validation.loss"] == pytest.approx(np.mean([value for value, _ in whole]), rel=1e-3)
 
 
-def test_personal_parameters_do_not_travel() -> None:
-    config = Config.from_mapping(KEYS | {"personal": "head"})
-    layout = builders.flat_model().layout
-    head = sum(entry.shape.numel() for entry in layout.entries if entry.name.startswith("classifier"))
-    before = compression.traffic(Config(), layout, 0)
-    assert [value - 4 * head for value in before] == list(compression.traffic(config, layout, 0))
-
-
 def test_ditto_is_algorithm_1_of_li_et_al_2021(alone: Callable[..., Any], tmp_path: Path) -> None:
     config = Config.from_mapping(KEYS | {"ditto_lambda": 2.0, "sites_per_round": 2})
     module = builders.bert(dropout=0.0)
@@ -227,61 +217,6 @@ def test_local_only_models_are_tested_on_their_own_rows(alone: Callable[..., Any
         models.append(copy.deepcopy(resident.model.module))
     check_measured(seen[-1], "personal", resident, models)
     assert "site_test.loss" not in seen[-1]
-
-
-def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
-    torch.set_num_threads(1)
-    config, folder = Config.from_mapping(KEYS | keys), folder / str(num_workers)
-    worker_sites, collectives, state = builders.worker(
-        folder, config, builders.bert(), SHARDS, rank, num_workers, memory
-    )
-    if rank == 0:
-        write_shards(folder / "tests", TESTS)
-    collectives.barrier()
-    worker_sites = dataclasses.replace(
-        worker_sites, tests=SiteTests(worker_sites.resident.test, Shards(folder / "tests"))
-    )
-    seen: list[dict[str, Any]] = []
-    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
-    collectives.close()
-    own = {name: value for name, value in seen[-1].items() if "site_test" in name or "personal" in name}
-    return own, state.params.numpy().copy()
-
-
-@pytest.mark.parametrize(
-    "keys", [{"ditto_lambda": 0.5, "sites_per_round": 2}, {"personal": "head", "fine_tune_steps": 2, "upload": "int8"}]
-)
-def test_results_do_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
-    for num_workers in (1, 3):
-        builders.resident(tmp_path / str(num_workers), Config.from_mapping(KEYS | keys), builders.bert())
-    (alone,) = run_distributed(last_metrics, 1, keys)
-    assert alone[0]["personal.accuracy"] >= 0
-    for own, params in run_distributed(last_metrics, 3, keys):
-        assert own == alone[0]
-        assert np.array_equal(params, alone[1])
-
-
-NAMES = ["bert.layer.0.weight", "bert.layer.10.weight", "bert.pooler.bias", "classifier.weight", "classifier.bias"]
-
-
-@pytest.mark.parametrize(
-    ("which", "expected"),
-    [
-        ("head", NAMES[3:]), (r"layer\.1", NAMES[1:2]), ("layer", NAMES[:2]), ("bias$", [NAMES[2], NAMES[4]]),
-        (".", NAMES),
-    ],
-)  # fmt: skip
-def test_parameters_are_selected_by_name(which: str, expected: list[str]) -> None:
-    assert selection.select("personal", which, NAMES, "bert") == expected
-
-
-def test_wrong_selections_are_refused() -> None:
-    with pytest.raises(UserError, match=r"trainable=lyer: selects none .* bert.layer.0.weight, .*classifier.bias"):
-        selection.select("trainable", "lyer", NAMES, "bert")
-    with pytest.raises(UserError, match=r"personal=\(: not a regular expression \(.*\); write head, or"):
-        selection.select("personal", "(", NAMES, "bert")
-    with pytest.raises(UserError, match=r"personal=.: selects all parameters, .* set baseline=local_only"):
-        selection.personal_positions(builders.flat_model().layout, ".")
 
 
 @pytest.mark.parametrize(

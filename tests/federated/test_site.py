@@ -15,8 +15,9 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.errors import JobFailed
 from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.local_training import clip
 from scaling_fl.federated.resident import Resident
-from scaling_fl.federated.site import Site, clip
+from scaling_fl.federated.site import Site
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.state_file import write_state
 from tests import builders

@@ -1,0 +1,50 @@
+"""Results on sites' own test rows don't depend on which worker trains and evaluates which site."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated import rounds
+from scaling_fl.federated.server import SGD
+from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
+from tests import builders
+from tests.federated.test_own_models import KEYS, TESTS
+from tests.federated.training import SHARDS
+
+
+def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
+    torch.set_num_threads(1)
+    config, folder = Config.from_mapping(KEYS | keys), folder / str(num_workers)
+    worker_sites, collectives, state = builders.worker(
+        folder, config, builders.bert(), SHARDS, rank, num_workers, memory
+    )
+    if rank == 0:
+        write_shards(folder / "tests", TESTS)
+    collectives.barrier()
+    worker_sites = dataclasses.replace(
+        worker_sites, tests=SiteTests(worker_sites.resident.test, Shards(folder / "tests"))
+    )
+    seen: list[dict[str, Any]] = []
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    collectives.close()
+    own = {name: value for name, value in seen[-1].items() if "site_test" in name or "personal" in name}
+    return own, state.params.numpy().copy()
+
+
+@pytest.mark.parametrize(
+    "keys", [{"ditto_lambda": 0.5, "sites_per_round": 2}, {"personal": "head", "fine_tune_steps": 2, "upload": "int8"}]
+)
+def test_results_do_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
+    for num_workers in (1, 3):
+        builders.resident(tmp_path / str(num_workers), Config.from_mapping(KEYS | keys), builders.bert())
+    (alone,) = run_distributed(last_metrics, 1, keys)
+    assert alone[0]["personal.accuracy"] >= 0
+    for own, params in run_distributed(last_metrics, 3, keys):
+        assert own == alone[0]
+        assert np.array_equal(params, alone[1])
