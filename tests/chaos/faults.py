@@ -67,7 +67,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
     """Run a worker with the fault."""
     from scaling_fl.checkpoint import store
     from scaling_fl.distributed.collectives import Collectives
-    from scaling_fl.federated import rounds, site
+    from scaling_fl.federated import round_evaluation, site
     from scaling_fl.models.flat_parameters import FlatModel
     from scaling_fl.runtime import worker
 
@@ -97,7 +97,7 @@ def work(send: Any, plan: Any, rank: int, memory: Any) -> None:
 
                 Collectives.weighted_mean = interrupted_mean  # type: ignore[method-assign]
             case "evaluation":
-                strike_before(rounds, "evaluate", fault, in_round)
+                strike_before(round_evaluation, "evaluate", fault, in_round)
     train = site.Site.train
 
     def train_and_note_round(self: Any, params: Any, round_: int, *more: Any) -> Any:
