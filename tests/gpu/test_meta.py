@@ -10,8 +10,8 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
+from scaling_fl.federated import local_training as training_module
 from scaling_fl.federated import resident as resident_module
-from scaling_fl.federated import site as site_module
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
@@ -45,7 +45,7 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
     )  # restored at the end
     loading.disable_mask_inspection()
     # The meta device has neither autocast nor fused optimisers.
-    for module in (site_module, resident_module):
+    for module in (training_module, resident_module):
         monkeypatch.setattr(module, "precision", lambda config, device: "fp32")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setitem(TORCH_OPTIMISERS, "adamw", (torch.optim.AdamW, {"foreach": True}))

@@ -41,7 +41,8 @@ def after(config: Config, num_sites: int, round_: int) -> dict[str, float]:
     found = {"dp.epsilon_rdp": rdp.epsilon(round_, config.dp_delta)}
     if found["dp.epsilon_rdp"] <= MOST:
         found["dp.epsilon_pld"] = pld.epsilon(round_, config.dp_delta)
-    return found
+    # The last digits depend on how many rounds were added at a time, which a resume changes.
+    return {name: float(f"{epsilon:.6g}") for name, epsilon in found.items()}
 
 
 @functools.lru_cache(maxsize=1)  # so that each round adds to those before
