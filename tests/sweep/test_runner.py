@@ -88,6 +88,7 @@ def test_two_sweeps_at_once_divide_the_cells(base: dict[str, Any], tmp_path: Pat
     assert "failed" not in "".join(outputs)
 
 
+@pytest.mark.thorough
 def test_two_machines_with_one_checkpoints_dir_divide_the_cells(base: dict[str, Any], tmp_path: Path) -> None:
     """Machines know each other's jobs by leases alone, as do users with temporary folders of their own."""
     keys = base | {name: str(tmp_path / base[name]) for name in ("train_path", "test_path")}
