@@ -23,7 +23,7 @@ def size(config: Config, num_sites: int) -> int:
 
 def share(config: Config) -> float:
     """The cohort's size as a share of all sites, for a configuration that says how many there are."""
-    return size(config, config.all_sites) / config.all_sites
+    return probability(config, config.all_sites)
 
 
 def probability(config: Config, num_sites: int) -> float:
