@@ -17,7 +17,8 @@ from scaling_fl.text import one_line
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "train_federated.py"
 _POLL = 0.2  # seconds
-_LOOK = 2.0  # seconds between looks at memory and rounds
+_LOOK = 2.0  # seconds between looks at memory and rounds, or more if a look takes long
+_LOOK_SHARE = 0.02  # of the time
 _ASK = 5.0  # seconds between looks at cells that run elsewhere
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -54,16 +55,16 @@ class Runner:
 
     def run(self, todo: Sequence[Cell]) -> None:
         """Run the cells in order. One that another sweep runs is left to it, and taken over if that one dies."""
-        waiting, asked, looked = list(todo), 0.0, 0.0
+        waiting, asked, look_at = list(todo), 0.0, 0.0
         elsewhere: list[Cell] = []
         while ((waiting or elsewhere) and not self.stopped) or self._running:
             if time.monotonic() - asked > _ASK:
                 asked = time.monotonic()
                 waiting += self._free_again(elsewhere)
             self._start(waiting, elsewhere)
-            if time.monotonic() - looked > _LOOK:
-                looked = time.monotonic()
+            if (now := time.monotonic()) >= look_at:
                 self._look()
+                look_at = time.monotonic() + max(_LOOK, (time.monotonic() - now) / _LOOK_SHARE)
             for name, (cell, process, _) in list(self._running.items()):
                 if process.poll() is not None:
                     del self._running[name]

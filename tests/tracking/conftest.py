@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests import environment
 from tests.tracking import mlflow
 from tests.tracking.mlflow import Viewer
 
@@ -14,7 +15,10 @@ from tests.tracking.mlflow import Viewer
 def server(request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     server: Viewer = mlflow.StandIn()
     if request.param == "itself":
-        server = mlflow.Itself(mlflow.install(tmp_path_factory.getbasetemp().parent), tmp_path / "server")
+        server = mlflow.Itself(
+            environment.install(tmp_path_factory.getbasetemp().parent, "mlflow", mlflow.REQUIREMENT),
+            tmp_path / "server",
+        )
     server.start()
     yield server
     server.stop()

@@ -15,13 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
-from filelock import FileLock
 
 from tests.conftest import free_port
 
-VERSION = "3.17.2"
+REQUIREMENT = "mlflow==3.17.2"
 
 
 class Reader:
@@ -100,19 +98,6 @@ class Itself(Reader):
             os.killpg(self._process.pid, signal.SIGKILL)  # with its workers
             self._process.wait()
             self._process = None
-
-
-def install(folder: Path) -> Path:
-    """The programs of an environment with the server, made once for all test processes; skip the test if that fails."""
-    programs = folder / "mlflow" / "bin"
-    with FileLock(folder / "mlflow.lock"):
-        if not (programs / "mlflow").exists():
-            subprocess.run([sys.executable, "-m", "venv", str(folder / "mlflow")], check=True)
-            pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", f"mlflow=={VERSION}"]
-            done = subprocess.run(pip, capture_output=True, text=True, timeout=500, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"pip can't install mlflow: {done.stderr.strip()[-300:]}")
-    return programs
 
 
 class StandIn(Reader):
