@@ -53,6 +53,8 @@ def model_card(
     training: list[tuple[str, Any]] = [("sites", num_sites)] if num_sites is not None else []
     training.append(("rounds", round_))
     training += [(key, value) for key in _TRAINING if (value := getattr(config, key)) is not None]
+    if config.num_local_steps is not None or config.local_epochs_range is not None:  # they take its place
+        training.remove(("num_local_epochs", config.num_local_epochs))
     training += [(key, value) for key in _IF_SET if (value := getattr(config, key)) != getattr(Config, key)]
     if config.dp_clip is not None:  # who took part follows from it
         training.remove(("seed", config.seed))

@@ -32,6 +32,17 @@ _PLAIN: dict[str, dict[str, Any]] = {
     },
     "aggregation": {"fednova": False, "scaffold": None, "feddyn_alpha": 0.0, "fairness_q": 0.0},
 }  # fmt: skip
+# Why a method doesn't have what it is combined with, unless its paper's algorithm just has none of it.
+_REASONS = {
+    ("dp_clip", "exact_sum"): "the noise is drawn once and summed with the deltas in fixed point",
+    ("dp_clip", "personal"): "ε is computed for a model that is shared whole",
+    ("secure_aggregation", "exact_sum"): "masks cancel in whole numbers alone",
+    ("secure_aggregation", "upload"): "a mask covers every value in fixed point, so nothing would be saved",
+    ("secure_aggregation", "dp_clip"): "the server clips deltas, which masks hide from it",
+    ("secure_aggregation", "aggregation"): "a robust aggregation looks at single deltas, which masks hide",
+    ("aggregation", "scaffold"): "it combines deltas alone, and not the control variates beside them",
+    ("aggregation", "feddyn_alpha"): "the server's term needs the plain mean",
+}
 _OF_PRIVACY = (
     "dp_noise_multiplier", "dp_epsilon", "dp_delta", "dp_clip_quantile", "dp_clip_rate", "dp_count_noise", "dp_seed",
 )  # fmt: skip
@@ -98,9 +109,8 @@ def _check_plain(config: "Config") -> None:
         if _is_set(config, method) and wrong:
             found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
             remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
-            raise UserError(
-                f"{method}={getattr(config, method)} {found}: the method's algorithm has none of these; set {remedy}"
-            )
+            reason = _REASONS.get((method, next(iter(wrong))), "the method's algorithm has none of these")
+            raise UserError(f"{method}={getattr(config, method)} {found}: {reason}; set {remedy}")
 
 
 def _check_robustness(config: "Config") -> None:
@@ -152,6 +162,16 @@ def _check_own(config: "Config") -> None:
         raise UserError(
             f"head_init=independent trainable={config.trainable}: each site would have another head, which may never be "
             "averaged; set trainable=all or head, or head_init=shared"
+        )
+    for name in ("scaffold", "feddyn_alpha", "fednova", "fairness_q", "dp_clip", "ditto_lambda"):
+        if config.head_init == "independent" and _is_set(config, name):
+            raise UserError(
+                f"head_init=independent {name}={getattr(config, name)}: the step from the server's head to a site's own would "
+                f"count as the site's training; set head_init=shared, or leave out {name}"
+            )
+    if config.attack == "label_flip" and config.scaffold == "I":
+        raise UserError(
+            "attack=label_flip scaffold=I: control variates would come from the true labels; set scaffold=II"
         )
     if config.personal is not None and config.attack not in (None, "label_flip"):
         raise UserError(

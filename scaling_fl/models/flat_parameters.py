@@ -5,7 +5,7 @@ buffers (averaged, never optimised). Entries are aligned to 64 bytes. Tied param
 stay outside: they are not averaged, and every round starts from the server's. So does the base that `trainable` freezes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,13 @@ class Layout:
                 raise ValueError(f"{name} is {tensor.dtype}, expected torch.float32")
             self.entries.append(Entry(name, self.size, tensor.shape))
             self.size += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
+
+    def gaps(self) -> Iterator[slice]:
+        """Yield the padding within the trained part, which belongs to no tensor."""
+        ends = [entry.start for entry in self.entries[1:]] + [self.size]
+        for entry, end in zip(self.entries, ends, strict=True):
+            if entry.start < self.trained:
+                yield slice(entry.start + entry.shape.numel(), end)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return views of `flat` by tensor name; a shorter buffer than `size` has the leading tensors only."""

@@ -83,8 +83,10 @@ def as_text(value: object) -> str:
 
 def _summary(keys: dict[str, Any], round_: int) -> str:
     sites = keys.get("num_sites") or len(keys.get("site_ids", ()))
-    steps = keys.get("num_local_steps")
+    steps, drawn = keys.get("num_local_steps"), keys.get("local_epochs_range")
     length, unit = (keys.get("num_local_epochs", 1), "epoch") if steps is None else (steps, "step")
+    if drawn is not None:
+        length = f"{drawn[0]} to {drawn[1]}"
     method = keys.get("baseline") or f"{length} local {unit}{'s' if length != 1 else ''} a round"
     return (
         f"{keys.get('model')} on {keys.get('task_name')}, {sites} sites, {keys.get('partition') or 'iid'} partition, "

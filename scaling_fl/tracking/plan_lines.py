@@ -15,7 +15,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     through += ", NCCL between GPUs" * (len(devices) > 1)
     sites = (f"baseline {config.baseline}: " if config.baseline else "") + _number(plan.num_sites, "site")
     if not plan.one_site_per_worker:
-        sites += f", {cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
+        about = "about " * (config.sampling == "poisson")
+        sites += f", {about}{cohort.size(config, plan.num_sites):,} a round, in {_number(len(plan.devices), 'process')}"
     if plan.nodes:
         sites += f" on {len(set(plan.nodes))} nodes ({_number(len(plan.ranks_here), 'process')} here)"
         through += ", then over the network by one process per node"

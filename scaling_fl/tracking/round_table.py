@@ -11,6 +11,7 @@ _LARGE = 1e5  # from here on, numbers have an exponent
 _FAR_ABOVE = 3.0  # times the loss of guessing; overfitted models seldom reach it
 _GAP = 2  # blanks between groups of columns; one between columns
 _ACCURACY = "validation.accuracy"
+_EPSILON = "epsilon"  # by the tighter bound that there is
 _CHANGE = "change"  # of the test accuracy, against the best round before
 
 
@@ -71,7 +72,8 @@ class RoundTable:
     def row(self, round_: int, results: Mapping[str, Any]) -> str:
         """One round; blank where it has no value."""
         self._keep(round_, results)
-        results = {**results, _CHANGE: self._change(round_)}
+        epsilon = results.get("dp.epsilon_pld", results.get("dp.epsilon_rdp"))
+        results = {**results, _CHANGE: self._change(round_), _EPSILON: epsilon}
         values = [results.get(column.metric) for column in self._columns]
         return self._joined(
             str(round_),
@@ -148,6 +150,7 @@ def _columns(plan: Plan) -> list[_Column]:
         *(_Column(group, *column) for group, name in _own_tests(plan) for column in (
             ("mean", f"{name}.mean_site.accuracy", 5, 3, 10), ("worst", f"{name}.worst_site.accuracy", 5, 3, 9),
         )),
+        *([_Column("privacy", "ε", _EPSILON, 7, 3)] if plan.config.dp_clip is not None else []),
         _Column("examples", "per s", "examples_per_second", 8, 1, drop=8),
         _Column("seconds", "train", "seconds.train", 5, 1, drop=7),
         _Column("seconds", "aggr", "seconds.aggregate", 4, 2, drop=1),

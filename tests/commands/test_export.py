@@ -22,6 +22,7 @@ from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.selection import personal_positions
 from scaling_fl.runtime import launcher
 from tests import builders
+from tests.commands import test_evaluate
 from tests.conftest import ObjectStore
 from tests.models import architectures
 
@@ -148,6 +149,10 @@ def test_the_own_model_of_a_site_is_exported_on_request(
     typed = {"checkpoints_dir": config.checkpoints_dir, "job_name": "j"}
     export(MagicMock(), Config.from_mapping(typed | {"site": 1}))
     _same(Path(store.url) / "model-round-000004-site-1", module.eval())
+    path, table = f"{store.url}/round-000004.safetensors", tmp_path / "own.csv"
+    lines = test_evaluate.lines_of(Config(checkpoint=path, site=1, csv_path=str(table)))
+    assert any("own model of site 1" in line for line in lines)
+    test_evaluate.check(lines, table, module, Path(str(config.test_path)))
     with pytest.raises(UserError, match=r"site=2: .* has no own model of this site; it has those of the sites 0, 1"):
         export(MagicMock(), Config.from_mapping(typed | {"site": 2}))
     if config.has_global_model:

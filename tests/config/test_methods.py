@@ -147,6 +147,23 @@ DP: dict[str, Any] = {"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e
             {"trainable": "layer", "head_init": "independent"},
             "head_init=independent trainable=layer: .*; set trainable=all",
         ),
+        (
+            {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform", "head_init": "independent"},
+            "head_init=independent scaffold=II: the step from the server's head .*; set head_init=shared",
+        ),
+        (
+            {"feddyn_alpha": 1, "weighting": "uniform", "head_init": "independent"},
+            "head_init=independent feddyn_alpha=1",
+        ),
+        (
+            {"attack": "label_flip", "attackers": 1, "scaffold": "I", "optimiser": "sgd", "weighting": "uniform"},
+            "attack=label_flip scaffold=I: control variates would come from the true labels; set scaffold=II",
+        ),
+        (
+            {"secure_aggregation": True, "upload": "int8"},
+            "secure_aggregation=True upload=int8: a mask covers every value .*; set upload=fp32",
+        ),
+        ({"secure_aggregation": True, "exact_sum": False}, "masks cancel in whole numbers alone; set exact_sum=True"),
         ({"dp_epsilon": 2.0}, "dp_epsilon=2.0: there is no privacy without dp_clip; set it as well"),
         ({"dp_seed": 2}, "dp_seed=2: there is no privacy without dp_clip"),
         (DP | {"dp_epsilon": 2.0}, "dp_clip=1: set dp_noise_multiplier or dp_epsilon; both are set"),

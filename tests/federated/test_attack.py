@@ -74,7 +74,13 @@ def test_an_attacker_sends_noise_as_long_as_its_delta(two: tuple[Resident, int, 
     assert not torch.allclose(noise / noise.norm(), later / later.norm(), atol=1e-3)
     assert noise.norm().item() == pytest.approx(2 * honest.norm().item(), rel=1e-4)
     assert abs(torch.nn.functional.cosine_similarity(noise, honest, dim=0)) < 0.1
-    assert abs(noise.mean()) < noise.std() / 10
+    layout = resident.model.layout
+    within = torch.cat([view.flatten() for view in layout.views(noise).values()])
+    assert abs(within.mean()) < within.std() / 10
+    assert within.norm().item() == pytest.approx(noise.norm().item(), rel=1e-6), (
+        "nothing is between the tensors: no checkpoint would have it"
+    )
+    assert len(within) < layout.trained
 
 
 def test_an_attacker_trains_on_the_labels_from_the_other_end(two: tuple[Resident, int, int]) -> None:

@@ -122,7 +122,7 @@ def test_the_traffic_of_a_site() -> None:
 
 
 @pytest.mark.parametrize("feedback", [True, False])
-def test_error_feedback_is_algorithm_1_of_karimireddy_et_al_2019(tmp_path: Path, feedback: bool) -> None:
+def test_error_feedback_is_algorithm_2_of_karimireddy_et_al_2019(tmp_path: Path, feedback: bool) -> None:
     """Three rounds of one site: what it sends, from what it would send without compression."""
     keys: dict[str, Any] = {"batch_size": 3, "optimiser": "sgd", "learning_rate": 0.2}
     resident = builders.resident(tmp_path, Config(**keys), builders.bert())

@@ -65,6 +65,22 @@ def test_the_private_mean_is_algorithm_1_of_mcmahan_et_al_2018(alone: Callable[.
     assert combination.results["dp.clip"] == 2
 
 
+def test_without_dp_seed_nobody_can_draw_the_noise_again(alone: Callable[..., Any]) -> None:
+    """It doesn't follow from any seed: two runs of the same round differ by noise of √2 × 0.7 × 2 / 7."""
+    config = Config.from_mapping(KEYS | {"dp_seed": None})
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    layout = worker_sites.resident.model.layout
+    found = []
+    for _ in range(2):
+        combination: Any = aggregation.begin(worker_sites, collectives, state, 1)
+        for site in range(7):
+            combination.add(site, torch.zeros(len(state.row)))
+        found.append(torch.cat([delta.clone() for _, delta in combination.combined()]))
+    difference = torch.cat([view.flatten() for view in layout.views(found[0] - found[1]).values()])
+    assert difference.std().item() == pytest.approx(2**0.5 * 0.7 * 2 / 7, rel=0.05)
+    assert (difference == 0).float().mean() < 0.01
+
+
 def test_the_clip_follows_a_quantile_as_in_andrew_et_al_2021(alone: Callable[..., Any]) -> None:
     """Four of seven deltas are no longer than 2.1: b = ½ + (4 × ½ − 3 × ½ + noise) / 7; the noise of the deltas is z_Δ.
 

@@ -166,3 +166,14 @@ def test_the_protocols_bytes_by_hand() -> None:
         plain[0] + more[0],
         plain[1] + more[1],
     )
+
+
+def test_a_site_that_drops_out_sends_keys_and_shares_alone(alone: Callable[..., Any]) -> None:
+    config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.3, "secure_threshold": 2})
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    combination: Any = aggregation.begin(worker_sites, collectives, state, 1)
+    gone = len(combination.dropped)
+    assert 0 < gone < 7
+    values = compression.traffic(Config(), worker_sites.resident.model.layout, 0)[1] // 4
+    of_all = 2 * 32 + 6 * 2 * 48
+    assert combination.results == {"bytes.up": 7 * of_all + (7 - gone) * (8 * values + 7 * 32)}

@@ -17,6 +17,7 @@ from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import cohort, rounds, server
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.worker_sites import Shards, WorkerSites, write_shards
+from scaling_fl.models import base
 from tests import builders
 
 # Forty examples on seven sites of 1 to 13 each.
@@ -46,9 +47,9 @@ def final(
     """In a worker process: the server's parameters after all rounds."""
     torch.set_num_threads(1)
     folder = place(folder, num_workers, config, shuffled)
-    worker_sites, collectives, state = builders.worker(
-        folder, config, builders.bert(dropout=0.2), SHARDS, rank, num_workers, memory
-    )
+    module = builders.bert(dropout=0.2)
+    base.freeze(module, config.trainable)
+    worker_sites, collectives, state = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     if shuffled:
         worker_sites = RandomAssignment(**vars(worker_sites))
     rounds.run(config, worker_sites, collectives, state, server.optimiser(config), lambda *_: None)
@@ -68,6 +69,11 @@ def final(
         {"num_local_epochs": 1, "local_epochs_range": (1, 3), "fednova": True, "optimiser": "sgd", "sites_per_round": 3},
         {"feddyn_alpha": 0.5, "weighting": "uniform", "sites_per_round": 3},
         {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 3},
+        {
+            "scaffold": "I", "optimiser": "sgd", "weighting": "uniform", "sites_per_round": 3, "upload": "topk",
+            "attack": "sign_flip", "attackers": 2,
+        },
+        {"trainable": "pooler|classifier", "attack": "label_flip", "attackers": 3},
         {"fairness_q": 2.0, "optimiser": "sgd", "sites_per_round": 3, "upload": "int8", "download": "bf16"},
         {
             "aggregation": "krum", "faulty_sites": 1, "krum_sites": 2, "weighting": "uniform", "attack": "gaussian",

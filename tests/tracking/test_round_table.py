@@ -42,6 +42,22 @@ def test_a_plain_job_has_all_columns_in_85_characters_and_all_but_one_in_80() ->
     assert {len(line) for line in (*table.head(), table.row(1, RESULTS))} == {80}
 
 
+@pytest.mark.parametrize(
+    ("results", "shown"),
+    [({"dp.epsilon_pld": 3.25, "dp.epsilon_rdp": 4.5}, "3.250"), ({"dp.epsilon_rdp": 412.5}, "412.500")],
+)
+def test_a_private_job_has_a_column_for_epsilon_by_the_tighter_bound(results: dict[str, float], shown: str) -> None:
+    table = RoundTable(of({"dp_clip": 1.0, "weighting": "uniform"}), 120)
+    row = table.row(1, RESULTS | results)
+    at = table.head()[1].index("ε")
+    assert row[: at + 1].split()[-1] == shown
+    assert "privacy" in table.head()[0]
+    assert table.row(0, {}).split() == ["0"]
+    narrow = RoundTable(of({"dp_clip": 1.0, "weighting": "uniform"}), 60)
+    assert shown in narrow.row(1, RESULTS | results).split()
+    assert "ε" not in RoundTable(of(), 120).head()[1]
+
+
 def changes(table: RoundTable, accuracies: dict[int, Any]) -> dict[int, list[str]]:
     """The cells after the accuracy of each round, in which nothing else is measured."""
     return {

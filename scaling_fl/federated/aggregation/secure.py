@@ -5,6 +5,7 @@ haven't dropped out. It protects nobody here, where all sites train in processes
 does and costs.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.errors import JobFailed
 from scaling_fl.federated import cohort
 from scaling_fl.federated.aggregation.mean import Mean
+from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.privacy import masks
 from scaling_fl.federated.privacy.masks import Secrets
 from scaling_fl.federated.server_state import ServerState
@@ -84,4 +86,16 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
             "shares unmask the sum; lower secure_threshold or secure_dropout"
         )
     of_round = collectives.all_gather(masks.draw(sites, least) if collectives.rank == 0 else None)[0]
-    return SecureMean(collectives, state, weights, secrets=of_round, dropped=dropped)
+    combination = SecureMean(collectives, state, weights, secrets=of_round, dropped=dropped)
+    if collectives.rank == 0:
+        combination.results = {"bytes.up": _bytes_up(worker_sites, len(sites), len(dropped))}
+    return combination
+
+
+def _bytes_up(worker_sites: WorkerSites, num_sites: int, num_dropped: int) -> float:
+    """What all sites of a round send, of which some drop out before they send their sum."""
+    model, config = worker_sites.resident.model, worker_sites.resident.config
+    plain = dataclasses.replace(config, secure_aggregation=False)
+    size = traffic(plain, model.layout, len(model.extra))[1] // 4
+    up = traffic(config, model.layout, len(model.extra), num_sites)[1]
+    return num_sites * up - num_dropped * masks.num_unsent_bytes(num_sites, size)

@@ -17,6 +17,7 @@ import torch
 from scaling_fl import seeding
 from scaling_fl.federated import attackers
 from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.models.flat_parameters import Layout
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Attack(LocalTerm):
     kind: str
     strength: float
     seed: int
-    trained: int  # length of the trained parameters
+    layout: Layout
 
     def labels(self, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
         """See `LocalTerm.labels`."""
@@ -34,10 +35,12 @@ class Attack(LocalTerm):
 
     def finish(self, delta: torch.Tensor, extra: torch.Tensor, rates: float) -> dict[str, torch.Tensor]:
         """See `LocalTerm.finish`."""
-        values = delta[: self.trained]
+        values = delta[: self.layout.trained]
         if self.kind == "gaussian":
             length = values.norm()
             values.normal_(generator=torch.Generator(values.device).manual_seed(self.seed))
+            for gap in self.layout.gaps():  # no checkpoint has them
+                values[gap] = 0
             values.mul_(self.strength * length / values.norm())
         elif self.kind != "label_flip":
             values.mul_(-self.strength if self.kind == "sign_flip" else self.strength)
@@ -52,4 +55,4 @@ def begin(start: Start) -> Attack | None:
         return None
     strength = config.attack_strength or (10.0 if config.attack == "scale" else 1.0)
     seed = seeding.torch_seed(config.seed, "attack", start.round, site.number)
-    return Attack(config.attack, strength, seed, resident.model.layout.trained)
+    return Attack(config.attack, strength, seed, resident.model.layout)

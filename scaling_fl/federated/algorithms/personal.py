@@ -1,6 +1,10 @@
-"""Personal parameters: FedPer (Arivazhagan et al. 2019), with the classification head or any others.
+"""Personal parameters: FedPer (Arivazhagan et al. 2019, algorithms 1 and 2), with the classification head or any others.
 
-They stay at the site: they don't travel, and each site goes on from its own. What a site keeps is how far its own
+With the shared parameters B and site k's own P_k, the site trains both from (B, P_k). Then
+
+    B ← Σ w_k B_k,   P_k ← P_k after its training
+
+Personal parameters stay at the site: they don't travel, and each site goes on from its own. What a site keeps is how far its own
 parameters are below the server's, which never change. So the server's parameters are those of a site that hasn't trained.
 """
 

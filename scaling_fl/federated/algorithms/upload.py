@@ -1,4 +1,4 @@
-"""Compressed uploads, with error feedback: Seide et al. 2014; Karimireddy et al. 2019, algorithm 1 (EF-SGD).
+"""Compressed uploads, with error feedback: Seide et al. 2014; Karimireddy et al. 2019, algorithm 2 (EF-SGD).
 
 Site k keeps e_k, which starts at 0. With C the compression, it sends C(delta_k + e_k), and then
 

@@ -108,6 +108,11 @@ def _stream(secret: int, count: int) -> Iterator[npt.NDArray[np.uint64]]:
         yield np.frombuffer(hashlib.shake_256(seed).digest(8 * length), np.uint64)
 
 
+def num_unsent_bytes(num_sites: int, size: int) -> int:
+    """What a site doesn't send that drops out after it has shared its secrets: the masked sum, and the last shares."""
+    return 8 * size + num_sites * shamir.SHARE_BYTES
+
+
 def num_bytes(num_sites: int, size: int) -> tuple[int, int]:
     """What the protocol makes a site receive and send beyond a float32 delta of `size` values.
 

@@ -1,0 +1,39 @@
+"""The lines above the table of rounds."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from scaling_fl.federated import attackers
+from scaling_fl.federated.run_plan import Plan
+from scaling_fl.tracking.plan_lines import plan_lines
+from tests.tracking.builders import plan
+
+
+def of(num_sites: int, **keys: Any) -> Plan:
+    made = plan()
+    config = dataclasses.replace(made.config, site_ids=(0,), num_sites=num_sites, **keys)
+    return dataclasses.replace(
+        made, config=config, devices=("cpu",), shard_sizes=(5,) * num_sites, shard_entropies=(1.0,) * num_sites
+    )
+
+
+@pytest.mark.parametrize("num_sites", [8, 40])
+def test_attackers_are_named_in_the_table_of_sites_or_below_it(num_sites: int) -> None:
+    made = of(num_sites, attack="sign_flip", attackers=num_sites // 2)
+    bad = attackers.drawn(made.config, num_sites)
+    lines = list(plan_lines(made))
+    rows = {int(line.split()[0]): line for line in lines if line.split()[0].isdecimal()}
+    assert {site for site, line in rows.items() if "attacks: sign_flip" in line} == bad & rows.keys()
+    hidden = sorted(bad - rows.keys())
+    below = " ".join(lines[-2:])
+    assert all(str(site) in below for site in hidden)
+    assert bool(hidden) == (num_sites == 40)
+    assert not any("attack" in line for line in plan_lines(of(num_sites)))
+
+
+def test_a_poisson_cohort_has_about_so_many_sites() -> None:
+    poisson = " ".join(plan_lines(of(8, sampling="poisson", participation=0.5)))
+    assert "8 sites, about 4 a round" in poisson
+    assert "8 sites, 4 a round" in " ".join(plan_lines(of(8, participation=0.5)))
