@@ -129,6 +129,11 @@ def _check_robustness(config: "Config") -> None:
 
 
 def _check_upload(config: "Config") -> None:
+    for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
+        if _is_set(config, name) and config.trainable != "lora":
+            raise UserError(
+                f"{name}={getattr(config, name)}: belongs to trainable=lora; set it as well, or leave out {name}"
+            )
     if _is_set(config, "topk_share") and config.upload != "topk":
         raise UserError(
             f"topk_share={config.topk_share:g}: belongs to upload=topk, not {config.upload}; leave out topk_share"
