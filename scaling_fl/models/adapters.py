@@ -18,6 +18,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.models.aliases import hub_id
 
+MATRIX_A, MATRIX_B = ".lora_A.", ".lora_B."  # in the names of tensors
 _NAME = "default"  # peft's name of a model's only adapter
 _INFIX = f".{_NAME}."  # in the names of A and B
 _BASE = ".base_layer."  # in the names of the layers that have adapters
@@ -60,6 +61,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[0] in head:
             parameter.requires_grad_(True)
+        if config.lora_aggregation == "freeze_a" and MATRIX_A in name:
+            parameter.requires_grad_(False)
 
 
 def names(module: Any) -> set[str]:
@@ -86,16 +89,17 @@ def merged(module: Any) -> dict[str, torch.Tensor]:
 
 def save(module: Any, folder: Path) -> None:
     """Write adapters and head as peft does, for `PeftModel.from_pretrained(base, folder)`."""
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    head = {name for name, parameter in module.named_parameters() if parameter.requires_grad} - names(module)
     lora = copy.copy(module.peft_config[_NAME])
     lora.inference_mode = True
-    lora.modules_to_save = sorted({name.rpartition(".")[0] for name in trained - names(module)})
+    lora.modules_to_save = sorted({name.rpartition(".")[0] for name in head})
     if not isinstance(lora.target_modules, str):
         lora.target_modules = sorted(lora.target_modules)  # it is a set
     lora.save_pretrained(folder)
     state = module.state_dict()
     tensors = {
-        f"base_model.model.{name.replace(_INFIX, '.')}": state[name].cpu().contiguous() for name in sorted(trained)
+        f"base_model.model.{name.replace(_INFIX, '.')}": state[name].cpu().contiguous()
+        for name in sorted(head | names(module))
     }
     safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from scaling_fl.config.key import ABOVE_0, at_least, key
+from scaling_fl.config.key import ABOVE_0, at_least, key, one_of
+
+LORA_AGGREGATIONS = ("separate", "freeze_a", "alternate")
 
 
 @dataclass(frozen=True)
@@ -20,4 +22,10 @@ class AdapterKeys:
         "all-linear",
         "layers with adapters: all-linear (all but the classification head), or a regular expression that matches part of "
         "their names, such as query|value",
+    )
+    lora_aggregation: str = key(
+        "separate",
+        "what sites train of A and B: separate (both, each with its own mean), freeze_a (B alone) or alternate (B and A in "
+        "turn, round by round); see docs/models.md",
+        **one_of(LORA_AGGREGATIONS),
     )
