@@ -44,6 +44,6 @@ def publish(
 
         export.write_folder(module, prepared, Path(staging))
         (Path(staging) / "README.md").write_text(card)
-        files = {path.name: path.stat().st_size for path in Path(staging).iterdir()}
+        files = {path.name: path.stat().st_size for path in Path(staging).iterdir() if path.is_file()}
         (Path(staging) / COMPLETE).write_text(json.dumps({"round": round_, "files": files}))
         return checkpoints.publish_folder(Path(staging), name, COMPLETE, on_progress)

@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from scaling_fl.config.schema import Config
-from scaling_fl.models.aliases import ALIASES
+from scaling_fl.models.aliases import hub_id
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Keys that say how the model was trained. No path of the machine is among them.
 _TRAINING = (
     "task_name", "max_seq_len", "baseline", "partition", "batch_size", "num_local_epochs", "num_local_steps",
@@ -21,7 +19,7 @@ _TRAINING = (
 )  # fmt: skip
 # Likewise, but named only if they are set.
 _IF_SET = (
-    "trainable", "upload", "topk_share", "download", "fairness_q", "aggregation", "faulty_sites", "krum_sites", "attack",
+    "trainable", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_aggregation", "upload", "topk_share", "download", "fairness_q", "aggregation", "faulty_sites", "krum_sites", "attack",
     "attackers", "attack_strength", "personal", "ditto_lambda", "dp_clip", "dp_noise_multiplier", "dp_epsilon", "dp_delta",
     "dp_clip_quantile", "sampling",
 )  # fmt: skip
@@ -40,12 +38,10 @@ def model_card(
 
     `min_length`: tokens that texts are padded to, at least; see `models.probe`.
     """
-    base = ALIASES.get(config.model, config.model)
-    on_hub = config.model != "tiny" and _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=base if on_hub else None,
+        base_model=hub_id(config.model),
         tags=["federated-learning", "scaling_fl"],
     )
     argument = "a text" if config.text_pair_column is None else {"text": "a text", "text_pair": "another text"}

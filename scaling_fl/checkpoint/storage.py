@@ -143,7 +143,7 @@ class Storage:
             self._publish(Path(shutil.copyfile(path, Path(folder) / path.name)), name)
 
     def publish_folder(self, folder: Path, name: str, last: str, on_progress: OnProgress = no_progress) -> str:
-        """Publish the files of a local folder, the file `last` at the end: if it exists, the folder is complete.
+        """Publish the files of a local folder, its subfolders' first, and `last` at the end: it says that all are there.
 
         Returns the full name. Transient errors are retried for a few minutes, then raised as `UserError`.
         """
@@ -151,11 +151,13 @@ class Storage:
         def publish() -> None:
             if self.fs.exists(f"{self.root}/{name}/{last}"):
                 self.fs.rm_file(f"{self.root}/{name}/{last}")
-            self.fs.makedirs(f"{self.root}/{name}", exist_ok=True)
-            for path in sorted(folder.iterdir(), key=lambda p: p.name == last):
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda p: (p.parent == folder, p.name == last)):
+                inside = path.relative_to(folder)
+                self.fs.makedirs(f"{self.root}/{name}/{inside.parent}".removesuffix("/."), exist_ok=True)
                 with self._workspace() as space:
                     copy = Path(shutil.copyfile(path, Path(space) / path.name)) if self.local else path
-                    self._publish(copy, f"{name}/{path.name}", on_progress)
+                    self._publish(copy, f"{name}/{inside}", on_progress)
 
         with self._as_user_error(f"cannot write {name}"):
             retry(publish, self.fs, on_progress)

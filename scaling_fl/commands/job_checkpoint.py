@@ -79,7 +79,7 @@ class JobCheckpoint:
             texts = task.train.texts
         with waiting(send):  # for a download, or a slow disk
             loaded = loading.load_model(config.model, self.label_names, texts, config.max_seq_len, config.seed)
-        base.freeze(loaded.module, config.trainable, loaded.new_parameters)
+        base.freeze(loaded.module, config, loaded.new_parameters)
         model = FlatModel(loaded.module, torch.zeros(Layout(loaded.module).size))
         weights = fingerprints.pretrained(loaded, model.arrays(model.flat) | base.arrays(loaded.module))
         architecture = loading.architecture(loaded.module)

@@ -139,6 +139,17 @@ def _check_robustness(config: "Config") -> None:
 
 
 def _check_upload(config: "Config") -> None:
+    for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_aggregation"):
+        if _is_set(config, name) and config.trainable != "lora":
+            raise UserError(
+                f"{name}={getattr(config, name)}: belongs to trainable=lora; set it as well, or leave out {name}"
+            )
+    for name in ("keep_optimiser", "weight_decay", "scaffold", "feddyn_alpha"):
+        if _is_set(config, name) and config.lora_aggregation == "alternate":
+            raise UserError(
+                f"lora_aggregation=alternate {name}={getattr(config, name)}: it would move the matrix that rests in a round; "
+                f"leave out {name}, or set lora_aggregation=separate"
+            )
     if _is_set(config, "topk_share") and config.upload != "topk":
         raise UserError(
             f"topk_share={config.topk_share:g}: belongs to upload=topk, not {config.upload}; leave out topk_share"

@@ -9,6 +9,7 @@ from typing import Any
 from scaling_fl.config import constraints
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.parsing import parse
+from scaling_fl.config.sections.adapters import AdapterKeys
 from scaling_fl.config.sections.commands import CommandKeys
 from scaling_fl.config.sections.communication import CommunicationKeys
 from scaling_fl.config.sections.data import DataKeys
@@ -32,6 +33,7 @@ class Config(
     MethodKeys,
     OwnKeys,
     CommunicationKeys,
+    AdapterKeys,
     RobustnessKeys,
     PrivacyKeys,
     RunKeys,

@@ -62,13 +62,17 @@ def num_bytes(kind: str, count: int, topk_share: float = 1.0) -> int:
 def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1) -> tuple[int, int]:
     """The bytes that a site receives, and those that it sends, in a round in which it takes part. Personal parameters stay.
 
-    `extra`: values that a method sends beside the parameters, as float32. Frozen parameters and float buffers are sent as
-    float32, too. `num_sites` take part, which secure aggregation depends on.
+    `extra`: values that a method sends beside the parameters, as float32. Float buffers are sent as float32, too. Frozen
+    parameters never change, so they don't travel. `num_sites` take part, which secure aggregation depends on.
     """
     if config.baseline is not None:
         return 0, 0
     trained = num_travelling(config, layout)
-    others = sum(math.prod(entry.shape) for entry in layout.entries if entry.start >= layout.trained) + extra
+    others = extra + sum(
+        math.prod(entry.shape)
+        for entry in layout.entries
+        if entry.start >= layout.trained and entry.name not in layout.fixed
+    )
     down = num_bytes(config.download, trained) + 4 * others
     up = num_bytes(config.upload, trained, config.topk_share) + 4 * others
     if config.secure_aggregation:

@@ -12,23 +12,30 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
+from scaling_fl.config.schema import Config
+from scaling_fl.models import adapters
 from scaling_fl.models.selection import select
 
 _FILE = "base.safetensors"
 
 
-def freeze(module: Any, trainable: str, new_parameters: Collection[str] = ()) -> None:
+def freeze(module: Any, config: Config, new_parameters: Collection[str] = ()) -> None:
     """Freeze all parameters but those that `trainable` selects. Raises `UserError` if it selects none.
 
     They become the base of `module`, but for `new_parameters`: no pre-trained weights have these, so checkpoints must.
+    `trainable=lora` adds the adapters, and selects them and the head.
     """
-    if trainable == "all":
+    if config.trainable == "all":
         return
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    chosen = set(select("trainable", trainable, list(parameters), module.base_model_prefix))
-    frozen = parameters.keys() - chosen
+    candidates = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if config.trainable == "lora":
+        adapters.add(module, config, new_parameters)
+        candidates = [name for name in dict(module.named_parameters()) if adapters.plain_name(name) in candidates]
+        frozen = {name for name in candidates if not module.get_parameter(name).requires_grad}
+    else:
+        frozen = set(candidates) - set(select("trainable", config.trainable, candidates, module.base_model_prefix))
     for name in frozen:
-        parameters[name].requires_grad_(False)
+        module.get_parameter(name).requires_grad_(False)
     everything_new = list(new_parameters) == ["all"]  # model=tiny
     module.base_names = frozenset() if everything_new else frozenset(frozen - set(new_parameters))
 
@@ -45,10 +52,10 @@ def write(folder: Path, module: Any) -> None:
     safetensors.torch.save_file(tensors, folder / _FILE)
 
 
-def attach(folder: Path, module: Any, trainable: str, new_parameters: Collection[str] = ()) -> None:
+def attach(folder: Path, module: Any, config: Config, new_parameters: Collection[str] = ()) -> None:
     """Freeze the base of `module`, which `rebuild_model` built, and give it the values that `write` wrote."""
-    freeze(module, trainable, new_parameters)
-    if trainable != "all":
+    freeze(module, config, new_parameters)
+    if config.trainable != "all":
         parameters = dict(module.named_parameters())
         for name, tensor in safetensors.torch.load_file(folder / _FILE).items():
             parameters[name].data = tensor.to(parameters[name].device)

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scaling_fl.errors import UserError
+from scaling_fl.models import adapters
 from scaling_fl.models.flat_parameters import Layout
-from scaling_fl.models.loading import LoadedModel, rebuild_model
+from scaling_fl.models.loading import LoadedModel, build, rebuild_model
 
 _CHECKED = 100  # texts whose tokens are compared
 _PRIVATE = ("is_local", "local_files_only", "name_or_path")  # where the base model was, in tokenizer_config.json
@@ -74,8 +75,17 @@ def as_rebuilt(loaded: LoadedModel, folder: Path) -> LoadedModel:
 
 
 def write_folder(module: Any, prepared: Path, target: Path) -> None:
-    """Write the module's weights and configuration to the folder `target`, beside the tokenizer of `prepared`."""
+    """Write the module's weights and configuration to the folder `target`, beside the tokenizer of `prepared`.
+
+    Adapters are merged into the weights, and stand alone in the folder `adapter` within.
+    """
     shutil.copytree(prepared, target, dirs_exist_ok=True)
+    if adapters.has(module):
+        adapters.save(module, target / "adapter")
+        plain = build(module.config)
+        plain.load_state_dict(adapters.merged(module), assign=True)
+        plain.tie_weights()
+        module = plain
     module.save_pretrained(target)
 
 

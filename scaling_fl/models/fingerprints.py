@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling_fl import state_file
+from scaling_fl.models import adapters
 from scaling_fl.models.loading import LoadedModel
 
 
@@ -21,7 +22,7 @@ def digest(*arrays: Any) -> str:
 def pretrained(loaded: LoadedModel, initial: state_file.Arrays) -> str:
     """Return the digest of the pre-trained weights. New parameters are left out: they vary with seed and processor."""
     names = {name for name, _ in (*loaded.module.named_parameters(), *loaded.module.named_buffers())}
-    new = names if loaded.new_parameters == ["all"] else set(loaded.new_parameters)
+    new = names if loaded.new_parameters == ["all"] else set(loaded.new_parameters) | adapters.names(loaded.module)
     return digest(*(initial[name] for name in sorted(names & initial.keys() - new)))
 
 

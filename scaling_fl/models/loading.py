@@ -146,7 +146,11 @@ def architecture(module: Any) -> dict[str, Any]:
 
 def rebuild_model(folder: Path) -> torch.nn.Module:
     """Build the architecture that `folder/config.json` describes. Its parameters are arbitrary; the caller fills them."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return build(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def build(config: Any) -> Any:
+    """Build the architecture of a transformers configuration, see `rebuild_model`."""
     with no_init_weights():  # initialising them would take most of a worker's start-up time
         module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     module.tie_weights()  # skipped along with the initialisation

@@ -32,7 +32,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
     module = loading.rebuild_model(folder / "model").to(device)
-    base.attach(folder, module, plan.config.trainable, plan.new_parameters)
+    base.attach(folder, module, plan.config, plan.new_parameters)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(

@@ -35,6 +35,9 @@ JOBS: list[tuple[int, bool, str, dict[str, Any]]] = [
     (2, True, "constant", {
         "num_sites": 4, "secure_aggregation": True, "secure_dropout": 0.2, "secure_threshold": 1, "server_momentum": 0.9,
     }),
+    (2, True, "linear", {
+        "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_dropout": 0.1, "keep_optimiser": True, "server_momentum": 0.9,
+    }),
     (2, False, "linear", {"num_sites": 3, "trainable": "head", "site_test": "held_back", "fine_tune_steps": 2}),
     (2, False, "linear", {"num_sites": 3, "personal": "head", "site_test": "partitioned", "upload": "bf16"}),
     (1, True, "constant", {"num_sites": 3, "ditto_lambda": 0.5, "site_test": "held_back", "sites_per_round": 2}),

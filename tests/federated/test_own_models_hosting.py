@@ -13,6 +13,7 @@ from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import rounds
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
+from scaling_fl.models import base
 from tests import builders
 from tests.federated.test_own_models import KEYS, TESTS
 from tests.federated.training import SHARDS
@@ -21,9 +22,9 @@ from tests.federated.training import SHARDS
 def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
     torch.set_num_threads(1)
     config, folder = Config.from_mapping(KEYS | keys), folder / str(num_workers)
-    worker_sites, collectives, state = builders.worker(
-        folder, config, builders.bert(), SHARDS, rank, num_workers, memory
-    )
+    module = builders.bert()
+    base.freeze(module, config)
+    worker_sites, collectives, state = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     if rank == 0:
         write_shards(folder / "tests", TESTS)
     collectives.barrier()
@@ -38,7 +39,12 @@ def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path
 
 
 @pytest.mark.parametrize(
-    "keys", [{"ditto_lambda": 0.5, "sites_per_round": 2}, {"personal": "head", "fine_tune_steps": 2, "upload": "int8"}]
+    "keys",
+    [
+        {"ditto_lambda": 0.5, "sites_per_round": 2},
+        {"personal": "head", "fine_tune_steps": 2, "upload": "int8"},
+        {"trainable": "lora", "lora_rank": 2, "lora_dropout": 0.1, "personal": "lora_B|classifier"},
+    ],
 )
 def test_results_do_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
     for num_workers in (1, 3):

@@ -48,7 +48,7 @@ def final(
     torch.set_num_threads(1)
     folder = place(folder, num_workers, config, shuffled)
     module = builders.bert(dropout=0.2)
-    base.freeze(module, config.trainable)
+    base.freeze(module, config)
     worker_sites, collectives, state = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
     if shuffled:
         worker_sites = RandomAssignment(**vars(worker_sites))

@@ -31,7 +31,7 @@ def names(module: Any) -> set[str]:
 def test_the_flat_buffer_holds_what_is_trained(trainable: str, kept: str) -> None:
     module = builders.bert()
     everything = names(module)
-    base.freeze(module, trainable)
+    base.freeze(module, Config(trainable=trainable))
     found = names(module)
     assert found < everything
     assert any(kept in name for name in found)
@@ -43,22 +43,22 @@ def test_the_flat_buffer_holds_what_is_trained(trainable: str, kept: str) -> Non
 
 def test_without_the_key_there_is_no_base() -> None:
     module = builders.bert()
-    base.freeze(module, "all")
+    base.freeze(module, Config(trainable="all"))
     assert base.arrays(module) == {}
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_a_selection_of_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="trainable=lora: selects none of the model's parameters, which are bert"):
-        base.freeze(builders.bert(), "lora")
+    with pytest.raises(UserError, match="trainable=lyra: selects none of the model's parameters, which are bert"):
+        base.freeze(builders.bert(), Config(trainable="lyra"))
 
 
 def test_workers_share_the_file_and_cannot_change_each_others_base(tmp_path: Path) -> None:
     module, workers = builders.bert(seed=1), [builders.bert(seed=2), builders.bert(seed=3)]
-    base.freeze(module, "head")
+    base.freeze(module, Config(trainable="head"))
     base.write(tmp_path, module)
     for worker in workers:
-        base.attach(tmp_path, worker, "head")
+        base.attach(tmp_path, worker, Config(trainable="head"))
         assert names(worker) == names(module)
         for name, array in base.arrays(worker).items():
             assert (array == base.arrays(module)[name]).all(), name
@@ -70,7 +70,7 @@ def test_a_site_trains_the_head_as_it_would_with_a_frozen_encoder(tmp_path: Path
     """The optimiser's steps on the head are those of plain torch with the other gradients left out."""
     config = Config(batch_size=3, optimiser="sgd", learning_rate=0.1)
     module, plain = builders.bert(dropout=0.0), builders.bert(dropout=0.0)
-    base.freeze(module, "head")
+    base.freeze(module, Config(trainable="head"))
     resident = builders.resident(tmp_path, config, module)
     before = base.arrays(module)
     before = {name: array.copy() for name, array in before.items()}
@@ -123,7 +123,7 @@ def test_another_base_is_another_model(small_config: Config, tmp_path: Path) -> 
 def test_new_parameters_that_are_frozen_stay_in_checkpoints(new: list[str], in_buffer: set[str]) -> None:
     """No pre-trained weights have them, so nothing else could give them back."""
     module = builders.bert()
-    base.freeze(module, "classifier", new)
+    base.freeze(module, Config(trainable="classifier"), new)
     layout = Layout(module)
     assert in_buffer <= names(module)
     assert {entry.name for entry in layout.entries if entry.start < layout.trained} == {

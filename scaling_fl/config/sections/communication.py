@@ -14,8 +14,8 @@ class CommunicationKeys:
 
     trainable: str = key(
         "all",
-        "parameters that are trained: all, head, or a regular expression that matches part of their names; the others keep "
-        "their pre-trained values, don't travel and aren't in checkpoints",
+        "parameters that are trained: all, head, lora (adapters and the head), or a regular expression that matches part of "
+        "their names; the others keep their pre-trained values, don't travel and aren't in checkpoints",
     )
     upload: str = key(
         "fp32",

@@ -1,0 +1,30 @@
+"""RoLoRA (Chen et al. 2024): in odd rounds B is trained and A rests, in even rounds the reverse.
+
+All sites of a round have the same A, or the same B. So mean(B_k A) = mean(B_k) A: the mean of the adapters is exact.
+"""
+
+import torch
+
+from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.models.adapters import MATRIX_A, MATRIX_B
+from scaling_fl.models.selection import positions
+
+
+class Resting(LocalTerm):
+    """The matrix that rests in one round: without a gradient, no optimiser that starts afresh moves it."""
+
+    def __init__(self, at: torch.Tensor):
+        self._at = at  # (k,): positions in the flat buffer
+
+    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
+        """See `LocalTerm.add_gradient`."""
+        gradient[self._at] = 0
+
+
+def begin(start: Start) -> Resting | None:
+    """See the package."""
+    resident = start.site.resident
+    if resident.config.lora_aggregation != "alternate":
+        return None
+    resting, layout = MATRIX_A if start.round % 2 else MATRIX_B, resident.model.layout
+    return Resting(positions(layout, [e.name for e in layout.entries if resting in e.name]).to(resident.device))

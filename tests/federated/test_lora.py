@@ -1,0 +1,119 @@
+"""How sites' adapters become one: against dense matrices, on unequal sites."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated.compression import traffic
+from scaling_fl.federated.local_batches import local_batches
+from scaling_fl.federated.site import Site
+from scaling_fl.models import adapters, base
+from scaling_fl.models.flat_parameters import Layout
+from tests import builders
+from tests.federated.test_numerics import assert_same_movement
+from tests.federated.training import SHARDS, by_name, loss, train_federated
+
+KEYS = {
+    "num_sites": 3, "num_rounds": 4, "batch_size": 4, "optimiser": "sgd", "learning_rate": 0.05, "seed": 4,
+    "trainable": "lora", "lora_rank": 3,
+}  # fmt: skip
+SIZES = [len(shard) for shard in SHARDS]
+
+
+def trained_in(config: Config, round_: int) -> Callable[[str], bool]:
+    """Which tensors sites train in a round."""
+    resting = {"separate": "nothing", "freeze_a": ".lora_A.", "alternate": ".lora_A." if round_ % 2 else ".lora_B."}
+    return lambda name: resting[config.lora_aggregation] not in name
+
+
+@pytest.mark.parametrize("how", ["separate", "freeze_a", "alternate"])
+@pytest.mark.parametrize("more", [{}, {"sites_per_round": 2, "proximal_mu": 0.5}])
+def test_sites_train_what_the_method_says(alone: Callable[..., Any], how: str, more: dict[str, Any]) -> None:
+    """By a plain loop that sets `requires_grad` in each round."""
+    config = Config.from_mapping(KEYS | {"lora_aggregation": how} | more)
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    torch.manual_seed(2)
+    for name in adapters.names(module):  # B starts at 0, so that A would hardly move
+        torch.nn.init.normal_(module.get_parameter(name), std=0.3)
+    start, plain = copy.deepcopy(module), copy.deepcopy(module)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)
+
+    ever = [name for name, p in plain.named_parameters() if p.requires_grad]
+    for round_ in range(1, config.num_rounds + 1):
+        chosen = trained_in(config, round_)
+        cohort_ = [site.number for site in worker_sites.participants(round_)]
+        mean = {name: torch.zeros_like(plain.get_parameter(name)) for name in ever}
+        for site in cohort_:
+            local = copy.deepcopy(plain).train()
+            for name, parameter in local.named_parameters():
+                parameter.requires_grad_(name in ever and chosen(name))
+            active = [p for p in local.parameters() if p.requires_grad]
+            optimiser = torch.optim.SGD(active, lr=config.learning_rate)
+            for indices in local_batches(config, resident.train, SHARDS[site], round_, site):
+                optimiser.zero_grad()
+                loss(resident, local, indices, config.proximal_mu, plain).backward()
+                optimiser.step()
+            share = SIZES[site] / sum(SIZES[other] for other in cohort_)
+            for name in ever:
+                mean[name] += share * local.get_parameter(name).detach()
+        with torch.no_grad():
+            for name in ever:
+                plain.get_parameter(name).copy_(mean[name])
+    found = by_name(resident, state.params)
+    moved = {name: value for name, value in found.items() if name in ever}
+    for part in (plain, start):  # compare what is trained
+        for name in list(dict(part.named_parameters())):
+            if name not in ever:
+                owner, _, last = name.rpartition(".")
+                del part.get_submodule(owner)._parameters[last]
+    assert_same_movement(moved, plain, start)
+
+
+@pytest.mark.parametrize(("how", "exact"), [("separate", False), ("freeze_a", True), ("alternate", True)])
+def test_the_mean_of_products_is_the_product_of_means_if_one_matrix_rests(
+    alone: Callable[..., Any], how: str, exact: bool
+) -> None:
+    config = Config.from_mapping(KEYS | {"lora_aggregation": how, "num_rounds": 2})
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident = worker_sites.resident
+    train_federated(config, worker_sites, collectives, state)  # two rounds, so that B isn't 0
+    before, shares = state.params.clone(), [size / sum(SIZES) for size in SIZES]
+    name = "bert.encoder.layer.0.output.dense"
+    a, b = (f"{name}.lora_{factor}.default.weight" for factor in "AB")
+    products, means = torch.zeros(()), {a: torch.zeros(()), b: torch.zeros(())}
+    for site, share in enumerate(shares):
+        delta, _ = Site(site, SHARDS[site], resident).train(before, 3)
+        own = by_name(resident, before - delta[: len(before)])
+        products = products + share * own[b] @ own[a]
+        means = {key: mean + share * own[key] for key, mean in means.items()}
+    difference = (products - means[b] @ means[a]).norm() / products.norm()
+    assert (difference < 1e-6) == exact, difference
+
+
+def test_frozen_matrices_do_not_travel() -> None:
+    sent = {}
+    for how in ("separate", "freeze_a"):
+        config = Config.from_mapping(KEYS | {"lora_aggregation": how})
+        module = builders.bert()
+        base.freeze(module, config)
+        sent[how] = traffic(config, Layout(module), 0)[1]
+        of_a = sum(module.get_parameter(name).numel() for name in adapters.names(module) if ".lora_A." in name)
+    assert sent["separate"] - sent["freeze_a"] == 4 * of_a > 0
+
+
+@pytest.mark.parametrize(
+    "more", [{"keep_optimiser": True}, {"weight_decay": 0.1}, {"feddyn_alpha": 0.1, "weighting": "uniform"}]
+)
+def test_what_would_move_a_resting_matrix_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"lora_aggregation=alternate \w+=.*: it would move the matrix that rests"):
+        Config.from_mapping(KEYS | {"lora_aggregation": "alternate"} | more)

@@ -1,0 +1,181 @@
+"""LoRA: what is trained, what the adapted model computes, and its two exports."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.models import adapters, base, export
+from scaling_fl.models.flat_parameters import Layout
+from scaling_fl.state_file import read_state
+from tests import builders
+from tests.checkpoint.test_resume import train
+
+LORA = Config(trainable="lora", lora_rank=3, lora_alpha=6.0)
+KINDS: dict[str, Any] = {
+    "bert": builders.bert,
+    "distilbert": lambda: classifier(transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
+    "albert": lambda: classifier(transformers.AlbertConfig(embedding_size=8, **SIZES)),
+    "roberta": lambda: classifier(transformers.RobertaConfig(**SIZES)),
+    "gpt2": lambda: classifier(transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, pad_token_id=0)),
+}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def classifier(config: Any) -> Any:
+    torch.manual_seed(7)
+    config.num_labels, config.vocab_size = 3, 60
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+def logits(module: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        ids = torch.arange(2, 22).view(2, 10)
+        return module.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@torch.no_grad()
+def trained(module: Any) -> Any:
+    """Give A, B and the head values that make a difference."""
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_and_the_head_are_trained_and_the_model_starts_as_it_was(kind: str) -> None:
+    module = KINDS[kind]()
+    before, everything = logits(module), {name: p.detach().clone() for name, p in module.named_parameters()}
+    base.freeze(module, LORA)
+    assert torch.equal(logits(module), before)
+    layout = Layout(module)
+    found = {entry.name for entry in layout.entries}
+    head = {name for name in everything if not name.startswith(f"{module.base_model_prefix}.")}
+    assert found == adapters.names(module) | head
+    assert layout.trained == layout.size
+    frozen = {adapters.plain_name(name): array for name, array in base.arrays(module).items()}
+    assert frozen.keys() | head == everything.keys()
+    assert all((array == everything[name].numpy()).all() for name, array in frozen.items())
+    assert not any(name.startswith(tuple(head_layers(head))) for name in adapters.names(module))
+
+
+def head_layers(head: set[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in head}
+
+
+def test_an_adapted_layer_adds_alpha_by_rank_times_b_a() -> None:
+    module = trained(freeze(builders.bert(), LORA))
+    layer = module.bert.encoder.layer[0].intermediate.dense
+    x = torch.randn(5, layer.in_features)
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert (A.shape, B.shape) == ((3, layer.in_features), (layer.out_features, 3))
+    expected = x @ (layer.base_layer.weight + 6 / 3 * B @ A).T + layer.base_layer.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+def freeze(module: Any, config: Config, new: list[str] | None = None) -> Any:
+    base.freeze(module, config, new or [])
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_weights_compute_the_same(kind: str) -> None:
+    module = trained(freeze(KINDS[kind](), LORA))
+    plain = KINDS[kind]()
+    plain.load_state_dict(adapters.merged(module))
+    torch.testing.assert_close(logits(plain), logits(module), rtol=1e-5, atol=1e-6)
+
+
+def test_the_seed_draws_a_and_b_starts_at_zero() -> None:
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        module = freeze(builders.bert(), dataclasses.replace(LORA, seed=seed))
+        return {name: module.get_parameter(name) for name in adapters.names(module)}
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    for name, values in one.items():
+        assert torch.equal(values, again[name])
+        assert torch.equal(values, other[name]) == (".lora_B." in name)
+        assert values.any() == (".lora_A." in name)
+
+
+def test_targets_are_a_part_of_the_layers_names() -> None:
+    found = adapters.names(freeze(builders.bert(), dataclasses.replace(LORA, lora_targets="query|value")))
+    assert {name.split(".")[6] for name in found} == {"query", "value"}
+    assert len(found) == 2 * 2  # A and B
+
+
+def test_layers_without_pretrained_weights_are_trained_whole() -> None:
+    new = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"]
+    module = freeze(builders.bert(), LORA, new)
+    assert {name for name, p in module.named_parameters() if p.requires_grad} == adapters.names(module) | set(new)
+    assert not any("pooler" in name for name in adapters.names(module))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("qery", r"lora_targets=qery: selects no layers .* are classifier, dense, key, query, value"),
+        ("LayerNorm", "lora_targets=LayerNorm: selects no layers"),
+        ("(", r"lora_targets=\(: not a regular expression .*write all-linear"),
+    ],
+)
+def test_targets_that_cannot_be_adapted_are_refused(targets: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        freeze(builders.bert(), dataclasses.replace(LORA, lora_targets=targets))
+
+
+@pytest.mark.parametrize("name", ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"])
+def test_its_keys_need_it(name: str) -> None:
+    value = {"lora_targets": "query", "lora_dropout": 0.1}.get(name, 4)
+    with pytest.raises(UserError, match=f"{name}={value}.*: belongs to trainable=lora"):
+        Config.from_mapping({name: value})
+
+
+def test_a_job_exports_an_adapter_and_a_merged_model_that_agree(small_config: Config, tmp_path: Path) -> None:
+    """Both are loaded by a process that knows nothing of the program."""
+    config = dataclasses.replace(small_config, trainable="lora", lora_rank=2, num_rounds=2, learning_rate=0.05)
+    seen = train(config, tmp_path / "work")
+    folder = Path(str(config.checkpoints_dir))
+    tensors, _ = read_state(folder / "round-000002.safetensors")
+    assert {name.split(".")[-3] for name in tensors if "classifier" not in name} == {"lora_A", "lora_B"}
+    assert seen[2]["bytes.up"] == 4 * sum(array.size for array in tensors.values()) * len(config.site_ids)
+    described = (folder / "model" / "adapter" / "adapter_config.json").read_text()
+    assert str(tmp_path) not in described
+    assert json.loads(described)["r"] == 2
+    code = """
+import sys, torch, transformers
+from peft import PeftModel
+load = transformers.AutoModelForSequenceClassification.from_pretrained
+ids = torch.arange(2, 18).view(2, 8)
+merged = load(sys.argv[1]).eval()
+adapted = PeftModel.from_pretrained(load(sys.argv[2], num_labels=merged.config.num_labels), sys.argv[1] + "/adapter").eval()
+plain = load(sys.argv[2], num_labels=merged.config.num_labels).eval()
+with torch.inference_mode():
+    one, other, third = (model(input_ids=ids).logits for model in (merged, adapted, plain))
+torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+assert not torch.allclose(one, third, atol=1e-2)
+"""
+    arguments = [sys.executable, "-c", code, str(folder / "model"), str(config.model)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_export_is_checked_before_training(tmp_path: Path) -> None:
+    """`write_folder` leaves the module as it is."""
+    module = trained(freeze(builders.bert(), LORA))
+    before = logits(module)
+    builders.tokenizer().save_pretrained(tmp_path / "prepared")
+    export.write_folder(module, tmp_path / "prepared", tmp_path / "model")
+    assert torch.equal(logits(module), before)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(logits(again), before, rtol=1e-5, atol=1e-6)
