@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from scaling_fl.config import method_constraints
+from scaling_fl.config import adapter_constraints, method_constraints
 from scaling_fl.config.partition_keys import check_partition_keys
 from scaling_fl.errors import UserError
 
@@ -15,6 +15,7 @@ def check(config: "Config") -> None:
     check_partition_keys(config.to_mapping())
     _check_sites(config)
     method_constraints.check(config)
+    adapter_constraints.check(config)
     if config.warmup >= max(1, config.num_rounds):
         raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:

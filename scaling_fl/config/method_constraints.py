@@ -57,7 +57,7 @@ _FEDERATED = (
 def check(config: "Config") -> None:
     """Raise `UserError` at the first keys that contradict each other, or require another key."""
     lengths = ("num_local_epochs", "num_local_steps", "local_epochs_range")
-    given = [name for name in lengths if _is_set(config, name)]
+    given = [name for name in lengths if is_set(config, name)]
     if len(given) > 1:
         typed = " ".join(f"{name}={config.to_mapping()[name]}".replace(", ", ",") for name in given)
         raise UserError(f"{typed}: each sets the length of local training; leave all but one of them out")
@@ -89,14 +89,14 @@ def check(config: "Config") -> None:
             f"weighting={config.weighting}: sampling=by_examples weighs every draw the same; leave one of them out"
         )
     for name in _FEDERATED if config.baseline is not None else ():
-        if _is_set(config, name):
+        if is_set(config, name):
             raise UserError(
                 f"{name}={getattr(config, name)}: belongs to federated training, which baseline={config.baseline} replaces; "
                 "leave one of them out"
             )
 
 
-def _is_set(config: "Config", name: str) -> bool:
+def is_set(config: "Config", name: str) -> bool:
     """Whether the key has another value than its default."""
     return bool(getattr(config, name) != getattr(type(config), name))
 
@@ -106,7 +106,7 @@ def _check_plain(config: "Config") -> None:
         if method == "aggregation" and config.aggregation in UNWEIGHTED:
             needed = needed | _UNIFORM
         wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
-        if _is_set(config, method) and wrong:
+        if is_set(config, method) and wrong:
             found = " ".join(f"{name}={getattr(config, name)}" for name in wrong)
             remedy = " ".join(f"{name}={value}" for name, value in wrong.items())
             reason = _REASONS.get((method, next(iter(wrong))), "the method's algorithm has none of these")
@@ -139,18 +139,7 @@ def _check_robustness(config: "Config") -> None:
 
 
 def _check_upload(config: "Config") -> None:
-    for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_aggregation"):
-        if _is_set(config, name) and config.trainable != "lora":
-            raise UserError(
-                f"{name}={getattr(config, name)}: belongs to trainable=lora; set it as well, or leave out {name}"
-            )
-    for name in ("keep_optimiser", "weight_decay", "scaffold", "feddyn_alpha"):
-        if _is_set(config, name) and config.lora_aggregation == "alternate":
-            raise UserError(
-                f"lora_aggregation=alternate {name}={getattr(config, name)}: it would move the matrix that rests in a round; "
-                f"leave out {name}, or set lora_aggregation=separate"
-            )
-    if _is_set(config, "topk_share") and config.upload != "topk":
+    if is_set(config, "topk_share") and config.upload != "topk":
         raise UserError(
             f"topk_share={config.topk_share:g}: belongs to upload=topk, not {config.upload}; leave out topk_share"
         )
@@ -159,7 +148,7 @@ def _check_upload(config: "Config") -> None:
 
 
 def _check_own(config: "Config") -> None:
-    if _is_set(config, "site_test_fraction") and config.site_test != "held_back":
+    if is_set(config, "site_test_fraction") and config.site_test != "held_back":
         raise UserError(
             f"site_test_fraction={config.site_test_fraction:g}: belongs to site_test=held_back; set site_test=held_back as "
             "well, or leave it out"
@@ -175,7 +164,7 @@ def _check_own(config: "Config") -> None:
             "averaged; set trainable=all or head, or head_init=shared"
         )
     for name in ("scaffold", "feddyn_alpha", "fednova", "fairness_q", "dp_clip", "ditto_lambda"):
-        if config.head_init == "independent" and _is_set(config, name):
+        if config.head_init == "independent" and is_set(config, name):
             raise UserError(
                 f"head_init=independent {name}={getattr(config, name)}: the step from the server's head to a site's own would "
                 f"count as the site's training; set head_init=shared, or leave out {name}"
@@ -200,12 +189,12 @@ def _check_own(config: "Config") -> None:
 
 def _check_privacy(config: "Config") -> None:
     for name in ("secure_threshold", "secure_dropout"):
-        if _is_set(config, name) and not config.secure_aggregation:
+        if is_set(config, name) and not config.secure_aggregation:
             raise UserError(
                 f"{name}={getattr(config, name)}: belongs to secure_aggregation=True; set it as well, or leave out {name}"
             )
     if config.dp_clip is None:
-        given = [name for name in _OF_PRIVACY if _is_set(config, name)]
+        given = [name for name in _OF_PRIVACY if is_set(config, name)]
         if given:
             raise UserError(
                 f"{given[0]}={getattr(config, given[0])}: there is no privacy without dp_clip; set it as well"
@@ -229,7 +218,7 @@ def _check_privacy(config: "Config") -> None:
         )
     if config.dp_clip_quantile is None:
         for name in ("dp_clip_rate", "dp_count_noise"):
-            if _is_set(config, name):
+            if is_set(config, name):
                 raise UserError(
                     f"{name}={getattr(config, name):g}: belongs to adaptive clipping; set dp_clip_quantile as well, or "
                     f"leave out {name}"
