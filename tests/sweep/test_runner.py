@@ -197,7 +197,8 @@ def test_the_memory_of_like_cells_is_the_highest_that_one_of_them_had(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "Popen", Job)
     monkeypatch.setattr(runner, "_POLL", 0.0)
-    monkeypatch.setattr(runner, "_LOOK", -1.0)
+    monkeypatch.setattr(runner, "_LOOK", 0.0)
+    monkeypatch.setattr(runner, "_LOOK_SHARE", float("inf"))
     used = {Job.number + 1: [3.0, 5.0, 4.0], Job.number + 2: [2.0, 1.0, 1.0]}
     monkeypatch.setattr(slots, "memory_used", lambda process: used[process].pop(0))
     todo = cells.named_cells("s", {"threads_per_site": 1, "site_ids": [-1]}, [{"seed": 1}, {"seed": 2}])
