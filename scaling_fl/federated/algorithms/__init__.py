@@ -20,16 +20,8 @@ from scaling_fl.models.flat_parameters import Layout
 if TYPE_CHECKING:
     from scaling_fl.federated.site import Site
 
-NAMES = (
-    "fedprox",
-    "feddyn",
-    "scaffold",
-    "ditto",
-    "lora_alternate",
-    "attack",
-    "personal",
-    "upload",
-)  # in the order in which they finish
+# In the order in which they finish.
+NAMES = ("fedprox", "feddyn", "scaffold", "ditto", "lora_alternate", "attack", "personal", "upload")
 
 CLIP_SIZE = 16  # for the adaptive clip of aggregation/private.py: one value, and alignment to 64 bytes
 

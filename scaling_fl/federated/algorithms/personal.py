@@ -4,8 +4,9 @@ With the shared parameters B and site k's own P_k, the site trains both from (B,
 
     B ← Σ w_k B_k,   P_k ← P_k after its training
 
-Personal parameters stay at the site: they don't travel, and each site goes on from its own. What a site keeps is how far its own
-parameters are below the server's, which never change. So the server's parameters are those of a site that hasn't trained.
+Personal parameters stay at the site: they don't travel, and each site goes on from its own. What a site keeps is how far
+its own parameters are below the server's, which never change. So the server's parameters are those of a site that hasn't
+trained.
 """
 
 from collections.abc import Mapping

@@ -60,7 +60,6 @@ def given() -> dict[str, Any]:
     deltas = rng.normal(0.002, 0.02, (ROUNDS, 8, layout.size)) * rng.uniform(0.3, 2.5, (ROUNDS, 8, 1))
     deltas[:, 7] -= 0.2
     start = rng.normal(0, 0.1, layout.size)
-    deltas[:, :, layout.trained :] = 0  # the optimisers leave padding alone
     # Flower computes in the precision of its arrays: in float64 all rounding is ours.
     start, deltas = (values.astype(np.float32).astype(np.float64) for values in (start, deltas))
     return {"start": start, "deltas": deltas, "sizes": SIZES, "loss": LOSS}
