@@ -40,7 +40,7 @@ def test_sites_train_what_the_method_says(alone: Callable[..., Any], how: str, m
     base.freeze(module, config)
     torch.manual_seed(2)
     for name in adapters.names(module):  # B starts at 0, so that A would hardly move
-        torch.nn.init.normal_(module.get_parameter(name), std=0.3)
+        torch.nn.init.normal_(module.get_parameter(name), std=0.1)
     start, plain = copy.deepcopy(module), copy.deepcopy(module)
     worker_sites, collectives, state = alone(config, module, SHARDS)
     resident = worker_sites.resident
@@ -74,7 +74,8 @@ def test_sites_train_what_the_method_says(alone: Callable[..., Any], how: str, m
             if name not in ever:
                 owner, _, last = name.rpartition(".")
                 del part.get_submodule(owner)._parameters[last]
-    assert_same_movement(moved, plain, start)
+    # Products of random matrices amplify rounding: over five seeds up to 2 × 10⁻⁵, on other processors ten times more.
+    assert_same_movement(moved, plain, start, share=1e-3)
 
 
 @pytest.mark.parametrize(("how", "exact"), [("separate", False), ("freeze_a", True), ("alternate", True)])
