@@ -8,9 +8,11 @@ import numpy.typing as npt
 from scaling_fl.commands import csv_file
 from scaling_fl.config.partition_keys import PARTITION_OF_KEY, chosen_partition
 from scaling_fl.config.schema import Config
+from scaling_fl.data import site_tests
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import Sharding, make_shards
 from scaling_fl.data.task_loader import load_task, reads_over_network
+from scaling_fl.federated import attackers
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.models import loading
 from scaling_fl.progress import Send, waiting
@@ -39,17 +41,28 @@ def show(send: Send, config: Config, width: int) -> None:
         task = load_task(config, report)
     notes = list(task.notes)
     sharding = make_shards(config, task.train, notes)
-    for line in [f"note: {note}" for note in notes] + describe(config, task.train, task.label_names, sharding, width):
+    shards, tests = site_tests.make(config, sharding.shards, task.train.labels, task.test.labels, notes)
+    sharding = sharding._replace(shards=shards)
+    lines = describe(config, task.train, task.label_names, sharding, width, tests)
+    for line in [f"note: {note}" for note in notes] + lines:
         send({"event": "said", "text": line})
     if config.csv_path is not None:
-        csv_file.write(config.csv_path, *_columns(task, sharding))
+        csv_file.write(config.csv_path, *_columns(config, task, sharding, tests))
         send({"event": "said", "text": f"shards  {config.csv_path}"})
 
 
 def describe(
-    config: Config, split: Split, label_names: Sequence[str], sharding: Sharding, width: int = _WIDTH
+    config: Config,
+    split: Split,
+    label_names: Sequence[str],
+    sharding: Sharding,
+    width: int = _WIDTH,
+    tests: Sequence[npt.NDArray[np.int64]] = (),
 ) -> list[str]:
-    """Return table and picture of the shards, as lines. Their rows have at most `width` (≥ 60) characters."""
+    """Return table and picture of the shards, as lines. Their rows have at most `width` (≥ 60) characters.
+
+    `tests`: each site's own test rows, if sites have them.
+    """
     keys = config.to_mapping()
     chosen = [f"{key}={keys[key]}" for key in PARTITION_OF_KEY if keys[key] not in (None, False)]
     held_back = f"; {len(sharding.held_back):,} more are held back" if len(sharding.held_back) else ""
@@ -57,15 +70,29 @@ def describe(
         f"{' '.join([f'partition={chosen_partition(keys)}', *chosen])}: {len(sharding.shards):,} sites, "
         f"{len(sharding.trained):,} training rows{held_back}",
         "",
-        *_table(split, label_names, sharding, width, config.all),
+        *_table(split, label_names, sharding, width, config.all, _facts(config, sharding.shards, tests)),
         "",
         *_picture(split, label_names, sharding.shards, width, config.all),
     ]
 
 
-def _columns(task: Task, sharding: Sharding) -> tuple[list[str], Iterator[list[object]]]:
+def _facts(
+    config: Config, shards: Sequence[npt.NDArray[np.int64]], tests: Sequence[npt.NDArray[np.int64]]
+) -> dict[str, list[str]]:
+    """Columns that only some configurations have: own test rows of each site, and what the site attacks with."""
+    found: dict[str, list[str]] = {}
+    if tests:
+        found["own test"] = [f"{len(rows):,}" for rows in tests]
+    if bad := attackers.drawn(config, len(shards)):
+        found["attacks"] = [config.attack if site in bad else "" for site in range(len(shards))]
+    return found
+
+
+def _columns(
+    config: Config, task: Task, sharding: Sharding, tests: Sequence[npt.NDArray[np.int64]]
+) -> tuple[list[str], Iterator[list[object]]]:
     """The whole table for a CSV file: header and rows."""
-    split = task.train
+    split, facts = task.train, _facts(config, sharding.shards, tests)
     named = ["name"] if split.sites is not None else []
     rows = (
         [
@@ -73,14 +100,22 @@ def _columns(task: Task, sharding: Sharding) -> tuple[list[str], Iterator[list[o
             *([] if split.sites is None else [split.sites[shard[0]]]),
             len(shard),
             f"{label_entropy(split.labels[shard]):.6f}",
+            *(values[site].replace(",", "") for values in facts.values()),
             *np.bincount(split.labels[shard], minlength=len(task.label_names)).tolist(),
         ]
         for site, shard in enumerate(sharding.shards)
     )
-    return ["site", *named, "examples", "entropy", *task.label_names], rows
+    return ["site", *named, "examples", "entropy", *facts, *task.label_names], rows
 
 
-def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_width: int, every: bool) -> list[str]:
+def _table(
+    split: Split,
+    label_names: Sequence[str],
+    sharding: Sharding,
+    max_width: int,
+    every: bool,
+    facts: dict[str, list[str]],
+) -> list[str]:
     shards, label_width = sharding.shards, min(_LABEL_WIDTH, (max_width - 30) // 2)
     columns = short_names(label_names[: None if every else _MAX_COLUMNS], label_width)
     names = list(map(str, range(len(shards))))
@@ -92,20 +127,23 @@ def _table(split: Split, label_names: Sequence[str], sharding: Sharding, max_wid
     counts = {site: np.bincount(split.labels[shards[site]], minlength=len(label_names)) for site in shown}
     entropies = [label_entropy(split.labels[shard]) for shard in shards]
     cell = max(8, len(f"{max(map(np.max, counts.values())):,}"))
-    widths = [9, 7, *(max(cell, num_columns(name)) for name in columns)]
+    leads = ["examples", "entropy", *facts]
+    of_facts = (max(map(len, (head, *values))) for head, values in facts.items())
+    widths = [9, 7, *of_facts, *(max(cell, num_columns(name)) for name in columns)]
     parts = list(blocks([2 + width for width in widths], max_width - width))
     if not every:
-        del columns[parts[0].stop - 2 :], parts[1:]
+        del columns[max(0, parts[0].stop - len(leads)) :], parts[1:]
 
     lines = []
     for part in parts:
-        heads = zip(["examples", "entropy", *columns][part], widths[part], strict=False)
+        heads = zip([*leads, *columns][part], widths[part], strict=False)
         lines += [""] * (part.start > 0)
         lines.append(f"{'site':>{width}}" + "".join(f"  {padded(head, room, right=True)}" for head, room in heads))
         for site in shown:
             if not few and site == len(shards) - _LAST:
                 lines.append(f"{'…':>{width}}  {len(shards) - _FIRST - _LAST:,} more sites; all=True lists them")
-            cells = [f"{len(shards[site]):,}", f"{entropies[site]:.3f}", *(f"{count:,}" for count in counts[site])]
+            cells = [f"{len(shards[site]):,}", f"{entropies[site]:.3f}", *(values[site] for values in facts.values())]
+            cells += [f"{count:,}" for count in counts[site]]
             row = (f"  {text:>{room}}" for text, room in zip(cells[part], widths[part], strict=False))
             lines.append(padded(names[site], width, right=True) + "".join(row))
     if len(label_names) > len(columns):

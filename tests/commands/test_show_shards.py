@@ -12,6 +12,7 @@ from scaling_fl.config.sections.commands import check_command
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.errors import UserError
+from scaling_fl.federated import attackers
 from scaling_fl.text import num_columns
 
 NAMES = ("sea", "land", "moon")
@@ -184,3 +185,35 @@ def test_keys_of_other_commands_are_refused(keys: dict[str, Any], command: str, 
         check_command(Config(**keys), command)
     check_command(Config(**keys), "print_config")
     check_command(Config(), command)
+
+
+def test_own_test_rows_and_attackers_are_shown(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "num_sites": 5, "iid_split": False, "site_test": "held_back", "site_test_fraction": 0.25,
+        "attack": "sign_flip", "attackers": 2, "csv_path": str(tmp_path / "shards.csv"), "seed": 3,
+    }  # fmt: skip
+    train = tmp_path / "train.csv"
+    train.write_text("text,label\n" + "".join(f"row {n},{n % 3}\n" for n in range(40)))
+    keys |= {
+        "task_name": "csv",
+        "train_path": str(train),
+        "test_fraction": 0.1,
+        "text_column": "text",
+        "label_column": "label",
+    }
+    send = MagicMock()
+    show_shards.show(send, Config(**keys), 120)
+    lines = [call.args[0]["text"] for call in send.call_args_list if call.args[0]["event"] == "said"]
+    head = next(number for number, line in enumerate(lines) if line.split()[:1] == ["site"])
+    assert lines[head].split() == ["site", "examples", "entropy", "own", "test", "attacks", "0", "1", "2"]
+    expected = attackers.drawn(Config(**keys), 5)
+    assert len(expected) == 2
+    with (tmp_path / "shards.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    sizes = [7, 7, 7, 7, 8]  # 36 rows, of which 5 sites hold back a quarter each: 2 of 7 or 8
+    for site, row in enumerate(rows):
+        assert row["attacks"] == ("sign_flip" if site in expected else "")
+        assert ("sign_flip" in lines[head + 1 + site]) == (site in expected)
+        assert int(row["own test"]) == 2 == int(lines[head + 1 + site].split()[3])
+        assert int(row["examples"]) == sum(int(row[label]) for label in "012")
+    assert sorted(int(row["examples"]) + 2 for row in rows) == sizes
