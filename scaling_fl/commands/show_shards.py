@@ -84,7 +84,7 @@ def _facts(
     if tests:
         found["own test"] = [f"{len(rows):,}" for rows in tests]
     if bad := attackers.drawn(config, len(shards)):
-        found["attacks"] = [config.attack if site in bad else "" for site in range(len(shards))]
+        found["attacks"] = ["" if site not in bad else str(config.attack) for site in range(len(shards))]
     return found
 
 

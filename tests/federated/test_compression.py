@@ -1,6 +1,7 @@
 """What a receiver gets of compressed values, the bytes that they take, and error feedback over several rounds."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -121,31 +122,35 @@ def test_the_traffic_of_a_site() -> None:
         assert compression.traffic(Config(baseline=baseline), layout, 0) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", ["topk", "int8", "bf16"])
 @pytest.mark.parametrize("feedback", [True, False])
-def test_error_feedback_is_algorithm_2_of_karimireddy_et_al_2019(tmp_path: Path, feedback: bool) -> None:
-    """Three rounds of one site: what it sends, from what it would send without compression."""
+def test_error_feedback_is_algorithm_2_of_karimireddy_et_al_2019(tmp_path: Path, kind: str, feedback: bool) -> None:
+    """Three rounds of two unequal sites: what each sends, from what it would send without compression."""
     keys: dict[str, Any] = {"batch_size": 3, "optimiser": "sgd", "learning_rate": 0.2}
     resident = builders.resident(tmp_path, Config(**keys), builders.bert())
     start = resident.model.flat.clone()
     trained = resident.model.layout.trained
     write_state(tmp_path / "start", {}, {})
-    config = Config(upload="topk", topk_share=0.1, error_feedback=feedback, **keys)
+    config = Config(upload=kind, topk_share=0.1, error_feedback=feedback, **keys)
     store = SiteStateStore(tmp_path / "kept", tmp_path / "start") if feedback else None
-    site = Site(4, SHARD, dataclasses.replace(resident, config=config, store=store))
-    error = torch.zeros(trained)
+    compressed_ = dataclasses.replace(resident, config=config, store=store)
     num_kept = round(0.1 * sum(view.numel() for view in resident.model.layout.views(start).values()))  # without gaps
-    for round_ in (1, 2, 3):
-        plain = Site(4, SHARD, resident).train(start.clone(), round_)[0].clone()[:trained]
-        sent = site.train(start.clone(), round_)[0].clone()[:trained]
-        due = plain + error
-        kept = due.abs().topk(num_kept).indices
+    shards, errors = {4: SHARD, 2: SHARDS[1]}, {site: torch.zeros(trained) for site in (4, 2)}
+    for round_, number in itertools.product((1, 2, 3), shards):
+        plain = Site(number, shards[number], resident).train(start.clone(), round_)[0].clone()[:trained]
+        sent = Site(number, shards[number], compressed_).train(start.clone(), round_)[0].clone()[:trained]
+        due = plain + errors[number]
         expected = torch.zeros(trained)
-        expected[kept] = due[kept]
+        if kind == "topk":
+            kept = due.abs().topk(num_kept).indices
+            expected[kept] = due[kept]
+        else:  # by other random numbers in each round and at each site
+            expected = compressed(kind, due, seeding.torch_seed(config.seed, "upload", round_, number))
         assert torch.equal(sent, expected)
-        error = due - expected if feedback else error
-    assert (error.norm() > 0) == feedback
-    if store is not None:
-        assert torch.equal(store.load(4)["upload_error"], error)
+        errors[number] = due - expected if feedback else errors[number]
+    assert (errors[2].norm() > 0) == feedback
+    for number in shards if store is not None else ():
+        assert torch.equal(store.load(number)["upload_error"], errors[number])
 
 
 def test_sites_keep_a_buffer_only_for_compressed_uploads_with_error_feedback() -> None:

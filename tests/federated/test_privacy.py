@@ -103,7 +103,7 @@ def test_the_clip_follows_a_quantile_as_in_andrew_et_al_2021(alone: Callable[...
     for name, value in views.items():
         np.testing.assert_allclose(value.numpy(), expected[name].numpy(), rtol=1e-4, atol=1e-5)
     SGD().step(state, found, slice(0, len(found)))
-    assert private.current_clip(config, state) == pytest.approx(2.1 * math.exp(-0.4 * (b - 0.3)), rel=1e-4)
+    assert private.current_clip(config, state, 1e9) == pytest.approx(2.1 * math.exp(-0.4 * (b - 0.3)), rel=1e-4)
 
 
 def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
@@ -124,6 +124,67 @@ def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
         for chunk, delta in combination.combined():
             SGD().step(state, delta, chunk)
     assert 1.7 < np.mean(clips[-20:]) < 2.3
+
+
+def test_a_clip_that_grows_without_end_stops_where_its_noise_still_fits(alone: Callable[..., Any]) -> None:
+    """All deltas are longer than any clip, so that it grows by exp(40 × 0.9) and more a round; the sum must not overflow."""
+    config = Config.from_mapping(KEYS | {"dp_clip_quantile": 0.9, "dp_clip_rate": 40.0, "dp_count_noise": 0.5})
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    clips = []
+    for round_ in range(1, 25):  # log C passes 709, of which the exponential is infinite
+        combination: Any = private.begin(worker_sites, collectives, state, round_)
+        clips.append(combination.clip)
+        for site in range(7):
+            combination.add(site, torch.full((len(state.row),), 1e4))
+        for chunk, delta in combination.combined():
+            SGD().step(state, delta, chunk)
+    z_delta = (0.7**-2 - 1.0**-2) ** -0.5
+    assert state.extra[0] > 709
+    assert clips[-1] == clips[1] == pytest.approx(0.99 * 2**14 / (10 * z_delta))
+    assert state.params.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"sampling": "poisson", "participation": 0.6},
+        {"dp_clip_quantile": 0.4, "dp_count_noise": 1.2, "dp_clip_rate": 0.7},
+    ],
+)
+def test_three_rounds_of_unequal_sites_are_a_numpy_loop(alone: Callable[..., Any], keys: dict[str, Any]) -> None:
+    """What the server and its clip are after each round; sites send other deltas in each."""
+    config = Config.from_mapping(KEYS | keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    layout, size = worker_sites.resident.model.layout, len(state.params)
+    params, clip = state.params.numpy().astype(np.float64), 2.0
+    q, adaptive = keys.get("participation", 1.0), "dp_clip_quantile" in keys
+    z = (0.7**-2 - 2.4**-2) ** -0.5 if adaptive else 0.7
+    clips = set()
+    for round_ in (1, 2, 3):
+        sent = deltas(size) * np.roll(np.linspace(0.3, 2.5, 7), round_)[:, None].astype(np.float32)
+        combination: Any = private.begin(worker_sites, collectives, state, round_)
+        assert combination.results["dp.clip"] == pytest.approx(clip, rel=1e-4)
+        cohort_ = [site.number for site in worker_sites.participants(round_)]
+        for site in cohort_:
+            row = torch.zeros(len(state.row))
+            row[:size] = torch.from_numpy(sent[site])
+            combination.add(site, row)
+        for chunk, delta in combination.combined():
+            SGD().step(state, delta, chunk)
+
+        lengths = np.linalg.norm(sent.astype(np.float64), axis=1)
+        draws = seeding.generator(5, "dp noise", round_).standard_normal(size + 16)
+        total = sum(sent[site] * min(1, clip / lengths[site]) for site in cohort_) + draws[:size] * z * clip
+        params = params - total / (q * 7)
+        clips.add(clip)
+        if adaptive:
+            below = sum(0.5 if lengths[site] <= clip else -0.5 for site in cohort_)
+            clip *= math.exp(-0.7 * (0.5 + (below + 1.2 * draws[size]) / 7 - 0.4))
+        expected = layout.views(torch.from_numpy(params))
+        for name, value in layout.views(state.params).items():
+            np.testing.assert_allclose(value.numpy(), expected[name].numpy(), rtol=1e-4, atol=2e-5)
+    assert len(clips) == (3 if adaptive else 1)
 
 
 def final(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> Any:

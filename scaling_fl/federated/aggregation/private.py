@@ -11,7 +11,8 @@ With `dp_clip_quantile` γ, C follows the γ-quantile of the sites' norms (Andre
 
 What is summed is b_k − ½, of which a site changes at most ½, so that b = ½ + (Σ (b_k − ½) + noise) / (q N). The noise of the
 deltas then has the multiplier (z⁻² − (2 σ_b)⁻²)^(−1/2): z still describes both queries together.
-log C is what the server keeps beside the parameters.
+log C is what the server keeps beside the parameters. However long the deltas grow, C stops at the length whose noise still
+fits into the sum.
 """
 
 import math
@@ -40,6 +41,7 @@ class PrivateMean(Mean):
     round: int
     clip: float
     expected: float  # q N
+    noise_multiplier: float  # of the deltas' sum
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """See `Aggregation`."""
@@ -60,20 +62,16 @@ class PrivateMean(Mean):
     def _noise(self) -> torch.Tensor:
         config, size = self.config, len(self.state.params)
         noise = gaussian(len(self.state.row), config.dp_seed, self.round)
-        z = config.dp_noise_multiplier
-        assert z is not None
         if config.dp_clip_quantile is not None:
-            sigma = count_noise(config, self.expected)
-            z = (z**-2 - (2 * sigma) ** -2) ** -0.5
-            count = noise[size].item()
+            count = count_noise(config, self.expected) * noise[size].item()
             noise[size:] = 0
-            noise[size] = config.dp_clip_rate * (sigma * count + (0.5 - config.dp_clip_quantile) * self.expected)
+            noise[size] = config.dp_clip_rate * (count + (0.5 - config.dp_clip_quantile) * self.expected)
         values = torch.zeros_like(noise)  # nothing is added to frozen parameters, and to gaps between tensors
         values[size:] = noise[size:]
         for entry in self.layout.entries:
             if entry.name not in self.layout.fixed:
                 at = slice(entry.start, entry.start + entry.shape.numel())
-                torch.mul(noise[at], z * self.clip, out=values[at])
+                torch.mul(noise[at], self.noise_multiplier * self.clip, out=values[at])
         return values
 
 
@@ -89,10 +87,19 @@ def count_noise(config: Config, expected: float) -> float:
     )
 
 
-def current_clip(config: Config, state: ServerState) -> float:
-    """C of the coming round."""
+def deltas_noise(config: Config, expected: float) -> float:
+    """The noise multiplier of the deltas' sum; that of the job describes it and the count of adaptive clipping."""
+    z = config.dp_noise_multiplier
+    assert z is not None
+    return z if config.dp_clip_quantile is None else (z**-2 - (2 * count_noise(config, expected)) ** -2) ** -0.5
+
+
+def current_clip(config: Config, state: ServerState, bound: float) -> float:
+    """C of the coming round, below `bound`."""
     assert config.dp_clip is not None
-    return config.dp_clip if config.dp_clip_quantile is None else config.dp_clip * math.exp(state.extra[0].item())
+    if config.dp_clip_quantile is None:
+        return config.dp_clip
+    return min(config.dp_clip * math.exp(min(state.extra[0].item(), 700.0)), 0.99 * bound)  # exp(710) overflows
 
 
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> PrivateMean:
@@ -100,10 +107,11 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     config, sizes = worker_sites.resident.config, worker_sites.shards.sizes
     expected = cohort.probability(config, len(sizes)) * len(sizes)
     weights = {NOISE: 1 / expected} | cohort.sample(config, sizes, round_)
-    clip = current_clip(config, state)
+    z = deltas_noise(config, expected)
+    clip = current_clip(config, state, guarantee.largest_clip(z, expected / len(sizes)))
     private = PrivateMean(
         collectives, state, weights, config=config, layout=worker_sites.resident.model.layout, round=round_, clip=clip,
-        expected=expected,
+        expected=expected, noise_multiplier=z,
     )  # fmt: skip
     if collectives.rank == 0:
         private.results = {"dp.clip": clip} | guarantee.after(config, len(sizes), round_)

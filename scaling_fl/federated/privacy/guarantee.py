@@ -21,7 +21,7 @@ def noise_multiplier(config: Config, num_sites: int) -> float | None:
     z = config.dp_noise_multiplier
     if z is None:
         z = solve_noise_multiplier(config, q)
-    if config.dp_clip * max(_MAX_STANDARD_DEVIATIONS * z, 1 / q) >= _LIMIT:
+    if config.dp_clip >= largest_clip(z, q):
         raise UserError(
             f"dp_clip={config.dp_clip:g}: with noise of {z:g} times its length, sums get too large; lower it"
         )
@@ -31,6 +31,11 @@ def noise_multiplier(config: Config, num_sites: int) -> float | None:
             "leave it out"
         )
     return z
+
+
+def largest_clip(noise_multiplier: float, sampling_probability: float) -> float:
+    """The bound of every clip: noise of a larger one might not fit into the sum of the round."""
+    return _LIMIT / max(_MAX_STANDARD_DEVIATIONS * noise_multiplier, 1 / sampling_probability)
 
 
 def after(config: Config, num_sites: int, round_: int) -> dict[str, float]:
