@@ -1,5 +1,6 @@
 """Event files and plans of small jobs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,11 @@ def progress(
     }  # fmt: skip
 
 
-def plan(checkpoints_dir: str | None = None, round_: int = 2, **more: Any) -> Plan:
+def plan(
+    checkpoints_dir: str | None = None, round_: int = 2, keys: Mapping[str, Any] | None = None, **more: Any
+) -> Plan:
     return Plan(
-        config=Config(site_ids=(0, 0), job_name="news", checkpoints_dir=checkpoints_dir),
+        config=Config(site_ids=(0, 0), job_name="news", checkpoints_dir=checkpoints_dir, **keys or {}),
         folder="/none", round=round_, finished=False, reported=round_ > 0, threads=1, devices=("cpu", "cpu"),
         architecture="Bert",
         num_parameters=9, new_parameters=("head",), label_names=("a", "b"), shard_sizes=(5, 4),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.federated import attackers
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
@@ -28,6 +29,15 @@ def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **pla
     }  # fmt: skip
     tracker.started_event(experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "path": Path("x")}, None)
     return tracker
+
+
+def test_the_table_of_shards_says_who_attacks_and_with_what(tmp_path: Path) -> None:
+    keys = {"attack": "label_flip", "attackers": 1}
+    bad = attackers.drawn(builders.plan(keys=keys).config, 2)
+    started(tmp_path, [], keys=keys)
+    (table,) = [line["shards"] for line in events.read(tmp_path / "news.jsonl")[0] if line["event"] == "shards"]
+    assert [row.get("attack") for row in table] == ["label_flip" if site in bad else None for site in (0, 1)]
+    assert len(bad) == 1
 
 
 def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(tmp_path: Path) -> None:
