@@ -78,6 +78,23 @@ def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
     return transformers.AutoModelForSequenceClassification.from_config(config)
 
 
+def decoder(seed: int = 1) -> Any:
+    """A Llama with a few thousand parameters, whose head is its embedding table."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer()), max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.2,
+        pad_token_id=0, **TINY_SIZES,
+    )  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def write_documents(folder: Path, count: int, seed: int = 5) -> token_store.TokenStore:
+    """A store of documents, each with its end token."""
+    words, ending = tokenizer(), tokenizer().eos_token_id
+    token_store.write(folder, words, *texts_and_labels(count, seed), None, end_token=ending)
+    return token_store.TokenStore(folder, words.pad_token_id)
+
+
 def flat_model() -> FlatModel:
     module = bert()
     return FlatModel(module, torch.zeros(Layout(module).size))
@@ -95,7 +112,12 @@ def pretrained(folder: Path, kind: str = "bert") -> Path:
         ),
         "roberta": lambda: transformers.RobertaConfig(**vocabulary, **TINY_SIZES, pad_token_id=0, type_vocab_size=1),
         "roformer": lambda: transformers.RoFormerConfig(**vocabulary, **TINY_SIZES),
+        "llama": lambda: transformers.LlamaConfig(**vocabulary, **TINY_SIZES, pad_token_id=0),
     }[kind]()
+    if kind == "llama":
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        return folder
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -24,6 +24,12 @@ _IF_SET = (
     "dp_clip_quantile", "sampling",
 )  # fmt: skip
 _RESULTS = ("validation.", "held_back.")
+_LANGUAGE_MODEL = (
+    "A language model, trained by federated learning with scaling_fl.",
+    "```python\nfrom transformers import pipeline\n\n"
+    'generate = pipeline("text-generation", "FOLDER")\n'
+    'generate("The beginning of a text", max_new_tokens=50)\n```',
+)
 
 
 def model_card(
@@ -40,7 +46,7 @@ def model_card(
     """
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-classification" if label_names else "text-generation",
         base_model=hub_id(config.model),
         tags=["federated-learning", "scaling_fl"],
     )
@@ -55,9 +61,14 @@ def model_card(
     if config.dp_clip is not None:  # who took part follows from it
         training.remove(("seed", config.seed))
     measured = [(name, value) for name, value in sorted(results.items()) if name.startswith(_RESULTS)]
+    training_sections = ["## Training", _table(("key", "value"), training)]
+    if measured:
+        training_sections += [f"## Results after round {round_}", _table(("metric", "value"), measured)]
+    head = [f"---\n{data.to_yaml()}\n---", f"# {config.job_name}"]
+    if not label_names:
+        return "\n\n".join([*head, *_LANGUAGE_MODEL, *training_sections]) + "\n"
     sections = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {config.job_name}",
+        *head,
         f"A text classifier with {len(label_names)} labels, trained by federated learning with scaling_fl.",
         "```python\nfrom transformers import pipeline\n\n"
         'classify = pipeline("text-classification", "FOLDER")\n'
@@ -66,11 +77,8 @@ def model_card(
         + (" The results of this model depend on padding, so pad as in this example." if padding else ""),
         "## Labels",
         _table(("number", "label"), list(enumerate(label_names))),
-        "## Training",
-        _table(("key", "value"), training),
+        *training_sections,
     ]
-    if measured:
-        sections += [f"## Results after round {round_}", _table(("metric", "value"), measured)]
     return "\n\n".join(sections) + "\n"
 
 

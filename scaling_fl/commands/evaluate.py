@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scaling_fl.commands import csv_file, trained_model
+from scaling_fl.commands import csv_file, evaluate_documents, trained_model
 from scaling_fl.commands.trained_model import TrainedModel
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
@@ -20,9 +20,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.predictions import Collector, merged
-from scaling_fl.federated.resident import Resident
 from scaling_fl.models import loading, probe
-from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 from scaling_fl.text import blocks, num_columns, one_line, padded, short_names
 
@@ -47,6 +45,10 @@ def show(send: Send, config: Config, width: int) -> None:
     config = trained.config
     with waiting(send, reads_over_network(config)):
         task = load_test(config, report)
+    if task.predicts_tokens:
+        for line in evaluate_documents.lines(trained, task, report):
+            send({"event": "said", "text": line})
+        return
     split, notes = _with_labels_of(trained, task)
     batches, predictions = measure(trained, split, report)
     confusion = np.sum([batch.confusion for batch in batches], axis=0)
@@ -64,10 +66,6 @@ def show(send: Send, config: Config, width: int) -> None:
 def measure(trained: TrainedModel, split: Split, report: Report) -> tuple[list[metrics.BatchMetrics], Predictions]:
     """Evaluate as in a run. Also returns the prediction of each example."""
     config, module, tokenizer = trained.config, trained.loaded.module, trained.loaded.tokenizer
-    if config.threads_per_site is not None:
-        torch.set_num_threads(config.threads_per_site)
-    on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
-    device = torch.device(f"cuda:{config.site_ids[0] % torch.cuda.device_count()}" if on_gpu else "cpu")
     collector, done = Collector(), 0
 
     def keep(rows: npt.NDArray[np.int64], logits: torch.Tensor) -> None:
@@ -80,17 +78,13 @@ def measure(trained: TrainedModel, split: Split, report: Report) -> tuple[list[m
         token_types = split.pairs is not None and loading.takes_token_types(module)
         token_store.write(
             Path(folder), tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs, token_types,
-            lambda done, total, unit: report("tokenising", done, total, unit),
+            report=lambda done, total, unit: report("tokenising", done, total, unit),
         )  # fmt: skip
         paired = split.pairs is not None
         padding, _ = probe.prepare_padding(config.model, trained.loaded, split.texts, paired, config.max_seq_len, [])
         store = token_store.TokenStore(Path(folder), tokenizer.pad_token_id, padding.left, padding.min_length)
-        module.to(device)
-        model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
-        # Only evaluated: nothing is compiled for it, and there is no backward pass.
-        plain = dataclasses.replace(config, compile=False, gradient_checkpointing=False)
-        resident = Resident(plain, model, store, store, device)
-        batches = evaluate(resident, model.flat.clone(), 0, 1, on_logits=keep)
+        resident = trained_model.resident(trained, store)
+        batches = evaluate(resident, resident.model.flat.clone(), 0, 1, on_logits=keep)
     return batches, merged([collector.collected()])
 
 

@@ -5,12 +5,17 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from scaling_fl import host
 from scaling_fl.checkpoint.storage import Storage
 from scaling_fl.commands.job_checkpoint import JobCheckpoint
 from scaling_fl.config.schema import Config
+from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
+from scaling_fl.federated.resident import Resident
 from scaling_fl.models import loading
+from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 
 _TEST_KEYS = ("test_path", "test_split", "test_fraction", "max_test_examples")
@@ -43,6 +48,20 @@ def load(send: Send, typed: Config, report: Report) -> TrainedModel:
     return TrainedModel(config, loaded, checkpoint.label_names, title)
 
 
+def resident(trained: TrainedModel, store: TokenStore) -> Resident:
+    """The model on its device, with the examples of `store`, to be evaluated."""
+    config, module = trained.config, trained.loaded.module
+    if config.threads_per_site is not None:
+        torch.set_num_threads(config.threads_per_site)
+    on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
+    device = torch.device(f"cuda:{config.site_ids[0] % torch.cuda.device_count()}" if on_gpu else "cpu")
+    module.to(device)
+    model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
+    # Only evaluated: nothing is compiled for it, and there is no backward pass.
+    plain = dataclasses.replace(config, compile=False, gradient_checkpointing=False)
+    return Resident(plain, model, store, store, device)
+
+
 def _from_folder(config: Config, name: str, path: Path) -> TrainedModel:
     """The model `name`: at `path`, or on the hub if there is no such path."""
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -64,6 +83,6 @@ def _from_folder(config: Config, name: str, path: Path) -> TrainedModel:
     if loaded.new_parameters:
         raise UserError(
             f"checkpoint={name}: its weights lack {', '.join(loaded.new_parameters[:3])}, so it isn't a trained "
-            "classifier; name the folder that a job wrote, such as checkpoints/news/model"
+            "model; name the folder that a job wrote, such as checkpoints/news/model"
         )
     return TrainedModel(config, loaded, names, f"model {name}")

@@ -53,10 +53,16 @@ NO_EXAMPLES = Split([], np.empty(0, np.int64))
 class Task:
     """Training examples, test examples and label names."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The label names among which a model chooses; none if it predicts tokens."""
+        return () if self.predicts_tokens else self.label_names
+
     train: Split
     test: Split
     label_names: tuple[str, ...]  # C names
     notes: tuple[str, ...] = ()  # for the user; set by `load_task`
+    predicts_tokens: bool = False  # of the texts; labels then only divide them among sites, and may all be the same
 
     def digest(self) -> str:
         """SHA-256 over the contents of both splits, the label names, and the sites of the training examples."""

@@ -49,7 +49,7 @@ def load_task(config: Config, report: Report = unreported) -> Task:
     train = _reduced(whole.train, config.max_train_examples, config.data_seed)
     test = _reduced(whole.test, config.max_test_examples, config.data_seed)
     counts = np.bincount(train.labels, minlength=len(whole.label_names))
-    if (counts > 0).sum() < 2:
+    if (counts > 0).sum() < 2 and not whole.predicts_tokens:
         source = config.train_path or config.dataset or config.task_name
         # Not to blame if all rows have the same label.
         reduced = len(train) < len(whole.train) and len(np.unique(whole.train.labels)) > 1
@@ -75,7 +75,7 @@ def load_test(config: Config, report: Report = unreported) -> Task:
     """
     alone = replace(config, train_path=None, test_fraction=0.0)
     module = None if config.test_path is None else _module(alone, "train_path")
-    if module is None or "test_fraction" not in module.TAKES:
+    if module is None or "test_fraction" not in _keys(module, config)[1]:
         return load_task(config, report)
     task: Task = module.load(alone, report)
     test = _reduced(task.test, config.max_test_examples, config.data_seed)
@@ -86,24 +86,33 @@ def _module(config: Config, *not_needed: str) -> Any:
     """The module of the task. Raises `UserError` if a key that it needs is missing, or one is set that it doesn't take."""
     module = importlib.import_module(f"scaling_fl.data.tasks.{config.task_name}")
     defaults = {field.name: field.default for field in fields(config)}
-    takes_fraction = "test_fraction" in module.TAKES
+    needs, takes = _keys(module, config)
+    takes_fraction = "test_fraction" in takes
     for key in KEYS:
         value = getattr(config, key)
-        if key not in (*module.NEEDS, *module.TAKES) and value != defaults[key]:
-            uses = ", ".join((*module.NEEDS, *module.TAKES)) or "none of these keys"
+        if key not in (*needs, *takes) and value != defaults[key]:
+            uses = ", ".join((*needs, *takes)) or "none of these keys"
             raise UserError(f"{key}={value!r}: task_name={config.task_name} doesn't use it; it takes {uses}")
         if config.test_fraction and key in _TEST_KEYS:
             if value != defaults[key]:
                 raise UserError(
                     f"test_fraction={config.test_fraction:g} {key}={value}: both set the test set; leave one of them out"
                 )
-        elif key in module.NEEDS and value is None and key not in not_needed:
+        elif key in needs and value is None and key not in not_needed:
             alternative = ", or test_fraction=0.2 to test on a part of train_path"
             raise UserError(
                 f"{key}: task_name={config.task_name} needs it; set {key}={'FILE' if key.endswith('path') else 'NAME'}"
                 f"{alternative if key in _TEST_KEYS and takes_fraction else ''}"
             )
     return module
+
+
+def _keys(module: Any, config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys that a task needs, and those that it takes; they may depend on others."""
+    found: tuple[tuple[str, ...], tuple[str, ...]] = (
+        module.keys(config) if hasattr(module, "keys") else (module.NEEDS, module.TAKES)
+    )
+    return found
 
 
 def _with_test_fraction(config: Config, task: Task) -> Task:

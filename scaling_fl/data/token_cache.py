@@ -20,10 +20,17 @@ _MANIFEST = "seal.json"  # written last; holds the other files' checksums
 _KEPT_DAYS = 30  # since the last use
 
 
-def key(content: str, tokenizer_files: Iterable[Path], max_seq_len: int, token_types: bool) -> str:
+def key(
+    content: str,
+    tokenizer_files: Iterable[Path],
+    max_seq_len: int | None,
+    token_types: bool,
+    end_token: int | None = None,
+) -> str:
     """The key of texts with the digest `content`, tokenised by the tokenizer that `tokenizer_files` hold."""
+    end = "" if end_token is None else f" {end_token}"
     versions = (_FORMAT_VERSION, tokenizers.__version__, transformers.__version__)
-    digest = hashlib.sha256(f"{versions} {content} {max_seq_len} {token_types}".encode())
+    digest = hashlib.sha256(f"{versions} {content} {max_seq_len} {token_types}{end}".encode())
     for path in sorted(tokenizer_files):
         digest.update(f"{path.name} {_checksum(path)}".encode())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Token stores: all token ids of a split in one flat, memory-mapped array, from which padded batches are gathered."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ _CHUNK = 1000  # texts per tokenizer call, which spreads them over its threads
 
 
 class Batch(NamedTuple):
+    """B texts, and what the model predicts of them: P = B labels, or P tokens, each from those before it."""
+
     input_ids: torch.Tensor  # (B, T) int64, padded to the batch's longest text
     attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
-    labels: torch.Tensor  # (B,) int64
+    labels: torch.Tensor  # (P,) int64: labels of texts, or ids of tokens
     token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on the second text of a pair; None if all are 0
+    positions: torch.Tensor | None = None  # (P,) int64 into B × T: of the tokens before the predicted ones
 
 
 class TokenStore:
@@ -36,12 +40,30 @@ class TokenStore:
         self.tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
         self.labels = np.load(folder / "labels.npy")  # (N,) int64
-        types = folder / "types.bin"
-        self.types = np.memmap(types, np.uint8, "r") if types.exists() else None
+        self.types = self._flags(folder / "types.bin")
+        sizes = folder / "bytes.npy"
+        self.num_bytes = (
+            np.load(sizes) if sizes.exists() else np.zeros(len(self.labels), np.int64)
+        )  # (N,), for documents
+        self.predicted = self._flags(
+            folder / "predicted.bin"
+        )  # by token: 1 if the model predicts it; None: it classifies
         self.pad_token_id, self.left, self.min_length = pad_token_id, left, min_length
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @staticmethod
+    def _flags(path: Path) -> npt.NDArray[np.uint8] | None:
+        return np.memmap(path, np.uint8, "r") if path.exists() else None
+
+    @functools.cached_property
+    def num_predictions(self) -> npt.NDArray[np.int64]:
+        """What the model predicts of each text (N,): one label, or so many tokens."""
+        if self.predicted is None:
+            return np.ones(len(self), np.int64)
+        ends = np.concatenate([[0], np.cumsum(self.predicted, dtype=np.int64)])
+        return np.diff(ends[self.offsets])
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -62,11 +84,16 @@ class TokenStore:
             rows[mask] = values[sources]
             return torch.from_numpy(rows)
 
+        input_ids, labels, places = padded(self.tokens, self.pad_token_id), torch.from_numpy(self.labels[indices]), None
+        if self.predicted is not None:
+            after = padded(self.predicted, 0).flatten().nonzero().flatten()
+            labels, places = input_ids.flatten()[after], after - 1  # the first token of a text is never predicted
         return Batch(
-            padded(self.tokens, self.pad_token_id),
+            input_ids,
             torch.from_numpy(mask.astype(np.int64)),
-            torch.from_numpy(self.labels[indices]),
+            labels,
             None if self.types is None else padded(self.types, 0),
+            places,
         )
 
 
@@ -99,14 +126,16 @@ def write(
     tokenizer: Any,
     texts: Sequence[str],
     labels: npt.NDArray[np.int64],
-    max_seq_len: int,
+    max_seq_len: int | None,
     pairs: Sequence[str] | None = None,
     token_types: bool = False,
+    end_token: int | None = None,
     report: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
     """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token.
 
-    Raises `UserError` if a text has a special token in it, which models take for the end of a text, for instance.
+    `end_token`: the id that ends each text, which is then a document of a language model. Raises `UserError` if a text has
+    a special token in it, which models take for the end of a text, for instance.
     """
     special = np.array([number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id], np.int64)
     empty = next(encode(tokenizer, [""], None if pairs is None else [""], max_seq_len))["input_ids"]
@@ -124,7 +153,8 @@ def write(
                 )
                 raise UserError(_has_special_token(tokenizer, encoded["input_ids"][number], empty[0], special, text))
             # A tokenizer without special tokens yields no token for an empty text; models reject an empty batch.
-            input_ids = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+            last = [] if end_token is None else [end_token]
+            input_ids = [[*ids, *last[ids[-1:] == last :]] or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
             tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
             if types is not None:
                 types.write(np.concatenate([np.array(ids or [0], np.uint8) for ids in encoded["token_type_ids"]]).data)
@@ -132,6 +162,8 @@ def write(
     np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
+    if end_token is not None:
+        np.save(folder / "bytes.npy", np.array([len(text.encode()) for text in texts], np.int64))
 
 
 def _count(rows: Sequence[Sequence[int]], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

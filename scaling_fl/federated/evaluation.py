@@ -25,19 +25,20 @@ def evaluate(
     """Evaluate `params` (size,) on this worker's share of `examples`, by default the test set.
 
     The batches don't depend on the number of workers. Worker w takes batches w, w + num_workers, …, so that together the
-    workers evaluate every example once. `on_logits` is called with the indices (B,) and logits (B, C) of each part of
+    workers evaluate every example once. `on_logits` is called with the indices (B,) and logits (P, C) of each part of
     a batch. If a batch exceeds the GPU's memory, it and all later ones are split. `counted`: whether the progress of the
     round counts the batches.
     """
     resident.model.load(params)
     resident.model.module.eval()
-    num_labels = resident.model.module.config.num_labels
     pending = []
     store, rows = examples or resident.test_set
+    num_labels = resident.model.module.config.num_labels if store.predicted is None else 0
     fitting = resident.config.evaluation_batch_size(len(rows))
     batches = token_store.evaluation_batches(store, rows, fitting)
     for number in range(worker, len(batches), num_workers):
         loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
         confusion = torch.zeros(num_labels**2, dtype=torch.int64, device=resident.device)
         rest = batches[number]
         while len(rest) > 0:
@@ -52,9 +53,16 @@ def evaluate(
             if on_logits is not None:
                 on_logits(rest[:fitting], logits)
             loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
-            cells = batch.labels * num_labels + logits.argmax(-1)
-            confusion.index_add_(0, cells, torch.ones_like(cells))
+            guesses = logits.argmax(-1)
+            num_correct += (guesses == batch.labels).sum()
+            if num_labels:
+                cells = batch.labels * num_labels + guesses
+                confusion.index_add_(0, cells, torch.ones_like(cells))
             rest = rest[fitting:]
-        pending.append((number, loss_sum, confusion.view(num_labels, num_labels)))
+        count = int(store.num_predictions[batches[number]].sum())
+        pending.append((number, loss_sum, num_correct, count, confusion.view(num_labels, num_labels)))
         resident.on_step() if counted else resident.on_alive()
-    return [BatchMetrics(number, loss.item(), confusion.cpu().numpy()) for number, loss, confusion in pending]
+    return [
+        BatchMetrics(number, loss.item(), int(hits.item()), count, confusion.cpu().numpy())
+        for number, loss, hits, count, confusion in pending
+    ]

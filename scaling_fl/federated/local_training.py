@@ -15,8 +15,9 @@ from scaling_fl.federated.resident import Resident, precision
 class Trained(NamedTuple):
     """What local steps leave beside the parameters. Reading a tensor makes the CPU wait for the GPU."""
 
-    loss_sum: torch.Tensor  # (), float64: over all examples, each as often as it was seen
+    loss_sum: torch.Tensor  # (), float64: over all predictions, each as often as it was made
     num_correct: torch.Tensor  # (), int64
+    num_predictions: int
 
 
 def train_steps(
@@ -39,15 +40,18 @@ def train_steps(
     scaler = torch.amp.GradScaler(resident.device.type, init_scale=2.0**12, enabled=fp16)
     loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
+    num_predictions = 0
     for rate, indices in zip(rates, batches, strict=True):
         model.gradient.zero_()
+        of_batch = int(resident.train.num_predictions[indices].sum())
+        num_predictions += of_batch
         for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
             batch = resident.to_device(resident.train.batch(micro_batch))
             logits, labels = resident.logits(batch), batch.labels
             for term in terms:
                 labels = term.labels(labels, logits.shape[1])
             loss = cross_entropy(logits, labels, reduction="sum")
-            scaler.scale(loss / len(indices)).backward()
+            scaler.scale(loss / of_batch).backward()
             loss_sum += loss.detach()
             num_correct += (logits.detach().argmax(-1) == labels).sum()
         if terms or config.max_grad_norm is not None:
@@ -61,7 +65,7 @@ def train_steps(
         scaler.step(optimiser)
         scaler.update()
         resident.on_step() if counted else resident.on_alive()
-    return Trained(loss_sum, num_correct)
+    return Trained(loss_sum, num_correct, num_predictions)
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:

@@ -18,9 +18,9 @@ class SiteMetrics:
     """Metrics of one site's local training in one round, over all local epochs: with dropout, as the model changes."""
 
     site: int
-    loss_sum: float  # summed over `count` examples
+    loss_sum: float  # summed over `count` predictions
     num_correct: int
-    count: int  # examples seen: shard size × local epochs
+    count: int  # of predictions: of labels, one for each example that was seen, or of tokens
 
     @property
     def loss(self) -> float:
@@ -38,7 +38,11 @@ class BatchMetrics:
 
     batch: int  # index in the fixed order of the whole set
     loss_sum: float
-    confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions
+    num_correct: int
+    count: int  # of predictions
+    confusion: npt.NDArray[
+        np.int64
+    ]  # (C, C): rows are true labels, columns predictions; (0, 0) if tokens are predicted
 
 
 def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
@@ -66,14 +70,23 @@ def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float
 def validation(batches: Iterable[BatchMetrics], name: str = "validation") -> dict[str, float]:
     """Return `<name>.*` of one model. Sums run in batch order: the number of workers doesn't affect the result."""
     ordered = sorted(batches, key=lambda b: b.batch)
-    confusion = confusion_matrix(ordered)
-    count = int(confusion.sum())
-    return {
-        f"{name}.loss": sum(b.loss_sum for b in ordered) / count,
-        f"{name}.accuracy": int(np.trace(confusion)) / count,
-        f"{name}.macro_f1": macro_f1(confusion),
-        f"{name}.examples": count,
-    }
+    confusion, count = confusion_matrix(ordered), sum(b.count for b in ordered)
+    loss = sum(b.loss_sum for b in ordered) / count
+    found = {f"{name}.loss": loss, f"{name}.accuracy": sum(b.num_correct for b in ordered) / count}
+    if confusion.size:
+        return found | {f"{name}.macro_f1": macro_f1(confusion), f"{name}.examples": count}
+    return found | {f"{name}.perplexity": perplexity(loss), f"{name}.tokens": count}
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss): as uncertain as a choice among so many tokens."""
+    return math.exp(min(loss, 700.0))  # exp(710) overflows
+
+
+def by_bytes(batches: Iterable[BatchMetrics], num_bytes: int, name: str = "validation") -> dict[str, float]:
+    """Return `<name>.bits_per_byte` of documents of `num_bytes` bytes: comparable between tokenizers."""
+    loss_sum = sum(b.loss_sum for b in sorted(batches, key=lambda b: b.batch))
+    return {f"{name}.bits_per_byte": loss_sum / math.log(2) / num_bytes} if num_bytes else {}
 
 
 def confusion_matrix(batches: Iterable[BatchMetrics]) -> npt.NDArray[np.int64]:

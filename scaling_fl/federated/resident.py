@@ -65,7 +65,7 @@ class Resident:
         return Examples(self.train, rows)
 
     def logits(self, batch: token_store.Batch) -> torch.Tensor:
-        """Run the forward pass in the configured precision; return logits (B, C) in float32."""
+        """Run the forward pass in the configured precision; return logits (P, C) in float32, a row for each prediction."""
         inputs = {"input_ids": batch.input_ids}
         if self.config.attention_mask:
             inputs["attention_mask"] = batch.attention_mask
@@ -74,6 +74,8 @@ class Resident:
         dtype = AUTOCAST[precision(self.config, self.device)]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits: torch.Tensor = self.model.module(**inputs).logits
+        if batch.positions is not None:
+            logits = logits.flatten(0, 1)[batch.positions]
         return logits.float()
 
     def to_device(self, batch: token_store.Batch) -> token_store.Batch:

@@ -46,7 +46,8 @@ def _of_global_model(
     worker_sites: WorkerSites, collectives: Collectives, state: ServerState, name: str, examples: Examples
 ) -> dict[str, float]:
     resident, collector = worker_sites.resident, predictions.Collector()
-    predicted = resident.config.report and state.round == resident.config.num_rounds and name == "validation"
+    last = state.round == resident.config.num_rounds and name == "validation"
+    predicted = resident.config.report and last and examples.store.predicted is None
     batches = evaluate(
         resident, state.params, collectives.rank, collectives.num_workers, examples,
         on_logits=collector.add if predicted else None,
@@ -54,8 +55,10 @@ def _of_global_model(
     if predicted:
         state.predictions = predictions.merged(collectives.all_gather(collector.collected()))
     whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
-    state.confusion[name] = metrics.confusion_matrix(whole)
-    return metrics.validation(whole, name)
+    if examples.store.predicted is None:
+        state.confusion[name] = metrics.confusion_matrix(whole)
+    num_bytes = int(examples.store.num_bytes[examples.rows].sum())
+    return metrics.validation(whole, name) | metrics.by_bytes(whole, num_bytes, name)
 
 
 def _of_own_models(
@@ -67,5 +70,6 @@ def _of_own_models(
         for batches in [evaluate(worker_sites.resident, site.own_params(state.params), 0, 1, examples)]
     ]
     sites = [site for of_worker in collectives.all_gather(by_site) for site in of_worker]
-    state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
+    if examples.store.predicted is None:
+        state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
     return metrics.mean_over_sites([of_site for of_site, _ in sites])

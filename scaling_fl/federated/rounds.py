@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import aggregation, metrics
+from scaling_fl.federated import aggregation, local_work, metrics
 from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.gradient_norms import gradient_norms
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -81,11 +81,15 @@ def _training_results(
     """Training metrics of a round over all sites, from each worker's site metrics and busy seconds."""
     sites = [site_metrics for trained, _ in by_worker for site_metrics in trained]
     busy = [worker_seconds for _, worker_seconds in by_worker]
-    return metrics.training(sites, each=len(worker_sites.shards.sizes) <= metrics.MAX_SITES_WITH_METRICS) | {
+    sizes, predictions = worker_sites.shards.sizes, sum(site.count for site in sites)
+    num_examples = sum(work.examples for work in local_work.of_round(config, sizes, round_))
+    of_tokens = worker_sites.resident.train.predicted is not None
+    return metrics.training(sites, each=len(sizes) <= metrics.MAX_SITES_WITH_METRICS) | {
         "learning_rate": learning_rate(config, round_, 1.0),
         **_traffic(worker_sites, len(sites)),
         "seconds.idle": max(busy) - sum(busy) / len(busy),  # mean wait for the slowest worker
-        "examples_per_second": sum(site.count for site in sites) / seconds,
+        "examples_per_second": num_examples / seconds,
+        **({"train.tokens": predictions, "tokens_per_second": predictions / seconds} if of_tokens else {}),
     }
 
 

@@ -21,7 +21,7 @@ class Plan:
     architecture: str
     num_parameters: int
     new_parameters: tuple[str, ...]  # of the model; initialised from the seed (the head)
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...]  # none if tokens are predicted
     shard_sizes: tuple[int, ...]
     shard_entropies: tuple[float, ...]  # bits
     num_train: int  # examples in the shards
@@ -34,6 +34,7 @@ class Plan:
     pad_left: bool = False  # batches are padded on the left, not on the right
     pad_to: int = 1  # tokens that batches have at least
     num_held_back: int = 0  # training examples that no site trains on
+    vocab_size: int = 0
     num_trained: int = 0  # parameters; fewer than all with `trainable`
     noise_multiplier: float | None = None  # of differential privacy, as given or solved for
     site_test_sizes: tuple[int, ...] = ()  # by site: test rows of its own
@@ -51,6 +52,11 @@ class Plan:
     node: int = 0  # this one
     rendezvous: str = ""  # URL; a file in the work folder if empty
     interface: str | None = None  # network interface to the other nodes
+
+    @property
+    def num_outputs(self) -> int:
+        """Among so many classes, or tokens, the model chooses."""
+        return len(self.label_names) or self.vocab_size
 
     @property
     def num_sites(self) -> int:

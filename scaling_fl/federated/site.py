@@ -82,7 +82,7 @@ class Site:
         batches = local_batches(config, resident.train, self.shard, round_, self.number)
         torch.manual_seed(seeding.torch_seed(config.seed, "dropout", round_, self.number))
         rates = step_rates(config, round_, work.steps)
-        loss_sum, num_correct = train_steps(resident, optimiser, batches, rates, terms)
+        loss_sum, num_correct, count = train_steps(resident, optimiser, batches, rates, terms)
         own = {} if config.aggregates else {"params": model.flat.clone()}
         if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
             raise divergence_error([self.number])
@@ -91,7 +91,7 @@ class Site:
             own |= term.finish(delta, model.extra, sum(rates))
         if resident.store is not None:
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
-        return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), work.examples)
+        return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)
 
     def _downloaded(self, params: torch.Tensor, round_: int) -> torch.Tensor:
         """The server's `params` (size,) as they arrive: the same at all sites of a round."""

@@ -21,17 +21,19 @@ def of_global_model(
     parts: list[tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor]] = []
 
     def keep(of_batch: npt.NDArray[np.int64], logits: torch.Tensor) -> None:
-        labels = torch.from_numpy(store.labels[of_batch].astype(np.int64)).to(logits.device)
+        labels = store.batch(of_batch).labels.to(logits.device)
         parts.append((of_batch, cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels))
 
     evaluate(resident, params, collectives.rank, collectives.num_workers, Examples(store, rows), on_logits=keep)
     mine = [(of_batch, loss.double().cpu().numpy(), correct.cpu().numpy()) for of_batch, loss, correct in parts]
-    losses, hits = np.zeros(len(store)), np.zeros(len(store), np.int64)
+    losses, hits, counts = np.zeros(len(store)), np.zeros(len(store), np.int64), store.num_predictions
     for of_worker in collectives.all_gather(mine):
         for of_batch, loss, correct in of_worker:
-            losses[of_batch], hits[of_batch] = loss, correct
+            at = np.repeat(of_batch, counts[of_batch])
+            np.add.at(losses, at, loss)
+            np.add.at(hits, at, correct)
     return [
-        SiteMetrics(site, float(losses[rows].sum()), int(hits[rows].sum()), len(rows))
+        SiteMetrics(site, float(losses[rows].sum()), int(hits[rows].sum()), int(counts[rows].sum()))
         for site in range(len(tests.rows.sizes))
         if len(rows := tests.rows[site]) > 0
     ]
@@ -45,6 +47,6 @@ def of_own_models(
     for site in worker_sites.everyone():
         if len(rows := tests.rows[site.number]) > 0:
             batches = evaluate(resident, site.tuned_params(params, round_), 0, 1, Examples(tests.store, rows))
-            loss, hits = sum(batch.loss_sum for batch in batches), sum(int(np.trace(b.confusion)) for b in batches)
-            mine.append(SiteMetrics(site.number, loss, hits, len(rows)))
+            loss, hits = sum(batch.loss_sum for batch in batches), sum(batch.num_correct for batch in batches)
+            mine.append(SiteMetrics(site.number, loss, hits, sum(batch.count for batch in batches)))
     return sorted((site for found in collectives.all_gather(mine) for site in found), key=lambda site: site.site)

@@ -17,6 +17,7 @@ from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.models.aliases import hub_id
+from scaling_fl.models.loading import predicts_tokens
 
 MATRIX_A, MATRIX_B = ".lora_A.", ".lora_B."  # in the names of tensors
 _NAME = "default"  # peft's name of a model's only adapter
@@ -27,12 +28,13 @@ _BASE = ".base_layer."  # in the names of the layers that have adapters
 def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     """Put adapters beside the layers of `module` that `lora_targets` selects. Only they and the head can be trained then.
 
-    The head is what lies outside the base model, and the layers of `new_parameters`: random weights that stay as they are
+    The head of a classifier is what lies outside the base model, and the layers of `new_parameters`: random weights that stay as they are
     would be of no use. Raises `UserError` if nothing is selected.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    head = _head(module, new_parameters)
+    language_model = predicts_tokens(module)
+    head = [] if language_model else _head(module, new_parameters)
     targets = config.lora_targets
     if targets != "all-linear":
         try:
@@ -45,7 +47,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
     lora = LoraConfig(
         r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=targets,
-        exclude_modules=head, base_model_name_or_path=hub_id(config.model), task_type="SEQ_CLS",
+        exclude_modules=head or None, base_model_name_or_path=hub_id(config.model),
+        task_type="CAUSAL_LM" if language_model else "SEQ_CLS",
     )  # fmt: skip
     torch.manual_seed(seeding.torch_seed(config.seed, "lora"))
     try:

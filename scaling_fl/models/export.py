@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from scaling_fl.errors import UserError
 from scaling_fl.models import adapters
 from scaling_fl.models.flat_parameters import Layout
-from scaling_fl.models.loading import LoadedModel, build, rebuild_model
+from scaling_fl.models.loading import LoadedModel, build, predicts_tokens, rebuild_model
 
 _CHECKED = 100  # texts whose tokens are compared
 _PRIVATE = ("is_local", "local_files_only", "name_or_path")  # where the base model was, in tokenizer_config.json
@@ -82,11 +82,20 @@ def write_folder(module: Any, prepared: Path, target: Path) -> None:
     shutil.copytree(prepared, target, dirs_exist_ok=True)
     if adapters.has(module):
         adapters.save(module, target / "adapter")
-        plain = build(module.config)
+        plain = build(type(module), module.config)
         plain.load_state_dict(adapters.merged(module), assign=True)
         plain.tie_weights()
         module = plain
-    module.save_pretrained(target)
+    if not predicts_tokens(module):
+        module.save_pretrained(target)
+        return
+    if (target / "generation_config.json").exists():  # the base model's
+        module.generation_config = GenerationConfig.from_pretrained(target)
+    module.config.use_cache = True  # for generation; training leaves it out
+    try:
+        module.save_pretrained(target)
+    finally:
+        module.config.use_cache = False
 
 
 def check_export(loaded: LoadedModel, prepared: Path, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
@@ -100,7 +109,7 @@ def check_export(loaded: LoadedModel, prepared: Path, texts: Sequence[str], pair
     with tempfile.TemporaryDirectory(dir=prepared.parent) as folder:
         write_folder(loaded.module, prepared, Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        module, report = AutoModelForSequenceClassification.from_pretrained(
+        module, report = type(loaded.module).from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     if differing := sorted({*report["missing_keys"], *report["unexpected_keys"]}):

@@ -16,14 +16,15 @@ import transformers
 import transformers.models.albert.modeling_albert
 import transformers.models.bert.modeling_bert
 import transformers.models.distilbert.modeling_distilbert
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
 from scaling_fl.models.aliases import ALIASES
 from scaling_fl.models.text_tokenizer import check_padding_token, load_text_tokenizer, with_padding_token
-from scaling_fl.models.tiny import tiny_config, tiny_tokenizer
+from scaling_fl.models.tiny import tiny_config, tiny_decoder, tiny_tokenizer
 
 _TOKENIZER_PACKAGES = ("tiktoken", "sacremoses", "rjieba", "fugashi", "mistral_common")  # few tokenizers need them
 
@@ -49,7 +50,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> LoadedModel:
-    """Load the model that every site starts from, and its tokenizer.
+    """Load the model that every site starts from, and its tokenizer: without `label_names`, one that predicts tokens.
 
     Parameters that the pre-trained weights lack (the classification head) are initialised with `seed`. `texts` are used
     only by `model="tiny"`, whose vocabulary comes from them. Raises `UserError` if the model can't be found or used.
@@ -59,11 +60,15 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
     }
+    auto_class: Any = AutoModelForSequenceClassification
+    if not label_names:
+        labels, auto_class = {k: v for k, v in SETTINGS.items() if k != "problem_type"}, AutoModelForCausalLM
     notes = []
     if model == "tiny":
         tokenizer = tiny_tokenizer(texts)
         torch.manual_seed(seeding.torch_seed(seed, "head"))
-        module = AutoModelForSequenceClassification.from_config(tiny_config(len(tokenizer), labels))
+        size = len(tokenizer)
+        module = auto_class.from_config(tiny_config(size, labels) if label_names else tiny_decoder(size))
         new_parameters = ["all"]
     else:
 
@@ -79,8 +84,14 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                     f"model={model}: attention_type=block_sparse would hold until the first short batch only, so every "
                     "text gets full attention"
                 )
+            if type(config) not in auto_class._model_mapping:
+                raise UserError(
+                    f"model={model}: {config.model_type} models "
+                    + ("don't classify texts" if label_names else "don't predict the next token, as task_name=lm needs")
+                    + "; use another model"
+                )
             torch.manual_seed(seeding.torch_seed(seed, "head"))
-            module, report = AutoModelForSequenceClassification.from_pretrained(
+            module, report = auto_class.from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
@@ -109,6 +120,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
     for key, value in UNUSED.items():
         if hasattr(module.config, key):
             setattr(module.config, key, value)
+    module.config.architectures = [type(module).__name__]  # `rebuild_model` looks there
     _check_length(model, module.config, tokenizer, max_seq_len)
     return LoadedModel(module, tokenizer, new_parameters, tuple(dict.fromkeys(notes)))
 
@@ -129,12 +141,15 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
 
 
 def label_names(model: str) -> tuple[str, ...]:
-    """The names of a trained model's labels, by number; see `load_model`."""
+    """The names of a trained model's labels, by number; none if it predicts tokens. See `load_model`."""
 
     def load(source: str, local_files_only: bool) -> Any:
         return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
 
-    return tuple(name for _, name in sorted(_obtain(model, load).id2label.items()))
+    config = _obtain(model, load)
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) in (config.architectures or ()):
+        return ()
+    return tuple(name for _, name in sorted(config.id2label.items()))
 
 
 def architecture(module: Any) -> dict[str, Any]:
@@ -146,13 +161,14 @@ def architecture(module: Any) -> dict[str, Any]:
 
 def rebuild_model(folder: Path) -> torch.nn.Module:
     """Build the architecture that `folder/config.json` describes. Its parameters are arbitrary; the caller fills them."""
-    return build(AutoConfig.from_pretrained(folder, local_files_only=True))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return build(getattr(transformers, config.architectures[0]), config)
 
 
-def build(config: Any) -> Any:
-    """Build the architecture of a transformers configuration, see `rebuild_model`."""
+def build(kind: Any, config: Any) -> Any:
+    """Build a model of the class `kind`, see `rebuild_model`."""
     with no_init_weights():  # initialising them would take most of a worker's start-up time
-        module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        module = kind._from_config(config, dtype=torch.float32)
     module.tie_weights()  # skipped along with the initialisation
     return module
 
@@ -160,6 +176,12 @@ def build(config: Any) -> Any:
 def disable_mask_inspection() -> None:
     """Keep transformers from checking every batch for padding: the check makes the CPU wait for the GPU."""
     transformers.masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_, **__: mask is None
+
+
+def predicts_tokens(module: Any) -> bool:
+    """Whether it is a language model, not a classifier."""
+    output_embeddings = getattr(module, "get_output_embeddings", None)
+    return output_embeddings is not None and output_embeddings() is not None
 
 
 def takes_token_types(module: torch.nn.Module) -> bool:

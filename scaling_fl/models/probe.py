@@ -75,7 +75,8 @@ def prepare_padding(
     types = "token_type_ids" in loading.input_names(loaded.module, paired)
     tried = tokenised_extremes(loaded.tokenizer, texts, paired, types, max_seq_len)
     modules = list(loaded.module.modules())
-    padding = find_padding(model, loaded.module, tried, notes)
+    find = check_causal if loading.predicts_tokens(loaded.module) else find_padding
+    padding = find(model, loaded.module, tried, notes)
     if modules != list(loaded.module.modules()):
         raise UserError(
             f"model={model}: it replaces parts of itself when it is used, so that results would depend on earlier "
@@ -123,6 +124,33 @@ def find_padding(model: str, module: Any, texts: Texts, notes: list[str]) -> Pad
         return Padding()
     notes += _padding_notes(model, padding, longest, failure)
     return padding
+
+
+def check_causal(model: str, module: Any, texts: Texts, notes: list[str]) -> Padding:
+    """Return the padding of a language model: on the right, where nothing before it changes.
+
+    Raises `UserError` if the prediction of a token depends on later tokens, as in encoders.
+    """
+    ids = texts.longest.ids
+    half = Text(ids[: -(-len(ids) // 2)], None)
+    try:
+        whole = forward(module, inputs([Text(ids, None)], Padding(), texts.pad_token_id))
+        first = forward(module, inputs([half], Padding(), texts.pad_token_id))
+        both = forward(module, inputs([Text(ids, None), half], Padding(), texts.pad_token_id))
+    except Exception as error:  # architectures raise anything
+        raise UserError(
+            f"model={model}: it can't take {len(ids)} tokens of its tokenizer's vocabulary ({reason(error)}); lower "
+            "max_seq_len, or check that model and tokenizer belong together"
+        ) from error
+    limit = _TOLERANCE * whole.abs().max()
+    if not (whole[:, : first.shape[1]] - first).abs().max() <= limit:
+        raise UserError(
+            f"model={model}: its prediction of a token depends on later tokens, as in encoders such as BERT; use a decoder, "
+            "such as HuggingFaceTB/SmolLM2-135M"
+        )
+    if not (both[1:, : first.shape[1]] - first).abs().max() <= limit:
+        raise UserError(f"model={model}: its logits depend on padding; use another model")
+    return Padding()
 
 
 def _is_independent(module: Any, texts: Texts, padding: Padding) -> bool:
@@ -178,13 +206,14 @@ def check_step(module: Any, texts: Texts, padding: Padding, device: torch.device
         if not logits.isfinite().all():
             raise FloatingPointError("its logits are not finite")
         if train:
-            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
+            logits = logits.flatten(0, -2)
+            labels = torch.zeros(len(logits), dtype=torch.int64, device=device)
             torch.autograd.grad(cross_entropy(logits, labels), trained, allow_unused=True)
 
 
 @torch.inference_mode()
 def forward(module: Any, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the logits (B, C) in evaluation mode."""
+    """Return the logits (B, C) or, of a language model, (B, T, C), in evaluation mode."""
     logits: torch.Tensor = module.eval()(**arguments).logits
     return logits
 

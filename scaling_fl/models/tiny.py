@@ -1,4 +1,4 @@
-"""The demo's model: an untrained BERT with 1 M parameters, and a vocabulary counted from the texts."""
+"""The demo's model: an untrained BERT, or a Llama to predict tokens, and a vocabulary counted from the texts."""
 
 from collections import Counter
 from typing import Any
@@ -20,6 +20,19 @@ def tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
         num_attention_heads=4,
         intermediate_size=512,
         **labels,
+    )
+
+
+def tiny_decoder(vocab_size: int) -> Any:
+    """Return the configuration of a language model: two layers of width 128, 1 M parameters."""
+    return transformers.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
     )
 
 
@@ -54,6 +67,7 @@ def tiny_tokenizer(texts: list[str]) -> Any:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        eos_token="[SEP]",
         mask_token="[MASK]",
         split_special_tokens=True,  # "[SEP]" in a text is text
     )

@@ -4,7 +4,6 @@ It reads the data, loads the model, finds the checkpoint to resume from, and wri
 folder: token stores, shards, the model's architecture and tokenizer, and the server state.
 """
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from scaling_fl.checkpoint.final_model import folders, is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import method_constraints
 from scaling_fl.config.schema import Config
-from scaling_fl.data import duplicates, site_tests, token_cache, token_store
+from scaling_fl.data import duplicates, site_tests, token_store
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.subsets import Indices
@@ -31,10 +30,10 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
-from scaling_fl.federated.worker_sites import write_shards
 from scaling_fl.models import base, export, fingerprints, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
+from scaling_fl.runtime import token_files
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
 from scaling_fl.tracking import predictions_file
 
@@ -58,18 +57,19 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         raise UserError(f"sites_per_round={config.sites_per_round}: there are {len(shards)} sites; lower it")
     method_constraints.check_cohort(config, len(shards), cohort.size(config, len(shards)))
     shards, tests = site_tests.make(config, shards, task.train.labels, task.test.labels, notes)
+    rows = token_files.Rows(held_back, shards, tests)
     notes += _selection_notes(config, len(held_back), len(task.train))
     notes += duplicates.notes(task.train, task.test)
     if len(held_back):
-        rows = (task.train.take(trained), task.train.take(held_back))
-        notes += duplicates.notes(*rows, "held-back", "remove duplicates from the training file")
+        compared = (task.train.take(trained), task.train.take(held_back))
+        notes += duplicates.notes(*compared, "held-back", "remove duplicates from the training file")
 
     noise_multiplier = guarantee.noise_multiplier(config, len(shards))
     notes += guarantee.notes(config, len(shards), noise_multiplier)
 
     send({"event": "said", "text": f"loading model={config.model}"})
     with waiting(send):  # for a download, or a slow disk
-        loaded = loading.load_model(config.model, task.label_names, task.train.texts, config.max_seq_len, config.seed)
+        loaded = loading.load_model(config.model, task.classes, task.train.texts, config.max_seq_len, config.seed)
     notes += loaded.notes
     if config.gradient_checkpointing and not loaded.module.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
@@ -79,8 +79,12 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     resume.check_finite(f"model={config.model}", _initial_state(config, loaded.module))
     with waiting(send):
         padding, resolved = _try_model(config, loaded, task.train, devices[0], notes)
+    if task.predicts_tokens:
+        token_files.check_end_token(config.model, loaded)
     with export.export_errors(config.model):
         loaded.module.config.save_pretrained(work / "model")
+        if task.predicts_tokens:
+            loaded.module.generation_config.save_pretrained(work / "model")
         tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
         loaded = export.as_rebuilt(loaded, work / "model")
     base.freeze(loaded.module, config, loaded.new_parameters)
@@ -90,6 +94,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             "attention_mask=False: padding counts as text, so results depend on val_batch_size; pipelines use masks"
         )
     threads = threads_per_site(config)
+    num_test = len(task.test)
     round_, finished, best, metrics, reported = 0, False, None, dict[str, Any](), False
     history = dict[str, dict[str, Any]]()
     layout = Layout(loaded.module)
@@ -126,26 +131,13 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
-        write_shards(work, shards)
         base.write(work, loaded.module)
-        if tests:
-            write_shards(work / "site_tests", tests)
-        np.save(work / "held_back.npy", held_back)
-        if config.report:
+        if config.report and not task.predicts_tokens:
             predictions_file.write_texts(work, task.test)
         token_types = "token_type_ids" in input_names
-        for name, split in (("train", task.train), ("test", task.test)):
-            key = token_cache.key(split.digest, tokenizer_files, config.max_seq_len, token_types)
-            what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
-
-            def build(folder: Path, split: Split = split, what: str = what) -> None:
-                send({"event": "said", "text": what})
-                token_store.write(
-                    folder, loaded.tokenizer, split.texts, split.labels, config.max_seq_len, split.pairs,
-                    token_types=token_types, report=functools.partial(report, what),
-                )  # fmt: skip
-
-            notes += token_cache.link(work / name, key, build, report)
+        rows, more = token_files.write(send, report, config, work, task, loaded, tokenizer_files, token_types, rows)
+        notes += more
+        num_test = len(token_store.TokenStore(work / "test", loaded.tokenizer.pad_token_id))
         origin["tokens"] = fingerprints.tokens(work)
         if previous is not None:
             resume.check_origin(config, previous[1], origin)
@@ -167,24 +159,27 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 + sum(array.size for array in base.arrays(loaded.module).values()),
                 num_trained=sum(entry.shape.numel() for entry in layout.entries if entry.start < layout.trained),
                 new_parameters=tuple(loaded.new_parameters),
-                label_names=task.label_names,
-                shard_sizes=tuple(map(len, shards)),
+                label_names=task.classes,
+                vocab_size=getattr(loaded.module.config, "vocab_size", 0),
+                shard_sizes=tuple(map(len, rows.shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
-                num_train=sum(map(len, shards)),
-                num_test=len(task.test),
-                num_truncated=0 if finished else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
+                num_train=sum(map(len, rows.shards)),
+                num_test=num_test,
+                num_truncated=0
+                if finished or task.predicts_tokens
+                else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
                 environment=environment(resolved, devices),
                 notes=tuple(notes),
                 pad_left=padding.left,
                 pad_to=padding.min_length,
-                num_held_back=len(held_back),
+                num_held_back=len(rows.held_back),
                 noise_multiplier=noise_multiplier,
-                site_test_sizes=tuple(map(len, tests)),
+                site_test_sizes=tuple(map(len, rows.tests)),
                 label_counts=tuple(
                     tuple(np.bincount(task.train.labels[shard], minlength=len(task.label_names)).tolist())
-                    for shard in shards
+                    for shard in (() if task.predicts_tokens else shards)
                 ),
                 best=best,
                 metrics=metrics,

@@ -82,7 +82,10 @@ def as_table(summary: pd.DataFrame) -> pd.DataFrame:
     for row in summary.to_dict("records"):
         setting = tuple(_plain(row[key]) for key in keys)
         of_setting = rows.setdefault(setting, dict(zip(keys, setting, strict=True)))
-        if row["metric"] in _TITLES:
+        absent = row["n"] == 0 and not row["metric"].endswith("loss")  # only a loss can be another thing than a number
+        if absent and row["metric"] in _TITLES:
+            of_setting.setdefault(_TITLES[row["metric"]], "")
+        elif row["metric"] in _TITLES:
             seeds = of_setting.setdefault("seeds", str(seeds_of[setting]))
             fewer = "" if str(row["n"]) == seeds else f" ({row['n']} of {seeds})"  # the others aren't numbers
             of_setting[_TITLES[row["metric"]]] = _with_deviation(row["mean"], row["std"]) + fewer

@@ -125,7 +125,7 @@ class Console:
         """Print the round's row and the notes on it; remove what is redrawn after the last."""
         round_, results = event["round"], event["metrics"]
         self._table = self._table or RoundTable(plan, self.width)
-        self._losses = self._losses or LossWatch(len(plan.label_names))
+        self._losses = self._losses or LossWatch(plan.num_outputs)
         done = self._follow(plan).round_done(round_, results)
         self._printed = time.monotonic()
         if self._table.fit(self.width):  # the terminal has become narrower

@@ -31,22 +31,30 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield (
         f"model {config.model}: {plan.architecture}, {plan.num_parameters / 1e6:.1f} M parameters"
         + (f", {plan.num_trained:,} of them trained" if config.trainable != "all" else "")
-        + (head if plan.new_parameters else ", its classification head kept")
+        + (head if plan.new_parameters else ", its classification head kept" * bool(plan.label_names))
     )
+    what = f"{plan.num_train:,} training and {plan.num_test:,} test"
     yield (
-        f"task {config.task_name}: {plan.num_train:,} training and {plan.num_test:,} test examples, "
-        f"{len(plan.label_names)} classes; "
-        f"{plan.num_truncated:,} training texts reach max_seq_len={config.max_seq_len}"
+        f"task {config.task_name}: {what} "
+        + (
+            f"examples, {len(plan.label_names)} classes; {plan.num_truncated:,} training texts reach "
+            if plan.label_names
+            else "blocks of up to "
+        )
+        + f"max_seq_len={config.max_seq_len}"
+        + " tokens" * (not plan.label_names)
     )
     sizes, entropies, attackers = plan.shard_sizes, plan.shard_entropies, plan.attackers
     device = "  device" if plan.one_site_per_worker else ""
-    yield f"{'site':>4}  {'examples':>8}  {'label entropy':>13}  {'steps/round':>11}{device}"
+    what = f"{'examples':>8}  {'label entropy':>13}" if plan.label_names else f"{'blocks':>8}"
+    yield f"{'site':>4}  {what}  {'steps/round':>11}{device}"
     for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
         where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
         least, most = plan.step_range(site)
         steps = f"{least:,}" + f" to {most:,}" * (most > least)
         attack = f"  attacks: {config.attack}" if site in attackers else ""
-        yield f"{site:>4}  {sizes[site]:>8,}  {entropies[site]:>8.3f} bits  {steps:>11}{where}{attack}"
+        entropy = f"  {entropies[site]:>8.3f} bits" if plan.label_names else ""
+        yield f"{site:>4}  {sizes[site]:>8,}{entropy}  {steps:>11}{where}{attack}"
     if len(sizes) > _MAX_SITES_SHOWN:
         yield (
             f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "

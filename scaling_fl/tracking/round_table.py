@@ -117,14 +117,14 @@ def number(value: float | str, width: int, decimals: int) -> str:
 
 def divergence_note(plan: Plan, round_: int, results: Mapping[str, Any]) -> str | None:
     """A note if a loss is far above ln(classes), the loss of a model that gives each class the same probability."""
-    guessing = math.log(max(2, len(plan.label_names)))
+    guessing = math.log(max(2, plan.num_outputs))
     for name, metric in (("training loss", "train.loss"), ("test loss", "validation.loss")):
         loss = results.get(metric)
         if round_ > 0 and isinstance(loss, int | float) and loss > _FAR_ABOVE * guessing:
             clipping = "lower max_grad_norm" if plan.config.max_grad_norm else "set max_grad_norm=1.0"
             return (
                 f"note: round {round_}: the {name} {number(loss, 9, 4)} is far above {guessing:.4f}, that of guessing "
-                f"among {len(plan.label_names)} classes; if it stays there, lower "
+                f"among {plan.num_outputs:,} {'classes' if plan.label_names else 'tokens'}; if it stays there, lower "
                 f"learning_rate={plan.config.learning_rate:g} or server_learning_rate, or {clipping}"
             )
     return None
@@ -141,7 +141,9 @@ def _columns(plan: Plan) -> list[_Column]:
         _Column(test, "loss", "validation.loss", 6, 4),
         _Column(test, "acc", _ACCURACY, 5, 3),
         _Column(test, "±best", _CHANGE, 6, 3, drop=6),
-        _Column(test, "F1", "validation.macro_f1", 5, 3, drop=5),
+        _Column(test, "F1", "validation.macro_f1", 5, 3, drop=5)
+        if plan.label_names
+        else _Column(test, "perpl", "validation.perplexity", 7, 2, drop=5),
         *(
             [_Column("held back", "loss", "held_back.loss", 6, 4), _Column("held back", "acc", "held_back.accuracy", 5, 3)]
             if plan.num_held_back
@@ -151,7 +153,9 @@ def _columns(plan: Plan) -> list[_Column]:
             ("mean", f"{name}.mean_site.accuracy", 5, 3, 10), ("worst", f"{name}.worst_site.accuracy", 5, 3, 9),
         )),
         *([_Column("privacy", "ε", _EPSILON, 7, 3)] if plan.config.dp_clip is not None else []),
-        _Column("examples", "per s", "examples_per_second", 8, 1, drop=8),
+        _Column("examples", "per s", "examples_per_second", 8, 1, drop=8)
+        if plan.label_names
+        else _Column("tokens", "per s", "tokens_per_second", 8, 1, drop=8),
         _Column("seconds", "train", "seconds.train", 5, 1, drop=7),
         _Column("seconds", "aggr", "seconds.aggregate", 4, 2, drop=1),
         _Column("seconds", "eval", "seconds.evaluate", 4, 1, drop=3),

@@ -38,6 +38,10 @@ JOBS: list[tuple[int, bool, str, dict[str, Any]]] = [
     (2, True, "linear", {
         "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_dropout": 0.1, "keep_optimiser": True, "server_momentum": 0.9,
     }),
+    (2, True, "linear", {
+        "task_name": "lm", "label_column": None, "model": "tiny", "num_sites": 3, "trainable": "lora", "lora_rank": 2,
+        "keep_optimiser": True, "validation_fraction": 0.2,
+    }),
     (2, False, "linear", {"num_sites": 3, "trainable": "head", "site_test": "held_back", "fine_tune_steps": 2}),
     (2, False, "linear", {"num_sites": 3, "personal": "head", "site_test": "partitioned", "upload": "bf16"}),
     (1, True, "constant", {"num_sites": 3, "ditto_lambda": 0.5, "site_test": "held_back", "sites_per_round": 2}),

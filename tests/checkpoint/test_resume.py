@@ -30,7 +30,7 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
             seen[event["round"]] = {
                 name: value
                 for name, value in event["metrics"].items()
-                if not name.startswith(("seconds.", "examples_per_second"))
+                if not name.startswith(("seconds.", "examples_per_second", "tokens_per_second"))
             }
 
     work.mkdir()

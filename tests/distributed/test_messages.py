@@ -29,8 +29,9 @@ def test_metrics_arrays_and_plain_values_arrive_as_they_were_sent() -> None:
         for order in (array, array.T):
             received = load(pickle.dumps(order))
             assert (received.dtype, received.tolist()) == (dtype, order.tolist())
-    batch = load(pickle.dumps(BatchMetrics(1, 0.5, np.eye(3, dtype=np.int64))))
-    assert (batch.batch, batch.loss_sum, batch.confusion.tolist()) == (1, 0.5, np.eye(3).tolist())
+    batch = load(pickle.dumps(BatchMetrics(1, 0.5, 3, 4, np.eye(3, dtype=np.int64))))
+    assert (batch.batch, batch.loss_sum, batch.num_correct, batch.count) == (1, 0.5, 3, 4)
+    assert batch.confusion.tolist() == np.eye(3).tolist()
 
 
 class Calls:

@@ -25,8 +25,8 @@ def test_training_metrics_weight_sites_by_examples_seen() -> None:
 
 def test_validation_metrics_pool_unequal_batches_in_any_order() -> None:
     batches = [
-        BatchMetrics(0, 1.0, np.array([[2, 1], [0, 0]])),
-        BatchMetrics(1, 4.0, np.array([[0, 0], [1, 1]])),
+        BatchMetrics(0, 1.0, 2, 3, np.array([[2, 1], [0, 0]])),
+        BatchMetrics(1, 4.0, 1, 2, np.array([[0, 0], [1, 1]])),
     ]
     # Pooled: 5 examples, 3 right. Class 0: TP 2, FN 1, FP 1; class 1: TP 1, FN 1, FP 1.
     expected = {
@@ -40,9 +40,22 @@ def test_validation_metrics_pool_unequal_batches_in_any_order() -> None:
     assert metrics.validation(batches, "held_back") == pytest.approx(others)
 
 
+def test_metrics_of_predicted_tokens_have_a_perplexity_and_no_classes() -> None:
+    none = np.zeros((0, 0), np.int64)
+    batches = [BatchMetrics(1, 4.0, 1, 4, none), BatchMetrics(0, 2.0, 3, 8, none)]
+    assert metrics.validation(batches) == pytest.approx(
+        {
+            "validation.loss": 0.5,
+            "validation.accuracy": 4 / 12,
+            "validation.perplexity": 1.6487212707,  # the square root of e
+            "validation.tokens": 12,
+        }
+    )
+
+
 def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
     one = np.array([[1, 0], [0, 1]])
-    batches = [BatchMetrics(number, loss, one) for number, loss in enumerate((0.1, 0.2, 0.3))]
+    batches = [BatchMetrics(number, loss, 2, 2, one) for number, loss in enumerate((0.1, 0.2, 0.3))]
     assert (0.1 + 0.2) + 0.3 != (0.3 + 0.2) + 0.1
     assert metrics.validation(reversed(batches)) == metrics.validation(batches)
 

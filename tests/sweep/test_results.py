@@ -52,6 +52,13 @@ def test_seeds_whose_loss_is_no_number_are_told() -> None:
     ]
 
 
+def test_metrics_that_only_some_settings_have_are_left_empty() -> None:
+    """Sites have models of their own in one setting only."""
+    rows = ROWS.assign(**{"personal.mean_site.accuracy": [0.5, 0.75, 0.25, math.nan, math.nan]})
+    table = results.as_table(results.aggregated(rows, ["num_sites", "seed"]))
+    assert table["own models: mean site"].tolist() == ["0.5000 ± 0.2500", ""]
+
+
 def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = {"batch_size": 4, "num_local_epochs": 2, "num_sites": 3, "checkpoints_dir": None, "num_rounds": 2}

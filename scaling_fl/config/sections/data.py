@@ -19,7 +19,7 @@ class DataKeys:
 
     task_name: str = key(
         "agnews",
-        "the task: agnews, csv, demo, hub, imdb, spooky_author or yelp; see docs/tasks.md",
+        "the task: agnews, csv, demo, hub, imdb, lm, spooky_author or yelp; see docs/tasks.md",
         **one_of(TASKS),
     )
     train_path: str | None = key(
@@ -30,18 +30,24 @@ class DataKeys:
     )
     text_column: str | None = key(
         None,
-        "column that holds the text (tasks csv, hub); for agnews: Description (default), Title or Title+Description",
+        "column that holds the text (tasks csv, hub; lm: default text); for agnews: Description (default), Title or "
+        "Title+Description",
     )
     text_pair_column: str | None = key(None, "column that holds the second text of a pair (tasks csv, hub)")
-    label_column: str | None = key(None, "column that holds the label: words or whole numbers (tasks csv, hub)")
+    label_column: str | None = key(
+        None,
+        "column that holds the label: words or whole numbers (tasks csv, hub); for lm, it only divides rows among sites",
+    )
     dataset: str | None = key(
         None,
-        "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (task hub)",
+        "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (tasks hub, lm)",
         may_change=True,
     )
-    dataset_config: str | None = key(None, "configuration of the data set, if it has several (task hub)")
-    train_split: str = key("train", "split with the training data, or part of a split such as `train[:80%]` (task hub)")
-    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (task hub)")
+    dataset_config: str | None = key(None, "configuration of the data set, if it has several (tasks hub, lm)")
+    train_split: str = key(
+        "train", "split with the training data, or part of a split such as `train[:80%]` (tasks hub, lm)"
+    )
+    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (tasks hub, lm)")
     keep_br_tags: bool = key(False, "for imdb: True keeps the reviews' `<br />` tags; False replaces each with a space")
     max_train_examples: int | None = key(
         None,
@@ -56,7 +62,7 @@ class DataKeys:
     test_fraction: float = key(
         0.0,
         "share of the rows of `train_path` (task hub: `train_split`) that become the test set, instead of `test_path`; drawn "
-        "with `data_seed`, stratified by label (tasks agnews, csv, hub, spooky_author, yelp)",
+        "with `data_seed`, stratified by label (tasks agnews, csv, hub, lm, spooky_author, yelp)",
         "a number from 0 to less than 1",
         lambda share: 0 <= share < 1,
     )

@@ -19,15 +19,21 @@ TAKES = ("dataset_config", "train_split", "test_split", "text_pair_column", "par
 
 
 def load(config: Config, report: Report) -> Task:
+    train, test, names = read(config, csv.columns(config))
+    return csv.classification(config, train, test, f"train_split={config.train_split}", names)
+
+
+def read(config: Config, columns: formats.Wanted) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
+    """The columns of both splits, and the label names in order if the training split has them. Raises `UserError`."""
     try:
         import datasets
     except ImportError as error:
-        raise UserError("task_name=hub needs the package datasets: ./run-local.sh -m pip install datasets") from error
+        raise UserError("dataset: it needs the package datasets: ./run-local.sh -m pip install datasets") from error
     datasets.disable_progress_bars()
     try:
         splits = _load(datasets, str(config.dataset), config.dataset_config)
-        train, names = _table(datasets, config, splits, "train_split")
-        test = None if config.test_fraction else _table(datasets, config, splits, "test_split")[0]
+        train, names = _table(datasets, config, splits, "train_split", columns)
+        test = None if config.test_fraction else _table(datasets, config, splits, "test_split", columns)[0]
     except UserError:
         raise
     except Exception as error:  # configurations, files and features can fail in any way
@@ -37,7 +43,7 @@ def load(config: Config, report: Report) -> Task:
             f"dataset={config.dataset}: cannot load it: {type(cause).__name__}: {reason}; is it complete, and is "
             "dataset_config one of its configurations?"
         ) from error
-    return csv.classification(config, train, test, f"train_split={config.train_split}", names)
+    return train, test, names
 
 
 def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]:
@@ -74,9 +80,11 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
     return datasets.load_dataset(name, configuration)
 
 
-def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> tuple[tables.Table, list[str] | None]:
+def _table(
+    datasets: Any, config: Config, splits: dict[str, Any], key: str, named: formats.Wanted
+) -> tuple[tables.Table, list[str] | None]:
     """The examples that a split specification selects, and the label names in order if every part has names."""
-    spec, column = getattr(config, key), str(config.label_column)
+    spec, labels = getattr(config, key), config.label_column
     sizes = {name: len(split) for name, split in splits.items()}
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
@@ -84,7 +92,7 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
         raise UserError(
             f"{key}={spec}: {error}; the splits are {', '.join(sizes)}; train[:80%] selects a part"
         ) from error
-    wanted = tables.wanted(config, key, csv.columns(config))
+    wanted = tables.wanted(config, key, named)
     values: dict[str, list[Any]] = {name: [] for name in wanted}
     files, names = list[tuple[str, Sequence[int]]](), dict[str, None]()
     all_named = True
@@ -97,16 +105,16 @@ def _table(datasets: Any, config: Config, splits: dict[str, Any], key: str) -> t
             continue
         columns = split.select(rows).select_columns(list(wanted)).with_format(None)[:]
         # Per part, because splits may number their labels differently.
-        label_names = getattr(split.features[column], "names", None)
-        if label_names is None:
+        label_names = None if labels is None else getattr(split.features[labels], "names", None)
+        if labels is None or label_names is None:
             all_named = False
         else:
-            columns[column] = _to_names(columns[column], label_names, rows, f"{where} (rows from 0)", column)
+            columns[labels] = _to_names(columns[labels], label_names, rows, f"{where} (rows from 0)", labels)
             names |= dict.fromkeys(label_names)
         for name, items in columns.items():
             values[name] += items
         files.append((f"{where} (rows from 0)", rows))
-    if not values[column]:
+    if not files:
         raise UserError(f"{key}={spec}: it selects no rows; choose a larger part")
     return tables.Table(values, files), list(names) if all_named else None
 

@@ -58,7 +58,8 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     mine = {}
     for site in worker_sites.participants(round_):
         batches = evaluate(resident, state.params, 0, 1, resident.training_rows(site.shard), counted=False)
-        mine[site.number] = max(_LEAST_LOSS, sum(batch.loss_sum for batch in batches) / site.num_examples)
+        loss = sum(batch.loss_sum for batch in batches) / sum(batch.count for batch in batches)
+        mine[site.number] = max(_LEAST_LOSS, loss)
     losses = {site: loss for found in collectives.all_gather(mine) for site, loss in found.items()}
     shares = cohort.sample(config, worker_sites.shards.sizes, round_)
     powers = {site: share * losses[site] ** config.fairness_q for site, share in shares.items()}

@@ -1,0 +1,53 @@
+"""The `evaluate` command for language models: loss and perplexity, per token and per byte of the documents."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from scaling_fl.commands import trained_model
+from scaling_fl.commands.trained_model import TrainedModel
+from scaling_fl.data import packing, token_store
+from scaling_fl.data.examples import Task
+from scaling_fl.errors import UserError
+from scaling_fl.federated import metrics
+from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.progress import Report
+
+
+def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
+    """Evaluate the test documents as in a run. Raises `UserError` if the model is a classifier."""
+    config, tokenizer = trained.config, trained.loaded.tokenizer
+    if trained.label_names:
+        raise UserError(
+            f"task_name={config.task_name}: the model classifies texts; name a language model, or the task that it was "
+            "trained on"
+        )
+    if config.csv_path is not None:
+        raise UserError(f"csv_path={config.csv_path}: a language model has no predictions of rows; leave it out")
+    split = task.test
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        token_store.write(
+            folder / "documents", tokenizer, split.texts, split.labels, None, end_token=tokenizer.eos_token_id,
+            report=lambda done, total, unit: report("tokenising", done, total, unit),
+        )  # fmt: skip
+        documents = token_store.TokenStore(folder / "documents", tokenizer.pad_token_id)
+        everything = [np.arange(len(documents))]
+        packing.pack(documents, everything, config.max_seq_len, config.data_seed, folder / "test", "test")
+        store = token_store.TokenStore(folder / "test", tokenizer.pad_token_id)
+        resident = trained_model.resident(trained, store)
+        batches = evaluate(resident, resident.model.flat.clone(), 0, 1)
+        num_bytes = int(store.num_bytes.sum())
+    results = metrics.validation(batches) | metrics.by_bytes(batches, num_bytes)
+    loss, tokens = results["validation.loss"], results["validation.tokens"]
+    return [
+        trained.title,
+        f"task {config.task_name}: {len(split):,} test documents, in blocks of up to max_seq_len={config.max_seq_len} tokens",
+        "",
+        f"loss              {loss:.4f} per token ({tokens:,.0f} tokens are predicted)",
+        f"perplexity        {results['validation.perplexity']:.4f}",
+        f"bits per byte     {results['validation.bits_per_byte']:.4f}",
+        f"byte perplexity   {2 ** results['validation.bits_per_byte']:.4f}",
+        f"right tokens      {results['validation.accuracy']:.4f}",
+    ]

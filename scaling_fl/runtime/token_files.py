@@ -1,0 +1,86 @@
+"""What workers train and test on, in the work folder: token stores, and which of their rows belong to whom."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scaling_fl.config.schema import Config
+from scaling_fl.data import token_cache, token_store
+from scaling_fl.data.examples import Split, Task
+from scaling_fl.data.packing import pack
+from scaling_fl.data.subsets import Indices
+from scaling_fl.errors import UserError
+from scaling_fl.federated.worker_sites import write_shards
+from scaling_fl.models.loading import LoadedModel
+from scaling_fl.progress import Report, Send
+
+
+class Rows(NamedTuple):
+    """Positions in the training store, or, of `tests` with `site_test=partitioned`, in the test store."""
+
+    held_back: Indices
+    shards: list[Indices]  # of each site
+    tests: list[Indices]  # of each site; none without `site_test`
+
+
+def write(
+    send: Send,
+    report: Report,
+    config: Config,
+    work: Path,
+    task: Task,
+    loaded: LoadedModel,
+    tokenizer_files: list[Path],
+    token_types: bool,
+    rows: Rows,
+) -> tuple[Rows, list[str]]:
+    """Tokenise, or take from the cache. Returns rows of the stores, and notes.
+
+    The rows of a classifier's stores are the texts; those of a language model's are blocks of documents. Raises
+    `UserError` if the texts can't be used.
+    """
+    notes, tokenizer = list[str](), loaded.tokenizer
+    end_token = tokenizer.eos_token_id if task.predicts_tokens else None
+    max_seq_len = None if task.predicts_tokens else config.max_seq_len
+    folder = work / "documents" if task.predicts_tokens else work
+    folder.mkdir(exist_ok=True)
+    for name, split in (("train", task.train), ("test", task.test)):
+        key = token_cache.key(split.digest, tokenizer_files, max_seq_len, token_types, end_token)
+        what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
+
+        def build(target: Path, split: Split = split, what: str = what) -> None:
+            send({"event": "said", "text": what})
+            token_store.write(
+                target, tokenizer, split.texts, split.labels, max_seq_len, split.pairs,
+                token_types=token_types, end_token=end_token, report=functools.partial(report, what),
+            )  # fmt: skip
+
+        notes += token_cache.link(folder / name, key, build, report)
+    if task.predicts_tokens:
+        rows = _packed(config, folder, work, tokenizer.pad_token_id, rows)
+    write_shards(work, rows.shards)
+    np.save(work / "held_back.npy", rows.held_back)
+    if rows.tests:
+        write_shards(work / "site_tests", rows.tests)
+    return rows, notes
+
+
+def check_end_token(model: str, loaded: LoadedModel) -> None:
+    """Raises `UserError` if documents can't be told apart."""
+    if loaded.tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model={model}: its tokenizer has no end-of-sequence token, which ends each document; use another model"
+        )
+
+
+def _packed(config: Config, folder: Path, work: Path, pad_token_id: int, rows: Rows) -> Rows:
+    """Pack each site's documents into blocks, and the held-back and the test documents."""
+    train, test = (token_store.TokenStore(folder / name, pad_token_id) for name in ("train", "test"))
+    of_train = [rows.held_back, *rows.shards, *(rows.tests if config.site_test == "held_back" else ())]
+    held_back, *others = pack(train, of_train, config.max_seq_len, config.data_seed, work / "train", "train")
+    of_test = rows.tests if config.site_test == "partitioned" else [np.arange(len(test))]
+    blocks = pack(test, of_test, config.max_seq_len, config.data_seed, work / "test", "test")
+    shards, tests = others[: len(rows.shards)], others[len(rows.shards) :]
+    return Rows(held_back, shards, blocks if config.site_test == "partitioned" else tests)
