@@ -2,13 +2,17 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
+from scaling_fl.federated import aggregation
+from scaling_fl.federated.aggregation import lora_error
 from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.site import Site
@@ -118,3 +122,62 @@ def test_frozen_matrices_do_not_travel() -> None:
 def test_what_would_move_a_resting_matrix_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"lora_aggregation=alternate \w+=.*: it would move the matrix that rests"):
         Config.from_mapping(KEYS | {"lora_aggregation": "alternate"} | more)
+
+
+def dense_error(resident: Any, states: list[torch.Tensor], shares: list[float]) -> float:
+    """By its definition, from dense matrices of all layers."""
+    wrong = whole = 0.0
+    sites = [by_name(resident, state) for state in states]
+    for name in sites[0]:
+        if ".lora_A." in name:
+            pairs = [(site[name.replace(".lora_A.", ".lora_B.")].double(), site[name].double()) for site in sites]
+            product = sum(share * b @ a for share, (b, a) in zip(shares, pairs, strict=True))
+            b, a = (sum(share * pair[kind] for share, pair in zip(shares, pairs, strict=True)) for kind in (0, 1))
+            wrong += float((product - b @ a).square().sum())
+            whole += float(product.square().sum())
+    return (wrong / whole) ** 0.5
+
+
+@pytest.mark.parametrize(("how", "zero"), [("separate", False), ("freeze_a", True)])
+def test_the_error_of_averaging_factors_is_logged(
+    alone: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, how: str, zero: bool
+) -> None:
+    """With many probes, it is the error of the dense products, in a round whose cohort isn't all sites."""
+    monkeypatch.setattr(lora_error, "_PROBES", 400)
+    config = Config.from_mapping(KEYS | {"lora_aggregation": how, "num_rounds": 2, "sites_per_round": 2})
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident = worker_sites.resident
+    results = train_federated(config, worker_sites, collectives, state)
+    assert results[1]["lora.product_error"] < 1, "B is 0 before the first round"
+    assert "lora.product_error" not in results[0]
+    before, cohort_ = state.params.clone(), [site.number for site in worker_sites.participants(3)]
+    combination: Any = aggregation.begin(worker_sites, collectives, state, 3)
+    states, shares = [], [SIZES[site] / sum(SIZES[other] for other in cohort_) for site in cohort_]
+    for site in worker_sites.participants(3):
+        delta, _ = site.train(before, 3)
+        states.append(before - delta[: len(before)])
+        combination.add(site.number, delta)
+    list(combination.combined())
+    expected = dense_error(resident, states, shares)
+    assert combination.results["lora.product_error"] == pytest.approx(0 if zero else expected, rel=0.1)
+    assert (expected > 1e-3) != zero
+
+
+def error_of(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> Any:
+    torch.set_num_threads(1)
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    worker_sites, collectives, state = builders.worker(folder, config, module, SHARDS, rank, num_workers, memory)
+    results = train_federated(config, worker_sites, collectives, state)
+    collectives.close()
+    return [r.get("lora.product_error") for r in results]
+
+
+def test_the_logged_error_does_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path) -> None:
+    config = Config.from_mapping(KEYS)
+    builders.resident(tmp_path, config, builders.bert())
+    (one,) = run_distributed(error_of, 1, config)
+    assert run_distributed(error_of, 2, config)[0] == one
+    assert all(0 < error < 1 for error in one[1:])
