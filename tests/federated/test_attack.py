@@ -72,6 +72,9 @@ def test_an_attacker_sends_noise_as_long_as_its_delta(two: tuple[Resident, int, 
     noise, again, later = (trained(resident, bad, round_, **keys)[0] for round_ in (1, 1, 2))
     assert torch.equal(noise, again)
     assert not torch.allclose(noise / noise.norm(), later / later.norm(), atol=1e-3)
+    other = sorted(attackers.drawn(resident.config, 5))[1]
+    others = trained(resident, other, **keys)[0]
+    assert abs(torch.nn.functional.cosine_similarity(noise, others, dim=0)) < 0.1, "each attacker draws its own"
     assert noise.norm().item() == pytest.approx(2 * honest.norm().item(), rel=1e-4)
     assert abs(torch.nn.functional.cosine_similarity(noise, honest, dim=0)) < 0.1
     layout = resident.model.layout

@@ -144,6 +144,30 @@ def test_a_worker_whose_sites_all_drop_out_adds_nothing(run_distributed: Any, tm
         assert np.array_equal(params, expected)
 
 
+def test_drop_outs_are_drawn_anew_in_each_round_by_the_seed() -> None:
+    """Each site by itself, with the given probability: a quarter of 50 rounds × 40 sites."""
+    sites = list(range(40))
+
+    def drawn(seed: int) -> list[frozenset[int]]:
+        config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.25, "seed": seed})
+        return [secure.dropouts(config, sites, round_) for round_ in range(1, 51)]
+
+    found = drawn(2)
+    assert found == drawn(2)
+    assert len(set(found)) == 50
+    assert not set(found) & set(drawn(3))
+    share = sum(map(len, found)) / (50 * 40)
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 2000) ** 0.5)
+    by_site = [sum(site in of_round for of_round in found) for site in sites]
+    assert 0 < min(by_site) < max(by_site) < 50
+
+
+@pytest.mark.parametrize(("sites", "least"), [(1, 1), (2, 2), (3, 2), (4, 3), (6, 4), (7, 5)])
+def test_two_thirds_of_the_sites_unmask_the_sum_unless_the_key_says_otherwise(sites: int, least: int) -> None:
+    assert secure.threshold(Config(), sites) == least
+    assert secure.threshold(Config(secure_threshold=1), sites) == 1
+
+
 def test_a_round_below_the_threshold_is_refused(alone: Callable[..., Any]) -> None:
     config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.9})
     worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
