@@ -76,6 +76,21 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert "simulates the protocol" in guarantee.notes(Config(secure_aggregation=True), 7, None)[0]
 
 
+def test_a_resumed_job_reports_the_epsilon_of_one_that_was_never_interrupted() -> None:
+    """Bitwise, though it composes all earlier rounds at once: what is reported has six digits."""
+    config = Config.from_mapping(
+        KEYS | {"dp_noise_multiplier": 0.9, "num_rounds": 9, "sampling": "poisson", "participation": 0.3}
+    )
+    guarantee._accountants.cache_clear()
+    one_by_one = [guarantee.after(config, 7, round_) for round_ in range(1, 8)]
+    for round_, expected in enumerate(one_by_one, 1):
+        guarantee._accountants.cache_clear()
+        assert guarantee.after(config, 7, round_) == expected
+        for epsilon in expected.values():
+            assert len(f"{epsilon:.12g}".replace(".", "").strip("0")) <= 6
+    assert guarantee.after(config, 7, 3) == one_by_one[2], "an earlier round, as after a restart"
+
+
 def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:
     config = Config.from_mapping(KEYS | {"dp_noise_multiplier": 0.01, "num_rounds": 500})
     assert guarantee.after(config, 7, 500).keys() == {"dp.epsilon_rdp"}
@@ -115,3 +130,12 @@ def test_the_systems_noise_is_normal_and_never_the_same(monkeypatch: pytest.Monk
     assert torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 3))
     assert not torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 4))
     assert len(noise.gaussian(1, None, 1)) == 1
+
+
+def test_the_rarest_bytes_of_the_system_give_finite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest clip counts on it: no noise is more than ten standard deviations from 0."""
+    for byte, longest in ((b"\0", math.sqrt(2 * 53 * math.log(2))), (b"\xff", 0.0)):
+        monkeypatch.setattr(noise.os, "urandom", lambda count, byte=byte: byte * count)
+        values = noise.gaussian(6, None, 1)
+        assert values.abs().max().item() == pytest.approx(longest)
+        assert longest < guarantee._MAX_STANDARD_DEVIATIONS

@@ -57,6 +57,22 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
             assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_predictions_are_kept_of_the_last_round_alone_and_for_the_report_alone(tmp_path: Path, report: bool) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=2, report=report, batch_size=16)
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    kept: dict[int, bool] = {}
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        kept[state.round] = state.predictions is not None
+
+    rounds.run(config, worker_sites, collectives, state, SGD(), on_round_end)
+    collectives.close()
+    assert kept == {0: False, 1: False, 2: report}
+    if state.predictions is not None:
+        assert state.predictions.rows.tolist() == list(range(23)), "of the test set"
+
+
 def test_the_observer_is_told_of_each_site_in_order(tmp_path: Path) -> None:
     told: list[tuple[Any, ...]] = []
 

@@ -93,6 +93,17 @@ def test_a_single_message_is_uniform_whatever_the_delta() -> None:
             assert abs(np.corrcoef(seen[:-1].astype(float), seen[1:].astype(float))[0, 1]) < 5 / np.sqrt(count)
 
 
+def test_a_mask_never_repeats_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the difference of two values of a delta would be in the open; the generator is called for 100 at a time here."""
+    monkeypatch.setattr(masks, "_CHUNK", 100)
+    message = np.zeros(350, np.int64)
+    masks.add(message, 12345, 1)
+    assert len(np.unique(message)) == 350
+    other = np.zeros(350, np.int64)
+    masks.add(other, 12346, 1)
+    assert not set(message.tolist()) & set(other.tolist())
+
+
 def test_messages_of_two_rounds_have_nothing_in_common() -> None:
     delta = np.arange(1000)
     first, second = (messages([delta, delta], masks.draw([0, 1], 2))[0] for _ in range(2))

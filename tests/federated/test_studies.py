@@ -60,6 +60,19 @@ def test_later_rounds_begin_with_the_shared_head(alone: Callable[..., Any]) -> N
     torch.testing.assert_close(after["classifier.weight"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_only_round_1_draws_a_sites_own_head(tmp_path: Path) -> None:
+    """A site that doesn't move leaves a delta of 0, unless it begins with another head than the server's."""
+    config = Config(num_sites=3, head_init="independent", seed=6, **STILL)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    resident = dataclasses.replace(resident, new_parameters=HEAD)
+    start = resident.model.flat.clone()
+    for round_, drawn in ((1, True), (2, False)):
+        delta, _ = Site(1, SHARD, resident).train(start, round_)
+        moved = by_name(resident, delta)
+        assert bool(moved["classifier.weight"].abs().max() > 1e-2) == drawn
+        torch.testing.assert_close(moved["bert.pooler.dense.weight"], torch.zeros(16, 16), rtol=0, atol=1e-7)
+
+
 def test_a_shared_head_stays_what_it_is(alone: Callable[..., Any]) -> None:
     before, after = trained(alone, Config(num_rounds=1, num_sites=3, **STILL))
     torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"], rtol=0, atol=1e-7)
