@@ -135,6 +135,29 @@ def test_the_best_round_stays_and_older_checkpoints_go(build: Build, tmp_path: P
     assert header["history"]["3"] == {"validation.loss": "nan"}
 
 
+@pytest.mark.parametrize(
+    ("keep", "running", "finished"), [(None, [4, 3], [4]), (0, [4, 3, 2, 1], [4, 3, 2, 1]), (3, [4, 3, 2], [4, 3, 2])]
+)
+def test_a_running_job_keeps_two_checkpoints_and_a_finished_one_the_last_unless_the_key_says_otherwise(
+    build: Build, keep: int | None, running: list[int], finished: list[int]
+) -> None:
+    coordinator, state, _, folder = build(keep_checkpoints=keep, export="best")  # and no round is the best
+    for round_ in (1, 2, 3, 4):
+        state.round = round_
+        coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    assert folder.rounds() == running
+    coordinator.finish()
+    assert folder.rounds() == finished
+
+
+def test_the_evaluation_before_round_1_is_reported_and_not_saved(build: Build) -> None:
+    coordinator, _, events, folder = build()
+    coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    assert (folder.rounds(), [event["event"] for event in events]) == ([], ["round"])
+
+
 def test_a_checkpoint_holds_the_sites_state_of_its_round_and_not_of_the_next(build: Build, tmp_path: Path) -> None:
     write_state(tmp_path / "start", {"site_0.m": np.zeros(1, np.float32)}, {})
     store = SiteStateStore(tmp_path / "kept", tmp_path / "start")
