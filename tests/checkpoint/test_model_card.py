@@ -25,7 +25,9 @@ def test_a_card_names_the_base_model_but_no_local_path(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     config = Config(model=model, train_path="/secret/train.csv", job_name="news", max_seq_len=77, learning_rate=3e-4)
-    text = model_card(config, NAMES, 5, 12, {"validation.accuracy": 0.75, "site.1.train.loss": 2.0})
+    text = model_card(
+        config, NAMES, 5, 12, {"validation.accuracy": 0.75, "held_back.loss": 0.5, "site.1.train.loss": 2.0}
+    )
     card = huggingface_hub.ModelCard(text)
     assert card.data.base_model == base
     assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
@@ -35,6 +37,7 @@ def test_a_card_names_the_base_model_but_no_local_path(
     for row in (
         r"| 0 | a\|b |", "| 1 | 1 2 |", r"| 2 | \<i\>\*c\*\</i\> |", "| sites | 5 |", "| rounds | 12 |",
         r"| max\_seq\_len | 77 |", "| validation.accuracy | 0.7500 |", "## Results after round 12",
+        r"| held\_back.loss | 0.5000 |",
     ):  # fmt: skip
         assert row in rows
     assert "site.1" not in text

@@ -71,6 +71,8 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
     public = guarantee.notes(dataclasses.replace(config, dp_seed=None, seed=Config.seed), 7, z)
     assert "is the default, which everyone knows" in public[1]
+    everyone = Config.from_mapping(KEYS | {"dp_noise_multiplier": 4.0, "dp_seed": None, "seed": Config.seed})
+    assert len(guarantee.notes(everyone, 7, 4.0)) == 1, "no cohort follows from the seed"
     assert guarantee.noise_multiplier(Config(), 7) is None
     assert guarantee.notes(Config(), 7, None) == []
     assert "simulates the protocol" in guarantee.notes(Config(secure_aggregation=True), 7, None)[0]
@@ -89,6 +91,17 @@ def test_a_resumed_job_reports_the_epsilon_of_one_that_was_never_interrupted() -
         for epsilon in expected.values():
             assert len(f"{epsilon:.12g}".replace(".", "").strip("0")) <= 6
     assert guarantee.after(config, 7, 3) == one_by_one[2], "an earlier round, as after a restart"
+
+
+def test_both_bounds_are_known_up_to_an_epsilon_of_100() -> None:
+    config = Config.from_mapping(KEYS | {"dp_noise_multiplier": 0.7})
+    seen = {}
+    for rounds_ in (1, 9, 59, 62, 80):
+        spent = guarantee.after(config, 7, rounds_)
+        seen[spent["dp.epsilon_rdp"]] = "dp.epsilon_pld" in spent
+    assert any(90 < epsilon <= 100 for epsilon in seen), seen
+    assert any(100 < epsilon < 110 for epsilon in seen), seen
+    assert all(known == (epsilon <= 100) for epsilon, known in seen.items())
 
 
 def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:

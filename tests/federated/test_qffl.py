@@ -86,3 +86,14 @@ def test_a_site_that_fits_perfectly_counts_nothing_and_divides_by_nothing(alone:
         combination.add(site, torch.ones(len(state.row)))
     found = torch.cat([delta.clone() for _, delta in combination.combined()])
     assert found.isfinite().all()
+
+
+def test_only_trained_parameters_have_a_part_in_the_length_of_the_step(alone: Callable[..., Any]) -> None:
+    """‖Δw_k‖² of the paper's w, not of frozen parameters or float buffers, which are averaged."""
+    module = builders.bert()
+    module.bert.embeddings.requires_grad_(False)
+    worker_sites, collectives, state = alone(Config.from_mapping(KEYS | {"fairness_q": 1.0}), module, SHARDS)
+    combination: Any = qffl.begin(worker_sites, collectives, state, 1)
+    combination.add(0, torch.full((len(state.row),), 0.5))
+    assert 0 < state.trained < len(state.params)
+    assert combination.squares == {0: pytest.approx(state.trained / 4)}

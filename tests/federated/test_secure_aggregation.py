@@ -48,6 +48,16 @@ def test_fewer_shares_fit_every_secret() -> None:
         assert shamir.reconstruct({1: shares[1], 2: shares[2], 3: third}) == guess
 
 
+def test_the_coefficients_of_the_shares_are_drawn_from_the_whole_field() -> None:
+    """Of t = 2 shares, share − secret is the one coefficient times the holder: short ones would narrow the secret down."""
+    secret = shamir.PRIME // 3
+    drawn = [(shamir.split(secret, [1], 2)[1] - secret) % shamir.PRIME for _ in range(200)]
+    assert len(set(drawn)) == 200
+    for tenth in range(10):
+        within = sum(tenth * shamir.PRIME <= 10 * value < (tenth + 1) * shamir.PRIME for value in drawn)
+        assert 1 <= within <= 60, "of 200, with a probability below 1e-8 of more or fewer"
+
+
 def messages(values: list[np.ndarray], of_round: masks.Secrets) -> list[np.ndarray]:
     masked = [value.copy() for value in values]
     for site, value in zip(of_round.sites, masked, strict=True):

@@ -146,6 +146,20 @@ def test_gradient_norms_are_those_of_a_plain_backward_pass(tmp_path: Path) -> No
     for key, square in squares.items():
         assert found[f"gradient_norm.{key}"] == pytest.approx(math.sqrt(square), rel=1e-4)
     assert gradient_norms(resident, params) == found
+    new = gradient_norms(dataclasses.replace(resident, new_parameters=(new_parameters.ALL,)), params)
+    assert "gradient_norm.pretrained" not in new, "model=tiny has no pre-trained parameters"
+    whole = found["gradient_norm.head"] ** 2 + found["gradient_norm.pretrained"] ** 2
+    assert new["gradient_norm.head"] == pytest.approx(math.sqrt(whole))
+
+
+@pytest.mark.parametrize("keys", [{"baseline": "local_only"}, {"personal": "head"}])
+def test_without_a_global_model_there_are_no_norms_of_its_gradient(
+    alone: Callable[..., Any], keys: dict[str, Any]
+) -> None:
+    config = Config(num_rounds=1, num_sites=3, log_gradient_norms=True, batch_size=16, **keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    for results in train_federated(config, worker_sites, collectives, state):
+        assert not [name for name in results if name.startswith("gradient_norm")]
 
 
 def test_measuring_gradient_norms_changes_no_result_and_is_recorded_each_round(alone: Callable[..., Any]) -> None:
