@@ -1,6 +1,7 @@
 """Epsilons that are known, the noise that they need, and the noise itself."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_epsilon_grows_by_rounds_in_whatever_order_it_is_asked() -> None:
     assert values[1] < values[2] < values[4] < values[3]
 
 
+@pytest.mark.parametrize("kind", ["pld", "rdp"])
+def test_the_fewer_sites_take_part_the_less_is_spent(kind: str) -> None:
+    spent = [Accountant(kind, q, 1.5).epsilon(6, 1e-3) for q in (0.1, 0.4, 0.6, 0.9, 1.0)]
+    assert spent == sorted(spent)
+    assert all(less < 0.97 * more for less, more in itertools.pairwise(spent))
+
+
 def test_the_noise_is_solved_for_epsilon() -> None:
     config = Config.from_mapping(
         KEYS
@@ -69,6 +77,8 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert f"after all 20 rounds ε = {spent:.3g} (PLD; " in said[0]
     assert said[-1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
     assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
+    zero = guarantee.notes(dataclasses.replace(config, dp_seed=0), 7, z)
+    assert zero[-1].startswith("dp_seed=0: the noise can be drawn again")
     public = guarantee.notes(dataclasses.replace(config, dp_seed=None, seed=Config.seed), 7, z)
     assert "is the default, which everyone knows" in public[1]
     everyone = Config.from_mapping(KEYS | {"dp_noise_multiplier": 4.0, "dp_seed": None, "seed": Config.seed})
@@ -123,6 +133,17 @@ def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:
 def test_noise_that_cannot_be_used_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         guarantee.noise_multiplier(Config.from_mapping(KEYS | keys), 7)
+
+
+@pytest.mark.parametrize(("clip", "refused"), [(160.0, False), (163.84, True), (170.0, True), (1000.0, True)])
+def test_a_clip_that_a_small_share_of_sites_makes_too_large_is_refused(clip: float, refused: bool) -> None:
+    """2^14 / 100 = 163.84: each of one site in a hundred counts a hundred times."""
+    config = Config.from_mapping(KEYS | {"dp_clip": clip, "sampling": "poisson", "participation": 0.01})
+    if not refused:
+        assert guarantee.noise_multiplier(config, 7) == 0.7
+        return
+    with pytest.raises(UserError, match=rf"dp_clip={clip:g}: with noise of 0\.7 times its length, sums get too large"):
+        guarantee.noise_multiplier(config, 7)
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

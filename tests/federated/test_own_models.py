@@ -111,6 +111,26 @@ def test_the_global_model_is_evaluated_on_each_sites_own_rows(alone: Callable[..
     assert "personal.loss" not in seen[-1]
 
 
+def test_a_site_with_one_test_row_is_tested_on_it(
+    alone: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "TESTS", [np.array([4]), np.array([], np.int64), np.array([9, 2])])
+    config = Config.from_mapping(KEYS | {"ditto_lambda": 0.5, "num_rounds": 1})
+    worker_sites, state, seen = run(alone, tmp_path, config, builders.bert())
+    resident = worker_sites.resident
+    for name, params in (
+        ("site_test", state.params),
+        ("personal", Site(0, SHARDS[0], resident).own_params(state.params)),
+    ):
+        resident.model.load(params)
+        loss_, accuracy = measured(resident, resident.model.module, TESTS[0])
+        assert seen[-1][f"site.0.{name}.loss"] == pytest.approx(loss_, rel=1e-3)
+        assert seen[-1][f"site.0.{name}.accuracy"] == accuracy
+        assert {f"site.{site}.{name}.loss" for site in (0, 2)} == {
+            key for key in seen[-1] if key.endswith(f".{name}.loss")
+        }
+
+
 def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path: Path) -> None:
     """Against a plain loop: sites average the encoder, and go on from their own heads. Two of three take part."""
     config = Config.from_mapping(KEYS | {"personal": "head", "sites_per_round": 2})

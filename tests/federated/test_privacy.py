@@ -124,6 +124,17 @@ def test_a_delta_as_long_as_the_clip_counts_as_one_that_is_not_clipped(alone: Ca
     assert found[size].item() == pytest.approx(0.4 * (b - 0.3), rel=1e-4)
 
 
+def test_a_clip_fits_into_the_sum_whatever_the_noise_and_the_share_of_sites(alone: Callable[..., Any]) -> None:
+    """A delta as long as the clip is divided by q N: at q = 1/40 that is more than ten times the noise of 0.7."""
+    keys = {"dp_clip_quantile": 0.0, "dp_count_noise": 3.0, "sampling": "poisson", "participation": 0.025}
+    config = Config.from_mapping(KEYS | keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    assert len(state.extra) == 16, "the quantile 0 is one, too"
+    assert private.begin(worker_sites, collectives, state, 1).clip == 2.0
+    state.extra[0] = 600.0
+    assert private.begin(worker_sites, collectives, state, 1).clip == pytest.approx(0.99 * 2**14 / 40)
+
+
 def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
     """Lengths are 0.5 to 3.5: after many rounds with little noise, the clip is at the median, 2."""
     config = Config.from_mapping(

@@ -48,6 +48,17 @@ def test_fewer_shares_fit_every_secret() -> None:
         assert shamir.reconstruct({1: shares[1], 2: shares[2], 3: third}) == guess
 
 
+def test_secrets_are_drawn_anew_and_too_long_to_be_tried() -> None:
+    found = []
+    for _ in range(2):
+        of_round = masks.draw(range(8), 5)
+        found += [of_round.own_secret(site, range(8)) for site in range(8)]
+        found += [of_round.pair_secret(*pair, range(8)) for pair in itertools.combinations(range(8), 2)]
+    assert len(set(found)) == 2 * (8 + 28)
+    assert 2**244 < max(found) < 2**248 < shamir.PRIME
+    assert sum(secret.bit_count() for secret in found) / len(found) == pytest.approx(124, abs=7 * (62 / 72) ** 0.5)
+
+
 def test_the_coefficients_of_the_shares_are_drawn_from_the_whole_field() -> None:
     """Of t = 2 shares, share − secret is the one coefficient times the holder: short ones would narrow the secret down."""
     secret = shamir.PRIME // 3
