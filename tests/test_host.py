@@ -18,6 +18,14 @@ def test_a_second_run_of_a_job_or_folder_is_refused(tmp_path: Path, monkeypatch:
         writing = rf"checkpoints_dir={os.getcwd()}/out/: another run is writing there"
         with pytest.raises(UserError, match=writing), host.job_lock("other", f"{os.getcwd()}/out/"):
             pass
+    with host.job_lock("news", "s3://bucket/out"):
+        with host.job_lock("other", "s3://bucket/out2"):
+            pass
+        with (
+            pytest.raises(UserError, match="checkpoints_dir=s3://bucket/out/: another run is writing there"),
+            host.job_lock("other", "s3://bucket/out/"),
+        ):
+            pass
     with host.job_lock("news", "out"):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,8 @@ def test_a_stream_is_a_function_of_seed_purpose_and_path() -> None:
         first(1, "order", 2, 3, 0),
     ]
     assert len({first(1, "order", 2, 3), *others}) == 6
+    # `SeedSequence` itself fills up to four entries with zeros.
+    assert len({first(1, "order"), first(1, "order", 0), first(1, "order", 0, 0), first(1, "order", 0, 0, 0)}) == 4
 
 
 def test_torch_seeds_are_63_bits_wide() -> None:

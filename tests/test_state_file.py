@@ -57,6 +57,22 @@ def test_any_flipped_bit_and_any_truncation_is_detected(tmp_path: Path, data: st
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
+@pytest.mark.parametrize(
+    ("written", "changed"),
+    [(b'"shape": [2, 3]', b'"shape": [3, 2]'), (b'"dtype": "F32", "shape": [2', b'"dtype": "I32", "shape": [2')],
+)
+def test_the_same_bytes_in_another_shape_or_of_another_type_are_damage(
+    tmp_path: Path, written: bytes, changed: bytes
+) -> None:
+    path = tmp_path / "state"
+    write_state(path, TENSORS, HEADER)
+    assert path.read_bytes().count(written) == 1
+    path.write_bytes(path.read_bytes().replace(written, changed))
+    assert safetensors.numpy.load_file(path)["w"].tobytes() == TENSORS["w"].tobytes()
+    with pytest.raises(Damaged, match="its checksum doesn't match its content"):
+        read_state(path)
+
+
 def test_unknown_versions_and_foreign_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(state_file, "FORMAT_VERSION", 2)
     write_state(tmp_path / "future", TENSORS, HEADER)

@@ -56,7 +56,7 @@ class ControlPlane:
     def all_gather_numbers(self, *values: float) -> list[list[float]]:
         """All-gather numbers: return every worker's `values`, by rank."""
         table = torch.zeros(self.num_workers, len(values), dtype=torch.float64)
-        table[self.rank] = torch.tensor(values)
+        table[self.rank] = torch.tensor(values, dtype=torch.float64)
         return self._all_gather_rows(table).tolist()
 
     def all_gather(self, value: Any) -> list[Any]:

@@ -71,6 +71,23 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     assert len(messages) == 2
 
 
+@pytest.mark.parametrize(
+    ("age", "live"),
+    [(0.0, True), (29.0, True), (30.0, False), (-29.0, True), (-3600.0, False)],  # below 0: the other clock is fast
+)
+def test_a_run_elsewhere_is_live_as_long_as_it_renews_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, live: bool
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(lease_module, "time", types.SimpleNamespace(time=lambda: now))
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
+    assert not lease.is_live_elsewhere()
+    content = write_other_lease(tmp_path, age, now)
+    assert lease.is_live_elsewhere() == live
+    (tmp_path / FILE).write_text(json.dumps(content | {"place": lease._identity["place"]}))
+    assert not lease.is_live_elsewhere(), "it is on this machine, where lock files tell"
+
+
 def test_a_live_run_on_another_machine_keeps_a_second_run_out(tmp_path: Path) -> None:
     write_other_lease(tmp_path, age=1.0)
 
@@ -86,7 +103,15 @@ def test_a_live_run_on_another_machine_keeps_a_second_run_out(tmp_path: Path) ->
     ['{"host": "x"}', "[1]", "5", "", "no JSON", "null", "[" * 100_000]
     + [
         json.dumps({"host": "far", "process": 7, "place": "far 0:0", "token": "t", "time": time} | other)
-        for time, other in (("now", {}), (float("nan"), {}), (10**400, {}), (1.0, {"place": 3}), (1.0, {"token": None}))
+        for time, other in (
+            ("now", {}),
+            (float("nan"), {}),
+            (10**400, {}),
+            (1e12, {}),
+            (-1e12, {}),
+            (1.0, {"place": 3}),
+            (1.0, {"token": None}),
+        )
     ],
 )
 def test_a_file_that_is_not_a_lease_is_named_and_left_alone(tmp_path: Path, content: str) -> None:

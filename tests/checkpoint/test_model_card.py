@@ -25,7 +25,9 @@ def test_a_card_names_the_base_model_but_no_local_path(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     config = Config(model=model, train_path="/secret/train.csv", job_name="news", max_seq_len=77, learning_rate=3e-4)
-    text = model_card(config, NAMES, 5, 12, {"validation.accuracy": 0.75, "site.1.train.loss": 2.0})
+    text = model_card(
+        config, NAMES, 5, 12, {"validation.accuracy": 0.75, "held_back.loss": 0.5, "site.1.train.loss": 2.0}
+    )
     card = huggingface_hub.ModelCard(text)
     assert card.data.base_model == base
     assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
@@ -35,6 +37,7 @@ def test_a_card_names_the_base_model_but_no_local_path(
     for row in (
         r"| 0 | a\|b |", "| 1 | 1 2 |", r"| 2 | \<i\>\*c\*\</i\> |", "| sites | 5 |", "| rounds | 12 |",
         r"| max\_seq\_len | 77 |", "| validation.accuracy | 0.7500 |", "## Results after round 12",
+        r"| held\_back.loss | 0.5000 |",
     ):  # fmt: skip
         assert row in rows
     assert "site.1" not in text
@@ -50,3 +53,24 @@ def test_the_card_of_a_model_whose_results_depend_on_padding_shows_how_to_pad() 
     assert 'classify("a text", padding="max_length", max_length=77, truncation=True)' in padded
     assert "The results of this model depend on padding" in padded
     assert 'classify("a text", truncation=True)' in model_card(config, NAMES, 5, 12, {})
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_the_card_of_a_private_model_keeps_the_seed_to_itself(private: bool) -> None:
+    """Who took part follows from it, and epsilon holds only for somebody who doesn't know that."""
+    keys = {"dp_clip": 1.5, "dp_noise_multiplier": 0.75, "dp_delta": 1e-3} if private else {}
+    text = model_card(Config(model="tiny", job_name="news", seed=987654, **keys), NAMES, 5, 12, {})
+    assert ("987654" in text) != private
+    assert (r"| dp\_clip | 1.5000 |" in text.splitlines()) == private
+    assert (r"| dp\_noise\_multiplier | 0.7500 |" in text.splitlines()) == private
+    assert r"| data\_seed | 58923 |" in text.splitlines(), "it says nothing of cohorts"
+
+
+def test_the_card_names_the_length_of_local_training_once() -> None:
+    def rows(**keys: object) -> set[str]:
+        text = model_card(Config(model="tiny", job_name="news", **keys), NAMES, 5, 12, {})  # type: ignore[arg-type]
+        return {row.split(" | ")[0].strip("| ") for row in text.splitlines() if "local" in row and row[:1] == "|"}
+
+    assert rows() == {r"num\_local\_epochs"}
+    assert rows(num_local_steps=4) == {r"num\_local\_steps"}
+    assert rows(local_epochs_range=(1, 3)) == {r"local\_epochs\_range"}

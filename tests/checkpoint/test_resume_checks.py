@@ -4,11 +4,45 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scaling_fl.checkpoint.header import check_header
 from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, check_origin, expected_site_state
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.local_optimiser import site_state_template
 from tests import builders
+
+VALID: dict[str, Any] = {
+    "job_name": "j", "round": 3, "threads": 1, "data_digest": "d", "environment": {}, "reported": True, "metrics": {},
+    "config": {"site_ids": [0], "num_rounds": 3}, "history": {"1": {"train.loss": 0.5}, "2": {}},
+    "best": {"metric": "validation.loss", "round": 2, "value": 0.5},
+    "origin": {"weights": "w", "architecture": {}, "tokens": "t", "padding": [False, 1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("job_name", 3), ("round", "3"), ("round", True), ("round", None), ("threads", 0), ("threads", 1.0), ("data_digest", 5),
+        ("environment", []), ("reported", 1), ("metrics", None), ("config", []), ("config", {"site_ids": (0,)}),
+        ("history", []), ("history", {"one": {}}), ("history", {"-1": {}}), ("history", {"1.5": {}}), ("history", {"1": 0.5}),
+        ("best", {}), ("best", {"metric": "validation.loss", "round": 2}), ("best", 2),
+        ("best", {"metric": "validation.loss", "round": 2, "value": "0.5"}),
+        ("origin", []), ("origin", {"weights": "w"}), ("origin", VALID["origin"] | {"padding": "right"}),
+    ],
+)  # fmt: skip
+def test_a_header_of_another_program_is_refused_with_the_field_that_is_wrong(key: str, value: object) -> None:
+    check_header("here", VALID)
+    named = "site_ids, num_rounds" if value == {"site_ids": (0,)} else key
+    with pytest.raises(UserError, match=f"^here: the header of this checkpoint is invalid: {named} is missing or of"):
+        check_header("here", VALID | {key: value})
+
+
+@pytest.mark.parametrize("without", ["best", "origin"])
+def test_a_header_needs_neither_a_best_round_nor_an_origin(without: str) -> None:
+    check_header("here", {key: value for key, value in VALID.items() if key != without})
+    check_header("here", VALID | {without: None})
+    unpadded = {key: value for key, value in VALID["origin"].items() if key != "padding"}
+    check_header("here", VALID | {"origin": unpadded})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

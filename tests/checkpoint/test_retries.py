@@ -207,3 +207,51 @@ def test_damaged_files_in_a_store_are_skipped_and_set_aside(
     checkpoints.set_aside(newer_than=1)
     assert checkpoints.rounds() == [1]
     assert checkpoints.fs.cat_file(f"{checkpoints.root}/round-000003.safetensors.damaged") == flipped
+
+
+def test_a_transient_error_is_retried_after_longer_and_longer_waits_which_count_as_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(retries, "time", types.SimpleNamespace(sleep=told.append))
+    errors: list[Exception] = []
+
+    def work() -> None:
+        told.append("work")
+        if errors:
+            raise errors.pop(0)
+
+    def attempt(*raised: Exception) -> list[object]:
+        told.clear()
+        errors[:] = raised
+        retries.retry(work, types.SimpleNamespace(protocol=("s3", "s3a")), lambda: told.append("alive"))
+        return told
+
+    assert attempt() == ["work"]
+    assert attempt(ConnectionError(), TimeoutError()) == ["work", "alive", 2.0, "work", "alive", 8.0, "work"]
+    with pytest.raises(PermissionError):
+        attempt(ConnectionError(), PermissionError())
+    assert told == ["work", "alive", 2.0, "work"]
+    with pytest.raises(ConnectionError, match="the fifth"):
+        attempt(*(ConnectionError("the fifth" if number == 4 else "") for number in range(5)))
+    assert [wait for wait in told if isinstance(wait, float)] == [2.0, 8.0, 30.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "status", "transient"),
+    [
+        ("s3", 429, True),
+        ("s3", 499, False),
+        ("s3", 500, True),
+        ("s3", 503, True),
+        ("s3", 403, False),
+        ("s3", 404, False),
+    ],
+)
+def test_the_stores_own_faults_are_transient(protocol: str, status: int, transient: bool) -> None:
+    """s3fs keeps botocore's error, which has the status, as the cause of its own."""
+    error, cause = OSError("translated"), Exception("botocore's")
+    cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+    error.__cause__ = cause
+    assert retries.is_transient(error, types.SimpleNamespace(protocol=(protocol,))) == transient
+    assert not retries.is_transient(error, types.SimpleNamespace(protocol=("file", "local"))), "a disk's are permanent"

@@ -132,3 +132,15 @@ def test_a_checkpoint_under_the_name_of_another_round_counts_as_damaged(
     assert found is not None
     assert found[1]["round"] == 3
     assert found[2] == ["round-000005.safetensors is damaged (it was written as round 3)"]
+
+
+def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
+    """A folder that somebody made under the name of a file counts as missing, and stays."""
+    store = CheckpointStore(str(tmp_path))
+    (tmp_path / "events.jsonl").mkdir()
+    for name in ("events.jsonl", "nothing.json"):
+        assert store.read(name) is None
+        assert store.read_json(name) is None
+    (tmp_path / "text").write_text("no JSON")
+    assert (store.read("text"), store.read_json("text")) == (b"no JSON", None)
+    assert store.sizes() == {"text": 7}

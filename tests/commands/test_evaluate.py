@@ -83,6 +83,20 @@ def test_a_model_folder_is_measured_with_the_keys_that_are_typed(job: tuple[Conf
     check(lines_of(typed), tmp_path / "p.csv", module, Path(str(config.test_path)))
 
 
+@pytest.mark.parametrize(("typed", "used"), [(128, 16), (16, 16), (12, 12)])
+def test_a_model_folder_says_how_many_tokens_it_takes_at_most(
+    job: tuple[Config, Any], tmp_path: Path, typed: int, used: int
+) -> None:
+    """Its tokenizer says so, as those that jobs export do; the default of the key is 128."""
+    config, module = job
+    module.save_pretrained(tmp_path / "saved")
+    tokenizer = builders.tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(tmp_path / "saved")
+    lines = lines_of(dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), max_seq_len=typed))
+    assert any(line.endswith(f"9 test rows; max_seq_len={used}") for line in lines)
+
+
 @pytest.mark.parametrize(("kind", "padding"), [("fnet", "max_length"), ("xlnet", False)])
 def test_a_model_whose_results_depend_on_padding_is_measured_as_in_a_run(
     small_config: Config, tmp_path: Path, kind: str, padding: str | bool

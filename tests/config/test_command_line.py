@@ -142,7 +142,7 @@ def test_the_flags_are_sacreds() -> None:
         ("lr", "learning_rate"), ("epochs", "num_local_epochs"), ("lr_scheduler", "lr_schedule"), ("bs", "batch_size"),
         ("clients", "num_sites"), ("rounds", "num_rounds"), ("output_dir", "checkpoints_dir"), ("wd", "weight_decay"),
         ("model_name_or_path", "model"), ("Learning-Rate", "learning_rate"), ("learnin_rate", "learning_rate"),
-        ("keep_optimizer", "keep_optimiser"), ("num_train_epoch", "num_local_epochs"), ("zzz", None),
+        ("LR", "learning_rate"), ("--BS", "batch_size"), ("WD ", "weight_decay"), ("keep_optimizer", "keep_optimiser"), ("num_train_epoch", "num_local_epochs"), ("zzz", None),
     ],
 )  # fmt: skip
 def test_names_of_other_tools_and_misspellings_lead_to_the_key(name: str, key: str | None) -> None:

@@ -47,6 +47,23 @@ def test_the_rows_depend_on_the_data_seed_alone() -> None:
     assert all(map(np.array_equal, one, third))
 
 
+def test_sites_with_equal_shards_are_tested_on_different_places() -> None:
+    """Each site draws for itself: rows that repeat with the number of sites would stand out otherwise."""
+    labels = np.tile([0, 1], 60)
+    shards = [np.arange(start, start + 20) for start in range(0, 120, 20)]
+    tests = site_tests.hold_back(shards, labels, 0.3, 1)
+    assert len({tuple(test - shard[0]) for test, shard in zip(tests, shards, strict=True)}) > 3
+    assert not all(map(np.array_equal, tests, site_tests.hold_back(shards, labels, 0.3, 2)))
+
+
+def test_labels_of_one_number_of_rows_are_divided_by_draws_of_their_own() -> None:
+    test_labels = np.repeat([0, 1], 40)
+    tests = site_tests.divide([np.arange(0, 120, 2), np.arange(1, 120, 2)], np.repeat([0, 1], 60), test_labels, 1)
+    first, second = (tests[0][test_labels[tests[0]] == label] - 40 * label for label in (0, 1))
+    assert len(first) == len(second) == 20
+    assert set(first) != set(second)
+
+
 def test_a_site_keeps_its_last_row_for_training() -> None:
     shards = [np.array([4]), np.array([7, 9]), np.arange(20, 30)]
     tests = site_tests.hold_back(shards, LABELS, 0.01, 1)

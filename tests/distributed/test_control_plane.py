@@ -84,3 +84,11 @@ def test_nodes_are_not_tied_to_the_loopback_interface(tmp_path: Path, monkeypatc
 
 def test_a_lost_connection_raises_peer_lost(run_distributed: Any) -> None:
     assert run_distributed(lose_a_peer, 2) == ["lost", "left"]
+
+
+def test_numbers_arrive_bitwise(tmp_path: Path) -> None:
+    """Weights, and the sizes of messages above 16 MiB, of which float32 knows every second one."""
+    plane = ControlPlane(0, ["cpu"], f"file://{tmp_path}/rendezvous")
+    numbers = [2.0**24 + 1, 1 / 3, 0.0, float("inf"), 1e-300]
+    assert plane.all_gather_numbers(*numbers) == [numbers]
+    plane.close()

@@ -1,5 +1,6 @@
 """Aggregation in GPU memory, with files in its place."""
 
+import ctypes
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.errors import UserError
 from tests.distributed.aggregation import aggregate, deltas
 
 
@@ -90,3 +92,47 @@ def test_workers_on_a_gpu_share_its_memory_or_all_use_host_memory(
     # A barrier before and after the leaders' all-reduce, which several domains need.
     several = len(set(devices)) > 1 and not refuse
     assert [result["calls"]["barrier"] for result in results] == [1 + 2 * several] * 3
+
+
+class Driver:
+    """Answers like libcuda: memory at 4096, of which no handle is given."""
+
+    def __init__(self, allocation: int):
+        self.allocation, self.freed = allocation, list[int]()
+
+    def cuMemAlloc_v2(self, pointer: Any, size: ctypes.c_size_t) -> int:
+        self.size = size.value
+        if self.allocation == 0:
+            pointer._obj.value = 4096
+        return self.allocation
+
+    def cuIpcGetMemHandle(self, handle: Any, pointer: ctypes.c_uint64) -> int:
+        return 801
+
+    def cuMemFree_v2(self, pointer: ctypes.c_uint64) -> int:
+        self.freed.append(pointer.value)
+        return 0
+
+    def cuGetErrorString(self, code: int, message: Any) -> int:
+        message._obj.value = b"operation not supported" if code == 801 else None
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("allocation", "error", "message", "freed"),
+    [
+        (0, cuda_ipc.NotPermitted, "^operation not supported$", [4096]),
+        (2, UserError, r"^cuda:1: 0\.50 GiB are free, its sites' parameters need 2\.00 GiB; use fewer sites", []),
+        (999, cuda_ipc.NotPermitted, "^CUDA error 999$", []),
+    ],
+)
+def test_memory_that_is_refused_is_freed_and_the_reason_is_named(
+    monkeypatch: pytest.MonkeyPatch, allocation: int, error: type[Exception], message: str, freed: list[int]
+) -> None:
+    driver = Driver(allocation)
+    monkeypatch.setattr(cuda_ipc, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_ipc, "ensure_context", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**34))
+    with pytest.raises(error, match=message):
+        cuda_ipc.allocate((2**10, 2**19), torch.device("cuda:1"))
+    assert (driver.size, driver.freed) == (2**31, freed)

@@ -1,6 +1,7 @@
 """Epsilons that are known, the noise that they need, and the noise itself."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_epsilon_grows_by_rounds_in_whatever_order_it_is_asked() -> None:
     assert values[1] < values[2] < values[4] < values[3]
 
 
+@pytest.mark.parametrize("kind", ["pld", "rdp"])
+def test_the_fewer_sites_take_part_the_less_is_spent(kind: str) -> None:
+    spent = [Accountant(kind, q, 1.5).epsilon(6, 1e-3) for q in (0.1, 0.4, 0.6, 0.9, 1.0)]
+    assert spent == sorted(spent)
+    assert all(less < 0.97 * more for less, more in itertools.pairwise(spent))
+
+
 def test_the_noise_is_solved_for_epsilon() -> None:
     config = Config.from_mapping(
         KEYS
@@ -69,11 +77,41 @@ def test_the_noise_is_solved_for_epsilon() -> None:
     assert f"after all 20 rounds ε = {spent:.3g} (PLD; " in said[0]
     assert said[-1] == "dp_seed=5: the noise can be drawn again, so this job protects nobody"
     assert len(guarantee.notes(dataclasses.replace(config, dp_seed=None), 7, z)) == 1
+    zero = guarantee.notes(dataclasses.replace(config, dp_seed=0), 7, z)
+    assert zero[-1].startswith("dp_seed=0: the noise can be drawn again")
     public = guarantee.notes(dataclasses.replace(config, dp_seed=None, seed=Config.seed), 7, z)
     assert "is the default, which everyone knows" in public[1]
+    everyone = Config.from_mapping(KEYS | {"dp_noise_multiplier": 4.0, "dp_seed": None, "seed": Config.seed})
+    assert len(guarantee.notes(everyone, 7, 4.0)) == 1, "no cohort follows from the seed"
     assert guarantee.noise_multiplier(Config(), 7) is None
     assert guarantee.notes(Config(), 7, None) == []
     assert "simulates the protocol" in guarantee.notes(Config(secure_aggregation=True), 7, None)[0]
+
+
+def test_a_resumed_job_reports_the_epsilon_of_one_that_was_never_interrupted() -> None:
+    """Bitwise, though it composes all earlier rounds at once: what is reported has six digits."""
+    config = Config.from_mapping(
+        KEYS | {"dp_noise_multiplier": 0.9, "num_rounds": 9, "sampling": "poisson", "participation": 0.3}
+    )
+    guarantee._accountants.cache_clear()
+    one_by_one = [guarantee.after(config, 7, round_) for round_ in range(1, 8)]
+    for round_, expected in enumerate(one_by_one, 1):
+        guarantee._accountants.cache_clear()
+        assert guarantee.after(config, 7, round_) == expected
+        for epsilon in expected.values():
+            assert len(f"{epsilon:.12g}".replace(".", "").strip("0")) <= 6
+    assert guarantee.after(config, 7, 3) == one_by_one[2], "an earlier round, as after a restart"
+
+
+def test_both_bounds_are_known_up_to_an_epsilon_of_100() -> None:
+    config = Config.from_mapping(KEYS | {"dp_noise_multiplier": 0.7})
+    seen = {}
+    for rounds_ in (1, 9, 59, 62, 80):
+        spent = guarantee.after(config, 7, rounds_)
+        seen[spent["dp.epsilon_rdp"]] = "dp.epsilon_pld" in spent
+    assert any(90 < epsilon <= 100 for epsilon in seen), seen
+    assert any(100 < epsilon < 110 for epsilon in seen), seen
+    assert all(known == (epsilon <= 100) for epsilon, known in seen.items())
 
 
 def test_an_epsilon_that_protects_nobody_is_said_to_and_costs_no_time() -> None:
@@ -97,6 +135,17 @@ def test_noise_that_cannot_be_used_is_refused(keys: dict[str, Any], message: str
         guarantee.noise_multiplier(Config.from_mapping(KEYS | keys), 7)
 
 
+@pytest.mark.parametrize(("clip", "refused"), [(160.0, False), (163.84, True), (170.0, True), (1000.0, True)])
+def test_a_clip_that_a_small_share_of_sites_makes_too_large_is_refused(clip: float, refused: bool) -> None:
+    """2^14 / 100 = 163.84: each of one site in a hundred counts a hundred times."""
+    config = Config.from_mapping(KEYS | {"dp_clip": clip, "sampling": "poisson", "participation": 0.01})
+    if not refused:
+        assert guarantee.noise_multiplier(config, 7) == 0.7
+        return
+    with pytest.raises(UserError, match=rf"dp_clip={clip:g}: with noise of 0\.7 times its length, sums get too large"):
+        guarantee.noise_multiplier(config, 7)
+
+
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(UserError, match=r"dp_clip needs the package dp-accounting: ./run-local.sh -m pip install"):
@@ -115,3 +164,12 @@ def test_the_systems_noise_is_normal_and_never_the_same(monkeypatch: pytest.Monk
     assert torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 3))
     assert not torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 4))
     assert len(noise.gaussian(1, None, 1)) == 1
+
+
+def test_the_rarest_bytes_of_the_system_give_finite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest clip counts on it: no noise is more than ten standard deviations from 0."""
+    for byte, longest in ((b"\0", math.sqrt(2 * 53 * math.log(2))), (b"\xff", 0.0)):
+        monkeypatch.setattr(noise.os, "urandom", lambda count, byte=byte: byte * count)
+        values = noise.gaussian(6, None, 1)
+        assert values.abs().max().item() == pytest.approx(longest)
+        assert longest < guarantee._MAX_STANDARD_DEVIATIONS

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from scaling_fl.federated import attackers
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 from tests import builders
+from tests.federated.test_buffers import module_with_buffers
 from tests.federated.training import SHARD
 
 KEYS: dict[str, Any] = {"num_sites": 5, "site_ids": [-1], "batch_size": 3, "learning_rate": 0.02, "attackers": 2}
@@ -72,6 +74,9 @@ def test_an_attacker_sends_noise_as_long_as_its_delta(two: tuple[Resident, int, 
     noise, again, later = (trained(resident, bad, round_, **keys)[0] for round_ in (1, 1, 2))
     assert torch.equal(noise, again)
     assert not torch.allclose(noise / noise.norm(), later / later.norm(), atol=1e-3)
+    other = sorted(attackers.drawn(resident.config, 5))[1]
+    others = trained(resident, other, **keys)[0]
+    assert abs(torch.nn.functional.cosine_similarity(noise, others, dim=0)) < 0.1, "each attacker draws its own"
     assert noise.norm().item() == pytest.approx(2 * honest.norm().item(), rel=1e-4)
     assert abs(torch.nn.functional.cosine_similarity(noise, honest, dim=0)) < 0.1
     layout = resident.model.layout
@@ -81,6 +86,22 @@ def test_an_attacker_sends_noise_as_long_as_its_delta(two: tuple[Resident, int, 
         "nothing is between the tensors: no checkpoint would have it"
     )
     assert len(within) < layout.trained
+
+
+def test_what_is_not_trained_has_no_part_in_an_attack(tmp_path: Path) -> None:
+    """Running means of a batch norm move as at an honest site, and don't count in the length of the noise."""
+    module = module_with_buffers()
+    resident = builders.resident(tmp_path, Config.from_mapping(KEYS | {"attack": "gaussian"}), module)
+    start, site = resident.model.flat.clone(), min(attackers.drawn(resident.config, 5))
+    sent = []
+    for keys in ({"attackers": None}, {"attack": "gaussian"}):
+        config = Config.from_mapping(KEYS | keys | {"batch_size": 7})
+        sent.append(Site(site, SHARD, dataclasses.replace(resident, config=config)).train(start, 1)[0].clone())
+    honest, noise = sent
+    trained_ = resident.model.layout.trained
+    assert torch.equal(noise[trained_:], honest[trained_:])
+    assert honest[trained_:].norm() > 0.1 * honest[:trained_].norm()
+    assert noise[:trained_].norm().item() == pytest.approx(honest[:trained_].norm().item(), rel=1e-4)
 
 
 def test_an_attacker_trains_on_the_labels_from_the_other_end(two: tuple[Resident, int, int]) -> None:
@@ -93,6 +114,13 @@ def test_an_attacker_trains_on_the_labels_from_the_other_end(two: tuple[Resident
     assert torch.equal(delta, expected)
     assert loss == expected_loss != trained(resident, bad)[1]
     assert trained(resident, good, attackers=2, attack="label_flip")[1] == trained(resident, good)[1]
+    hits = []
+    for keys, own in (({"attackers": 2, "attack": "label_flip"}, resident), ({"attackers": None}, flipped)):
+        with_keys = dataclasses.replace(own, config=Config.from_mapping(KEYS | keys))
+        hits.append(Site(bad, np.arange(40), with_keys).train(START.clone(), 1)[1].num_correct)
+    assert hits[0] == hits[1], "its accuracy is that on the labels on which it trains"
+    honest = dataclasses.replace(resident, config=Config.from_mapping(KEYS | {"attackers": None}))
+    assert Site(bad, np.arange(40), honest).train(START.clone(), 1)[1].num_correct != hits[0]
 
 
 class _Flipped:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from scaling_fl.config.schema import Config
@@ -80,3 +81,31 @@ def test_float_buffers_are_averaged_and_never_passed_to_a_server_optimiser(alone
     end = by_name(resident, state.params)
     torch.testing.assert_close(end["dropout.running_mean"], expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(end["classifier.weight"], start["classifier.weight"]), "a rate of 0 moves no parameter"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"server_momentum": 0.9}, {"server_optimiser": "adam"}, {"server_optimiser": "yogi"}, {"server_optimiser": "adagrad"},
+        {"feddyn_alpha": 0.1, "weighting": "uniform"}, {"fairness_q": 1.0, "optimiser": "sgd"},
+        {"scaffold": "II", "optimiser": "sgd", "weighting": "uniform"},
+    ],
+)  # fmt: skip
+def test_every_method_takes_the_plain_mean_of_float_buffers(alone: Callable[..., Any], keys: dict[str, Any]) -> None:
+    """Of the running mean of each site's one batch, which the server's model determines."""
+    config = Config(site_ids=(-1,) * 3, num_rounds=1, learning_rate=0.02, **WHOLE_SHARD, **keys)
+    worker_sites, collectives, state = alone(config, module_with_buffers(), SHARDS)
+    resident, optimiser = worker_sites.resident, server.optimiser(config)
+    combination: Any = aggregation.begin(worker_sites, collectives, state, 1)
+    expected, found = torch.zeros(16), np.zeros(3)
+    for site in worker_sites.participants(1):
+        row = site.train(state.params, 1, state.extra)[0]
+        after = by_name(resident, state.params - row[: len(state.params)])["dropout.running_mean"]
+        expected += after * combination.weights[site.number]
+        found[site.number] = combination.weights[site.number]
+        combination.add(site.number, row)
+    for part, delta in combination.combined():
+        optimiser.step(state, delta, part)
+    assert found.sum() == pytest.approx(1)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(by_name(resident, state.params)["dropout.running_mean"], expected, rtol=1e-4, atol=1e-6)

@@ -141,6 +141,10 @@ def test_every_site_of_a_cohort_is_assigned_once_and_evenly(
         ({}, 6, True), ({}, 5, False), ({"sites_per_round": 2}, 2, True), ({"sites_per_round": 3}, 2, False),
         ({"baseline": "centralised"}, 1, True), ({"baseline": "local_only"}, 5, False),
         ({"sites_per_round": 6, "sampling": "by_examples"}, 6, True),
+        # A worker may train more sites than the expected ones, or adds noise or masks to what its site sends.
+        ({"participation": 0.5, "sampling": "poisson"}, 6, False),
+        ({"dp_clip": 1.0, "dp_noise_multiplier": 1.0, "dp_delta": 1e-3, "weighting": "uniform"}, 6, False),
+        ({"secure_aggregation": True}, 6, False),
     ],
 )  # fmt: skip
 def test_whether_workers_train_a_single_site_each(keys: dict[str, Any], num_workers: int, single: bool) -> None:

@@ -153,6 +153,20 @@ def test_error_feedback_is_algorithm_2_of_karimireddy_et_al_2019(tmp_path: Path,
         assert torch.equal(store.load(number)["upload_error"], errors[number])
 
 
+def test_without_error_feedback_nothing_is_sent_later_though_sites_keep_other_things(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"batch_size": 3, "optimiser": "sgd", "learning_rate": 0.2, "keep_optimiser": True}
+    config = Config(upload="topk", topk_share=0.1, error_feedback=False, **keys)
+    write_state(tmp_path / "start", {}, {})
+    store = SiteStateStore(tmp_path / "kept", tmp_path / "start")
+    alone = builders.resident(tmp_path, config, builders.bert())
+    start = alone.model.flat.clone()
+    keeping = dataclasses.replace(alone, store=store)
+    for round_ in (1, 2):
+        sent = [Site(4, SHARD, resident).train(start, round_)[0].clone() for resident in (alone, keeping)]
+        assert torch.equal(*sent)
+    assert "upload_error" not in store.load(4)
+
+
 def test_sites_keep_a_buffer_only_for_compressed_uploads_with_error_feedback() -> None:
     layout = Layout(builders.bert())
     kept = site_state_template(Config(upload="int8"), layout)

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
 from scaling_fl.federated import metrics
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.resident import Resident
@@ -96,3 +97,18 @@ def test_the_given_parameters_are_evaluated_and_not_those_that_the_model_holds(r
     resident.model.flat.fill_(0.5)
     assert [batch.loss_sum for batch in evaluate(resident, params, 0, 1)] == expected
     assert [batch.loss_sum for batch in evaluate(resident, params * 2, 0, 1)] != expected
+
+
+def test_the_model_gets_the_types_of_a_pairs_texts(tmp_path: Path) -> None:
+    texts, labels = builders.texts_and_labels(12, 3)
+    token_store.write(tmp_path / "pairs", builders.tokenizer(), texts, labels, 32, [*reversed(texts)], token_types=True)
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    store = token_store.TokenStore(tmp_path / "pairs", pad_token_id=0)
+    batch = store.batch(np.arange(12))
+    assert batch.token_type_ids is not None
+    module = resident.model.module.eval()
+    with torch.inference_mode():
+        found = resident.logits(batch)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        assert torch.equal(found, module(**inputs, token_type_ids=batch.token_type_ids).logits)
+        assert not torch.allclose(found, module(**inputs).logits, atol=1e-3)

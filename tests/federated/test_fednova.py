@@ -1,6 +1,7 @@
 """FedNova against the paper's update, by a plain loop on unequal sites with unequal epochs."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,22 +44,23 @@ def test_effective_steps_by_hand() -> None:
 
 
 def test_only_trained_parameters_are_scaled() -> None:
-    state = ServerState(torch.zeros(6), trained=4, round=0)
+    state = ServerState(torch.zeros(9), trained=4, round=0)
     for chunk, expected in (
-        (slice(0, 6), [3.0] * 4 + [1.0] * 2),
-        (slice(3, 6), [3.0, 1.0, 1.0]),
-        (slice(4, 6), [1.0] * 2),
+        (slice(0, 9), [3.0] * 4 + [1.0] * 5),
+        (slice(3, 9), [3.0] + [1.0] * 5),
+        (slice(4, 9), [1.0] * 5),
+        (slice(5, 9), [1.0] * 4),
     ):
-        assert state.scaled(torch.ones(6)[chunk], 3.0, chunk).tolist() == expected
+        assert state.scaled(torch.ones(9)[chunk], 3.0, chunk).tolist() == expected
 
 
-@pytest.mark.parametrize("mu", [0.0, 8.0])
-def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: float) -> None:
+@pytest.mark.parametrize(("mu", "schedule"), [(0.0, "constant"), (8.0, "constant"), (8.0, "linear")])
+def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: float, schedule: str) -> None:
     """x ← x − τ_eff Σ p_i delta_i / ‖a_i‖₁ over three rounds, each site with one to three epochs of its own number."""
     rate = 0.02
     config = Config(
         num_sites=3, num_rounds=3, local_epochs_range=(1, 3), batch_size=4, optimiser="sgd", learning_rate=rate, seed=4,
-        fednova=True, proximal_mu=mu,
+        fednova=True, proximal_mu=mu, lr_schedule=schedule,
     )  # fmt: skip
     module = builders.bert(dropout=0.0)
     server, start = copy.deepcopy(module), copy.deepcopy(module)
@@ -75,11 +77,18 @@ def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: flo
             local = copy.deepcopy(server).train()
             optimiser = torch.optim.SGD(local.parameters(), lr=rate)
             batches = list(local_batches(config, resident.train, shard, round_, site))
-            for indices in batches:
+            rates = [rate] * len(batches)
+            if schedule == "linear":  # from the full rate at the start of round 1 to 0 at the end of round 3
+                rates = [rate * (1 - (round_ - 1 + (step + 0.5) / len(batches)) / 3) for step in range(len(batches))]
+            for indices, of_step in zip(batches, rates, strict=True):
+                optimiser.param_groups[0]["lr"] = of_step
                 optimiser.zero_grad()
                 loss(resident, local, indices, mu, server).backward()
                 optimiser.step()
-            norm = sum((1 - rate * mu) ** later for later in range(len(batches)))
+            norm = sum(
+                of_step / rate * math.prod(1 - later * mu for later in rates[step + 1 :])
+                for step, of_step in enumerate(rates)
+            )
             share = SIZES[site] / sum(SIZES)
             effective += share * norm
             for total, before, after in zip(per_step, server.parameters(), local.parameters(), strict=True):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scaling_fl.config.schema import Config
+from scaling_fl.federated import algorithms
 from scaling_fl.federated.algorithms import fedprox
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.site import Site
@@ -57,6 +58,18 @@ def test_the_term_by_hand() -> None:
     gradient, flat = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0])  # the last value isn't trained
     fedprox.Proximal(0.5, torch.tensor([1.0, 6.0, 0.0])).add_gradient(gradient, flat)
     assert gradient.tolist() == [1 + 0.5 * 2, 2 - 0.5 * 1]
+
+
+@pytest.mark.parametrize("mu", [0.0, 1e-3, 0.5, 3.0])
+def test_every_mu_above_0_pulls(tmp_path: Path, mu: float) -> None:
+    resident = builders.resident(tmp_path, Config(proximal_mu=mu), builders.bert())
+    params, kept = resident.model.flat.clone(), dict[str, torch.Tensor]()
+    term = fedprox.begin(algorithms.Start(Site(0, SHARD, resident), 1, params, params[:0], kept))
+    assert (term is not None) == (mu > 0)
+    if term is not None:
+        gradient = torch.zeros(resident.model.layout.trained)
+        term.add_gradient(gradient, params + 2)
+        torch.testing.assert_close(gradient, torch.full_like(gradient, 2 * mu), rtol=1e-3, atol=0)
 
 
 def test_the_term_is_added_to_unscaled_gradients(tmp_path: Path) -> None:

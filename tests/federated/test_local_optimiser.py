@@ -30,6 +30,41 @@ def test_every_optimiser_learns(tmp_path: Path, optimiser: str) -> None:
     assert second.loss < 0.5 * first.loss
 
 
+def by_textbook(optimiser: str, gradients: list[torch.Tensor], rate: float) -> torch.Tensor:
+    """Where the parameters are after a step along each gradient from 0, by the formulas of the papers and torch's defaults."""
+    p, m, v = (torch.zeros_like(gradients[0]) for _ in range(3))
+    for number, g in enumerate(gradients, 1):
+        match optimiser:
+            case "sgd":
+                step = g
+            case "adam" | "adamw":
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                step = m / (1 - 0.9**number) / ((v / (1 - 0.999**number)).sqrt() + 1e-8)
+            case "adagrad":
+                v = v + g**2
+                step = g / (v.sqrt() + 1e-10)
+            case "rmsprop":
+                v = 0.99 * v + 0.01 * g**2
+                step = g / (v.sqrt() + 1e-8)
+        p = p - rate * step
+    return p
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_is_that_of_the_textbook(resident: Resident, name: str) -> None:
+    config = dataclasses.replace(resident.config, optimiser=name, learning_rate=0.03)
+    model = resident.model
+    model.flat.zero_()
+    optimiser = local_optimiser(config, model)
+    torch.manual_seed(5)
+    gradients = [torch.randn(model.layout.trained, dtype=torch.float64) for _ in range(4)]
+    for gradient in gradients:
+        model.gradient.copy_(gradient)
+        optimiser.step()
+    expected = by_textbook(name, gradients, 0.03).float()
+    torch.testing.assert_close(model.flat[: model.layout.trained], expected, rtol=1e-3, atol=1e-5)
+
+
 def test_weight_decay_excludes_biases_and_norms(resident: Resident) -> None:
     config = dataclasses.replace(resident.config, weight_decay=0.5, optimiser="sgd", learning_rate=0.1)
     optimiser = local_optimiser(config, resident.model)

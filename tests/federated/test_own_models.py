@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,13 @@ def measured(resident: Any, module: Any, rows: np.ndarray) -> tuple[float, float
     return float(np.mean(losses)), float(np.mean(hits))
 
 
-def steps(config: Config, resident: Any, local: Any, batches: Any, **more: Any) -> None:
+def steps(
+    config: Config, resident: Any, local: Any, batches: Any, rates: Sequence[float] | None = None, **more: Any
+) -> None:
     optimiser = torch.optim.SGD(local.parameters(), lr=config.learning_rate)
-    for indices in batches:
+    for number, indices in enumerate(batches):
+        if rates is not None:
+            optimiser.param_groups[0]["lr"] = rates[number]
         optimiser.zero_grad()
         loss(resident, local.train(), indices, **more).backward()
         optimiser.step()
@@ -107,6 +111,26 @@ def test_the_global_model_is_evaluated_on_each_sites_own_rows(alone: Callable[..
     assert "personal.loss" not in seen[-1]
 
 
+def test_a_site_with_one_test_row_is_tested_on_it(
+    alone: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "TESTS", [np.array([4]), np.array([], np.int64), np.array([9, 2])])
+    config = Config.from_mapping(KEYS | {"ditto_lambda": 0.5, "num_rounds": 1})
+    worker_sites, state, seen = run(alone, tmp_path, config, builders.bert())
+    resident = worker_sites.resident
+    for name, params in (
+        ("site_test", state.params),
+        ("personal", Site(0, SHARDS[0], resident).own_params(state.params)),
+    ):
+        resident.model.load(params)
+        loss_, accuracy = measured(resident, resident.model.module, TESTS[0])
+        assert seen[-1][f"site.0.{name}.loss"] == pytest.approx(loss_, rel=1e-3)
+        assert seen[-1][f"site.0.{name}.accuracy"] == accuracy
+        assert {f"site.{site}.{name}.loss" for site in (0, 2)} == {
+            key for key in seen[-1] if key.endswith(f".{name}.loss")
+        }
+
+
 def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path: Path) -> None:
     """Against a plain loop: sites average the encoder, and go on from their own heads. Two of three take part."""
     config = Config.from_mapping(KEYS | {"personal": "head", "sites_per_round": 2})
@@ -141,9 +165,13 @@ def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path:
     assert seen[-1]["validation.loss"] == pytest.approx(np.mean([value for value, _ in whole]), rel=1e-3)
 
 
-def test_ditto_is_algorithm_1_of_li_et_al_2021(alone: Callable[..., Any], tmp_path: Path) -> None:
-    config = Config.from_mapping(KEYS | {"ditto_lambda": 2.0, "sites_per_round": 2})
-    module = builders.bert(dropout=0.0)
+@pytest.mark.parametrize(("dropout", "schedule"), [(0.0, "constant"), (0.2, "linear")])
+def test_ditto_is_algorithm_1_of_li_et_al_2021(
+    alone: Callable[..., Any], tmp_path: Path, dropout: float, schedule: str
+) -> None:
+    """Both models follow the schedule, each with dropout of its own that differs by round and site."""
+    config = Config.from_mapping(KEYS | {"ditto_lambda": 2.0, "sites_per_round": 2, "lr_schedule": schedule})
+    module = builders.bert(dropout=dropout)
     w = copy.deepcopy(module)
     start = copy.deepcopy(module)
     worker_sites, state, seen = run(alone, tmp_path, config, module)
@@ -154,9 +182,13 @@ def test_ditto_is_algorithm_1_of_li_et_al_2021(alone: Callable[..., Any], tmp_pa
         moves = [torch.zeros_like(p) for p in w.parameters()]
         for site, weight in weights.items():
             batches = list(local_batches(config, resident.train, SHARDS[site], round_, site))
+            times = [(round_ - 1 + (step + 0.5) / len(batches)) / 3 for step in range(len(batches))]
+            rates = [0.05 * (1 - time) if schedule == "linear" else 0.05 for time in times]
             local, own[site] = copy.deepcopy(w), own[site] or copy.deepcopy(w)
-            steps(config, resident, local, batches)
-            steps(config, resident, own[site], batches, mu=2.0, server=w)
+            torch.manual_seed(seeding.torch_seed(4, "dropout", round_, site))
+            steps(config, resident, local, batches, rates)
+            torch.manual_seed(seeding.torch_seed(4, "ditto", round_, site))
+            steps(config, resident, own[site], batches, rates, mu=2.0, server=w)
             for move, p, q in zip(moves, local.parameters(), w.parameters(), strict=True):
                 move += weight * (p - q).detach()
         with torch.no_grad():

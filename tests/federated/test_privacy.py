@@ -106,6 +106,35 @@ def test_the_clip_follows_a_quantile_as_in_andrew_et_al_2021(alone: Callable[...
     assert private.current_clip(config, state, 1e9) == pytest.approx(2.1 * math.exp(-0.4 * (b - 0.3)), rel=1e-4)
 
 
+def test_a_delta_as_long_as_the_clip_counts_as_one_that_is_not_clipped(alone: Callable[..., Any]) -> None:
+    """b_k = 1 if ‖delta_k‖ ≤ C: the lengths 5, 5 + 2⁻¹⁰ and five of 0 are six ones at C = 5."""
+    config = Config.from_mapping(
+        KEYS | {"dp_clip": 5.0, "dp_clip_quantile": 0.3, "dp_count_noise": 1.5, "dp_clip_rate": 0.4}
+    )
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    combination: Any = private.begin(worker_sites, collectives, state, 1)
+    for site, lengths in enumerate([(3.0, 4.0), (5 + 2**-10, 0.0), *[(0.0, 0.0)] * 5]):
+        row = torch.zeros(len(state.row))
+        row[:2] = torch.tensor(lengths)
+        combination.add(site, row)
+    found = torch.cat([delta.clone() for _, delta in combination.combined()])
+    size = len(state.params)
+    noise = 1.5 * seeding.generator(5, "dp noise", 1).standard_normal(size + 16)[size]
+    b = 0.5 + (6 * 0.5 - 1 * 0.5 + noise) / 7
+    assert found[size].item() == pytest.approx(0.4 * (b - 0.3), rel=1e-4)
+
+
+def test_a_clip_fits_into_the_sum_whatever_the_noise_and_the_share_of_sites(alone: Callable[..., Any]) -> None:
+    """A delta as long as the clip is divided by q N: at q = 1/40 that is more than ten times the noise of 0.7."""
+    keys = {"dp_clip_quantile": 0.0, "dp_count_noise": 3.0, "sampling": "poisson", "participation": 0.025}
+    config = Config.from_mapping(KEYS | keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    assert len(state.extra) == 16, "the quantile 0 is one, too"
+    assert private.begin(worker_sites, collectives, state, 1).clip == 2.0
+    state.extra[0] = 600.0
+    assert private.begin(worker_sites, collectives, state, 1).clip == pytest.approx(0.99 * 2**14 / 40)
+
+
 def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
     """Lengths are 0.5 to 3.5: after many rounds with little noise, the clip is at the median, 2."""
     config = Config.from_mapping(

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,15 +70,30 @@ def test_it_is_algorithm_2_of_li_et_al_2020(alone: Callable[..., Any], more: dic
 def test_a_site_that_fits_perfectly_counts_nothing_and_divides_by_nothing(alone: Callable[..., Any]) -> None:
     """q below 1: F^(q−1) is infinite at F = 0."""
     config = Config.from_mapping(KEYS | {"fairness_q": 0.5, "site_ids": [-1]})
-    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    label = 1
+    _, labels = builders.texts_and_labels(40, 5)  # of the store that `builders.resident` writes
+    perfect = [np.flatnonzero(labels == label)[:4], *SHARDS[1:]]
+    worker_sites, collectives, state = alone(config, builders.bert(), perfect)
+    assert set(worker_sites.resident.train.labels[perfect[0]]) == {label}
     layout = worker_sites.resident.model.layout
     layout.views(state.params)["classifier.weight"].zero_()
     bias = layout.views(state.params)["classifier.bias"]
-    label = int(worker_sites.resident.train.labels[SHARDS[0][0]])
     bias.zero_()
     bias[label] = 1e4  # float32's softmax gives 1 to this label, and the loss is 0
     combination = qffl.begin(worker_sites, collectives, state, 1)
+    assert combination.weights[0] < 1e-6
     for site in range(3):
         combination.add(site, torch.ones(len(state.row)))
     found = torch.cat([delta.clone() for _, delta in combination.combined()])
     assert found.isfinite().all()
+
+
+def test_only_trained_parameters_have_a_part_in_the_length_of_the_step(alone: Callable[..., Any]) -> None:
+    """‖Δw_k‖² of the paper's w, not of frozen parameters or float buffers, which are averaged."""
+    module = builders.bert()
+    module.bert.embeddings.requires_grad_(False)
+    worker_sites, collectives, state = alone(Config.from_mapping(KEYS | {"fairness_q": 1.0}), module, SHARDS)
+    combination: Any = qffl.begin(worker_sites, collectives, state, 1)
+    combination.add(0, torch.full((len(state.row),), 0.5))
+    assert 0 < state.trained < len(state.params)
+    assert combination.squares == {0: pytest.approx(state.trained / 4)}

@@ -101,6 +101,17 @@ def test_the_geometric_median_of_three_points_in_a_plane() -> None:
     np.testing.assert_allclose(found @ points, [1.0, 0.0], atol=1e-4)
 
 
+@pytest.mark.parametrize(("faulty", "keep"), [(1, 1), (2, 3), (3, 2)])
+def test_krums_scores_are_of_distances_and_not_of_lengths_or_angles(faulty: int, keep: int) -> None:
+    """Deltas of one direction and very different lengths, whose inner products are as large as their squares."""
+    rng = np.random.default_rng(11)
+    lengths = np.array([9.0, 1.0, 1.25, 4.0, 1.125, 12.0, 5.5])
+    values = lengths[:, None] * np.ones(20) + rng.normal(0, 0.05, (7, 20))
+    weights = robust.krum_weights(values @ values.T, faulty, keep)
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights @ values, krum(values, faulty, keep), rtol=1e-9)
+
+
 def test_equal_deltas_have_no_distance() -> None:
     products = np.full((5, 5), 3.0)
     assert robust.geometric_median_weights(products, np.full(5, 0.2)) == pytest.approx(np.full(5, 0.2))

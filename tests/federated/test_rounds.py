@@ -8,7 +8,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import round_evaluation, rounds
+from scaling_fl.federated import metrics, round_evaluation, rounds
 from scaling_fl.federated.metrics import BatchMetrics
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
@@ -55,6 +55,37 @@ def test_each_round_is_reported_once_and_the_last_is_always_evaluated(
             expected = (7 * results["site.0.train.loss"] + 33 * results["site.1.train.loss"]) / 40
             assert results["train.loss"] == pytest.approx(expected)
             assert results["examples_per_second"] == pytest.approx(40 / results["seconds.train"])
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_predictions_are_kept_of_the_last_round_alone_and_for_the_report_alone(tmp_path: Path, report: bool) -> None:
+    config = Config(site_ids=(-1, -1), num_rounds=2, report=report, batch_size=16)
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    kept: dict[int, bool] = {}
+
+    def on_round_end(state: ServerState, results: dict[str, float]) -> None:
+        kept[state.round] = state.predictions is not None
+
+    rounds.run(config, worker_sites, collectives, state, SGD(), on_round_end)
+    collectives.close()
+    assert kept == {0: False, 1: False, 2: report}
+    if state.predictions is not None:
+        assert state.predictions.rows.tolist() == list(range(23)), "of the test set"
+
+
+@pytest.mark.parametrize(("most", "each"), [(1, False), (2, True), (3, True)])
+def test_each_site_has_metrics_up_to_a_number_of_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, each: bool
+) -> None:
+    assert metrics.MAX_SITES_WITH_METRICS == 64
+    monkeypatch.setattr(metrics, "MAX_SITES_WITH_METRICS", most)
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
+    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    seen: list[dict[str, float]] = []
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results))
+    worker[1].close()
+    assert ("site.1.train.loss" in seen[-1]) == each
+    assert "train.worst_site.loss" in seen[-1]
 
 
 def test_the_observer_is_told_of_each_site_in_order(tmp_path: Path) -> None:

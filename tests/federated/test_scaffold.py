@@ -11,6 +11,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import algorithms, cohort
+from scaling_fl.federated.full_gradient import full_gradient
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.local_optimiser import site_state_template
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -103,9 +104,19 @@ def test_the_controls_are_part_of_the_state_by_tensor_name() -> None:
     }
 
 
-def test_the_gradient_of_option_1_survives_fp16(tmp_path: Path) -> None:
-    from scaling_fl.federated.full_gradient import full_gradient
+def test_the_gradient_of_option_1_is_that_of_the_whole_shard_without_dropout(tmp_path: Path) -> None:
+    """Against one backward pass over all rows in evaluation mode; the model is in training mode before."""
+    rows = np.array([3, 1, 17, 30, 8, 9, 22])
+    resident = builders.resident(tmp_path, Config(batch_size=3), builders.bert(dropout=0.5))
+    plain = copy.deepcopy(resident.model.module).eval()
+    loss(resident, plain, rows).backward()
+    resident.model.module.train()
+    found = resident.model.layout.views(full_gradient(resident, rows))
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
 
+
+def test_the_gradient_of_option_1_survives_fp16(tmp_path: Path) -> None:
     found = []
     for precision in ("fp32", "fp16"):
         config = Config(batch_size=7, precision=precision)

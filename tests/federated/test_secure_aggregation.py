@@ -48,6 +48,27 @@ def test_fewer_shares_fit_every_secret() -> None:
         assert shamir.reconstruct({1: shares[1], 2: shares[2], 3: third}) == guess
 
 
+def test_secrets_are_drawn_anew_and_too_long_to_be_tried() -> None:
+    found = []
+    for _ in range(2):
+        of_round = masks.draw(range(8), 5)
+        found += [of_round.own_secret(site, range(8)) for site in range(8)]
+        found += [of_round.pair_secret(*pair, range(8)) for pair in itertools.combinations(range(8), 2)]
+    assert len(set(found)) == 2 * (8 + 28)
+    assert 2**244 < max(found) < 2**248 < shamir.PRIME
+    assert sum(secret.bit_count() for secret in found) / len(found) == pytest.approx(124, abs=7 * (62 / 72) ** 0.5)
+
+
+def test_the_coefficients_of_the_shares_are_drawn_from_the_whole_field() -> None:
+    """Of t = 2 shares, share − secret is the one coefficient times the holder: short ones would narrow the secret down."""
+    secret = shamir.PRIME // 3
+    drawn = [(shamir.split(secret, [1], 2)[1] - secret) % shamir.PRIME for _ in range(200)]
+    assert len(set(drawn)) == 200
+    for tenth in range(10):
+        within = sum(tenth * shamir.PRIME <= 10 * value < (tenth + 1) * shamir.PRIME for value in drawn)
+        assert 1 <= within <= 60, "of 200, with a probability below 1e-8 of more or fewer"
+
+
 def messages(values: list[np.ndarray], of_round: masks.Secrets) -> list[np.ndarray]:
     masked = [value.copy() for value in values]
     for site, value in zip(of_round.sites, masked, strict=True):
@@ -91,6 +112,17 @@ def test_a_single_message_is_uniform_whatever_the_delta() -> None:
             assert stats.chisquare(counts).pvalue > 1e-6
             assert (seen == delta).sum() == 0
             assert abs(np.corrcoef(seen[:-1].astype(float), seen[1:].astype(float))[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_a_mask_never_repeats_within_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the difference of two values of a delta would be in the open; the generator is called for 100 at a time here."""
+    monkeypatch.setattr(masks, "_CHUNK", 100)
+    message = np.zeros(350, np.int64)
+    masks.add(message, 12345, 1)
+    assert len(np.unique(message)) == 350
+    other = np.zeros(350, np.int64)
+    masks.add(other, 12346, 1)
+    assert not set(message.tolist()) & set(other.tolist())
 
 
 def test_messages_of_two_rounds_have_nothing_in_common() -> None:
@@ -142,6 +174,30 @@ def test_a_worker_whose_sites_all_drop_out_adds_nothing(run_distributed: Any, tm
     (expected,) = run_distributed(final, 1, config)
     for params in run_distributed(final, 7, config):
         assert np.array_equal(params, expected)
+
+
+def test_drop_outs_are_drawn_anew_in_each_round_by_the_seed() -> None:
+    """Each site by itself, with the given probability: a quarter of 50 rounds × 40 sites."""
+    sites = list(range(40))
+
+    def drawn(seed: int) -> list[frozenset[int]]:
+        config = Config.from_mapping(KEYS | {"secure_aggregation": True, "secure_dropout": 0.25, "seed": seed})
+        return [secure.dropouts(config, sites, round_) for round_ in range(1, 51)]
+
+    found = drawn(2)
+    assert found == drawn(2)
+    assert len(set(found)) == 50
+    assert not set(found) & set(drawn(3))
+    share = sum(map(len, found)) / (50 * 40)
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 2000) ** 0.5)
+    by_site = [sum(site in of_round for of_round in found) for site in sites]
+    assert 0 < min(by_site) < max(by_site) < 50
+
+
+@pytest.mark.parametrize(("sites", "least"), [(1, 1), (2, 2), (3, 2), (4, 3), (6, 4), (7, 5)])
+def test_two_thirds_of_the_sites_unmask_the_sum_unless_the_key_says_otherwise(sites: int, least: int) -> None:
+    assert secure.threshold(Config(), sites) == least
+    assert secure.threshold(Config(secure_threshold=1), sites) == 1
 
 
 def test_a_round_below_the_threshold_is_refused(alone: Callable[..., Any]) -> None:

@@ -60,6 +60,19 @@ def test_later_rounds_begin_with_the_shared_head(alone: Callable[..., Any]) -> N
     torch.testing.assert_close(after["classifier.weight"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_only_round_1_draws_a_sites_own_head(tmp_path: Path) -> None:
+    """A site that doesn't move leaves a delta of 0, unless it begins with another head than the server's."""
+    config = Config(num_sites=3, head_init="independent", seed=6, **STILL)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0))
+    resident = dataclasses.replace(resident, new_parameters=HEAD)
+    start = resident.model.flat.clone()
+    for round_, drawn in ((1, True), (2, False)):
+        delta, _ = Site(1, SHARD, resident).train(start, round_)
+        moved = by_name(resident, delta)
+        assert bool(moved["classifier.weight"].abs().max() > 1e-2) == drawn
+        torch.testing.assert_close(moved["bert.pooler.dense.weight"], torch.zeros(16, 16), rtol=0, atol=1e-7)
+
+
 def test_a_shared_head_stays_what_it_is(alone: Callable[..., Any]) -> None:
     before, after = trained(alone, Config(num_rounds=1, num_sites=3, **STILL))
     torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"], rtol=0, atol=1e-7)
@@ -133,6 +146,20 @@ def test_gradient_norms_are_those_of_a_plain_backward_pass(tmp_path: Path) -> No
     for key, square in squares.items():
         assert found[f"gradient_norm.{key}"] == pytest.approx(math.sqrt(square), rel=1e-4)
     assert gradient_norms(resident, params) == found
+    new = gradient_norms(dataclasses.replace(resident, new_parameters=(new_parameters.ALL,)), params)
+    assert "gradient_norm.pretrained" not in new, "model=tiny has no pre-trained parameters"
+    whole = found["gradient_norm.head"] ** 2 + found["gradient_norm.pretrained"] ** 2
+    assert new["gradient_norm.head"] == pytest.approx(math.sqrt(whole))
+
+
+@pytest.mark.parametrize("keys", [{"baseline": "local_only"}, {"personal": "head"}])
+def test_without_a_global_model_there_are_no_norms_of_its_gradient(
+    alone: Callable[..., Any], keys: dict[str, Any]
+) -> None:
+    config = Config(num_rounds=1, num_sites=3, log_gradient_norms=True, batch_size=16, **keys)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    for results in train_federated(config, worker_sites, collectives, state):
+        assert not [name for name in results if name.startswith("gradient_norm")]
 
 
 def test_measuring_gradient_norms_changes_no_result_and_is_recorded_each_round(alone: Callable[..., Any]) -> None:

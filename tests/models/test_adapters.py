@@ -69,6 +69,31 @@ def test_adapters_and_the_head_are_trained_and_the_model_starts_as_it_was(kind: 
     assert not any(name.startswith(tuple(head_layers(head))) for name in adapters.names(module))
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (3.0, 1.0), (4.5, 1.5)])
+def test_b_a_counts_alpha_over_rank_times_and_alpha_is_twice_the_rank_by_default(
+    alpha: float | None, scale: float
+) -> None:
+    module = builders.bert()
+    base.freeze(module, dataclasses.replace(LORA, lora_alpha=alpha))
+    state = trained(module).state_dict()
+    layer = "bert.encoder.layer.0.attention.self.query"
+    a, b = (state[f"{layer}.lora_{which}.default.weight"] for which in "AB")
+    assert (a.shape, b.shape) == ((3, 16), (16, 3))
+    torch.testing.assert_close(
+        adapters.merged(module)[f"{layer}.weight"], state[f"{layer}.base_layer.weight"] + scale * b @ a
+    )
+
+
+def test_a_is_drawn_by_the_seed_of_the_job() -> None:
+    def drawn(**keys: int) -> torch.Tensor:
+        module = builders.bert()
+        base.freeze(module, dataclasses.replace(LORA, **keys))
+        return module.state_dict()["bert.encoder.layer.0.attention.self.query.lora_A.default.weight"]
+
+    assert torch.equal(drawn(), drawn(data_seed=3))
+    assert not torch.equal(drawn(), drawn(seed=3))
+
+
 def head_layers(head: set[str]) -> set[str]:
     return {name.rpartition(".")[0] for name in head}
 

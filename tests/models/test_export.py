@@ -1,5 +1,6 @@
 """The exported folder gives, in transformers' own pipeline, what the program evaluates."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -160,3 +161,30 @@ def test_what_would_fail_at_the_end_is_refused_before_training(
 
         monkeypatch.setattr(export, "write_folder", damaged)
         assert refusal(f"damaged {number}").startswith(f"{message}(ValueError: {what}); ")
+
+
+@pytest.mark.parametrize(("place", "noticed"), [(0, True), (99, True), (100, False), (130, False)])
+@pytest.mark.parametrize("longest", [True, False])
+def test_the_first_hundred_texts_are_tried_and_the_two_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, noticed: bool, longest: bool
+) -> None:
+    """A word that the exported tokenizer lacks stands in one text alone."""
+    config = Config(model=str(builders.pretrained(tmp_path / "saved")), max_seq_len=16)
+    loaded = loading.load_model(config.model, ("a", "b"), [], 16, 1)
+    (tmp_path / "prepared").mkdir()
+    loaded.module.config.save_pretrained(tmp_path / "prepared")
+    export.save_tokenizer(loaded.tokenizer, tmp_path / "prepared", 16, ["input_ids", "attention_mask"])
+    write_folder = export.write_folder
+
+    def damaged(module: Any, prepared: Path, target: Path) -> None:
+        write_folder(module, prepared, target)
+        path = target / "tokenizer.json"
+        path.write_text(path.read_text().replace("river", "rivet"))
+
+    texts = ["engine wheel"] * 140
+    texts[place] = "river engine wheel" if longest else "river"
+    export.check_export(loaded, tmp_path / "prepared", texts, None)
+    monkeypatch.setattr(export, "write_folder", damaged)
+    expected = pytest.raises(ValueError, match="its tokenizer gives other tokens")
+    with expected if noticed or longest else contextlib.nullcontext():
+        export.check_export(loaded, tmp_path / "prepared", texts, None)

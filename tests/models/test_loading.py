@@ -180,7 +180,9 @@ def test_rebuilding_does_not_advance_the_random_generator(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False)])
+@pytest.mark.parametrize(
+    ("kind", "takes"), [("bert", True), ("albert", True), ("distilbert", False), ("roberta", False)]
+)
 def test_which_models_use_token_types(tmp_path: Path, kind: str, takes: bool) -> None:
     assert loading.takes_token_types(load(str(builders.pretrained(tmp_path, kind))).module) is takes
 

@@ -23,6 +23,11 @@ def test_parameters_are_selected_by_name(which: str, expected: list[str]) -> Non
 def test_wrong_selections_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainable=lyer: selects none .* bert.layer.0.weight, .*classifier.bias"):
         selection.select("trainable", "lyer", NAMES, "bert")
+    many = [f"bert.layer.{number}.weight" for number in range(9)] + NAMES[3:]
+    first, last = ", ".join(many[:4]), ", ".join(NAMES[3:])
+    with pytest.raises(UserError) as error:
+        selection.select("trainable", "lyer", many, "bert")
+    assert f"which are {first}, …, {last}; correct" in str(error.value)
     with pytest.raises(UserError, match=r"personal=\(: not a regular expression \(.*\); write head, or"):
         selection.select("personal", "(", NAMES, "bert")
     with pytest.raises(UserError, match=r"personal=.: selects all parameters, .* set baseline=local_only"):

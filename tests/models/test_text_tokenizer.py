@@ -23,6 +23,16 @@ def unigram(kind: Any, *special: str) -> Any:
     return kind(vocab=[*((token, 0.0) for token in special), *scores])
 
 
+def test_the_tiny_vocabulary_depends_on_the_words_and_not_on_their_order() -> None:
+    """Words that occur equally often are in alphabetical order; the most frequent come first."""
+    texts = ["stone river", "river forest", "meadow"]
+    first, second = (tiny_tokenizer(given).get_vocab() for given in (texts, [*reversed(texts)]))
+    assert first == second
+    assert [word for word in sorted(first, key=first.__getitem__) if len(word) > 3 and word[0] not in "[#"] == [
+        "river", "forest", "meadow", "stone",
+    ]  # fmt: skip
+
+
 TOKENIZERS = {
     "word pieces": builders.tokenizer,
     "T5": lambda: unigram(transformers.T5Tokenizer, "<pad>", "</s>", "<unk>"),

@@ -54,6 +54,17 @@ def test_texts_of_a_data_set_are_shown_and_never_run(tmp_path: Path) -> None:
     assert html.count("</script>") == html.count("<script")
 
 
+def test_names_in_pictures_never_end_a_script(tmp_path: Path) -> None:
+    """They are part of the charts' specifications, which are scripts for the browser."""
+    cases = ("</script><b>nobody", "other & more")
+    paths = [builders.job(tmp_path, f"j{number}", case=case) for number, case in enumerate(cases)]
+    html = rendered(*paths)
+    charts = specifications(html)
+    assert all(f"case={case}" in str(charts["comparison-costs"]) for case in cases)
+    assert "<b>nobody" not in html
+    assert html.count("</script>") == html.count("<script")
+
+
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     html = rendered(builders.job(tmp_path))
     tags = re.sub(r"<script\b[^>]*>.*?</script>", "", html, flags=re.DOTALL)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from scaling_fl.checkpoint.store import CheckpointStore
@@ -133,6 +134,50 @@ def test_the_best_round_stays_and_older_checkpoints_go(build: Build, tmp_path: P
     _, header = builders.read(tmp_path / "out" / "round-000004.safetensors")
     assert header["best"] == {"metric": "validation.loss", "round": 2, "value": 0.25}
     assert header["history"]["3"] == {"validation.loss": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "running", "finished"), [(None, [4, 3], [4]), (0, [4, 3, 2, 1], [4, 3, 2, 1]), (3, [4, 3, 2], [4, 3, 2])]
+)
+def test_a_running_job_keeps_two_checkpoints_and_a_finished_one_the_last_unless_the_key_says_otherwise(
+    build: Build, keep: int | None, running: list[int], finished: list[int]
+) -> None:
+    coordinator, state, _, folder = build(keep_checkpoints=keep, export="best")  # and no round is the best
+    for round_ in (1, 2, 3, 4):
+        state.round = round_
+        coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    assert folder.rounds() == running
+    coordinator.finish()
+    assert folder.rounds() == finished
+
+
+def test_the_evaluation_before_round_1_is_reported_and_not_saved(build: Build) -> None:
+    coordinator, _, events, folder = build()
+    coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    assert (folder.rounds(), [event["event"] for event in events]) == ([], ["round"])
+
+
+def test_each_exported_folder_has_the_model_and_the_results_of_its_round(build: Build, tmp_path: Path) -> None:
+    coordinator, state, events, _ = build(keep_best="validation.loss", export="both", model="tiny")
+    coordinator._plan = dataclasses.replace(coordinator._plan, folder=str(tmp_path / "work"))
+    builders.tokenizer().save_pretrained(tmp_path / "work" / "model")
+    for round_, loss in ((1, 0.75), (2, 0.125), (3, 0.375)):
+        state.round = round_
+        state.params.fill_(round_)
+        coordinator.report({"validation.loss": loss, "train.loss": 9.0})
+    coordinator.finish()
+    for name, round_, loss in (("model", 3, "0.3750"), ("model-best", 2, "0.1250")):
+        folder = tmp_path / "out" / name
+        weights = safetensors.numpy.load_file(folder / "model.safetensors")
+        assert {float(value) for value in weights["classifier.weight"].flat} == {round_}
+        card = (folder / "README.md").read_text().splitlines()
+        assert f"## Results after round {round_}" in card
+        assert f"| validation.loss | {loss} |" in card
+    assert [event["path"] for event in events if event["event"] == "model"] == [
+        str(tmp_path / "out" / "model"), str(tmp_path / "out" / "model-best"),
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_holds_the_sites_state_of_its_round_and_not_of_the_next(build: Build, tmp_path: Path) -> None:

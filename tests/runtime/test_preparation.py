@@ -42,6 +42,17 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
 
 
+def test_the_plan_counts_every_label_at_each_site_also_those_that_it_lacks(
+    small_config: Config, tmp_path: Path
+) -> None:
+    plan = prepare(dataclasses.replace(small_config, partition="by_label"), tmp_path / "work")
+    _, labels = builders.texts_and_labels(41)
+    ordered = np.sort(labels)
+    expected = [[int((part == label).sum()) for label in range(3)] for part in (ordered[:21], ordered[21:])]
+    assert expected[0][2] == 0 == expected[1][0]
+    assert [list(counts) for counts in plan.label_counts] == expected
+
+
 def test_the_moments_of_a_server_optimiser_start_where_its_paper_says(small_config: Config, tmp_path: Path) -> None:
     """Reddi et al. 2021, algorithm 2: v₋₁ ≥ τ², and τ = 0.001. A resumed job keeps the v of its checkpoint."""
     config = dataclasses.replace(small_config, server_optimiser="adam")

@@ -105,6 +105,10 @@ def test_long_and_equal_names_are_told_apart(tmp_path: Path) -> None:
     assert len(set(names)) == 2
     assert all(len(name) <= 120 for name in names)
     assert names == [cell.name for cell in found.cells()]
+    (alone,) = loaded(tmp_path, grid={"text_column": ["x" * 200]}).cells()
+    assert len(alone.name) == 120
+    (fits,) = loaded(tmp_path, grid={"text_column": ["x" * 100]}).cells()
+    assert fits.name == f"study.text_column-{'x' * 100}"
 
 
 @pytest.mark.parametrize(

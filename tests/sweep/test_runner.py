@@ -70,6 +70,23 @@ def test_a_failing_cell_is_told_with_its_reason_and_the_others_complete(base: di
     assert [starts(cell) for cell in todo] == [1, 0, 1, 0], "complete cells are skipped"
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("reading\nRefused: no such file\nruns/1\n", "Refused: no such file"),
+        ("Failed: first\nFailed: site 1 ran\n\n", "Failed: site 1 ran"),
+        # The file has the output of all runs of the cell: the error of one before is none of this one's.
+        ("Failed: last week\n" + "round\n" * 60 + "Killed\n", "Killed"),
+        ("\n \n", "exit status 9"),
+    ],
+)
+def test_the_reason_of_a_failure_is_the_last_error_that_the_job_has_printed(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    (tmp_path / "cell.log").write_text(content)
+    assert runner._reason(tmp_path / "cell.log", 9) == reason
+
+
 @pytest.mark.usefixtures("forked")
 def test_two_sweeps_at_once_divide_the_cells(base: dict[str, Any], tmp_path: Path) -> None:
     todo = cells.named_cells("s", base, [{"seed": seed} for seed in range(5)])

@@ -63,10 +63,13 @@ def test_memory_and_the_number_of_jobs_are_limits() -> None:
 def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"0" * 1000)
     assert weights_size(str(tmp_path)) == 1000
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 500)
+    (tmp_path / "tokenizer.json").write_bytes(b"x" * 300)
+    assert weights_size(str(tmp_path)) == 1500, "weights in the older format, too; nothing else"
     assert weights_size("lab/never-heard-of") is None
     assert weights_size("not a hub id") is None
     large = cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="sgd")
-    assert slots.memory_of(large, {}) == 2 * (0.6e9 + 5 * 1000)
+    assert slots.memory_of(large, {}) == 2 * (0.6e9 + 5 * 1500)
     assert slots.memory_of(large, {slots.shape(large): 7.0}) == 7.0
     assert slots.shape(large) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="adamw"))
 

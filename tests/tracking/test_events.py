@@ -34,6 +34,28 @@ def test_a_log_is_append_only_and_keeps_the_job_id(tmp_path: Path) -> None:
     assert events.job_id(other.path) not in (None, id_)
 
 
+def test_times_strictly_increase_whatever_the_clock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are merged by them: a clock that stands still, or is set back, also between two runs."""
+    clock = [1000.0]
+    monkeypatch.setattr(events.time, "time", lambda: clock[0])
+    log = EventLog(tmp_path / "news.jsonl")
+    log.append("output", text="a")
+    clock[0] -= 60
+    log.append("output", text="b")
+    log.close()
+    again = EventLog(log.path)
+    again.append("output", text="c")
+    clock[0] = 2000.0
+    again.append("output", text="d")
+    again.close()
+    times = [event["time"] for event in events.read(log.path)[0]]
+    assert times == sorted(set(times))
+    assert (times[0], times[-1]) == (1000.0, 2000.0)
+    assert times[-2] < 1000.001
+    reversed_lines = b"".join(reversed(log.path.read_bytes().splitlines(keepends=True)))
+    assert events.merge(reversed_lines) == log.path.read_bytes()
+
+
 def test_a_run_without_an_end_has_died_at_its_last_event(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()

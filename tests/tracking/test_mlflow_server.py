@@ -122,6 +122,16 @@ def test_an_unescaped_password_is_refused_without_showing_it(uri: str) -> None:
     assert "hun" not in str(raised.value)
 
 
+@pytest.mark.parametrize("escaped", ["hun%2fter%402", "hun%2Fter%402"])
+def test_no_spelling_of_the_password_is_shown(escaped: str) -> None:
+    """Of the account as it is written, of the password alone, and of the password with the escapes of a library."""
+    found = server(f"http://me:{escaped}@h:5000")
+    for text in (f"me:{escaped}@h", f"password {SECRET}", "hun%2Fter%402"):
+        shown = found.without_secrets(text)
+        assert "ter" not in shown
+        assert "…" in shown
+
+
 @pytest.mark.parametrize("name", ["USERNAME", "PASSWORD"])
 def test_half_an_account_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"only one of them is set; set both, or neither$") as raised:

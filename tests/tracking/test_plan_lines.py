@@ -37,3 +37,20 @@ def test_a_poisson_cohort_has_about_so_many_sites() -> None:
     poisson = " ".join(plan_lines(of(8, sampling="poisson", participation=0.5)))
     assert "8 sites, about 4 a round" in poisson
     assert "8 sites, 4 a round" in " ".join(plan_lines(of(8, participation=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({}, "site 1 (cpu)"), ({"num_sites": 3}, "worker 1 (cpu)"), ({"participation": 0.5}, "worker 1 (cpu)"),
+        ({"baseline": "centralised"}, "worker 1 (cpu)"), ({"baseline": "local_only"}, "site 1 (cpu)"),
+    ],
+)  # fmt: skip
+def test_a_worker_is_called_after_its_site_if_it_trains_no_other(keys: dict[str, Any], name: str) -> None:
+    made = plan()
+    sizes = (5,) * keys.get("num_sites", 2)
+    config = dataclasses.replace(made.config, **keys)
+    made = dataclasses.replace(made, config=config, shard_sizes=sizes, shard_entropies=(1.0,) * len(sizes))
+    assert made.worker_name(1) == name
+    heads = next(line for line in plan_lines(made) if line.startswith("site  "))
+    assert heads.endswith("device") == name.startswith("site")

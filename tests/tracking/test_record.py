@@ -44,6 +44,22 @@ def test_a_resumed_job_continues_its_record(tmp_path: Path) -> None:
     assert record.sources == {"m.py": "print()\n"}
 
 
+def test_a_job_that_starts_over_has_none_of_its_earlier_metrics(tmp_path: Path) -> None:
+    """Not even those of round 0, which it evaluates again."""
+    log = EventLog(tmp_path / "news.jsonl")
+    builders.start(log)
+    for number in (0, 1):
+        builders.round_(log, number, 0.5)
+    log.append("interrupted")
+    builders.start(log)
+    assert Record.from_events(events.read(log.path)[0]).metrics == {}
+    builders.round_(log, 0, 0.25)
+    log.close()
+    record = Record.from_events(events.read(log.path)[0])
+    assert record.metrics.keys() == {"train.loss", "only.in.0"}
+    assert record.points("train.loss")["values"] == [0.25]
+
+
 @pytest.mark.parametrize(
     ("end", "fields", "status"),
     [

@@ -63,6 +63,18 @@ def test_only_new_events_are_written_and_all_after_a_failure(tmp_path: Path) -> 
     log.close()
 
 
+def test_a_record_that_is_up_to_date_stays_so(tmp_path: Path) -> None:
+    """`sync` of a job whose records lack nothing."""
+    log = builders.job(tmp_path)
+    log.append("completed")
+    log.close()
+    for _ in range(2):
+        replay = Replay(log.path, FileRecord(tmp_path / "runs"))
+        replay.step()
+        assert replay.trouble is None
+    assert sorted(path.name for path in (tmp_path / "runs").glob("[0-9]*")) == ["1"]
+
+
 def test_a_record_with_later_events_is_not_overwritten(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("completed")

@@ -51,6 +51,8 @@ def test_the_evaluation_steps_include_the_sites_own_test_rows() -> None:
     assert (steps(0), steps(1)) == (2 + 3, 2 + 3)
     assert (steps(0, ditto_lambda=0.5), steps(1, ditto_lambda=0.5)) == (2 + 3, 2 + 3 + 4)
     assert steps(1, fine_tune_steps=10) == 2 + 3 + 4 + 2 * 10
+    without = of({"val_batch_size": 2, "fine_tune_steps": 10}, num_test=3, site_test_sizes=(5, 0))
+    assert RoundProgress(without, 1).evaluation_steps == 2 + 3 + 3 + 10, "nothing is tuned where nothing is tested"
     assert (steps(0, personal="head"), steps(1, personal="head")) == (2, 2 * 2 + 4)
 
 

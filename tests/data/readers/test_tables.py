@@ -25,6 +25,8 @@ def test_labels_are_words_or_whole_numbers_in_any_notation() -> None:
     assert table("0.5", "half").labels("label") == ["0.5", "half"], "one number among names: a name"
     assert table(1.0, "1.00", 1, "-0.0", 3).labels("label") == ["1", "1", "1", "0", "3"], "as pandas writes them"
     assert table("1e300", "1.5e999999", "007").labels("label") == ["1e300", "1.5e999999", "007"]
+    longest = "15" + "0" * 17  # of 19 digits, as 64 bits hold
+    assert table("1.5e18", "1.5e19", "x").labels("label") == [longest, "1.5e19", "x"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_nodes_may_have_their_own_places_and_processes() -> None:
     assert on_second.train_path == "/b/train.csv"
     hosted = [dataclasses.replace(config, num_sites=10) for config in (first, second)]
     assert agreed(1, hosted[1], hosted[0]).num_sites == 10
+    hosted = [dataclasses.replace(config, num_sites=3) for config in (first, second)]
+    assert agreed(1, hosted[1], hosted[0]).num_sites == 3, "as many sites as processes"
     column = [dataclasses.replace(c, partition="column", partition_column="author") for c in (first, second)]
     assert agreed(0, *column).num_sites is None, "the data say how many"
 

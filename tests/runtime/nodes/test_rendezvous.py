@@ -14,6 +14,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.control_link import ControlLink
+from scaling_fl.runtime.nodes.peer import Peer
 from tests.conftest import free_port
 from tests.runtime.nodes.links import run_nodes
 
@@ -69,6 +70,48 @@ def test_strangers_and_nodes_of_another_job_are_refused(monkeypatch: pytest.Monk
     link.close()
     assert result == [["zero", "one"]]
     assert any(line.startswith("note: refused a node at 127.0.0.1: WORLD_SIZE=3 there") for line in messages)
+
+
+@pytest.mark.parametrize(
+    ("claim", "rank", "refusal"),
+    [
+        (["scaling_fl", 1, 3], 1, ""),
+        (["scaling_fl", 2, 3], 2, ""),
+        (["scaling_fl", 0, 3], 0, "RANK=0: expected 1 to 2, because node 0 is listening; give each node its own rank"),
+        (["scaling_fl", 3, 3], 3, "RANK=3: expected 1 to 2, because node 0 is listening; give each node its own rank"),
+        (
+            ["scaling_fl", -1, 3],
+            -1,
+            "RANK=-1: expected 1 to 2, because node 0 is listening; give each node its own rank",
+        ),
+        (["scaling_fl", 1, 2], 1, "WORLD_SIZE=2 there, but 3 on node 0; use the same value on every node"),
+        (["scaling_fl", True, 3], None, ""),  # the others aren't launchers
+        (["scaling_fl", "1", 3], None, ""),
+        (["scaling_flow", 1, 3], None, ""),
+        ({"scaling_fl": 1}, None, ""),
+        (7, None, ""),
+    ],
+)
+def test_node_0_admits_each_other_rank_of_its_own_job(claim: Any, rank: int | None, refusal: str) -> None:
+    link = ControlLink(Node(), pytest.fail)
+    link.node = Node(0, 3)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(json.dumps(claim).encode() + b"\n")
+        assert link._check_handshake(ours, {}) == (rank, refusal)
+
+
+def test_a_rank_is_taken_until_its_node_is_gone() -> None:
+    link = ControlLink(Node(), pytest.fail)
+    link.node = Node(0, 3)
+    first, first_there = socket.socketpair()
+    second, second_there = socket.socketpair()
+    with first, second, second_there:
+        found = {1: (Peer(first, "node 1 (10.0.0.7)"), "10.0.0.7")}
+        for refusal in ("RANK=1: already taken by the node at 10.0.0.7; give each node its own rank", ""):
+            second_there.sendall(json.dumps(["scaling_fl", 1, 3]).encode() + b"\n")
+            assert link._check_handshake(second, found) == (1, refusal)
+            first_there.close()
 
 
 def test_missing_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""What signals ask for; whole jobs are stopped in test_stopping.py and tests/scripts."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from scaling_fl.runtime import signals
+
+
+@pytest.fixture
+def receive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Receive signals as a job in training does, from the start; returns whether it is interrupted at once."""
+
+    def received(*numbers: int, remote: int = 0, graceful: bool = True) -> bool:
+        for name in ("_received", "_remote", "_requested_at"):
+            monkeypatch.setattr(signals, name, [])
+        monkeypatch.setattr(signals, "_graceful", graceful)
+        try:
+            for _ in range(remote):
+                signals.receive_remote(signal.SIGTERM)
+            for number in numbers:
+                signals._receive(number, None)
+            signals.check()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            assert signals.stop_requested() == bool(numbers or remote)
+        return False
+
+    return received
+
+
+@pytest.mark.parametrize(
+    ("numbers", "interrupted"),
+    [
+        ([signal.SIGTERM], False),
+        ([signal.SIGTERM, signal.SIGTERM], True),
+        ([signal.SIGINT, signal.SIGTERM], True),
+        # The shell and the kernel both tell of a terminal that was closed.
+        ([signal.SIGHUP, signal.SIGHUP], False),
+        ([signal.SIGHUP, signal.SIGHUP, signal.SIGHUP], False),
+        ([signal.SIGHUP, signal.SIGINT], True),
+        ([signal.SIGINT, signal.SIGHUP], True),
+    ],
+)
+def test_the_first_signal_asks_and_the_second_interrupts(
+    receive: Callable[..., bool], numbers: list[int], interrupted: bool
+) -> None:
+    assert receive(*numbers) == interrupted
+    assert signals.exit_status() == 128 + numbers[0]
+    assert receive(*numbers, graceful=False), "outside training the first interrupts"
+
+
+def test_signals_of_other_nodes_count_as_one_and_as_none_beside_an_own(receive: Callable[..., bool]) -> None:
+    assert not receive(remote=3)
+    assert signals.exit_status() == 128 + signal.SIGTERM
+    assert not receive(signal.SIGINT, remote=3)
+    assert signals.exit_status() == 128 + signal.SIGINT
+    assert receive(remote=1, graceful=False)
+
+
+def test_saving_has_ten_seconds_after_a_clusters_signal_and_all_the_time_after_ctrl_c(
+    receive: Callable[..., bool],
+) -> None:
+    receive(signal.SIGTERM)
+    assert signals.grace_period() == 10
+    receive(signal.SIGINT)
+    assert signals.grace_period() == float("inf")
