@@ -1,5 +1,6 @@
-"""The `evaluate` command for language models: loss and perplexity, per token and per byte of the documents."""
+"""The `evaluate` command for language models: loss and perplexity, per token and per byte."""
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from scaling_fl.commands import trained_model
 from scaling_fl.commands.trained_model import TrainedModel
-from scaling_fl.data import packing, token_store
+from scaling_fl.data import conversations, packing, token_store
 from scaling_fl.data.examples import Task
 from scaling_fl.errors import UserError
 from scaling_fl.federated import metrics
@@ -28,26 +29,35 @@ def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
     split = task.test
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        token_store.write(
-            folder / "documents", tokenizer, split.texts, split.labels, None, end_token=tokenizer.eos_token_id,
-            report=lambda done, total, unit: report("tokenising", done, total, unit),
-        )  # fmt: skip
-        documents = token_store.TokenStore(folder / "documents", tokenizer.pad_token_id)
-        everything = [np.arange(len(documents))]
-        packing.pack(documents, everything, config.max_seq_len, config.data_seed, folder / "test", "test")
+        tokenising = functools.partial(report, "tokenising")
+        if task.conversations:
+            conversations.check_tokenizer(config.model, tokenizer, config.prompt_template)
+            conversations.write(
+                folder / "test", tokenizer, split.texts, config.max_seq_len, config.prompt_template, tokenising
+            )
+        else:
+            token_store.write(
+                folder / "documents", tokenizer, split.texts, split.labels, None, end_token=tokenizer.eos_token_id,
+                report=tokenising,
+            )  # fmt: skip
+            documents = token_store.TokenStore(folder / "documents", tokenizer.pad_token_id)
+            everything = [np.arange(len(documents))]
+            packing.pack(documents, everything, config.max_seq_len, config.data_seed, folder / "test", "test")
         store = token_store.TokenStore(folder / "test", tokenizer.pad_token_id)
         resident = trained_model.resident(trained, store)
         batches = evaluate(resident, resident.model.flat.clone(), 0, 1)
         num_bytes = int(store.num_bytes.sum())
     results = metrics.validation(batches) | metrics.by_bytes(batches, num_bytes)
     loss, tokens = results["validation.loss"], results["validation.tokens"]
+    what = "conversations" if task.conversations else "documents, in blocks"
+    bits = results.get("validation.bits_per_byte", 0.0)
+    by_bytes = [f"bits per byte     {bits:.4f}", f"byte perplexity   {2**bits:.4f}"]
     return [
         trained.title,
-        f"task {config.task_name}: {len(split):,} test documents, in blocks of up to max_seq_len={config.max_seq_len} tokens",
+        f"task {config.task_name}: {len(split):,} test {what} of up to max_seq_len={config.max_seq_len} tokens",
         "",
         f"loss              {loss:.4f} per token ({tokens:,.0f} tokens are predicted)",
         f"perplexity        {results['validation.perplexity']:.4f}",
-        f"bits per byte     {results['validation.bits_per_byte']:.4f}",
-        f"byte perplexity   {2 ** results['validation.bits_per_byte']:.4f}",
+        *(by_bytes if num_bytes else ()),
         f"right tokens      {results['validation.accuracy']:.4f}",
     ]

@@ -63,6 +63,7 @@ class Task:
     label_names: tuple[str, ...]  # C names
     notes: tuple[str, ...] = ()  # for the user; set by `load_task`
     predicts_tokens: bool = False  # of the texts; labels then only divide them among sites, and may all be the same
+    conversations: bool = False  # the texts are JSON lists of messages, of which the assistant's are predicted
 
     def digest(self) -> str:
         """SHA-256 over the contents of both splits, the label names, and the sites of the training examples."""

@@ -25,12 +25,14 @@ def key(
     tokenizer_files: Iterable[Path],
     max_seq_len: int | None,
     token_types: bool,
-    end_token: int | None = None,
+    more: str = "",
 ) -> str:
-    """The key of texts with the digest `content`, tokenised by the tokenizer that `tokenizer_files` hold."""
-    end = "" if end_token is None else f" {end_token}"
+    """The key of texts with the digest `content`, tokenised by the tokenizer that `tokenizer_files` hold.
+
+    `more`: what else the store depends on.
+    """
     versions = (_FORMAT_VERSION, tokenizers.__version__, transformers.__version__)
-    digest = hashlib.sha256(f"{versions} {content} {max_seq_len} {token_types}{end}".encode())
+    digest = hashlib.sha256(f"{versions} {content} {max_seq_len} {token_types}{more}".encode())
     for path in sorted(tokenizer_files):
         digest.update(f"{path.name} {_checksum(path)}".encode())
     return digest.hexdigest()

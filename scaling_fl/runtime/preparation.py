@@ -80,7 +80,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     with waiting(send):
         padding, resolved = _try_model(config, loaded, task.train, devices[0], notes)
     if task.predicts_tokens:
-        token_files.check_end_token(config.model, loaded)
+        token_files.check_tokenizer(config.model, loaded, task, config.prompt_template)
     with export.export_errors(config.model):
         loaded.module.config.save_pretrained(work / "model")
         if task.predicts_tokens:
@@ -160,6 +160,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 num_trained=sum(entry.shape.numel() for entry in layout.entries if entry.start < layout.trained),
                 new_parameters=tuple(loaded.new_parameters),
                 label_names=task.classes,
+                unit="conversations" if task.conversations else "blocks" if task.predicts_tokens else "examples",
                 vocab_size=getattr(loaded.module.config, "vocab_size", 0),
                 shard_sizes=tuple(map(len, rows.shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),

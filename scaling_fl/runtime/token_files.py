@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import token_cache, token_store
+from scaling_fl.data import conversations, token_cache, token_store
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.packing import pack
 from scaling_fl.data.subsets import Indices
@@ -38,27 +38,37 @@ def write(
 ) -> tuple[Rows, list[str]]:
     """Tokenise, or take from the cache. Returns rows of the stores, and notes.
 
-    The rows of a classifier's stores are the texts; those of a language model's are blocks of documents. Raises
+    The rows are the texts or the conversations; of documents, blocks. Raises
     `UserError` if the texts can't be used.
     """
     notes, tokenizer = list[str](), loaded.tokenizer
-    end_token = tokenizer.eos_token_id if task.predicts_tokens else None
-    max_seq_len = None if task.predicts_tokens else config.max_seq_len
-    folder = work / "documents" if task.predicts_tokens else work
+    packed = task.predicts_tokens and not task.conversations
+    end_token = tokenizer.eos_token_id if packed else None
+    max_seq_len = None if packed else config.max_seq_len
+    how = f" {end_token}" if packed else ""
+    if task.conversations:
+        how = f" {tokenizer.eos_token!r} {config.prompt_template!r} {tokenizer.chat_template!r}"
+    folder = work / "documents" if packed else work
     folder.mkdir(exist_ok=True)
     for name, split in (("train", task.train), ("test", task.test)):
-        key = token_cache.key(split.digest, tokenizer_files, max_seq_len, token_types, end_token)
+        key = token_cache.key(split.digest, tokenizer_files, max_seq_len, token_types, how)
         what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
 
         def build(target: Path, split: Split = split, what: str = what) -> None:
             send({"event": "said", "text": what})
+            progress = functools.partial(report, what)
+            if task.conversations:
+                conversations.write(
+                    target, tokenizer, split.texts, config.max_seq_len, config.prompt_template, progress
+                )
+                return
             token_store.write(
                 target, tokenizer, split.texts, split.labels, max_seq_len, split.pairs,
-                token_types=token_types, end_token=end_token, report=functools.partial(report, what),
+                token_types=token_types, end_token=end_token, report=progress,
             )  # fmt: skip
 
         notes += token_cache.link(folder / name, key, build, report)
-    if task.predicts_tokens:
+    if packed:
         rows = _packed(config, folder, work, tokenizer.pad_token_id, rows)
     write_shards(work, rows.shards)
     np.save(work / "held_back.npy", rows.held_back)
@@ -67,12 +77,14 @@ def write(
     return rows, notes
 
 
-def check_end_token(model: str, loaded: LoadedModel) -> None:
-    """Raises `UserError` if documents can't be told apart."""
+def check_tokenizer(model: str, loaded: LoadedModel, task: Task, template: str | None) -> None:
+    """Raises `UserError` if the model's tokenizer can't tell documents apart, or has no form for conversations."""
     if loaded.tokenizer.eos_token_id is None:
         raise UserError(
             f"model={model}: its tokenizer has no end-of-sequence token, which ends each document; use another model"
         )
+    if task.conversations:
+        conversations.check_tokenizer(model, loaded.tokenizer, template)
 
 
 def _packed(config: Config, folder: Path, work: Path, pad_token_id: int, rows: Rows) -> Rows:

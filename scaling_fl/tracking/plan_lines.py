@@ -39,14 +39,15 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         + (
             f"examples, {len(plan.label_names)} classes; {plan.num_truncated:,} training texts reach "
             if plan.label_names
-            else "blocks of up to "
+            else f"{plan.unit} of up to "
         )
         + f"max_seq_len={config.max_seq_len}"
         + " tokens" * (not plan.label_names)
     )
     sizes, entropies, attackers = plan.shard_sizes, plan.shard_entropies, plan.attackers
     device = "  device" if plan.one_site_per_worker else ""
-    what = f"{'examples':>8}  {'label entropy':>13}" if plan.label_names else f"{'blocks':>8}"
+    what = f"{'examples':>8}  {'label entropy':>13}" if plan.label_names else f"{plan.unit:>8}"
+    width = max(8, len(plan.unit))
     yield f"{'site':>4}  {what}  {'steps/round':>11}{device}"
     for site in range(min(len(sizes), _MAX_SITES_SHOWN)):
         where = f"  {plan.devices[site]}" if plan.one_site_per_worker else ""
@@ -54,7 +55,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         steps = f"{least:,}" + f" to {most:,}" * (most > least)
         attack = f"  attacks: {config.attack}" if site in attackers else ""
         entropy = f"  {entropies[site]:>8.3f} bits" if plan.label_names else ""
-        yield f"{site:>4}  {sizes[site]:>8,}{entropy}  {steps:>11}{where}{attack}"
+        yield f"{site:>4}  {sizes[site]:>{width},}{entropy}  {steps:>11}{where}{attack}"
     if len(sizes) > _MAX_SITES_SHOWN:
         yield (
             f"   … and {len(sizes) - _MAX_SITES_SHOWN:,} more; examples per site: {min(sizes):,} to "

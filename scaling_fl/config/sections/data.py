@@ -19,7 +19,7 @@ class DataKeys:
 
     task_name: str = key(
         "agnews",
-        "the task: agnews, csv, demo, hub, imdb, lm, spooky_author or yelp; see docs/tasks.md",
+        "the task: agnews, csv, demo, hub, imdb, instructions, lm, spooky_author or yelp; see docs/tasks.md",
         **one_of(TASKS),
     )
     train_path: str | None = key(
@@ -36,18 +36,31 @@ class DataKeys:
     text_pair_column: str | None = key(None, "column that holds the second text of a pair (tasks csv, hub)")
     label_column: str | None = key(
         None,
-        "column that holds the label: words or whole numbers (tasks csv, hub); for lm, it only divides rows among sites",
+        "column that holds the label: words or whole numbers (tasks csv, hub); for language models, it only divides rows among sites",
+    )
+    prompt_column: str | None = key(None, "column that holds the prompt (task instructions); default: prompt")
+    response_column: str | None = key(None, "column that holds the response (task instructions); default: response")
+    messages_column: str | None = key(
+        None, "column that holds a whole chat, as a list of messages with role and content (task instructions)"
+    )
+    prompt_template: str | None = key(
+        None,
+        "text with {prompt} and, at its end, {response}, in the place of the tokenizer's chat template (task instructions)",
     )
     dataset: str | None = key(
         None,
-        "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (tasks hub, lm)",
+        "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (tasks hub, instructions, lm)",
         may_change=True,
     )
-    dataset_config: str | None = key(None, "configuration of the data set, if it has several (tasks hub, lm)")
-    train_split: str = key(
-        "train", "split with the training data, or part of a split such as `train[:80%]` (tasks hub, lm)"
+    dataset_config: str | None = key(
+        None, "configuration of the data set, if it has several (tasks hub, instructions, lm)"
     )
-    test_split: str = key("test", "split with the test data, or part of a split such as `train[80%:]` (tasks hub, lm)")
+    train_split: str = key(
+        "train", "split with the training data, or part of a split such as `train[:80%]` (tasks hub, instructions, lm)"
+    )
+    test_split: str = key(
+        "test", "split with the test data, or part of a split such as `train[80%:]` (tasks hub, instructions, lm)"
+    )
     keep_br_tags: bool = key(False, "for imdb: True keeps the reviews' `<br />` tags; False replaces each with a space")
     max_train_examples: int | None = key(
         None,
@@ -62,7 +75,7 @@ class DataKeys:
     test_fraction: float = key(
         0.0,
         "share of the rows of `train_path` (task hub: `train_split`) that become the test set, instead of `test_path`; drawn "
-        "with `data_seed`, stratified by label (tasks agnews, csv, hub, lm, spooky_author, yelp)",
+        "with `data_seed`, stratified by label (tasks agnews, csv, hub, instructions, lm, spooky_author, yelp)",
         "a number from 0 to less than 1",
         lambda share: 0 <= share < 1,
     )

@@ -1,0 +1,104 @@
+"""Token stores of conversations: the model predicts the assistant's messages, each with its end token, and nothing else."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling_fl.errors import UserError
+from scaling_fl.text import one_line
+
+Messages = Sequence[dict[str, str]]
+_CHUNK = 1000  # conversations per tokenizer call
+
+
+def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
+    """Raises `UserError` if conversations can't be written for the model."""
+    if not tokenizer.is_fast:
+        raise UserError(f"model={model}: its tokenizer doesn't say where in a text tokens are; use another model")
+    if template is None and not tokenizer.chat_template:
+        raise UserError(
+            f"model={model}: its tokenizer has no chat template; set prompt_template, such as "
+            "'Question: {prompt}\\nAnswer: {response}'"
+        )
+
+
+def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[str, list[tuple[int, int]]]:
+    """Return the whole text, and where the assistant's messages are in it, end tokens included.
+
+    By the tokenizer's chat template, or by `template` with the places {prompt} and {response}. Raises `UserError`.
+    """
+    end: str = tokenizer.eos_token
+    for message in messages:
+        found = [token for token in tokenizer.all_special_tokens if token in message["content"]]
+        if found:
+            raise UserError(
+                f"the text {one_line(message['content'], 80)!r}: {found[0]} is a special token of the model; remove it from "
+                "the text, or use another model"
+            )
+    if template is not None:
+        before, _, _ = template.partition("{response}")
+        asked = before.replace("{prompt}", messages[0]["content"])
+        return asked + messages[-1]["content"] + end, [
+            (len(asked), len(asked) + len(messages[-1]["content"]) + len(end))
+        ]
+
+    def rendered(count: int, prompt: bool) -> str:
+        text: str = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt)
+        return text
+
+    whole, spans = rendered(len(messages), prompt=False), list[tuple[int, int]]()
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = rendered(number, prompt=True), rendered(number + 1, prompt=False)
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise UserError(
+                "the model's chat template writes a message otherwise if others follow, so the responses can't be told apart; "
+                "set prompt_template"
+            )
+        place = after.find(end, len(before))
+        if place < 0 and number + 1 < len(messages):
+            raise UserError("the model's chat template doesn't end each response; set prompt_template")
+        if place < 0:
+            whole, place = after + end, len(after)
+        spans.append((len(before), place + len(end)))
+    return whole, spans
+
+
+def write(
+    folder: Path,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_seq_len: int,
+    template: str | None,
+    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> None:
+    """Tokenise conversations, each a JSON list of messages, into a new store at `folder`.
+
+    A conversation that is longer than `max_seq_len` loses its beginning, and then the end of its first response.
+    """
+    dtype = np.min_scalar_type(max(*tokenizer.get_vocab().values(), len(tokenizer) - 1))
+    lengths = list[int]()
+    folder.mkdir(parents=True)
+    with open(folder / "tokens.bin", "wb") as tokens, open(folder / "predicted.bin", "wb") as predicted:
+        for start in range(0, len(texts), _CHUNK):
+            found = [render(tokenizer, json.loads(text), template) for text in texts[start : start + _CHUNK]]
+            encoded = tokenizer(
+                [text for text, _ in found], add_special_tokens=False, split_special_tokens=False,
+                return_offsets_mapping=True, return_attention_mask=False,
+            )  # fmt: skip
+            for (_, spans), ids, places in zip(found, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                of_response = np.array([any(first <= place < last for first, last in spans) for place, _ in places])
+                of_response[0] = False
+                first = max(0, min(len(ids) - max_seq_len, int(of_response.argmax()) - 1))
+                kept = slice(first, first + max_seq_len)
+                tokens.write(np.array(ids[kept], dtype).data)
+                predicted.write(of_response[kept].astype(np.uint8).data)
+                lengths.append(len(ids[kept]))
+            report(min(start + _CHUNK, len(texts)), len(texts), "texts")
+    np.save(folder / "dtype.npy", np.empty(0, dtype))
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    np.save(folder / "labels.npy", np.zeros(len(lengths), np.int64))

@@ -1,0 +1,104 @@
+"""What a language model sees of conversations, and which of their tokens it is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaling_fl.data import conversations
+from scaling_fl.data.token_store import TokenStore
+from scaling_fl.errors import UserError
+from tests import builders
+
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} [SEP]\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "river stone"},
+    {"role": "assistant", "content": "forest"},
+    {"role": "user", "content": "engine"},
+    {"role": "assistant", "content": "wheel brake"},
+]
+
+
+def tokenizer(template: str | None = CHATML) -> Any:
+    made = builders.tokenizer()
+    made.chat_template = template
+    return made
+
+
+def asked_for(store: TokenStore, row: int, words: Any) -> list[str]:
+    """The tokens that are predicted."""
+    batch = store.batch(np.array([row]))
+    return list(words.convert_ids_to_tokens(batch.labels.tolist()))
+
+
+def test_the_responses_and_their_end_tokens_are_predicted_and_nothing_else(tmp_path: Path) -> None:
+    words = tokenizer()
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT), json.dumps(CHAT[:2])], 64, None)
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert asked_for(store, 0, words) == ["forest", "[SEP]", "wheel", "brake", "[SEP]"]
+    assert asked_for(store, 1, words) == ["forest", "[SEP]"]
+    whole = words.apply_chat_template(CHAT, tokenize=False)
+    ids = words(whole, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    assert store.tokens[: store.offsets[1]].tolist() == ids, "as the library itself tokenises the chat"
+    assert ids.count(words.eos_token_id) == 4
+
+
+def test_a_template_has_the_end_token_after_the_response(tmp_path: Path) -> None:
+    words = tokenizer(None)
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT[:2])], 64, "engine {prompt} brake {response}")
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert words.convert_ids_to_tokens(store.tokens.tolist()) == [
+        "engine", "river", "stone", "brake", "forest", "[SEP]",
+    ]  # fmt: skip
+    assert asked_for(store, 0, words) == ["forest", "[SEP]"]
+
+
+@pytest.mark.parametrize(
+    ("length", "kept", "predicted"),
+    [
+        (6, ["engine", "river", "stone", "brake", "wheel", "[SEP]"], ["wheel", "[SEP]"]),
+        (4, ["stone", "brake", "wheel", "[SEP]"], ["wheel", "[SEP]"]),
+        (2, ["brake", "wheel"], ["wheel"]),
+    ],
+)
+def test_a_long_conversation_loses_its_beginning_before_its_response(
+    tmp_path: Path, length: int, kept: list[str], predicted: list[str]
+) -> None:
+    words = tokenizer(None)
+    chat = [CHAT[0], {"role": "assistant", "content": "wheel"}]
+    conversations.write(tmp_path / "store", words, [json.dumps(chat)], length, "engine {prompt} brake {response}")
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert words.convert_ids_to_tokens(store.tokens.tolist()) == kept
+    assert asked_for(store, 0, words) == predicted
+
+
+def test_a_chat_template_without_end_tokens_gets_one_at_the_end() -> None:
+    words = tokenizer(CHATML.replace(" [SEP]", ""))
+    text, spans = conversations.render(words, CHAT[:2], None)
+    assert [text[first:last] for first, last in spans] == ["forest\n[SEP]"]
+    with pytest.raises(UserError, match="chat template doesn't end each response; set prompt_template"):
+        conversations.render(words, CHAT, None)
+
+
+def test_a_chat_template_that_rewrites_earlier_messages_is_refused() -> None:
+    words = tokenizer("{% for m in messages %}{{ loop.length }} {{ m['content'] }} [SEP]{% endfor %}")
+    with pytest.raises(UserError, match="writes a message otherwise if others follow"):
+        conversations.render(words, CHAT, None)
+
+
+def test_special_tokens_in_a_message_are_refused() -> None:
+    chat = [CHAT[0], {"role": "assistant", "content": "stop [SEP] here"}]
+    with pytest.raises(UserError, match=r"the text 'stop \[SEP\] here': \[SEP\] is a special token of the model"):
+        conversations.render(tokenizer(), chat, None)
+
+
+def test_a_tokenizer_without_chat_template_needs_a_template() -> None:
+    conversations.check_tokenizer("m", tokenizer(), None)
+    conversations.check_tokenizer("m", tokenizer(None), "{prompt} {response}")
+    with pytest.raises(UserError, match="model=m: its tokenizer has no chat template; set prompt_template"):
+        conversations.check_tokenizer("m", tokenizer(None), None)
