@@ -32,6 +32,9 @@ def test_a_child_stalls_after_a_tenth_of_stall_timeout_and_is_told_once() -> Non
     one.progress_at = 61
     (event,) = watch.check(61)
     assert event == {"event": "stalled", "child": 1, "seconds": 61, "pause": 1.0}
+    for now in range(62, 100):
+        one.progress_at = now
+        assert stalled(watch, now) == [], "it has been told"
     one.progress_at = 200
     assert stalled(watch, 200) == []
     one.progress_at = other.progress_at = 210

@@ -151,6 +151,35 @@ def test_a_failure_before_a_restart_is_forgotten() -> None:
     assert run_nodes(2, act)[1].result(240) is None
 
 
+def test_a_failure_after_a_restart_ends_that_attempt() -> None:
+    """Both nodes count the restarts, so that a failure of the attempt before isn't taken for one of this."""
+    restarted, heard = threading.Event(), threading.Event()
+
+    def act(link: ControlLink) -> Any:
+        (peer,) = link.peers
+        if link.node.rank == 0:
+            link.announce_end(JobFailed("the first bug"))
+            link.restart()
+            assert restarted.wait(120)
+            link.announce_end(JobFailed("the second bug"))
+            heard.wait(10)
+            return None
+        failures = []
+        for _ in range(2):
+            deadline = time.monotonic() + 10
+            while peer.failure is None and time.monotonic() < deadline:
+                peer.receive(pytest.fail)
+            failures.append(peer.failure)
+            link.restart()
+            restarted.set()
+        heard.set()
+        return failures
+
+    first, second = run_nodes(2, act)[1].result(240)
+    assert str(first).endswith("the first bug")
+    assert str(second).endswith("the second bug")
+
+
 def test_a_value_for_the_next_attempt_is_kept_though_it_arrives_with_the_failure() -> None:
     """Node 1 restarts while node 0 is busy. Without the value, both would wait for each other for ever."""
 
