@@ -1,5 +1,6 @@
 """Failures, lost nodes and stop requests reach the other nodes over their control links."""
 
+import socket
 import threading
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes import peer as peer_module
 from scaling_fl.runtime.nodes.control_link import ControlLink
+from scaling_fl.runtime.nodes.peer import Peer
 from tests.runtime.nodes.links import run_nodes
 
 
@@ -212,3 +214,22 @@ def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> N
             signals._received.append(15)
             with pytest.raises(KeyboardInterrupt):
                 signals.check()
+
+
+@pytest.mark.parametrize(("sent", "lost"), [(b'["alive", true]\n' * 500, False), (b"x" * 200_000, True)])
+def test_a_message_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, sent: bytes, lost: bool) -> None:
+    """Else whoever reaches the port could fill the memory."""
+    monkeypatch.setattr(peer_module, "_MAX_MESSAGE_BYTES", 100_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = Peer(ours, "node 1 (10.0.0.7)")
+        sender = threading.Thread(target=theirs.sendall, args=(sent,))
+        sender.start()
+        deadline = time.monotonic() + 60
+        while sender.is_alive() and peer.failure is None and time.monotonic() < deadline:
+            peer.receive(pytest.fail)
+        peer.receive(pytest.fail)
+        assert isinstance(peer.failure, NodeLost) == lost
+        assert peer.blocked != lost
+        theirs.shutdown(socket.SHUT_RDWR)
+        sender.join()
