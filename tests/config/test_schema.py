@@ -165,6 +165,11 @@ def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_
         compatibility.check_config(longer, longer.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is now 3"):
         compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
+    private = Config(job_name="j", dp_clip=1.0, dp_noise_multiplier=1.0, dp_delta=1e-3, weighting="uniform")
+    compatibility.check_config(private, private.to_mapping() | {"num_rounds": 4})  # its noise is given
+    solved = dataclasses.replace(private, dp_noise_multiplier=None, dp_epsilon=3.0)
+    with pytest.raises(UserError, match=r"num_rounds was 4, is now 10 \(the noise for dp_epsilon depends on it\)"):
+        compatibility.check_config(solved, solved.to_mapping() | {"num_rounds": 4})
     column = Config(job_name="j", partition="column", partition_column="author")
     wider = dataclasses.replace(column, site_ids=(0, 1, 1))
     compatibility.check_config(wider, column.to_mapping())  # the data say how many sites there are
