@@ -74,11 +74,12 @@ def test_the_same_bytes_in_another_shape_or_of_another_type_are_damage(
 
 
 def test_unknown_versions_and_foreign_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(state_file, "FORMAT_VERSION", 2)
-    write_state(tmp_path / "future", TENSORS, HEADER)
-    monkeypatch.undo()
-    with pytest.raises(Damaged, match="format version 2; this program reads version 1"):
-        read_state(tmp_path / "future")
+    for version in (0, 2):
+        monkeypatch.setattr(state_file, "FORMAT_VERSION", version)
+        write_state(tmp_path / "other", TENSORS, HEADER)
+        monkeypatch.undo()
+        with pytest.raises(Damaged, match=f"format version {version}; this program reads version 1"):
+            read_state(tmp_path / "other")
     safetensors.numpy.save_file(TENSORS, tmp_path / "foreign")
     with pytest.raises(Damaged):
         read_state(tmp_path / "foreign")

@@ -144,3 +144,12 @@ def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no JSON")
     assert (store.read("text"), store.read_json("text")) == (b"no JSON", None)
     assert store.sizes() == {"text": 7}
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_files_are_named_as_a_user_would_type_them(tmp_path: Path, slashes: str) -> None:
+    store = CheckpointStore(f"{tmp_path}{slashes}")
+    assert store.url == str(tmp_path)
+    assert store.url_of("model") == f"{tmp_path}/model"
+    store.write_json("a.json", [1])
+    assert (tmp_path / "a.json").read_text() == "[1]"

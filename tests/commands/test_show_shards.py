@@ -9,7 +9,7 @@ import pytest
 from scaling_fl.commands import show_shards
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.commands import check_command
-from scaling_fl.data.examples import Split
+from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import make_shards
 from scaling_fl.errors import UserError
 from scaling_fl.federated import attackers
@@ -217,3 +217,17 @@ def test_own_test_rows_and_attackers_are_shown(tmp_path: Path) -> None:
         assert int(row["own test"]) == 2 == int(lines[head + 1 + site].split()[3])
         assert int(row["examples"]) == sum(int(row[label]) for label in "012")
     assert sorted(int(row["examples"]) + 2 for row in rows) == sizes
+
+
+def test_numbers_in_a_file_have_no_separators() -> None:
+    """Those of the table do: 1,234 would be text for a spreadsheet, or two columns."""
+    labels = np.arange(3000) % 2
+    split = Split(["text"] * 3000, labels)
+    config = Config(site_ids=(-1, -1), site_test="held_back")
+    sharding = make_shards(config, split, [])
+    tests = [np.arange(1234), np.arange(1234, 1240)]
+    header, rows = show_shards._columns(config, Task(split, split, ("a", "b")), sharding, tests)
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [str(row["own test"]) for row in found] == ["1234", "6"]
+    assert [(row["site"], row["examples"]) for row in found] == [(0, 1500), (1, 1500)]
+    assert [int(str(row["a"])) + int(str(row["b"])) for row in found] == [1500, 1500]

@@ -1,9 +1,10 @@
 import dataclasses
+import typing
 from typing import Any
 
 import pytest
 
-from scaling_fl.config import compatibility
+from scaling_fl.config import compatibility, parsing
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 
@@ -72,6 +73,45 @@ def test_an_invalid_value_is_refused_with_key_value_and_remedy(key: str, value: 
     assert remedy in str(error.value)
 
 
+_INF, _HUGE = float("inf"), 10**400  # an int that is no float
+# By the keys that have them: values just within the limits that the help says, and values just beyond.
+_LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
+    "num_rounds checkpoint_every num_sites sites_per_round labels_per_site min_examples_per_site num_local_epochs "
+    "num_local_steps batch_size gradient_accumulation_steps eval_every val_batch_size lora_rank faulty_sites krum_sites "
+    "attackers secure_threshold max_train_examples max_test_examples": ([1, 10**9], [0, -1, 1.5, True]),
+    "keep_checkpoints max_restarts fine_tune_steps site": ([0, 10**9], [-1, 0.5]),
+    "max_seq_len": ([4, 10**6], [3]),
+    "threads_per_site": ([1, 1024], [0, 1025]),
+    "seed data_seed dp_seed": ([0, 2**32 - 1], [-1, 2**32]),
+    "stall_timeout": ([1, 1e6], [0.999, 1e6 + 1, _INF]),
+    "participation topk_share": ([1e-9, 1], [0, 1.001]),
+    "alpha": ([1e-9, 1e9], [0.9e-9, 1.1e9]),
+    "test_fraction validation_fraction lora_dropout secure_dropout server_momentum server_beta2": (
+        [0, 0.999],
+        [-1e-9, 1],
+    ),
+    "site_test_fraction dp_delta": ([1e-9, 0.999], [0, 1]),
+    "dp_clip_quantile": ([0, 1], [-1e-9, 1.001]),
+    "dp_epsilon": ([1e-9, 50], [0, 50.01]),
+    "size_skew learning_rate max_grad_norm lora_alpha server_learning_rate server_tau dp_clip dp_noise_multiplier "
+    "dp_clip_rate dp_count_noise attack_strength": ([1e-300, 1, 1e300], [0, -1, _INF, _HUGE]),
+    "warmup weight_decay fairness_q proximal_mu feddyn_alpha ditto_lambda": ([0, 1e300], [-1e-300, _INF, _HUGE]),
+}
+
+
+def test_every_number_is_taken_up_to_its_limits_and_not_beyond() -> None:
+    fields, hints = {field.name: field for field in dataclasses.fields(Config)}, typing.get_type_hints(Config)
+    limits = {name: values for names, values in _LIMITS.items() for name in names.split()}
+    numbers = {name for name, hint in hints.items() if hint in (int, float, int | None, float | None)}
+    assert limits.keys() == numbers
+    for name, (within, beyond) in limits.items():
+        for value in within:
+            assert parsing.parse(fields[name], hints[name], value) == value, name
+        for value in beyond:
+            with pytest.raises(UserError, match=f"^{name}="):
+                parsing.parse(fields[name], hints[name], value)
+
+
 def test_an_unknown_key_is_refused_with_the_closest_known_key() -> None:
     with pytest.raises(UserError, match=r"num_round=3: unknown key; did you mean num_rounds\?"):
         Config.from_mapping({"num_round": 3})
@@ -125,6 +165,14 @@ def test_a_resume_may_change_paths_and_number_of_rounds_but_not_what_determines_
         compatibility.check_config(longer, longer.to_mapping() | {"num_rounds": 4})
     with pytest.raises(UserError, match="the number of sites was 2, is now 3"):
         compatibility.check_config(Config(job_name="j", site_ids=(0, 1, 1)), before)
+    private = Config(job_name="j", dp_clip=1.0, dp_noise_multiplier=1.0, dp_delta=1e-3, weighting="uniform")
+    compatibility.check_config(private, private.to_mapping() | {"num_rounds": 4})  # its noise is given
+    solved = dataclasses.replace(private, dp_noise_multiplier=None, dp_epsilon=3.0)
+    with pytest.raises(UserError, match=r"num_rounds was 4, is now 10 \(the noise for dp_epsilon depends on it\)"):
+        compatibility.check_config(solved, solved.to_mapping() | {"num_rounds": 4})
+    column = Config(job_name="j", partition="column", partition_column="author")
+    wider = dataclasses.replace(column, site_ids=(0, 1, 1))
+    compatibility.check_config(wider, column.to_mapping())  # the data say how many sites there are
 
 
 def test_only_keys_that_leave_the_results_as_they_are_may_change_on_a_resume() -> None:

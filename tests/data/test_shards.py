@@ -61,6 +61,18 @@ def test_all_partitions_yield_different_shards() -> None:
     assert skews == sorted(set(skews))
 
 
+@pytest.mark.parametrize(("minimum", "fits"), [(1, True), (3, True), (4, False)])
+def test_a_value_of_the_column_needs_the_least_number_of_rows_and_no_more(minimum: int, fits: bool) -> None:
+    split = Split([f"text {row}" for row in range(8)], np.arange(8) % 2, sites=["b"] * 3 + ["a"] * 5)
+    keys = {"partition": "column", "partition_column": "town", "min_examples_per_site": minimum, "site_ids": [-1]}
+    config = Config.from_mapping(keys)
+    if fits:
+        assert [shard.tolist() for shard in make_shards(config, split, []).shards] == [[3, 4, 5, 6, 7], [0, 1, 2]]
+        return
+    with pytest.raises(UserError, match=r"of which 'b' has 3 to train on, fewer than min_examples_per_site=4"):
+        make_shards(config, split, [])
+
+
 def test_iid_split_is_short_for_iid_and_by_label() -> None:
     for short, partition in ((True, "iid"), (False, "by_label")):
         first = make_shards(Config(iid_split=short), SPLIT, []).shards

@@ -88,9 +88,10 @@ def test_a_job_builds_its_own_store_if_the_cache_is_not_writable(tmp_path: Path,
 def test_stores_unused_for_a_month_are_removed(tmp_path: Path, cache: Path) -> None:
     for name in ("old", "young", "used"):
         token_cache.link(tmp_path / name, name, Builder(), unreported)
-    long_ago = time.time() - 31 * 86400
+    long_ago, lately = (time.time() - days * 86400 for days in (31, 29))
     for name in ("old", "old.lock", "used"):
         os.utime(cache / name, (long_ago, long_ago))
+    os.utime(cache / "young", (lately, lately))
     assert token_cache.link(tmp_path / "again", "used", Builder(b"no"), unreported) == []
     assert sorted(path.name for path in cache.iterdir()) == ["used", "used.lock", "young", "young.lock"]
     assert (tmp_path / "again" / "tokens.bin").read_bytes() == b"tokens"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, max_abs, to_float
+from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, divergence_error, max_abs, to_float
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
@@ -75,3 +75,23 @@ def test_max_abs_covers_both_signs_and_propagates_nan() -> None:
     assert max_abs(torch.tensor([1.0, -3.0, 2.0])).item() == 3.0
     assert max_abs(torch.tensor([1.0, float("nan"), 2.0])).isnan()
     assert max_abs(torch.tensor([1.0, float("-inf"), 2.0])).item() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("sites", "limit", "said"),
+    [
+        ([4], float("inf"), "the parameters of site 4 are no longer finite after local training; lower learning_rate"),
+        (
+            [0, 7],
+            2.0**14,
+            "of sites 0 and 7 are no longer finite after local training, or moved by 16384 or more; lower",
+        ),
+        (
+            [1, 2, 30],
+            float("inf"),
+            "the parameters of sites 1, 2 and 30 are no longer finite after local training; lower",
+        ),
+    ],
+)
+def test_the_sites_that_diverged_are_listed(sites: list[int], limit: float, said: str) -> None:
+    assert said in str(divergence_error(sites, limit))

@@ -199,3 +199,19 @@ def test_clipping_is_that_of_pytorch_and_lengthens_no_gradient(max_norm: float) 
     clip(gradient, max_norm)
     torch.testing.assert_close(gradient, parameter.grad)
     assert gradient.norm().item() == pytest.approx(min(max_norm, 13.0))
+
+
+def test_dropout_differs_by_seed_round_and_site_and_by_nothing_else(tmp_path: Path) -> None:
+    """On one example, whose order can't differ."""
+
+    def delta(dropout: float, site: int = 1, round_: int = 1, **keys: int) -> torch.Tensor:
+        config = Config(batch_size=3, learning_rate=0.02, optimiser="sgd", **keys)
+        resident = builders.resident(tmp_path, config, builders.bert(dropout=dropout))
+        return Site(site, np.array([5]), resident).train(resident.model.flat.clone(), round_)[0].clone()
+
+    first = delta(0.5)
+    assert torch.equal(delta(0.5), first)
+    assert torch.equal(delta(0.5, data_seed=3), first)
+    for other in ({"site": 2}, {"round_": 2}, {"seed": 3}):
+        assert not torch.allclose(delta(0.5, **other), first, atol=1e-5), other
+        assert torch.equal(delta(0.0, **other), delta(0.0)), other

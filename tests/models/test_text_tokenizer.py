@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from scaling_fl.data import token_store
 from scaling_fl.errors import UserError
 from scaling_fl.models import loading
-from scaling_fl.models.text_tokenizer import load_text_tokenizer
+from scaling_fl.models.text_tokenizer import load_text_tokenizer, with_padding_token
 from scaling_fl.models.tiny import tiny_tokenizer
 from tests import builders
 
@@ -68,6 +69,25 @@ def test_a_special_token_whose_characters_the_vocabulary_lacks_is_refused_in_a_t
     with pytest.raises(UserError, match="the text 'river </s> river': the model's tokenizer takes </s> in it"):
         token_store.write(tmp_path / "a", tokenizer, ["river", "river </s> river"], np.zeros(2, np.int64), 16)
     token_store.write(tmp_path / "b", tokenizer, ["river", "river < river"], np.zeros(2, np.int64), 16)
+
+
+@pytest.mark.parametrize(("words", "usable"), [(0, False), (1, False), (2, True), (30, True)])
+def test_a_vocabulary_of_special_tokens_alone_is_none(words: int, usable: bool) -> None:
+    """The library makes one up if the tokenizer's files are missing; with a single piece beside them, no text differs."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{number}" for number in range(words))]
+    model = tokenizers.models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    if usable:
+        assert with_padding_token("m", tokenizer).pad_token_id == 0
+        return
+    with pytest.raises(UserError, match="model=m: its tokenizer has no vocabulary; save the tokenizer's files"):
+        with_padding_token("m", tokenizer)
 
 
 def test_the_tiny_models_tokenizer_reads_special_tokens_as_text() -> None:

@@ -152,3 +152,12 @@ def test_what_a_record_lacks_is_not_drawn() -> None:
     assert figures.drawn(frames.load(EARLIER / "runs")).keys() == {
         "learning_curves", "costs", "shard_sizes", "site_accuracy", "phases"
     }  # fmt: skip
+
+
+def test_a_label_that_never_occurs_has_shares_of_0(found: Frames) -> None:
+    cells = found.confusion.assign(examples=[0, 0, 2, 6])
+    shares = {
+        (row["label"], row["predicted"]): row["share"]
+        for row in data_of(confusion.draw(found._replace(confusion=cells)))
+    }
+    assert shares == {("sport", "sport"): 0, ("sport", "art"): 0, ("art", "sport"): 0.25, ("art", "art"): 0.75}

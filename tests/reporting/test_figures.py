@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_fl.reporting import figures
+from scaling_fl.reporting import figures, frames
 from tests.conftest import ROOT, clean_environment
 from tests.reporting import builders
 
@@ -95,3 +95,18 @@ def test_without_figures_the_page_is_written(
     done = report("news", *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
     assert (tmp_path / path).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_jobs_of_one_name_have_folders_that_every_file_system_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        paths.append(builders.job(tmp_path / folder))
+    found = frames.load(*paths)
+    monkeypatch.setattr(figures, "drawn", lambda frames: {})  # the pictures take seconds
+    figures.write(found, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"news__{job.removeprefix('news (').removesuffix(')')}_" for job in found.runs["job"]}
+    assert len(names) == 2

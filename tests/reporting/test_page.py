@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.errors import UserError
-from scaling_fl.reporting import page, records
+from scaling_fl.reporting import facts, page, records
 from tests.reporting import builders
 
 
@@ -136,3 +136,19 @@ def test_own_test_rows_privacy_and_attackers_are_shown(tmp_path: Path) -> None:
     assert "privacy ε = 2.25 at δ = 0.001, by PLD; dp_seed is set: it protects nobody" in text
     assert "traffic 300 bytes to and from the sites" in text
     assert re.search(r"site examples attacks 0 3 – 1 5 1", text)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (1536, "1.54 kB"),
+        (1e6, "1 MB"),
+        (999e9, "999 GB"),
+        (2.5e15, "2.5e+03 TB"),
+    ],
+)
+def test_bytes_have_a_unit_that_fits(number: float, text: str) -> None:
+    assert facts._bytes(number) == text

@@ -159,6 +159,17 @@ def test_the_evaluation_before_round_1_is_reported_and_not_saved(build: Build) -
     assert (folder.rounds(), [event["event"] for event in events]) == ([], ["round"])
 
 
+def test_a_round_that_is_not_evaluated_has_no_confusion_matrix_of_an_earlier_one(build: Build) -> None:
+    coordinator, state, events, _ = build(checkpoints_dir=None)
+    for round_, confusion in ((1, {"validation": np.array([[3, 1], [0, 2]])}), (2, {}), (3, {"held_back": np.eye(2)})):
+        state.round = round_
+        state.confusion |= confusion
+        coordinator.report(RESULTS)
+    assert [event["confusion"] for event in events] == [
+        {"validation": [[3, 1], [0, 2]]}, {}, {"held_back": [[1, 0], [0, 1]]},
+    ]  # fmt: skip
+
+
 def test_each_exported_folder_has_the_model_and_the_results_of_its_round(build: Build, tmp_path: Path) -> None:
     coordinator, state, events, _ = build(keep_best="validation.loss", export="both", model="tiny")
     coordinator._plan = dataclasses.replace(coordinator._plan, folder=str(tmp_path / "work"))

@@ -6,7 +6,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import precision
-from scaling_fl.runtime.hardware import environment, find_devices, num_cores, threads_per_site
+from scaling_fl.runtime.hardware import environment, find_devices, num_cores, resolved, threads_per_site
 
 
 @pytest.fixture
@@ -82,6 +82,19 @@ def test_cores_are_counted_where_the_system_does_not_say_which_are_available(mon
     assert num_cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert num_cores() == 12
+
+
+def test_what_a_job_would_use_for_keys_that_are_not_set() -> None:
+    found = resolved(Config(site_ids=(-1, -1), threads_per_site=3))
+    assert (found["partition"], found["num_sites"], found["threads_per_site"], found["precision"]) == (
+        "iid",
+        2,
+        3,
+        "fp32",
+    )
+    assert resolved(Config(site_ids=(-1,), num_sites=9))["num_sites"] == 9
+    column = resolved(Config(site_ids=(-1, -1), partition="column", partition_column="author"))
+    assert (column["partition"], column["num_sites"]) == ("column", None), "the data have a site for each value"
 
 
 @pytest.mark.parametrize(("num_sites", "threads"), [(1, 5), (2, 2), (5, 1), (6, 1)])

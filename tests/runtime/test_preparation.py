@@ -45,7 +45,7 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
 def test_the_plan_counts_every_label_at_each_site_also_those_that_it_lacks(
     small_config: Config, tmp_path: Path
 ) -> None:
-    plan = prepare(dataclasses.replace(small_config, partition="by_label"), tmp_path / "work")
+    plan = prepare(dataclasses.replace(small_config, partition="by_label", sites_per_round=2), tmp_path / "work")
     _, labels = builders.texts_and_labels(41)
     ordered = np.sort(labels)
     expected = [[int((part == label).sum()) for label in range(3)] for part in (ordered[:21], ordered[21:])]

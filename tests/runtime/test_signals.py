@@ -67,3 +67,22 @@ def test_saving_has_ten_seconds_after_a_clusters_signal_and_all_the_time_after_c
     assert signals.grace_period() == 10
     receive(signal.SIGINT)
     assert signals.grace_period() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [
+        ([signal.SIGTERM], False), ([signal.SIGTERM, signal.SIGTERM], True), ([signal.SIGINT, signal.SIGINT], True),
+        ([signal.SIGHUP, signal.SIGTERM], True), ([signal.SIGINT], None), ([], None),
+    ],
+)  # fmt: skip
+def test_the_shutdown_has_the_rest_of_a_clusters_time_and_a_second_after_a_second_signal(
+    receive: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, numbers: list[int], at_once: bool | None
+) -> None:
+    receive(*numbers)
+    timers: list[float] = []
+    monkeypatch.setattr(signal, "setitimer", lambda kind, seconds: timers.append(seconds))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: signals._requested_at[0] + 5)
+    signals.start_shutdown_timer()
+    assert timers == ([] if at_once is None else [1.0] if at_once else [14.0 - 5])

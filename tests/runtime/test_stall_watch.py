@@ -32,6 +32,9 @@ def test_a_child_stalls_after_a_tenth_of_stall_timeout_and_is_told_once() -> Non
     one.progress_at = 61
     (event,) = watch.check(61)
     assert event == {"event": "stalled", "child": 1, "seconds": 61, "pause": 1.0}
+    for now in range(62, 100):
+        one.progress_at = now
+        assert stalled(watch, now) == [], "it has been told"
     one.progress_at = 200
     assert stalled(watch, 200) == []
     one.progress_at = other.progress_at = 210
@@ -43,8 +46,11 @@ def test_ten_times_the_longest_pause_of_any_child_is_not_yet_a_stall() -> None:
     watch.notice(PROGRESS, 0.0)
     slow.progress_at = other.progress_at = 20
     assert stalled(watch, 20) == []
-    slow.progress_at = 215
-    assert stalled(watch, 215) == [], "195 s, and steps take 20 s"
+    for now in range(40, 221, 20):
+        slow.progress_at = now
+        assert stalled(watch, now) == [], "up to 200 s, and steps take 20 s"
+    slow.progress_at = 221
+    assert stalled(watch, 221) == [1]
     watch, (slow, other) = watched()
     watch.notice(PROGRESS, 0.0)
     slow.progress_at = other.progress_at = 20

@@ -60,6 +60,21 @@ def test_memory_and_the_number_of_jobs_are_limits() -> None:
     assert one.take(cell(2)) is None
 
 
+def test_a_cell_never_needs_more_cores_than_there_are() -> None:
+    """Beside GPUs, a core for each process; else a thread each."""
+    beside_gpus = machine(gpus=(0, 1))
+    for site_ids, threads, cores in (
+        ([0], None, 1),
+        ([0, 1], 2, 4),
+        ([0] * 9, None, 4),
+        ([0, 1], 3, 4),
+        ([-1], None, 4),
+    ):
+        assert beside_gpus.cores_of(cell(1, site_ids=site_ids, threads_per_site=threads)) == cores
+    for site_ids, threads, cores in (([-1], 1, 1), ([-1] * 9, 1, 4), ([0], None, 4)):
+        assert machine().cores_of(cell(1, site_ids=site_ids, threads_per_site=threads)) == cores
+
+
 def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"0" * 1000)
     assert weights_size(str(tmp_path)) == 1000

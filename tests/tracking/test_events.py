@@ -56,6 +56,17 @@ def test_times_strictly_increase_whatever_the_clock_does(tmp_path: Path, monkeyp
     assert events.merge(reversed_lines) == log.path.read_bytes()
 
 
+def test_a_job_that_starts_over_has_no_rounds_and_one_that_resumes_those_up_to_its_checkpoint() -> None:
+    def start(after: int) -> dict[str, object]:
+        return {"event": "started", "start": {"after_round": after}}
+
+    done = [start(0), *({"event": "round", "round": number} for number in range(4))]
+    assert events.rounds_of(done) == {0, 1, 2, 3}
+    assert events.rounds_of([*done, start(2)]) == {0, 1, 2}
+    assert events.rounds_of([*done, start(0)]) == set(), "round 0 is evaluated again, too"
+    assert events.rounds_of([*done, start(0), {"event": "round", "round": 0}]) == {0}
+
+
 def test_a_run_without_an_end_has_died_at_its_last_event(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.close()

@@ -26,12 +26,14 @@ def test_a_line_of_tsv_is_a_row_whatever_its_quotes(tmp_path: Path) -> None:
         '2\t"out of balance\tb',  # as in GLUE, whose files have no quoting
         '3\t"so" he said, "yes"\tc',
         "4\tend\u2028\x85\t",
+        '5\t"\t""',
+        '6\t""""\t"',
     ]
     for name, ending in (("t.tsv", "\n"), ("t.tab", "\r\n")):
         path = write(tmp_path / name, ("\ufeff" + ending.join(lines) + ending).encode())
         assert columns(path) == {
-            "text": ['in "quotes"', '"out of balance', '"so" he said, "yes"', "end\u2028\x85"],
-            "label": ["a", "b", "c", ""],
+            "text": ['in "quotes"', '"out of balance', '"so" he said, "yes"', "end\u2028\x85", '"', '"'],
+            "label": ["a", "b", "c", "", "", '"'],
         }
 
 

@@ -28,6 +28,15 @@ def test_a_file_may_have_a_comma_or_a_star_in_its_name(tmp_path: Path) -> None:
     assert columns(path) == {"text": ["a"], "label": ["x"]}
 
 
+def test_of_the_names_in_a_list_the_longest_that_exists_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "a,b", "b,c", "c"):
+        (tmp_path / name).touch()
+    assert paths.expand("a,b,c", "train_path") == ["a,b", "c"]
+    assert paths.expand("c,b,c", "train_path") == ["c", "b,c"]
+    assert paths.expand("b, a", "train_path") == ["b", "a"]
+
+
 def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", b"text,label\na,x\n")
     (tmp_path / "a.csv.d").mkdir()

@@ -60,6 +60,7 @@ def test_a_node_is_what_its_cluster_says(environ: dict[str, str], expected: Node
         ({"CLUSTER_SPEC": "[1]"}, "CLUSTER_SPEC='[1]': not in Vertex AI's format"),
         ({"GLOO_SOCKET_IFNAME": "lo,eth77"}, "GLOO_SOCKET_IFNAME=eth77: this machine has no such network interface; choose from lo"),
         (PLAIN | {"GLOO_SOCKET_IFNAME": "lo"}, "GLOO_SOCKET_IFNAME=lo: this is the loopback interface, which doesn't lead to 10.0.0.1; name the interface between the nodes, or unset the variable"),
+        (spec() | {"NCCL_SOCKET_IFNAME": "lo0"}, "NCCL_SOCKET_IFNAME=lo0: this is the loopback interface"),  # macOS
         (spec() | {"NCCL_SOCKET_IFNAME": "lo"}, "NCCL_SOCKET_IFNAME=lo: this is the loopback interface"),
         (spec(cluster={}), "not in Vertex AI's format"),
         (spec(task={"type": "evaluator", "index": 0}), "not in Vertex AI's format"),

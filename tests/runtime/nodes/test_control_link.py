@@ -1,5 +1,6 @@
 """Failures, lost nodes and stop requests reach the other nodes over their control links."""
 
+import socket
 import threading
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes import peer as peer_module
 from scaling_fl.runtime.nodes.control_link import ControlLink
+from scaling_fl.runtime.nodes.peer import Peer
 from tests.runtime.nodes.links import run_nodes
 
 
@@ -151,6 +153,35 @@ def test_a_failure_before_a_restart_is_forgotten() -> None:
     assert run_nodes(2, act)[1].result(240) is None
 
 
+def test_a_failure_after_a_restart_ends_that_attempt() -> None:
+    """Both nodes count the restarts, so that a failure of the attempt before isn't taken for one of this."""
+    restarted, heard = threading.Event(), threading.Event()
+
+    def act(link: ControlLink) -> Any:
+        (peer,) = link.peers
+        if link.node.rank == 0:
+            link.announce_end(JobFailed("the first bug"))
+            link.restart()
+            assert restarted.wait(120)
+            link.announce_end(JobFailed("the second bug"))
+            heard.wait(10)
+            return None
+        failures = []
+        for _ in range(2):
+            deadline = time.monotonic() + 10
+            while peer.failure is None and time.monotonic() < deadline:
+                peer.receive(pytest.fail)
+            failures.append(peer.failure)
+            link.restart()
+            restarted.set()
+        heard.set()
+        return failures
+
+    first, second = run_nodes(2, act)[1].result(240)
+    assert str(first).endswith("the first bug")
+    assert str(second).endswith("the second bug")
+
+
 def test_a_value_for_the_next_attempt_is_kept_though_it_arrives_with_the_failure() -> None:
     """Node 1 restarts while node 0 is busy. Without the value, both would wait for each other for ever."""
 
@@ -183,3 +214,22 @@ def test_a_signal_on_all_nodes_counts_once(monkeypatch: pytest.MonkeyPatch) -> N
             signals._received.append(15)
             with pytest.raises(KeyboardInterrupt):
                 signals.check()
+
+
+@pytest.mark.parametrize(("sent", "lost"), [(b'["alive", true]\n' * 500, False), (b"x" * 200_000, True)])
+def test_a_message_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, sent: bytes, lost: bool) -> None:
+    """Else whoever reaches the port could fill the memory."""
+    monkeypatch.setattr(peer_module, "_MAX_MESSAGE_BYTES", 100_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = Peer(ours, "node 1 (10.0.0.7)")
+        sender = threading.Thread(target=theirs.sendall, args=(sent,))
+        sender.start()
+        deadline = time.monotonic() + 60
+        while sender.is_alive() and peer.failure is None and time.monotonic() < deadline:
+            peer.receive(pytest.fail)
+        peer.receive(pytest.fail)
+        assert isinstance(peer.failure, NodeLost) == lost
+        assert peer.blocked != lost
+        theirs.shutdown(socket.SHUT_RDWR)
+        sender.join()
