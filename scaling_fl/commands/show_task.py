@@ -1,5 +1,6 @@
 """The `show_task` command: rows, labels, token lengths, duplicates and examples of a task, without training."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import duplicates, token_store
+from scaling_fl.data import conversations, duplicates, token_store
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.subsets import stratified
 from scaling_fl.data.task_loader import load_task, reads_over_network
@@ -33,6 +34,11 @@ def show(send: Send, config: Config, width: int) -> None:
         task = load_task(config, report)
     with waiting(send):
         tokenizer = loading.load_tokenizer(config.model, task.train.texts, config.max_seq_len)
+    if task.conversations:
+        conversations.check_tokenizer(config.model, tokenizer, config.prompt_template)
+        whole = functools.partial(conversations.rendered, tokenizer, config.prompt_template)
+        train_split, test_split = (dataclasses.replace(s, texts=whole(s.texts)) for s in (task.train, task.test))
+        task = dataclasses.replace(task, train=train_split, test=test_split)
     train, test = (
         _lengths(tokenizer, split, functools.partial(report, f"tokenising {name} texts"))
         for name, split in (("training", task.train), ("test", task.test))
@@ -56,7 +62,8 @@ def describe(
     in_train, in_test = (
         np.bincount(split.labels, minlength=len(task.label_names)) for split in (task.train, task.test)
     )
-    lines += ["", f"       {'label':<{width}}  {'training rows':>18}  {'test rows':>18}"]
+    if names:
+        lines += ["", f"       {'label':<{width}}  {'training rows':>18}  {'test rows':>18}"]
     for number, name in enumerate(names[:_MAX_LABELS]):
         shares = (f"{count[number]:>10,} {count[number] / count.sum():>7.1%}" for count in (in_train, in_test))
         lines.append(f"{number:>5}  {padded(name, width)}  {'  '.join(shares)}")
@@ -65,7 +72,12 @@ def describe(
 
     lines += [
         "",
-        f"tokens of model={config.model}, special tokens included; texts longer than max_seq_len are truncated",
+        f"tokens of model={config.model}, special tokens included; "
+        + (
+            "documents are packed into blocks"
+            if task.predicts_tokens and not task.conversations
+            else "texts longer than max_seq_len are truncated"
+        ),
     ]
     lines.append(
         f"{'':<8}{'shortest':>9}{'median':>7}{'90 %':>7}{'99 %':>7}{'longest':>8}  "
@@ -91,9 +103,9 @@ def describe(
     ]
     for index in stratified(task.train.labels, _EXAMPLES, config.data_seed):
         content = [task.train.texts[index], *([] if task.train.pairs is None else [task.train.pairs[index]])]
-        name = names[task.train.labels[index]]
-        room = min(_EXAMPLE_WIDTH, max_width - num_columns(name) - 4)
-        lines.append(f"{name}: {one_line(' ‖ '.join(content), room)}")
+        name = f"{names[task.train.labels[index]]}: " if names else ""
+        room = min(_EXAMPLE_WIDTH, max_width - num_columns(name) - 2)
+        lines.append(f"{name}{one_line(' ‖ '.join(content), room)}")
     return lines
 
 

@@ -68,6 +68,11 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
     return whole, spans
 
 
+def rendered(tokenizer: Any, template: str | None, texts: Sequence[str]) -> list[str]:
+    """The whole texts of conversations, each a JSON list of messages; see `render`."""
+    return [render(tokenizer, json.loads(text), template)[0] for text in texts]
+
+
 def write(
     folder: Path,
     tokenizer: Any,

@@ -107,3 +107,27 @@ def test_rows_fit_the_terminal(width: int, start: str) -> None:
     assert all(num_columns(line) <= width for line in rows), max(rows, key=num_columns)
     assert len({num_columns(line) for line in rows[2:6]}) == 1, "the columns of the table are aligned"
     assert [line.split()[-5].removeprefix("農") for line in lines[3:6]] == ["farming", "fishing", "banking"]
+
+
+def test_documents_have_no_table_of_labels(tmp_path: Path) -> None:
+    lines = describe(Task(TRAIN, TEST, (), predicts_tokens=True), task_name="lm")
+    assert not any("label" in line for line in lines[:6])
+    assert "tokens of model=distilbert, special tokens included; documents are packed into blocks" in lines
+    assert "a b" in lines[lines.index("training examples") + 1 :]
+
+
+def test_conversations_are_shown_as_the_model_reads_them(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "river", "response": "stone"}\n' * 3)
+    paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    model = str(builders.pretrained(tmp_path / "llama", "llama"))
+    keys = {
+        "task_name": "instructions",
+        "model": model,
+        "prompt_template": "Q {prompt} A {response}",
+        "max_seq_len": 32,
+    } | paths
+    send = MagicMock()
+    show_task.show(send, Config.from_mapping(keys), 100)
+    lines = [call.args[0]["text"] for call in send.call_args_list if call.args[0]["event"] == "said"]
+    assert "Q river A stone[SEP]" in lines
