@@ -51,6 +51,9 @@ def of_tables(config: Config, train: tables.Table | None, test: tables.Table | N
             f"partition={chosen}: it divides rows by label, and no column of labels is named; set label_column, or "
             "partition=iid, sizes or column"
         )
+    for key, value in (("keep_best", config.keep_best), ("attack", config.attack)):
+        if value is not None and value.endswith(("macro_f1", "label_flip")):
+            raise UserError(f"{key}={value}: a language model has no classes; choose another, or leave it out")
     first = test if train is None else train
     assert first is not None
     names = {} if config.label_column is None else tables.class_numbers(set(first.labels(config.label_column)))

@@ -67,6 +67,11 @@ def test_the_test_documents_load_alone(tmp_path: Path) -> None:
         ({"test_path": None}, "test_path: task_name=lm needs it; .*or test_fraction=0.2"),
         ({"dataset": "x"}, "train_path='.*': task_name=lm doesn't use it; it takes dataset, "),
         ({"text_pair_column": "topic"}, "text_pair_column='topic': task_name=lm doesn't use it"),
+        ({"keep_best": "validation.macro_f1"}, "keep_best=validation.macro_f1: a language model has no classes"),
+        (
+            {"attack": "label_flip", "attackers": 1, "num_sites": 3},
+            "attack=label_flip: a language model has no classes",
+        ),
         ({"train_path": "no.txt"}, "train_path='no.txt': there is no such file"),
         ({"train_path": "EMPTY"}, "EMPTY.*: the file has no text; name another"),
         ({"train_path": "TEXT", "label_column": "topic"}, "text files have no columns, but label_column name some"),
