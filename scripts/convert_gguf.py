@@ -6,6 +6,7 @@
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -21,9 +22,7 @@ def main() -> int:
         parser.error(f"{file}: there is no such file; name a GGUF file")
     if folder.exists():
         parser.error(f"{folder}: it exists; name a new folder")
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("gguf") is None:
         parser.error("the package gguf is needed: ./run-local.sh --no-docker -m pip install gguf")
 
     import torch
