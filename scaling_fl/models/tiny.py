@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 
 VOCABULARY_SIZE = 4000
+_SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -15,10 +16,7 @@ def tiny_config(vocab_size: int, labels: dict[str, Any]) -> Any:
     """Return the configuration: two layers of width 128, 1 M parameters."""
     return transformers.BertConfig(
         vocab_size=vocab_size,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
+        **_SIZES,
         **labels,
     )
 
@@ -27,10 +25,7 @@ def tiny_decoder(vocab_size: int) -> Any:
     """Return the configuration of a language model: two layers of width 128, 1 M parameters."""
     return transformers.LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
+        **_SIZES,
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )

@@ -15,8 +15,10 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import algorithms, rounds, server
 from tests import builders, environment
+from tests.federated.peers import given
+from tests.federated.peers.given import KEYS
 from tests.federated.test_own_models import with_tests
-from tests.federated.training import SHARDS, WHOLE_SHARD, by_name
+from tests.federated.training import SHARDS, by_name
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
@@ -30,7 +32,6 @@ REQUIREMENTS = (
     "transformers==5.23.0",
     "wandb",
 )
-KEYS = WHOLE_SHARD | {"num_sites": 3, "num_rounds": 4, "num_local_epochs": 3, "optimiser": "sgd", "learning_rate": 0.02}
 METHODS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "FedProx": {"proximal_mu": 8.0},
@@ -44,14 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """FL4Health's results, by METHOD/PARAMETER and METHOD/SITE/PARAMETER."""
     folder = tmp_path_factory.mktemp("fl4health")
-    module = builders.bert(dropout=0.0)
-    module.save_pretrained(folder / "model")
-    store = builders.resident(folder, Config.from_mapping(KEYS), module).train
-    given: dict[str, Any] = {}
-    for site, shard in enumerate(SHARDS):
-        batch = store.batch(shard)
-        given |= {f"ids-{site}": batch.input_ids, f"mask-{site}": batch.attention_mask, f"labels-{site}": batch.labels}
-    np.savez(folder / "given.npz", **given)
+    given.write(folder)
     base = tmp_path_factory.getbasetemp().parent
     programs = environment.install(base, "fl4health", *REQUIREMENTS, alone="fl4health==0.4.2")
     environment.run(programs, Path(__file__).with_name("fl4health_rounds.py"), folder)

@@ -15,7 +15,9 @@ from scaling_fl.config.schema import Config
 from scaling_fl.federated import rounds, server
 from scaling_fl.federated.privacy.accountant import Accountant
 from tests import builders, environment
-from tests.federated.training import SHARDS, WHOLE_SHARD, by_name
+from tests.federated.peers import given
+from tests.federated.peers.given import KEYS
+from tests.federated.training import SHARDS, by_name
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
@@ -25,7 +27,6 @@ REQUIREMENTS = (
     "pfl[pytorch]==0.6.0",
     "transformers==5.23.0",
 )
-KEYS = WHOLE_SHARD | {"num_sites": 3, "num_rounds": 4, "num_local_epochs": 3, "optimiser": "sgd", "learning_rate": 0.02}
 METHODS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "FedAvgM": {"server_momentum": 0.5},
@@ -41,14 +42,7 @@ MECHANISMS = [(0.2, 1.5, 50, 1e-3), (0.01, 0.8, 1000, 1e-5), (0.5, 4.0, 100, 1e-
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """pfl-research's results, by METHOD/PARAMETER, and its bounds of ε."""
     folder = tmp_path_factory.mktemp("pfl")
-    module = builders.bert(dropout=0.0)
-    module.save_pretrained(folder / "model")
-    store = builders.resident(folder, Config.from_mapping(KEYS), module).train
-    given: dict[str, Any] = {"mechanisms": MECHANISMS}
-    for site, shard in enumerate(SHARDS):
-        batch = store.batch(shard)
-        given |= {f"ids-{site}": batch.input_ids, f"mask-{site}": batch.attention_mask, f"labels-{site}": batch.labels}
-    np.savez(folder / "given.npz", **given)
+    given.write(folder, mechanisms=MECHANISMS)
     programs = environment.install(tmp_path_factory.getbasetemp().parent, "pfl", *REQUIREMENTS)
     environment.run(programs, Path(__file__).with_name("pfl_rounds.py"), folder)
     return np.load(folder / "found.npz")
