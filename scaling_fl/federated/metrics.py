@@ -40,9 +40,7 @@ class BatchMetrics:
     loss_sum: float
     num_correct: int
     count: int  # of predictions
-    confusion: npt.NDArray[
-        np.int64
-    ]  # (C, C): rows are true labels, columns predictions; (0, 0) if tokens are predicted
+    confusion: npt.NDArray[np.int64]  # (C, C): rows are true labels, columns predictions; (0, 0) with tokens
 
 
 def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:

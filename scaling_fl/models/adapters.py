@@ -28,8 +28,8 @@ _BASE = ".base_layer."  # in the names of the layers that have adapters
 def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     """Put adapters beside the layers of `module` that `lora_targets` selects. Only they and the head can be trained then.
 
-    The head of a classifier is what lies outside the base model, and the layers of `new_parameters`: random weights that stay as they are
-    would be of no use. Raises `UserError` if nothing is selected.
+    The head of a classifier is what lies outside the base model, and the layers of `new_parameters`: random weights that
+    stay as they are would be of no use. Raises `UserError` if nothing is selected.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
