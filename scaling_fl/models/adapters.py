@@ -6,7 +6,8 @@ model starts as the pre-trained one.
 
 import copy
 import re
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
+from scaling_fl.config.sections.adapters import ADDING
 from scaling_fl.errors import UserError
 from scaling_fl.models.aliases import hub_id
 from scaling_fl.models.loading import predicts_tokens
 
-MATRIX_A, MATRIX_B = ".lora_A.", ".lora_B."  # in the names of tensors
-_NAME = "default"  # peft's name of a model's only adapter
-_INFIX = f".{_NAME}."  # in the names of A and B
+_NAME = "default"  # peft's name of the adapters that are trained
+_DELTA = "delta"  # … and of those that hold what aggregation adds to the base
+MATRIX_A, MATRIX_B = f".lora_A.{_NAME}.", f".lora_B.{_NAME}."  # in the names of tensors
 _BASE = ".base_layer."  # in the names of the layers that have adapters
 
 
@@ -66,6 +68,59 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
             parameter.requires_grad_(True)
         if config.lora_aggregation == "freeze_a" and MATRIX_A in name:
             parameter.requires_grad_(False)
+    if config.lora_aggregation in ADDING:
+        _add_delta(module, config)
+
+
+@torch.no_grad()
+def _add_delta(module: Any, config: Config) -> None:
+    """Give each adapted layer a frozen second adapter, of scale 1: the delta that aggregation adds to its base weights.
+
+    The delta is 0: its B is. With the rank of the weights themselves, its A is the identity, or the other way round: then
+    the other matrix is the delta as it is, and nothing is cut off.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = dict(_layers(module))
+    if others := [name for name, layer in layers.items() if not layer.lora_A]:
+        raise UserError(
+            f"lora_aggregation={config.lora_aggregation} lora_targets={config.lora_targets}: {others[0]} isn't a linear layer; "
+            "select linear layers, or set lora_aggregation=separate"
+        )
+    ranks = {
+        name: min(layer.in_features, layer.out_features, config.lora_delta_rank or layer.in_features)
+        for name, layer in layers.items()
+    }
+    pattern = {re.escape(name): rank for name, rank in ranks.items()}
+    lora = LoraConfig(target_modules=list(layers), rank_pattern=pattern, alpha_pattern=pattern)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there are two kinds of adapters now
+        inject_adapter_in_model(lora, module, _DELTA)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad and not is_delta(name)}
+    for layer in layers.values():
+        layer.set_adapter([_NAME, _DELTA])
+        a, b = layer.lora_A[_DELTA].weight, layer.lora_B[_DELTA].weight
+        for matrix in (a, b):
+            torch.nn.init.zeros_(matrix)
+        if len(a) == min(layer.in_features, layer.out_features):
+            torch.nn.init.eye_(a if len(a) == layer.in_features else b)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+
+def delta_names(name: str) -> tuple[str, str]:
+    """The names of A and B of the delta of the layer whose adapter has the A `name`."""
+    a = name.replace(f".{_NAME}.", f".{_DELTA}.")
+    return a, a.replace(".lora_A.", ".lora_B.")
+
+
+def is_delta(name: str) -> bool:
+    """Whether it is a tensor that holds what aggregation adds to the base."""
+    return _is_adapter(name) and f".{_DELTA}." in name
+
+
+def scale(config: Config) -> float:
+    """B A counts as often."""
+    return 2.0 if config.lora_alpha is None else config.lora_alpha / config.lora_rank
 
 
 def names(module: Any) -> set[str]:
@@ -81,30 +136,52 @@ def has(module: Any) -> bool:
 @torch.no_grad()
 def merged(module: Any) -> dict[str, torch.Tensor]:
     """The state of the model without adapters that computes the same, by tensor name: W + (alpha / rank) B A."""
-    from peft.tuners.lora import LoraLayer
-
     state = {plain_name(name): tensor for name, tensor in module.state_dict().items() if not _is_adapter(name)}
-    for name, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME)
+    for name, layer in _layers(module):
+        for adapter in layer.active_adapters:
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter)
     return state
 
 
 def save(module: Any, folder: Path) -> None:
-    """Write adapters and head as peft does, for `PeftModel.from_pretrained(base, folder)`."""
+    """Write adapters and head as peft does, for `PeftModel.from_pretrained(base, folder)`.
+
+    Where aggregation adds to the base, the adapters hold that as well: their rank is the sum of both.
+    """
     head = {name for name, parameter in module.named_parameters() if parameter.requires_grad} - names(module)
     lora = copy.copy(module.peft_config[_NAME])
     lora.inference_mode = True
     lora.modules_to_save = sorted({name.rpartition(".")[0] for name in head})
     if not isinstance(lora.target_modules, str):
         lora.target_modules = sorted(lora.target_modules)  # it is a set
-    lora.save_pretrained(folder)
     state = module.state_dict()
-    tensors = {
-        f"base_model.model.{name.replace(_INFIX, '.')}": state[name].cpu().contiguous()
-        for name in sorted(head | names(module))
+    tensors = {name: state[name] for name in head | names(module) if not is_delta(name)}
+    if _DELTA in module.peft_config:
+        tensors |= dict(_with_delta(module, state))
+        ranks = {name: len(tensors[f"{name}{MATRIX_A}weight"]) for name, _ in _layers(module)}
+        lora.rank_pattern = lora.alpha_pattern = {re.escape(name): rank for name, rank in ranks.items()}
+    lora.save_pretrained(folder)
+    saved = {
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.cpu().contiguous()
+        for name, tensor in sorted(tensors.items())
     }
-    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(saved, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _with_delta(module: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each layer's A and B, as of one adapter with scale 1: with D = B' A', s B A + D = (s B, B') (A; A')."""
+    for name, layer in _layers(module):
+        a, b = f"{name}{MATRIX_A}weight", f"{name}{MATRIX_B}weight"
+        delta_a, delta_b = delta_names(a)
+        yield a, torch.cat([state[a], state[delta_a]])
+        yield b, torch.cat([layer.scaling[_NAME] * state[b], state[delta_b]], dim=1)
+
+
+def _layers(module: Any) -> Iterator[tuple[str, Any]]:
+    """The layers that have adapters, with their names."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
 def plain_name(name: str) -> str:

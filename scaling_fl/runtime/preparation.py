@@ -30,7 +30,7 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
-from scaling_fl.models import base, export, fingerprints, loading, probe, selection
+from scaling_fl.models import adapters, base, export, fingerprints, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime import token_files
@@ -155,7 +155,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 threads=threads,
                 devices=devices,
                 architecture=type(loaded.module).__name__,
-                num_parameters=sum(entry.shape.numel() for entry in layout.entries)
+                num_parameters=sum(e.shape.numel() for e in layout.entries if not adapters.is_delta(e.name))
                 + sum(array.size for array in base.arrays(loaded.module).values()),
                 num_trained=sum(entry.shape.numel() for entry in layout.entries if entry.start < layout.trained),
                 new_parameters=tuple(loaded.new_parameters),

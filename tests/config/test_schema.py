@@ -77,7 +77,7 @@ _INF, _HUGE = float("inf"), 10**400  # an int that is no float
 # By the keys that have them: values just within the limits that the help says, and values just beyond.
 _LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "num_rounds checkpoint_every num_sites sites_per_round labels_per_site min_examples_per_site num_local_epochs "
-    "num_local_steps batch_size gradient_accumulation_steps eval_every val_batch_size lora_rank faulty_sites krum_sites "
+    "num_local_steps batch_size gradient_accumulation_steps eval_every val_batch_size lora_rank lora_delta_rank faulty_sites krum_sites "
     "attackers secure_threshold max_train_examples max_test_examples": ([1, 10**9], [0, -1, 1.5, True]),
     "keep_checkpoints max_restarts fine_tune_steps site": ([0, 10**9], [-1, 0.5]),
     "max_seq_len": ([4, 10**6], [3]),

@@ -11,7 +11,7 @@ import torch
 
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import cohort
-from scaling_fl.federated.aggregation import lora_error, mean, private, qffl, robust, secure
+from scaling_fl.federated.aggregation import lora_error, lora_product, mean, private, qffl, robust, secure
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 
@@ -48,9 +48,8 @@ class Nothing:
 
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
     """The configured aggregation, for a round."""
-    return lora_error.watch(
-        _configured(worker_sites, collectives, state, round_), worker_sites, collectives, state, round_
-    )
+    given = worker_sites, collectives, state, round_
+    return lora_error.watch(lora_product.begin(_configured(*given), *given), *given)
 
 
 def _configured(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
