@@ -29,6 +29,8 @@ def check(config: "Config") -> None:
         )
     if config.export != "last" and not config.has_global_model:
         raise UserError(f"export={config.export}: {config.no_global_model} has no global model; leave out export")
+    if str(config.keep_best).endswith("choice_accuracy") and config.choices_column is None:
+        raise UserError(f"keep_best={config.keep_best}: there are no choices; set choices_column as well")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(
             f"keep_best={config.keep_best!r}: no training rows are held back; set validation_fraction=0.1 as well"

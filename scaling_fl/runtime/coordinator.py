@@ -69,6 +69,8 @@ class Coordinator:
                     "folder": self._plan.folder,
                 }
             )  # fmt: skip
+        if self._state.generations:
+            self._send({"event": "generations", "round": round_, "rows": self._state.generations})
         if config.checkpoint_due(round_):
             self._save()
 

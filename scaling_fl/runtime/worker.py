@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
-from scaling_fl.data import token_store
+from scaling_fl.data import choices, token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import algorithms, cohort, rounds, server
@@ -88,6 +89,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         held_back=np.load(folder / "held_back.npy"),
         new_parameters=plan.new_parameters,
         store=store,
+        choices=choices.read(folder / "choices", plan.pad_token_id),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "model") if config.generate_examples else None,
     )
     tests = None
     if config.site_test is not None:

@@ -21,7 +21,6 @@ from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.adapters import OF_PRODUCTS
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import cohort
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 from scaling_fl.models import adapters
@@ -148,7 +147,7 @@ def begin(inner: Any, worker_sites: WorkerSites, collectives: Collectives, state
     if config.lora_aggregation not in OF_PRODUCTS or not config.aggregates:
         return inner
     centralised = config.baseline == "centralised"  # its one site has the whole cohort's examples
-    weights = {0: 1.0} if centralised else cohort.sample(config, worker_sites.shards.sizes, round_)
+    weights = {0: 1.0} if centralised else worker_sites.cohort(round_)
     return OfProducts(inner, config, worker_sites.resident.model.layout, collectives, state, weights, round_)
 
 
