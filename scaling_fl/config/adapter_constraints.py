@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _KEYS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_ranks", "lora_aggregation", "lora_delta_rank",
+    "modules_to_save", "merge",
 )  # fmt: skip
 ALL_BUT_A = (
     r"^(?!.*\.lora_A\.)"  # the trained parameters that `share_a` leaves at the sites, as `personal` selects them
@@ -51,6 +52,16 @@ def check(config: "Config") -> None:
             raise UserError(
                 f"{name}={getattr(config, name)}: belongs to trainable=lora; set it as well, or leave out {name}"
             )
+    if config.base_precision != "fp32" and config.trainable == "all":
+        raise UserError(
+            f"base_precision={config.base_precision}: every parameter is trained, so there is no frozen base; set trainable=lora "
+            "or another part, or leave out base_precision"
+        )
+    if config.base_precision == "bf16" and config.precision not in ("auto", "bf16"):
+        raise UserError(
+            f"base_precision=bf16 precision={config.precision}: products of bf16 matrices are computed in bf16; leave out "
+            "precision"
+        )
     how = config.lora_aggregation
     for name in _CONFLICTS.get(how, ()):
         _refuse(config, name, how)

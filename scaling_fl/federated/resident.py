@@ -22,6 +22,8 @@ def precision(config: Config, device: torch.device) -> str:
     """Resolve `precision` for a device: "fp32", "bf16" or "fp16"."""
     if config.precision != "auto":
         return config.precision
+    if config.base_precision == "bf16":
+        return "bf16"
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 

@@ -20,6 +20,7 @@ from scaling_fl.config.sections.adapters import ADDING
 from scaling_fl.errors import UserError
 from scaling_fl.models.aliases import hub_id
 from scaling_fl.models.loading import predicts_tokens
+from scaling_fl.models.selection import select
 
 _NAME = "default"  # peft's name of the adapters that are trained
 _DELTA = "delta"  # … and of those that hold what aggregation adds to the base
@@ -31,12 +32,12 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     """Put adapters beside the layers of `module` that `lora_targets` selects. Only they and the head can be trained then.
 
     The head of a classifier is what lies outside the base model, and the layers of `new_parameters`: random weights that
-    stay as they are would be of no use. Raises `UserError` if nothing is selected.
+    stay as they are would be of no use. `modules_to_save` adds layers to it. Raises `UserError` if nothing is selected.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     language_model = predicts_tokens(module)
-    head = [] if language_model else _head(module, new_parameters)
+    head = sorted({*([] if language_model else _head(module, new_parameters)), *_saved(module, config)})
     targets = config.lora_targets
     if targets != "all-linear":
         try:
@@ -63,9 +64,10 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
             f"lora_targets={config.lora_targets}: selects no layers that can have adapters; the model's linear layers are "
             f"{', '.join(layers)}"
         ) from error
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[0] in head:
+    for layer in head:  # by the layer: tied weights have one name of several
+        for parameter in module.get_submodule(layer).parameters(recurse=False):
             parameter.requires_grad_(True)
+    for name, parameter in module.named_parameters():
         if config.lora_aggregation == "freeze_a" and MATRIX_A in name:
             parameter.requires_grad_(False)
     if config.lora_aggregation in ADDING:
@@ -136,7 +138,7 @@ def has(module: Any) -> bool:
 @torch.no_grad()
 def merged(module: Any) -> dict[str, torch.Tensor]:
     """The state of the model without adapters that computes the same, by tensor name: W + (alpha / rank) B A."""
-    state = {plain_name(name): tensor for name, tensor in module.state_dict().items() if not _is_adapter(name)}
+    state = {plain_name(name): tensor.float() for name, tensor in module.state_dict().items() if not _is_adapter(name)}
     for name, layer in _layers(module):
         for adapter in layer.active_adapters:
             state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter)
@@ -187,6 +189,15 @@ def _layers(module: Any) -> Iterator[tuple[str, Any]]:
 def plain_name(name: str) -> str:
     """The name of a tensor of the model without adapters."""
     return name.replace(_BASE, ".")
+
+
+def _saved(module: Any, config: Config) -> set[str]:
+    """The names of the layers that `modules_to_save` selects. Raises `UserError` if there are none."""
+    if config.modules_to_save is None:
+        return set()
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    chosen = select("modules_to_save", config.modules_to_save, names, module.base_model_prefix)
+    return {name.rpartition(".")[0] for name in chosen}
 
 
 def _head(module: Any, new_parameters: Collection[str]) -> list[str]:

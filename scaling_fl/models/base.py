@@ -46,9 +46,21 @@ def arrays(module: Any) -> dict[str, npt.NDArray[np.generic]]:
     return {name: parameters[name].detach().cpu().numpy() for name in sorted(getattr(module, "base_names", ()))}
 
 
-def write(folder: Path, module: Any) -> None:
-    """Write the base of `module` to the work folder, for `attach`."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays(module).items()}
+def convert(module: Any, config: Config) -> None:
+    """Give the base of `module` the precision `base_precision`: of matrices, since vectors take no memory to speak of."""
+    if config.base_precision == "bf16":
+        for name in getattr(module, "base_names", ()):
+            parameter = module.get_parameter(name)
+            parameter.data = _stored(parameter.data, config)
+
+
+def _stored(tensor: torch.Tensor, config: Config) -> torch.Tensor:
+    return tensor.bfloat16() if config.base_precision == "bf16" and tensor.ndim >= 2 else tensor
+
+
+def write(folder: Path, module: Any, config: Config) -> None:
+    """Write the base of `module` to the work folder in the precision `base_precision`, for `attach`."""
+    tensors = {name: _stored(torch.from_numpy(array), config) for name, array in arrays(module).items()}
     safetensors.torch.save_file(tensors, folder / _FILE)
 
 

@@ -131,7 +131,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
-        base.write(work, loaded.module)
+        base.write(work, loaded.module, config)
         if config.report and not task.predicts_tokens:
             predictions_file.write_texts(work, task.test)
         token_types = "token_type_ids" in input_names
@@ -161,6 +161,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 new_parameters=tuple(loaded.new_parameters),
                 label_names=task.classes,
                 unit="conversations" if task.conversations else "blocks" if task.predicts_tokens else "examples",
+                base_dtype=loaded.dtype,
                 vocab_size=getattr(loaded.module.config, "vocab_size", 0),
                 shard_sizes=tuple(map(len, rows.shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
@@ -203,7 +204,8 @@ def _try_model(
     paired = train.pairs is not None
     padding, texts = probe.prepare_padding(config.model, loaded, train.texts, paired, config.max_seq_len, notes)
     chosen = precision(config, torch.device(device))
-    for attempt in dict.fromkeys((chosen, "fp32") if config.precision == "auto" else (chosen,)):
+    fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
+    for attempt in dict.fromkeys((chosen, *fallback)):
         try:
             probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
         except Exception as error:  # architectures raise anything

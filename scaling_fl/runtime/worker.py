@@ -32,8 +32,9 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
-    module = loading.rebuild_model(folder / "model").to(device)
+    module = loading.rebuild_model(folder / "model")
     base.attach(folder, module, plan.config, plan.new_parameters)
+    module = module.to(device)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(

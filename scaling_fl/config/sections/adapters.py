@@ -6,6 +6,7 @@ from scaling_fl.config.key import ABOVE_0, at_least, key, one_of
 
 ADDING = ("exact", "stack")  # to the base
 LORA_AGGREGATIONS = ("separate", "freeze_a", "alternate", "share_a", *ADDING, "svd")
+BASE_PRECISIONS = ("fp32", "bf16")
 OF_PRODUCTS = (*ADDING, "svd")  # those that start from the mean of B A
 
 
@@ -24,6 +25,22 @@ class AdapterKeys:
         "all-linear",
         "layers with adapters: all-linear (all but the classification head), or a regular expression that matches part of "
         "their names, such as query|value",
+    )
+    modules_to_save: str | None = key(
+        None,
+        "layers that are trained whole beside the adapters, and the head of a classifier: a regular expression that matches part "
+        "of their names, such as lm_head|embed_tokens",
+    )
+    base_precision: str = key(
+        "fp32",
+        "for a `trainable` part: how the frozen matrices are stored: fp32, or bf16, in half the memory",
+        **one_of(BASE_PRECISIONS),
+    )
+    merge: bool = key(
+        True,
+        "for `trainable=lora`: True: the exported model has the adapters merged into its weights; False: the folder `model` holds "
+        "the adapters alone, in `adapter`, without the weights of the base",
+        may_change=True,
     )
     lora_ranks: tuple[int, ...] | None = key(
         None,
