@@ -19,7 +19,7 @@ _TRAINING = (
 )  # fmt: skip
 # Likewise, but named only if they are set.
 _IF_SET = (
-    "trainable", "modules_to_save", "base_precision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_ranks", "lora_aggregation", "lora_delta_rank", "upload", "topk_share",
+    "final_learning_rate", "trainable", "modules_to_save", "base_precision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_ranks", "lora_aggregation", "lora_delta_rank", "upload", "topk_share",
     "download", "fairness_q", "aggregation", "faulty_sites", "krum_sites", "attack", "attackers", "attack_strength", "personal", "ditto_lambda", "dp_clip", "dp_noise_multiplier", "dp_epsilon", "dp_delta",
     "dp_clip_quantile", "sampling",
 )  # fmt: skip

@@ -57,6 +57,11 @@ def check(config: "Config") -> None:
             f"base_precision={config.base_precision}: every parameter is trained, so there is no frozen base; set trainable=lora "
             "or another part, or leave out base_precision"
         )
+    if config.base_precision == "nf4" and config.trainable != "lora":
+        raise UserError(
+            f"base_precision=nf4 trainable={config.trainable}: four bits hold the layers that have adapters; set trainable=lora, "
+            "or base_precision=bf16"
+        )
     if config.base_precision == "bf16" and config.precision not in ("auto", "bf16"):
         raise UserError(
             f"base_precision=bf16 precision={config.precision}: products of bf16 matrices are computed in bf16; leave out "

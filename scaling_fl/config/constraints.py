@@ -16,6 +16,15 @@ def check(config: "Config") -> None:
     _check_sites(config)
     method_constraints.check(config)
     adapter_constraints.check(config)
+    if config.final_learning_rate > 0 and config.lr_schedule == "constant":
+        raise UserError(
+            f"final_learning_rate={config.final_learning_rate:g}: lr_schedule=constant keeps the rate; set lr_schedule=cosine or "
+            "linear as well"
+        )
+    if config.final_learning_rate > config.learning_rate:
+        raise UserError(
+            f"final_learning_rate={config.final_learning_rate:g}: above learning_rate={config.learning_rate:g}; lower it"
+        )
     if config.warmup >= max(1, config.num_rounds):
         raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:

@@ -18,6 +18,7 @@ from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.adapters import ADDING
 from scaling_fl.errors import UserError
+from scaling_fl.models import four_bit
 from scaling_fl.models.aliases import hub_id
 from scaling_fl.models.loading import predicts_tokens
 from scaling_fl.models.selection import select
@@ -138,7 +139,13 @@ def has(module: Any) -> bool:
 @torch.no_grad()
 def merged(module: Any) -> dict[str, torch.Tensor]:
     """The state of the model without adapters that computes the same, by tensor name: W + (alpha / rank) B A."""
-    state = {plain_name(name): tensor.float() for name, tensor in module.state_dict().items() if not _is_adapter(name)}
+    packed = four_bit.weights(module)
+    state = {
+        plain_name(name): tensor.float()
+        for name, tensor in module.state_dict().items()
+        if not _is_adapter(name) and not name.startswith(tuple(packed))
+    }
+    state |= {plain_name(name): matrix for name, matrix in packed.items()}
     for name, layer in _layers(module):
         for adapter in layer.active_adapters:
             state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter)

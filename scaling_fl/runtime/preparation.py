@@ -30,7 +30,7 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
-from scaling_fl.models import adapters, base, export, fingerprints, loading, probe, selection
+from scaling_fl.models import adapters, base, export, fingerprints, four_bit, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime import token_files
@@ -75,6 +75,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
         check_compiler(devices[0])
+    if config.base_precision == "nf4":
+        four_bit.check(torch.device(devices[0]))
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
     resume.check_finite(f"model={config.model}", _initial_state(config, loaded.module))
     with waiting(send):

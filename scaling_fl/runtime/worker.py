@@ -32,14 +32,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
-    module = loading.rebuild_model(folder / "model")
-    base.attach(folder, module, plan.config, plan.new_parameters)
-    module = module.to(device)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(
         plan.config, num_sites=num_sites, precision=precision, dp_noise_multiplier=plan.noise_multiplier
     )
+    module = loading.rebuild_model(folder / "model")
+    base.attach(folder, module, config, plan.new_parameters)
+    module = module.to(device)
 
     def on_wait(waiting: bool) -> None:
         send.progress()

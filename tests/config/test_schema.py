@@ -95,7 +95,10 @@ _LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "dp_epsilon": ([1e-9, 50], [0, 50.01]),
     "size_skew learning_rate max_grad_norm lora_alpha server_learning_rate server_tau dp_clip dp_noise_multiplier "
     "dp_clip_rate dp_count_noise attack_strength": ([1e-300, 1, 1e300], [0, -1, _INF, _HUGE]),
-    "warmup weight_decay fairness_q proximal_mu feddyn_alpha ditto_lambda": ([0, 1e300], [-1e-300, _INF, _HUGE]),
+    "final_learning_rate warmup weight_decay fairness_q proximal_mu feddyn_alpha ditto_lambda": (
+        [0, 1e300],
+        [-1e-300, _INF, _HUGE],
+    ),
 }
 
 

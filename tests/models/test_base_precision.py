@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers
 from scaling_fl import host
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.models import adapters, base, loading
+from scaling_fl.models import adapters, base, four_bit, loading
 from scaling_fl.models.flat_parameters import Layout
 from tests import builders
 from tests.checkpoint.test_resume import train
@@ -146,3 +147,72 @@ def test_a_model_beyond_the_memory_is_refused_with_what_it_needs(
         UserError, match=r"its 0\.00 B parameters take 0\.0 GiB in float32, and 0\.0 GiB of memory are free"
     ):
         loading.load_model(model, (), [], 16, 1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_four_bits_compute_what_their_values_do(tmp_path: Path, kind: str) -> None:
+    """Forward and backward, against the same model whose matrices were rounded to four bits."""
+    config = dataclasses.replace(LORA, base_precision="nf4")
+    modules = [(builders.decoder() if kind == "llama" else builders.bert(dropout=0.0)) for _ in range(3)]
+    plain, four, whole = modules
+    base.freeze(plain, config)
+    base.write(tmp_path, plain, config)
+    base.attach(tmp_path, four, config)
+    with torch.no_grad():
+        for name in adapters.names(plain):
+            values = torch.randn(plain.get_parameter(name).shape, generator=torch.Generator().manual_seed(len(name)))
+            plain.get_parameter(name).copy_(values / 5)
+            four.get_parameter(name).copy_(values / 5)
+        for name, parameter in plain.named_parameters():
+            if parameter.requires_grad and ".lora_" not in name:
+                four.get_parameter(name).copy_(parameter)
+    base.convert(plain, config)
+    ids = torch.arange(4, 24).view(2, 10)
+    expected, found = (module.eval()(input_ids=ids).logits for module in (plain, four))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    for name in adapters.names(plain):
+        torch.testing.assert_close(four.get_parameter(name).grad, plain.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+    assert (whole.eval()(input_ids=ids).logits - expected).abs().max() > 1e-3
+    merged = adapters.merged(four)
+    assert merged.keys() == whole.state_dict().keys()
+    whole.load_state_dict(merged)
+    torch.testing.assert_close(whole(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert Layout(four).entries == Layout(plain).entries
+    stored = safetensors.torch.load_file(tmp_path / "base.safetensors")
+    packed = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.uint8}
+    assert packed.keys() == four_bit.names(plain)
+    assert all(2 * tensor.numel() == plain.get_parameter(name).numel() for name, tensor in packed.items())
+
+
+def test_a_job_trains_beside_a_base_in_four_bits(small_config: Config, tmp_path: Path, command: Any) -> None:
+    """Its export has the values that it trained with, and `evaluate` computes the same metrics."""
+    config = dataclasses.replace(
+        config_of(small_config, tmp_path), trainable="lora", lora_rank=2, base_precision="nf4", learning_rate=0.02
+    )
+    seen = train(config, tmp_path / "work")
+    assert seen[2]["validation.loss"] < seen[0]["validation.loss"]
+    done = command(
+        "evaluate",
+        "with",
+        f"checkpoint={config.checkpoints_dir}/round-000002.safetensors",
+        f"test_path={config.test_path}",
+    )
+    assert f"loss              {seen[2]['validation.loss']:.4f} per token" in done.stdout, done.stdout + done.stderr
+
+
+def test_four_bits_need_their_package_and_a_device_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    four_bit.check(torch.device("cpu"))
+    monkeypatch.setattr(four_bit, "unpack", lambda packed, scales, shape: torch.zeros(shape))
+    with pytest.raises(
+        UserError, match=r"bitsandbytes doesn't work on cpu \(AssertionError: values are wrong by 1.00\)"
+    ):
+        four_bit.check(torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"base_precision=nf4: it needs the package bitsandbytes: \./run-local.sh -m pip"):
+        four_bit.check(torch.device("cpu"))
+    with pytest.raises(
+        UserError, match="base_precision=nf4 trainable=head: four bits hold the layers that have adapters"
+    ):
+        Config.from_mapping({"base_precision": "nf4", "trainable": "head"})

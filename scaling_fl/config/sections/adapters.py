@@ -6,7 +6,7 @@ from scaling_fl.config.key import ABOVE_0, at_least, key, one_of
 
 ADDING = ("exact", "stack")  # to the base
 LORA_AGGREGATIONS = ("separate", "freeze_a", "alternate", "share_a", *ADDING, "svd")
-BASE_PRECISIONS = ("fp32", "bf16")
+BASE_PRECISIONS = ("fp32", "bf16", "nf4")
 OF_PRODUCTS = (*ADDING, "svd")  # those that start from the mean of B A
 
 
@@ -33,7 +33,8 @@ class AdapterKeys:
     )
     base_precision: str = key(
         "fp32",
-        "for a `trainable` part: how the frozen matrices are stored: fp32, or bf16, in half the memory",
+        "for a `trainable` part: how the frozen matrices are stored: fp32; bf16, in half the memory; or, beside adapters, nf4 "
+        "(four bits, as QLoRA; the package bitsandbytes)",
         **one_of(BASE_PRECISIONS),
     )
     merge: bool = key(
