@@ -210,7 +210,9 @@ def test_four_bits_need_their_package_and_a_device_that_has_them(monkeypatch: py
     ):
         four_bit.check(torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"base_precision=nf4: it needs the package bitsandbytes: \./run-local.sh -m pip"):
+    with pytest.raises(
+        UserError, match=r"base_precision=nf4: it needs the package bitsandbytes: \./run-local.sh -m pip"
+    ):
         four_bit.check(torch.device("cpu"))
     with pytest.raises(
         UserError, match="base_precision=nf4 trainable=head: four bits hold the layers that have adapters"
