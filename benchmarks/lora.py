@@ -73,11 +73,11 @@ def timed(run: Callable[[], list[float]]) -> dict[str, Any]:
 def memory_rows(
     folder: Path, model: Path, keys: dict[str, Any], counts: list[int]
 ) -> list[tuple[str, str, str, str, str]]:
-    grown = lora_peers.bare(model, folder, 3, 1)["grown"]
+    grown = lora_peers.bare(model, folder, 1, 1)["grown"]
     found: dict[str, list[float]] = {"scaling_fl": [], "bare peft processes": []}
     for processes in counts:
-        found["scaling_fl"].append(peak(lambda n=processes: ours(folder, keys, n, 4)))
-        found["bare peft processes"].append(peak(lambda n=processes: lora_peers.bare(model, folder, 4, n)["ends"]))
+        found["scaling_fl"].append(peak(lambda n=processes: ours(folder, keys, n, 2)))
+        found["bare peft processes"].append(peak(lambda n=processes: lora_peers.bare(model, folder, 2, n)["ends"]))
         print(f"  {processes} processes: {[f'{values[-1] / 1e6:,.0f} MB' for values in found.values()]}", flush=True)
     further = {name: (values[-1] - values[0]) / (counts[-1] - counts[0]) for name, values in found.items()}
     mine, theirs = further.values()
