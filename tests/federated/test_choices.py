@@ -70,7 +70,7 @@ def exported(config: Config) -> tuple[Any, Any]:
     )
 
 
-@pytest.mark.parametrize("more", [{}, {"trainable": "lora", "lora_rank": 2}])
+@pytest.mark.parametrize("more", [{}, pytest.param({"trainable": "lora", "lora_rank": 2}, marks=pytest.mark.thorough)])
 def test_the_most_probable_choice_is_that_of_the_exported_model(
     config: Config, tmp_path: Path, more: dict[str, Any]
 ) -> None:

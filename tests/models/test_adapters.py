@@ -193,7 +193,12 @@ def test_its_keys_need_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"lora_aggregation": "exact"}, {"lora_aggregation": "stack", "lora_delta_rank": 3}]
+    "more",
+    [
+        {},
+        pytest.param({"lora_aggregation": "exact"}, marks=pytest.mark.thorough),
+        {"lora_aggregation": "stack", "lora_delta_rank": 3},
+    ],
 )
 def test_a_job_exports_an_adapter_and_a_merged_model_that_agree(
     small_config: Config, tmp_path: Path, more: dict[str, Any]
