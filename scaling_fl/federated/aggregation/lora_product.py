@@ -53,12 +53,18 @@ class OfProducts:
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """See `Aggregation`."""
-        params = self.state.params
-        views = self.layout.views(params - delta[: len(params)].to(params.device))
+        trained = slice(self.layout.trained)
+        server, deltas = (
+            self.layout.views(self.state.params[trained].to(delta.device)),
+            self.layout.views(delta[trained]),
+        )
+
+        def own(name: str) -> npt.NDArray[np.float32]:
+            found: npt.NDArray[np.float32] = (server[name] - deltas[name]).cpu().numpy()
+            return found
+
         self.sites[site] = {
-            name: (_array(views[name.replace(MATRIX_A, MATRIX_B)]), _array(a))
-            for name, a in views.items()
-            if MATRIX_A in name
+            name: (own(name.replace(MATRIX_A, MATRIX_B)), own(name)) for name in server if MATRIX_A in name
         }
         self.inner.add(site, delta)
 
@@ -149,8 +155,3 @@ def begin(inner: Any, worker_sites: WorkerSites, collectives: Collectives, state
     centralised = config.baseline == "centralised"  # its one site has the whole cohort's examples
     weights = {0: 1.0} if centralised else worker_sites.cohort(round_)
     return OfProducts(inner, config, worker_sites.resident.model.layout, collectives, state, weights, round_)
-
-
-def _array(matrix: torch.Tensor) -> npt.NDArray[np.float32]:
-    copied: npt.NDArray[np.float32] = matrix.cpu().numpy().copy()
-    return copied
