@@ -92,6 +92,22 @@ def test_several_jobs_are_compared_by_the_keys_in_which_they_differ(tmp_path: Pa
     assert html.count('<details class="job"') == 2
 
 
+@pytest.mark.parametrize(("cohorts", "shown"), [((3, 6), []), ((2, 4), ["sites_per_round"]), ((2, 6), ["sites_per_round"])])
+def test_the_table_of_jobs_has_the_size_of_cohorts_unless_all_sites_take_part(
+    tmp_path: Path, cohorts: tuple[int, int], shown: list[str]
+) -> None:
+    jobs = [
+        {"num_sites": sites, "resolved": {"num_sites": sites, "sites_per_round": number}}
+        for sites, number in zip((3, 6), cohorts, strict=True)
+    ]
+    table = page._table(builders.sweep(tmp_path, *jobs))
+    assert table.columns == ["job", "status", "num_sites", *shown, "round", "test accuracy", "time"]
+    assert [row[2 : 3 + len(shown)] for row in table.rows] == [
+        [str(number) for number in ((sites, cohort) if shown else (sites,))]
+        for sites, cohort in zip((3, 6), cohorts, strict=True)
+    ]
+
+
 def test_many_jobs_are_only_compared(tmp_path: Path) -> None:
     html = rendered(*(builders.job(tmp_path, f"j{number}", seed=number) for number in range(13)))
     assert '<details class="job"' not in html
