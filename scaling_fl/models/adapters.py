@@ -50,17 +50,20 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
         exclude_modules=head or None, base_model_name_or_path=hub_id(config.model),
         task_type="CAUSAL_LM" if language_model else "SEQ_CLS",
     )  # fmt: skip
+    linear = {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
+    layers = f"the model's linear layers are {', '.join(sorted(linear))}"
     torch.manual_seed(seeding.torch_seed(config.seed, "lora"))
     try:
         inject_adapter_in_model(lora, module, _NAME)
     except ValueError as error:  # no layer has such a name, or one is of a kind that can't be adapted
-        layers = sorted(
-            {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
         raise UserError(
-            f"lora_targets={config.lora_targets}: selects no layers that can have adapters; the model's linear layers are "
-            f"{', '.join(layers)}"
+            f"lora_targets={config.lora_targets}: selects no layers that can have adapters; {layers}"
         ) from error
+    # Their matrices have other names, and the output layer may share their table.
+    if tables := sorted({name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}):
+        raise UserError(
+            f"lora_targets={config.lora_targets}: selects {tables[0]}, a table of embeddings; {layers}"
+        )
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[0] in head:
             parameter.requires_grad_(True)
@@ -76,6 +79,13 @@ def names(module: Any) -> set[str]:
 def has(module: Any) -> bool:
     """Whether the module has adapters."""
     return getattr(module, "peft_config", None) is not None
+
+
+def on_output(module: Any) -> bool:
+    """Whether the layer that predicts tokens has adapters: merged, it is no longer the table of the input's embeddings."""
+    from peft.tuners.lora import LoraLayer
+
+    return predicts_tokens(module) and isinstance(module.get_output_embeddings(), LoraLayer)
 
 
 @torch.no_grad()

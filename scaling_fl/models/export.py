@@ -1,6 +1,7 @@
 """The trained model as a Hugging Face folder, and the check before training that this folder can be written and read."""
 
 import contextlib
+import copy
 import heapq
 import json
 import os
@@ -82,7 +83,10 @@ def write_folder(module: Any, prepared: Path, target: Path) -> None:
     shutil.copytree(prepared, target, dirs_exist_ok=True)
     if adapters.has(module):
         adapters.save(module, target / "adapter")
-        plain = build(type(module), module.config)
+        config = copy.deepcopy(module.config)
+        if adapters.on_output(module):
+            config.tie_word_embeddings = False
+        plain = build(type(module), config)
         plain.load_state_dict(adapters.merged(module), assign=True)
         plain.tie_weights()
         module = plain
