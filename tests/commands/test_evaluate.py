@@ -140,6 +140,12 @@ def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, 
     assert (
         "note: the model's labels have no names; they are taken to be class 0, class 1, class 2, in this order" in lines
     )
+    for number, names in ((2, (0, 2)), (4, (0, 1, 2, 3))):
+        other = tmp_path / f"{number}.csv"
+        other.write_text("topic,body\n" + "".join(f"class {name},a\n" for name in names))
+        message = f"its 3 labels have no names, and the test rows have {number} labels; name them in id2label"
+        with pytest.raises(UserError, match=message):
+            lines_of(dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), test_path=str(other)))
 
 
 @pytest.mark.parametrize(
