@@ -60,10 +60,10 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
             f"lora_targets={config.lora_targets}: selects no layers that can have adapters; {layers}"
         ) from error
     # Their matrices have other names, and the output layer may share their table.
-    if tables := sorted({name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}):
-        raise UserError(
-            f"lora_targets={config.lora_targets}: selects {tables[0]}, a table of embeddings; {layers}"
-        )
+    if tables := sorted(
+        {name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}
+    ):
+        raise UserError(f"lora_targets={config.lora_targets}: selects {tables[0]}, a table of embeddings; {layers}")
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[0] in head:
             parameter.requires_grad_(True)

@@ -92,7 +92,9 @@ def test_several_jobs_are_compared_by_the_keys_in_which_they_differ(tmp_path: Pa
     assert html.count('<details class="job"') == 2
 
 
-@pytest.mark.parametrize(("cohorts", "shown"), [((3, 6), []), ((2, 4), ["sites_per_round"]), ((2, 6), ["sites_per_round"])])
+@pytest.mark.parametrize(
+    ("cohorts", "shown"), [((3, 6), []), ((2, 4), ["sites_per_round"]), ((2, 6), ["sites_per_round"])]
+)
 def test_the_table_of_jobs_has_the_size_of_cohorts_unless_all_sites_take_part(
     tmp_path: Path, cohorts: tuple[int, int], shown: list[str]
 ) -> None:

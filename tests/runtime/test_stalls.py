@@ -92,9 +92,7 @@ def print_now_and_then(send: Any) -> None:
 
 
 def test_output_is_progress() -> None:
-    launcher.run_children(
-        f"{__name__}:print_now_and_then", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0
-    )
+    launcher.run_children(f"{__name__}:print_now_and_then", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0)
 
 
 def wait_for_something_external(send: Any) -> None:
