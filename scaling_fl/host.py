@@ -47,6 +47,18 @@ def exclusive_lock(path: Path, waiting: str, report: Report) -> Iterator[None]:
         lock.release()
 
 
+def free_memory() -> float:
+    """Return the free memory in bytes, by the system and by the limit of the container; infinity if neither says it."""
+    free = float("inf")
+    with contextlib.suppress(OSError):  # not Linux
+        values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = float(values["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        group = Path("/sys/fs/cgroup")
+        free = min(free, float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+    return free
+
+
 def did_you_mean(path: str, known: Sequence[str] = ()) -> str:
     """What to add to the message that there is no `path`: the most similar name in its folder or in `known`, if any."""
     folder, name = os.path.split(path.rstrip("/"))

@@ -36,13 +36,18 @@ def publish(
     module: Any,
     prepared: Path,
     card: str,
+    merge: bool,
+    dtype: str,
     on_progress: OnProgress = no_progress,
 ) -> str:
-    """Write the folder `name` of `module`, its model `card`, and the tokenizer in `prepared`; return its full name."""
+    """Write the folder `name` of `module`, its model `card`, and the tokenizer in `prepared`; return its full name.
+
+    `merge` and `dtype`: of adapters, see `write_folder`.
+    """
     with tempfile.TemporaryDirectory() as staging:
         from scaling_fl.models import export  # imports torch, and the launcher, which imports this module, needs none
 
-        export.write_folder(module, prepared, Path(staging))
+        export.write_folder(module, prepared, Path(staging), merge, dtype)
         (Path(staging) / "README.md").write_text(card)
         files = {path.name: path.stat().st_size for path in Path(staging).iterdir() if path.is_file()}
         (Path(staging) / COMPLETE).write_text(json.dumps({"round": round_, "files": files}))

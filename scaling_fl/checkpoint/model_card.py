@@ -19,7 +19,7 @@ _TRAINING = (
 )  # fmt: skip
 # Likewise, but named only if they are set.
 _IF_SET = (
-    "trainable", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_aggregation", "upload", "topk_share",
+    "final_learning_rate", "trainable", "modules_to_save", "base_precision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_ranks", "lora_aggregation", "lora_delta_rank", "upload", "topk_share",
     "download", "fairness_q", "aggregation", "faulty_sites", "krum_sites", "attack", "attackers", "attack_strength", "personal", "ditto_lambda", "dp_clip", "dp_noise_multiplier", "dp_epsilon", "dp_delta",
     "dp_clip_quantile", "sampling",
 )  # fmt: skip
@@ -29,6 +29,11 @@ _LANGUAGE_MODEL = (
     "```python\nfrom transformers import pipeline\n\n"
     'generate = pipeline("text-generation", "FOLDER")\n'
     'generate("The beginning of a text", max_new_tokens=50)\n```',
+)
+_ADAPTERS = (
+    "```python\nfrom peft import PeftModel\nfrom transformers import {auto_class}\n\n"
+    'base = {auto_class}.from_pretrained("{base}"{labels})\n'
+    'model = PeftModel.from_pretrained(base, "FOLDER/adapter")\n```'
 )
 
 
@@ -65,6 +70,16 @@ def model_card(
     if measured:
         training_sections += [f"## Results after round {round_}", _table(("metric", "value"), measured)]
     head = [f"---\n{data.to_yaml()}\n---", f"# {config.job_name}"]
+    if config.trainable == "lora" and not config.merge:
+        auto_class = "AutoModelForSequenceClassification" if label_names else "AutoModelForCausalLM"
+        labels = f", num_labels={len(label_names)}" if label_names else ""
+        usage = _ADAPTERS.format(auto_class=auto_class, base=hub_id(config.model), labels=labels)
+        return (
+            "\n\n".join(
+                [*head, "LoRA adapters, trained by federated learning with scaling_fl.", usage, *training_sections]
+            )
+            + "\n"
+        )
     if not label_names:
         return "\n\n".join([*head, *_LANGUAGE_MODEL, *training_sections]) + "\n"
     sections = [

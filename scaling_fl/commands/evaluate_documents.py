@@ -8,12 +8,18 @@ import numpy as np
 
 from scaling_fl.commands import trained_model
 from scaling_fl.commands.trained_model import TrainedModel
+from scaling_fl.data import choices as data
 from scaling_fl.data import conversations, packing, token_store
 from scaling_fl.data.examples import Task
 from scaling_fl.errors import UserError
-from scaling_fl.federated import metrics
+from scaling_fl.federated import choices, metrics
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.progress import Report
+
+_CHOICES = (
+    ("right choices", "validation.choice_accuracy", "choices, by log-probability"),
+    ("… per token", "validation.choice_accuracy_per_token", "choices, by its mean over tokens"),
+)
 
 
 def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
@@ -32,9 +38,9 @@ def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
         tokenising = functools.partial(report, "tokenising")
         if task.conversations:
             conversations.check_tokenizer(config.model, tokenizer, config.prompt_template)
-            conversations.write(
-                folder / "test", tokenizer, split.texts, config.max_seq_len, config.prompt_template, tokenising
-            )
+            how = config.max_seq_len, config.prompt_template
+            conversations.write(folder / "test", tokenizer, split.texts, *how, tokenising)
+            data.write(folder / "choices", tokenizer, split, *how)
         else:
             token_store.write(
                 folder / "documents", tokenizer, split.texts, split.labels, None, end_token=tokenizer.eos_token_id,
@@ -47,7 +53,10 @@ def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
         resident = trained_model.resident(trained, store)
         batches = evaluate(resident, resident.model.flat.clone(), 0, 1)
         num_bytes = int(store.num_bytes.sum())
-    results = metrics.validation(batches) | metrics.by_bytes(batches, num_bytes)
+        results = metrics.validation(batches) | metrics.by_bytes(batches, num_bytes)
+        if (given := data.read(folder / "choices", tokenizer.pad_token_id)) is not None:
+            part = choices.scored(resident, resident.model.flat.clone(), 0, 1, given)
+            results |= choices.accuracies([part], given)
     loss, tokens = results["validation.loss"], results["validation.tokens"]
     what = "conversations" if task.conversations else "documents, in blocks"
     bits = results.get("validation.bits_per_byte", 0.0)
@@ -60,4 +69,9 @@ def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
         f"perplexity        {results['validation.perplexity']:.4f}",
         *(by_bytes if num_bytes else ()),
         f"right tokens      {results['validation.accuracy']:.4f}",
+        *(
+            f"{title:18}{results[name]:.4f} of the responses chosen among each row's {how}"
+            for title, name, how in _CHOICES
+            if name in results
+        ),
     ]

@@ -42,6 +42,7 @@ def export(send: Send, typed: Config) -> None:
         if config.site is not None:
             name += f"-site-{config.site}"
         path = final_model.publish(
-            checkpoint.store, name, checkpoint.round, loaded.module, Path(prepared), card, send.progress
-        )
+            checkpoint.store, name, checkpoint.round, loaded.module, Path(prepared), card, config.merge, loaded.dtype,
+            send.progress,
+        )  # fmt: skip
     send({"event": "said", "text": f"{'model':<12} {path}"})

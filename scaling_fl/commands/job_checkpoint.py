@@ -91,6 +91,7 @@ class JobCheckpoint:
                 f"{self.title}: it belongs to another model than model={config.model} ({error}); set model=… to the one "
                 "the job started with"
             ) from error
+        base.convert(loaded.module, config)
         if config.site is not None:
             self._fill_with_own_model(config, model)
         return loaded

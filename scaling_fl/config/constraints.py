@@ -16,6 +16,15 @@ def check(config: "Config") -> None:
     _check_sites(config)
     method_constraints.check(config)
     adapter_constraints.check(config)
+    if config.final_learning_rate > 0 and config.lr_schedule == "constant":
+        raise UserError(
+            f"final_learning_rate={config.final_learning_rate:g}: lr_schedule=constant keeps the rate; set lr_schedule=cosine or "
+            "linear as well"
+        )
+    if config.final_learning_rate > config.learning_rate:
+        raise UserError(
+            f"final_learning_rate={config.final_learning_rate:g}: above learning_rate={config.learning_rate:g}; lower it"
+        )
     if config.warmup >= max(1, config.num_rounds):
         raise UserError(f"warmup={config.warmup:g}: expected less than num_rounds={config.num_rounds}; lower warmup")
     if config.max_restarts and config.checkpoints_dir is None:
@@ -29,6 +38,8 @@ def check(config: "Config") -> None:
         )
     if config.export != "last" and not config.has_global_model:
         raise UserError(f"export={config.export}: {config.no_global_model} has no global model; leave out export")
+    if str(config.keep_best).endswith("choice_accuracy") and config.choices_column is None:
+        raise UserError(f"keep_best={config.keep_best}: there are no choices; set choices_column as well")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(
             f"keep_best={config.keep_best!r}: no training rows are held back; set validation_fraction=0.1 as well"

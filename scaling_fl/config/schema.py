@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scaling_fl.config import constraints
+from scaling_fl.config import adapter_constraints, constraints
 from scaling_fl.config.key_names import meant
 from scaling_fl.config.parsing import parse
 from scaling_fl.config.sections.adapters import AdapterKeys
@@ -54,6 +54,7 @@ class Config(
             raise UserError(" Also ".join(unknown))
         hints = typing.get_type_hints(cls)
         config = cls(**{name: parse(fields[name], hints[name], value) for name, value in values.items()})
+        config = adapter_constraints.resolved(config)
         constraints.check(config)
         return config
 

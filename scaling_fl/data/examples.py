@@ -19,6 +19,7 @@ class Split:
     pairs: list[str] | None = None  # N second texts, for tasks on pairs
     notes: tuple[str, ...] = ()  # for the user, on how they were read
     sites: list[str] | None = None  # the site of each of the N, from `partition_column`
+    choices: list[list[str]] | None = None  # what each of the N could be, itself among them
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -26,13 +27,14 @@ class Split:
     def take(self, indices: npt.NDArray[np.int64]) -> "Split":
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         sites = None if self.sites is None else [self.sites[i] for i in indices]
-        return Split([self.texts[i] for i in indices], self.labels[indices], pairs, sites=sites)
+        choices = None if self.choices is None else [self.choices[i] for i in indices]
+        return Split([self.texts[i] for i in indices], self.labels[indices], pairs, sites=sites, choices=choices)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over texts, pairs and labels: independent of where the content was read from."""
+        """SHA-256 over texts, pairs, labels and choices: independent of where the content was read from."""
         digest = hashlib.sha256(f"{len(self)} ".encode() + self.labels.astype("<i8").tobytes())
-        for text in itertools.chain(self.texts, self.pairs or ()):
+        for text in itertools.chain(self.texts, self.pairs or (), *(self.choices or ())):
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.hexdigest()

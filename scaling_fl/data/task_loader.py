@@ -25,6 +25,7 @@ KEYS = (
     "response_column",
     "messages_column",
     "prompt_template",
+    "choices_column",
     "dataset",
     "dataset_config",
     "train_split",
@@ -63,6 +64,15 @@ def load_task(config: Config, report: Report = unreported) -> Task:
             f"{kept}{source}: every row has the label {whole.label_names[counts.argmax()]!r}; there is nothing to "
             f"classify; {remedy}"
         )
+    for key, value in (
+        ("weighting", config.weighting == "tokens"),
+        ("generate_examples", config.generate_examples > 0),
+    ):
+        if value and not whole.predicts_tokens:
+            raise UserError(
+                f"{key}={getattr(config, key)}: task_name={config.task_name} classifies texts, and predicts no tokens; leave out "
+                f"{key}, or choose task_name=lm or instructions"
+            )
     notes += [
         f"no training example has the label {whole.label_names[label]!r}; test examples that have it: {number:,}"
         for label, number in enumerate(np.bincount(test.labels, minlength=len(counts)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scaling_fl import host
 from scaling_fl.errors import UserError
 
 
@@ -34,7 +35,7 @@ class SharedMemory:
         Raises `UserError` if the machine has too little free memory.
         """
         size = rows * columns * 4
-        available = _available()
+        available = host.free_memory()
         if size > available:  # rather than leave it to the out-of-memory killer
             raise UserError(
                 f"shared memory: {available / 2**30:.2f} GiB of memory are free, {size / 2**30:.2f} GiB are needed; "
@@ -46,16 +47,6 @@ class SharedMemory:
     def close(self) -> None:
         """Close the file in this process; mapped views stay valid."""
         os.close(self.descriptor)
-
-
-def _available() -> float:
-    """Return the available memory in bytes; infinity if the system doesn't report it."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return float(lines["MemAvailable"].split()[0]) * 1024
-    except OSError:  # not Linux
-        return float("inf")
 
 
 def nccl_shared_memory_shortage(message: str, place: str = "/dev/shm") -> str:

@@ -45,10 +45,11 @@ def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> 
     return config.baseline == "centralised" or size(config, num_sites) <= num_workers
 
 
-def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float]:
+def sample(config: Config, sizes: Sequence[int], round_: int, tokens: Sequence[int] | None = None) -> dict[int, float]:
     """Sample the cohort of a round; return each site's aggregation weight, in ascending order of sites.
 
-    A function of (seed, round). `sizes` are the sites' numbers of examples; the weights sum to 1. Uniform sampling is
+    A function of (seed, round). `sizes` are the sites' numbers of examples, `tokens` those of `weighting=tokens`; the
+    weights sum to 1. Uniform sampling is
     without replacement, with weights n_k / n (McMahan et al. 2017), or as `weighting` says. Sampling by examples is with
     replacement and weighs every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all
     sites. As many draws as there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
@@ -66,7 +67,7 @@ def sample(config: Config, sizes: Sequence[int], round_: int) -> dict[int, float
         chosen = _uniformly(config, len(sizes), count, rng)
     if config.dp_clip is not None:  # the fixed denominator of DP-FedAvg
         return dict.fromkeys(chosen, 1 / (probability(config, len(sizes)) * len(sizes)))
-    weights = {site: _weight(config, sizes[site]) for site in chosen}
+    weights = {site: _weight(config, (tokens or sizes)[site]) for site in chosen}
     total = sum(weights.values())
     return {site: weight / total for site, weight in weights.items()}
 

@@ -12,6 +12,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.federated.privacy import masks
+from scaling_fl.models.adapters import is_delta
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.models.selection import personal_positions
 
@@ -59,21 +60,23 @@ def num_bytes(kind: str, count: int, topk_share: float = 1.0) -> int:
     return 4 * count
 
 
-def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1) -> tuple[int, int]:
+def traffic(config: Config, layout: Layout, extra: int, num_sites: int = 1, absent: int = 0) -> tuple[int, int]:
     """The bytes that a site receives, and those that it sends, in a round in which it takes part. Personal parameters stay.
 
     `extra`: values that a method sends beside the parameters, as float32. Float buffers are sent as float32, too. Frozen
-    parameters never change, so they don't travel. `num_sites` take part, which secure aggregation depends on.
+    parameters never change, so they don't travel, but for what aggregation adds to the base: the server sends it.
+    `num_sites` take part, which secure aggregation depends on. `absent`: trained values that the site hasn't.
     """
     if config.baseline is not None:
         return 0, 0
-    trained = num_travelling(config, layout)
+    trained = num_travelling(config, layout) - absent
     others = extra + sum(
         math.prod(entry.shape)
         for entry in layout.entries
         if entry.start >= layout.trained and entry.name not in layout.fixed
     )
-    down = num_bytes(config.download, trained) + 4 * others
+    added = sum(math.prod(entry.shape) for entry in layout.entries if is_delta(entry.name))
+    down = num_bytes(config.download, trained) + 4 * (others + added)
     up = num_bytes(config.upload, trained, config.topk_share) + 4 * others
     if config.secure_aggregation:
         more_down, more_up = masks.num_bytes(num_sites, trained + others)

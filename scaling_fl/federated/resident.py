@@ -1,8 +1,9 @@
 """The resident model of a worker: one model, device and set of token stores for all its sites."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
+from scaling_fl.data.choices import Choices
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.models.flat_parameters import FlatModel
 
@@ -20,6 +22,8 @@ def precision(config: Config, device: torch.device) -> str:
     """Resolve `precision` for a device: "fp32", "bf16" or "fp16"."""
     if config.precision != "auto":
         return config.precision
+    if config.base_precision == "bf16":
+        return "bf16"
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
@@ -46,6 +50,8 @@ class Resident:
     )  # indices into `train` that are in no shard
     new_parameters: tuple[str, ...] = ()  # names of those that the pre-trained weights lack
     store: SiteStateStore | None = None  # only if sites keep state between rounds
+    choices: Choices | None = None  # of the test set
+    tokenizer: Any = None  # only for `generate_examples`
 
     def __post_init__(self) -> None:
         if self.config.gradient_checkpointing:
@@ -71,12 +77,38 @@ class Resident:
             inputs["attention_mask"] = batch.attention_mask
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
-        dtype = AUTOCAST[precision(self.config, self.device)]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with self.autocast(), self._only_at(batch.positions):
             logits: torch.Tensor = self.model.module(**inputs).logits
         if batch.positions is not None:
-            logits = logits.flatten(0, 1)[batch.positions]
+            logits = logits.flatten(0, 1)
+            if len(logits) != len(batch.positions):
+                logits = logits[batch.positions]
         return logits.float()
+
+    @contextlib.contextmanager
+    def _only_at(self, positions: torch.Tensor | None) -> Iterator[None]:
+        """Give the output layer only the hidden states at `positions` (P,): it has as many weights as many other layers.
+
+        A compiled model computes all.
+        """
+        if positions is None or self.config.compile:
+            yield
+            return
+
+        def select(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, *others = inputs
+            return hidden.flatten(0, 1)[positions][None], *others
+
+        hook = self.model.module.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def autocast(self) -> torch.autocast:
+        """The context of the configured precision."""
+        dtype = AUTOCAST[precision(self.config, self.device)]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def to_device(self, batch: token_store.Batch) -> token_store.Batch:
         """Copy the batch to the device; to a GPU from pinned memory, so that the CPU doesn't wait."""

@@ -1,9 +1,11 @@
 """The evaluation of a round: the global model, or the sites' own models, on all sets of examples."""
 
+from typing import Any
+
 import numpy as np
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import metrics, predictions, site_evaluation
+from scaling_fl.federated import choices, generation, metrics, predictions, site_evaluation
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.resident import Examples
 from scaling_fl.federated.server_state import ServerState
@@ -24,7 +26,38 @@ def evaluate_round(worker_sites: WorkerSites, collectives: Collectives, state: S
             results |= _of_global_model(worker_sites, collectives, state, name, examples)
         else:
             results |= _of_own_models(worker_sites, collectives, state, name, examples)
-    return results | _on_own_rows(worker_sites, collectives, state)
+    results |= _on_choices(worker_sites, collectives, state) | _on_own_rows(worker_sites, collectives, state)
+    if resident.config.generate_examples and state.round == resident.config.num_rounds:
+        state.generations = _generated(worker_sites, collectives, state)
+    return results
+
+
+def _on_choices(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:
+    """Accuracy on multiple-choice questions: of the global model, or the mean over the sites' own."""
+    resident, given = worker_sites.resident, worker_sites.resident.choices
+    if given is None:
+        return {}
+    if resident.config.has_global_model or state.round == 0:
+        part = choices.scored(resident, state.params, collectives.rank, collectives.num_workers, given)
+        return choices.accuracies(collectives.all_gather(part), given)
+    by_site = [
+        (site.number, choices.accuracies([choices.scored(resident, site.own_params(state.params), 0, 1, given)], given))
+        for site in worker_sites.everyone()
+    ]
+    sites = sorted(site for of_worker in collectives.all_gather(by_site) for site in of_worker)
+    names = sites[0][1]
+    return {name: float(np.mean([found[name] for _, found in sites])) for name in names}
+
+
+def _generated(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> list[dict[str, Any]]:
+    """What the global model writes; nothing without one."""
+    resident = worker_sites.resident
+    if not resident.config.has_global_model:
+        return []
+    rows = np.arange(min(resident.config.generate_examples, len(resident.test)))
+    part = generation.generate(resident, state.params, rows[collectives.rank :: collectives.num_workers])
+    found: list[dict[str, Any]] = [row for of_worker in collectives.all_gather(part) for row in of_worker]
+    return sorted(found, key=lambda row: int(row["row"]))
 
 
 def _on_own_rows(worker_sites: WorkerSites, collectives: Collectives, state: ServerState) -> dict[str, float]:

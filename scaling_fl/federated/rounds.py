@@ -1,6 +1,7 @@
 """Federated averaging: the loop over the rounds."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.federated import aggregation, local_work, metrics
+from scaling_fl.federated.algorithms import lora_ranks
 from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.gradient_norms import gradient_norms
 from scaling_fl.federated.lr_schedule import learning_rate
@@ -86,18 +88,24 @@ def _training_results(
     of_tokens = worker_sites.resident.train.predicted is not None
     return metrics.training(sites, each=len(sizes) <= metrics.MAX_SITES_WITH_METRICS) | {
         "learning_rate": learning_rate(config, round_, 1.0),
-        **_traffic(worker_sites, len(sites)),
+        **_traffic(worker_sites, [site.site for site in sites]),
         "seconds.idle": max(busy) - sum(busy) / len(busy),  # mean wait for the slowest worker
         "examples_per_second": num_examples / seconds,
         **({"train.tokens": predictions, "tokens_per_second": predictions / seconds} if of_tokens else {}),
     }
 
 
-def _traffic(worker_sites: WorkerSites, num_sites: int) -> dict[str, float]:
+def _traffic(worker_sites: WorkerSites, sites: list[int]) -> dict[str, float]:
     """The bytes that a network would carry to and from all sites of a round."""
-    model = worker_sites.resident.model
-    down, up = traffic(worker_sites.resident.config, model.layout, len(model.extra), num_sites)
-    return {"bytes.down": num_sites * down, "bytes.up": num_sites * up} if down + up else {}
+    config, model = worker_sites.resident.config, worker_sites.resident.model
+    down = up = 0
+    for rank, number in Counter(lora_ranks.of_site(config, site) for site in sites).items():
+        absent = (
+            0 if config.lora_ranks is None or config.secure_aggregation else len(lora_ranks.beyond(model.layout, rank))
+        )
+        of_each = traffic(config, model.layout, len(model.extra), len(sites), absent)
+        down, up = down + number * of_each[0], up + number * of_each[1]
+    return {"bytes.down": down, "bytes.up": up} if down + up else {}
 
 
 def _report(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, on_round_end: OnRoundEnd) -> None:

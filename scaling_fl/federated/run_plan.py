@@ -35,6 +35,7 @@ class Plan:
     pad_to: int = 1  # tokens that batches have at least
     num_held_back: int = 0  # training examples that no site trains on
     vocab_size: int = 0
+    base_dtype: str = "float32"  # of the pre-trained weights
     unit: str = "examples"  # what is counted: texts, conversations, or blocks of documents
     num_trained: int = 0  # parameters; fewer than all with `trainable`
     noise_multiplier: float | None = None  # of differential privacy, as given or solved for

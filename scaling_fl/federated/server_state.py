@@ -32,6 +32,7 @@ class ServerState:
     # Of the last evaluation, by set; without a global model the sum over the sites' own.
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     predictions: Predictions | None = None  # for the test set, by the global model of the last round
+    generations: list[dict[str, Any]] = field(default_factory=list)  # of the last round's: see generation.py
     # Held during the server step and the report of a round: only its holder sees the parameters of one whole round.
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -64,10 +64,21 @@ class WorkerSites:
     num_workers: int
     tests: SiteTests | None = None
 
+    @cached_property
+    def tokens(self) -> list[int] | None:
+        """What a language model predicts of each site's examples, if sites are weighted by it."""
+        if self.resident.config.weighting != "tokens":
+            return None
+        of_rows = self.resident.train.num_predictions
+        return [int(of_rows[self.shards[site]].sum()) for site in range(len(self.shards.sizes))]
+
+    def cohort(self, round_: int) -> dict[int, float]:
+        """The sites of a round and their weights; see `cohort.sample`."""
+        return cohort.sample(self.resident.config, self.shards.sizes, round_, self.tokens)
+
     def participants(self, round_: int) -> Iterator[Site]:
         """Yield this worker's share of the round's cohort. Every worker computes the same assignment."""
-        config, sizes = self.resident.config, self.shards.sizes
-        chosen = cohort.sample(config, sizes, round_)
+        config, chosen = self.resident.config, self.cohort(round_)
         if config.baseline == "centralised":  # one site with the whole cohort's examples
             if self.rank == 0:
                 yield Site(0, np.sort(np.concatenate([self.shards[site] for site in chosen])), self.resident)

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from scaling_fl.config.schema import Config
-from scaling_fl.models import adapters
+from scaling_fl.models import adapters, four_bit
 from scaling_fl.models.selection import select
 
 _FILE = "base.safetensors"
@@ -46,16 +46,38 @@ def arrays(module: Any) -> dict[str, npt.NDArray[np.generic]]:
     return {name: parameters[name].detach().cpu().numpy() for name in sorted(getattr(module, "base_names", ()))}
 
 
-def write(folder: Path, module: Any) -> None:
-    """Write the base of `module` to the work folder, for `attach`."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays(module).items()}
+def convert(module: Any, config: Config) -> None:
+    """Give the base of `module` the values that `base_precision` can hold."""
+    quantised = four_bit.names(module) if config.base_precision == "nf4" else set[str]()
+    for name in getattr(module, "base_names", ()):
+        parameter = module.get_parameter(name)
+        parameter.data = four_bit.rounded(parameter.data) if name in quantised else _stored(parameter.data, config)
+
+
+def _stored(tensor: torch.Tensor, config: Config) -> torch.Tensor:
+    """Vectors stay in float32: they take no memory to speak of."""
+    return tensor.bfloat16() if config.base_precision == "bf16" and tensor.ndim >= 2 else tensor
+
+
+def write(folder: Path, module: Any, config: Config) -> None:
+    """Write the base of `module` to the work folder in the precision `base_precision`, for `attach`."""
+    quantised = four_bit.names(module) if config.base_precision == "nf4" else set[str]()
+    tensors = dict[str, torch.Tensor]()
+    for name, array in arrays(module).items():
+        tensor = torch.from_numpy(array)
+        tensors |= four_bit.tensors(name, tensor) if name in quantised else {name: _stored(tensor, config)}
     safetensors.torch.save_file(tensors, folder / _FILE)
 
 
 def attach(folder: Path, module: Any, config: Config, new_parameters: Collection[str] = ()) -> None:
     """Freeze the base of `module`, which `rebuild_model` built, and give it the values that `write` wrote."""
     freeze(module, config, new_parameters)
-    if config.trainable != "all":
-        parameters = dict(module.named_parameters())
-        for name, tensor in safetensors.torch.load_file(folder / _FILE).items():
+    if config.trainable == "all":
+        return
+    stored = safetensors.torch.load_file(folder / _FILE)
+    if config.base_precision == "nf4":
+        four_bit.attach(module, stored)
+    parameters = dict(module.named_parameters())
+    for name, tensor in stored.items():
+        if name in parameters and parameters[name].dtype != torch.uint8:
             parameters[name].data = tensor.to(parameters[name].device)

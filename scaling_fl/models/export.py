@@ -75,21 +75,24 @@ def as_rebuilt(loaded: LoadedModel, folder: Path) -> LoadedModel:
     return loaded._replace(module=module)
 
 
-def write_folder(module: Any, prepared: Path, target: Path) -> None:
+def write_folder(module: Any, prepared: Path, target: Path, merge: bool = True, dtype: str = "float32") -> None:
     """Write the module's weights and configuration to the folder `target`, beside the tokenizer of `prepared`.
 
-    Adapters are merged into the weights, and stand alone in the folder `adapter` within.
+    Adapters stand alone in the folder `adapter` within. They are also merged into the weights, in float32, and saved as
+    `dtype`; if not `merge`, there are no weights.
     """
     shutil.copytree(prepared, target, dirs_exist_ok=True)
     if adapters.has(module):
         adapters.save(module, target / "adapter")
+        if not merge:
+            return
         config = copy.deepcopy(module.config)
         if adapters.on_output(module):
             config.tie_word_embeddings = False
         plain = build(type(module), config)
         plain.load_state_dict(adapters.merged(module), assign=True)
         plain.tie_weights()
-        module = plain
+        module = plain.to(getattr(torch, dtype))
     if not predicts_tokens(module):
         module.save_pretrained(target)
         return

@@ -22,12 +22,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from scaling_fl import hf_hub, host, seeding
 from scaling_fl.errors import UserError
+from scaling_fl.models import memory
 from scaling_fl.models.aliases import ALIASES
-from scaling_fl.models.text_tokenizer import check_padding_token, load_text_tokenizer, with_padding_token
+from scaling_fl.models.text_tokenizer import check_length, check_padding_token, load_text_tokenizer, with_padding_token
 from scaling_fl.models.tiny import tiny_config, tiny_decoder, tiny_tokenizer
 
 _TOKENIZER_PACKAGES = ("tiktoken", "sacremoses", "rjieba", "fugashi", "mistral_common")  # few tokenizers need them
-
 
 # What the program and the exported model rely on, whatever the base model's config.json says. None of these keys changes
 # the logits.
@@ -47,6 +47,7 @@ class LoadedModel(NamedTuple):
     tokenizer: Any
     new_parameters: list[str]  # names that the pre-trained weights lack: usually the head
     notes: tuple[str, ...] = ()
+    dtype: str = "float32"  # of the pre-trained weights
 
 
 def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_seq_len: int, seed: int) -> LoadedModel:
@@ -63,7 +64,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
     auto_class: Any = AutoModelForSequenceClassification
     if not label_names:
         labels, auto_class = {k: v for k, v in SETTINGS.items() if k != "problem_type"}, AutoModelForCausalLM
-    notes = []
+    notes, dtype = [], "float32"
     if model == "tiny":
         tokenizer = tiny_tokenizer(texts)
         torch.manual_seed(seeding.torch_seed(seed, "head"))
@@ -76,6 +77,8 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
             options = {"local_files_only": local_files_only, "trust_remote_code": False}
             tokenizer = load_text_tokenizer(source, **options)
             config = AutoConfig.from_pretrained(source, **options, **labels)
+            nonlocal dtype
+            dtype = str(config.dtype or torch.float32).removeprefix("torch.")
             for key in UNUSED.keys() & vars(config).keys():
                 setattr(config, key, UNUSED[key])
             if getattr(config, "attention_type", None) == "block_sparse":
@@ -90,6 +93,8 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                     + ("don't classify texts" if label_names else "don't predict the next token, as task_name=lm needs")
                     + "; use another model"
                 )
+            if not label_names:
+                memory.check(model, auto_class, config)
             torch.manual_seed(seeding.torch_seed(seed, "head"))
             module, report = auto_class.from_pretrained(
                 source,
@@ -121,8 +126,8 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
         if hasattr(module.config, key):
             setattr(module.config, key, value)
     module.config.architectures = [type(module).__name__]  # `rebuild_model` looks there
-    _check_length(model, module.config, tokenizer, max_seq_len)
-    return LoadedModel(module, tokenizer, new_parameters, tuple(dict.fromkeys(notes)))
+    check_length(model, module.config, tokenizer, max_seq_len)
+    return LoadedModel(module, tokenizer, new_parameters, tuple(dict.fromkeys(notes)), dtype)
 
 
 def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
@@ -136,7 +141,7 @@ def load_tokenizer(model: str, texts: list[str], max_seq_len: int) -> Any:
             return load_text_tokenizer(source, **options), AutoConfig.from_pretrained(source, **options)
 
         found, config = _obtain(model, load_both)
-    _check_length(model, config, found, max_seq_len)
+    check_length(model, config, found, max_seq_len)
     return with_padding_token(model, found)
 
 
@@ -240,11 +245,3 @@ def _obtain(model: str, load: Callable[[str, bool], Any]) -> Any:
             f"model={model}: cannot load it: {type(error).__name__}: {reason}; is it complete? It needs config.json, "
             "weights and a tokenizer that transformers reads without custom code"
         ) from error
-
-
-def _check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:
-    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-    # Some say -1 or None for no limit.
-    limit = min((limit for limit in limits if limit is not None and limit > 0), default=max_seq_len)
-    if max_seq_len > limit:
-        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes at most {limit} tokens; lower max_seq_len")

@@ -59,3 +59,12 @@ def _demote_special_pieces(tokenizer: Any) -> None:
     for number in special:  # worse than one character after another
         pieces[number][1] = len(pieces[number][0]) * (lowest - 1)
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
+def check_length(model: str, config: Any, tokenizer: Any, max_seq_len: int) -> None:
+    """Raise `UserError` if the model takes fewer than `max_seq_len` tokens."""
+    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    # Some say -1 or None for no limit.
+    limit = min((limit for limit in limits if limit is not None and limit > 0), default=max_seq_len)
+    if max_seq_len > limit:
+        raise UserError(f"max_seq_len={max_seq_len}: model={model} takes at most {limit} tokens; lower max_seq_len")

@@ -29,6 +29,11 @@ class Table(NamedTuple):
     rows: list[list[Any]]
 
 
+_OF_LANGUAGE_MODELS = {
+    "choice_accuracy": "right choices", "perplexity": "test perplexity", "bits_per_byte": "test bits per byte",
+}  # fmt: skip
+
+
 class Facts(NamedTuple):
     """Of one job; all values are text, but for cells of tables."""
 
@@ -40,6 +45,7 @@ class Facts(NamedTuple):
     rounds: Table
     mistakes: list[dict[str, Any]]  # label, predicted, probability, text, maybe text_pair; the most confident first
     num_mistakes: int
+    generations: list[dict[str, Any]]  # row, prompt, expected, generated
     changed: list[tuple[str, str, str]]  # key, value, default
     keys: list[tuple[str, str]]  # all of them
     environment: list[tuple[str, str]]
@@ -68,6 +74,7 @@ def of_job(record: Record, frames: Frames) -> Facts:
         rounds=_rounds(frames),
         mistakes=with_text.dropna(axis="columns", how="all").to_dict("records"),
         num_mistakes=len(wrong),
+        generations=record.generations,
         changed=changed_keys,
         keys=[(key, as_text(value)) for key, value in keys.items()],
         environment=list(_environment(record)),
@@ -100,11 +107,13 @@ def _figures(record: Record, frames: Frames, keys: dict[str, Any]) -> Iterator[F
     rows = frames.confusion[frames.confusion["set"] == "validation"].groupby("label", sort=False)["examples"].sum()
     majority = f"most frequent label: {rows.max() / rows.sum():.3f}" if len(rows) and rows.sum() else ""
     beside = {"accuracy": majority, "loss": f"chance: {math.log(labels):.3f}" if labels else "", "macro_f1": ""}
-    titles = {"accuracy": "test accuracy", "macro_f1": "test macro F1", "loss": "test loss"}
+    titles = {"accuracy": "test accuracy", "macro_f1": "test macro F1", "loss": "test loss"} | _OF_LANGUAGE_MODELS
     for measure, title in titles.items():
         if of_metric := result.get("validation", {}).get(measure):
             best = f"best: {of_metric['best']:.4f}, round {of_metric['best_round']}" if "best" in of_metric else ""
-            yield Figure(title, f"{float(of_metric['last']):.4f}", "; ".join(filter(None, (best, beside[measure]))))
+            yield Figure(
+                title, f"{float(of_metric['last']):.4f}", "; ".join(filter(None, (best, beside.get(measure, ""))))
+            )
     yield from _of_sites(result)
     yield from _privacy(frames, keys)
     yield Figure("rounds", f"{result['round']}", f"of {keys.get('num_rounds')}")

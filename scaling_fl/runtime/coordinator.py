@@ -69,6 +69,8 @@ class Coordinator:
                     "folder": self._plan.folder,
                 }
             )  # fmt: skip
+        if self._state.generations:
+            self._send({"event": "generations", "round": round_, "rows": self._state.generations})
         if config.checkpoint_due(round_):
             self._save()
 
@@ -144,8 +146,9 @@ class Coordinator:
             )
             prepared = Path(self._plan.folder) / "model"
             path = final_model.publish(
-                checkpoints, name, exported, self._model.module, prepared, card, self._send.progress
-            )
+                checkpoints, name, exported, self._model.module, prepared, card, config.merge, self._plan.base_dtype,
+                self._send.progress,
+            )  # fmt: skip
             self._send({"event": "model", "path": path})
         if config.keep_checkpoints is None:
             self._prune(1)

@@ -30,7 +30,7 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
-from scaling_fl.models import base, export, fingerprints, loading, probe, selection
+from scaling_fl.models import adapters, base, export, fingerprints, four_bit, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime import token_files
@@ -75,6 +75,8 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         raise UserError(f"gradient_checkpointing=True: {type(loaded.module).__name__} doesn't support it; leave it out")
     if config.compile:
         check_compiler(devices[0])
+    if config.base_precision == "nf4":
+        four_bit.check(torch.device(devices[0]))
     input_names = loading.input_names(loaded.module, task.train.pairs is not None)
     resume.check_finite(f"model={config.model}", _initial_state(config, loaded.module))
     with waiting(send):
@@ -131,7 +133,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
     if not finished:
-        base.write(work, loaded.module)
+        base.write(work, loaded.module, config)
         if config.report and not task.predicts_tokens:
             predictions_file.write_texts(work, task.test)
         token_types = "token_type_ids" in input_names
@@ -155,12 +157,13 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 threads=threads,
                 devices=devices,
                 architecture=type(loaded.module).__name__,
-                num_parameters=sum(entry.shape.numel() for entry in layout.entries)
+                num_parameters=sum(e.shape.numel() for e in layout.entries if not adapters.is_delta(e.name))
                 + sum(array.size for array in base.arrays(loaded.module).values()),
                 num_trained=sum(entry.shape.numel() for entry in layout.entries if entry.start < layout.trained),
                 new_parameters=tuple(loaded.new_parameters),
                 label_names=task.classes,
                 unit="conversations" if task.conversations else "blocks" if task.predicts_tokens else "examples",
+                base_dtype=loaded.dtype,
                 vocab_size=getattr(loaded.module.config, "vocab_size", 0),
                 shard_sizes=tuple(map(len, rows.shards)),
                 shard_entropies=tuple(label_entropy(task.train.labels[shard]) for shard in shards),
@@ -203,7 +206,8 @@ def _try_model(
     paired = train.pairs is not None
     padding, texts = probe.prepare_padding(config.model, loaded, train.texts, paired, config.max_seq_len, notes)
     chosen = precision(config, torch.device(device))
-    for attempt in dict.fromkeys((chosen, "fp32") if config.precision == "auto" else (chosen,)):
+    fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
+    for attempt in dict.fromkeys((chosen, *fallback)):
         try:
             probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
         except Exception as error:  # architectures raise anything

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import conversations, token_cache, token_store
+from scaling_fl.data import choices, conversations, token_cache, token_store
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.packing import pack
 from scaling_fl.data.subsets import Indices
@@ -68,6 +68,7 @@ def write(
             )  # fmt: skip
 
         notes += token_cache.link(folder / name, key, build, report)
+    choices.write(work / "choices", tokenizer, task.test, config.max_seq_len, config.prompt_template)
     if packed:
         rows = _packed(config, folder, work, tokenizer.pad_token_id, rows)
     write_shards(work, rows.shards)

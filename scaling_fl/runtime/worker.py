@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
-from scaling_fl.data import token_store
+from scaling_fl.data import choices, token_store
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import algorithms, cohort, rounds, server
@@ -31,13 +32,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
         set_up_gpu(device, plan.config.tf32)
-    module = loading.rebuild_model(folder / "model").to(device)
-    base.attach(folder, module, plan.config, plan.new_parameters)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(
         plan.config, num_sites=num_sites, precision=precision, dp_noise_multiplier=plan.noise_multiplier
     )
+    module = loading.rebuild_model(folder / "model")
+    base.attach(folder, module, config, plan.new_parameters)
+    module = module.to(device)
 
     def on_wait(waiting: bool) -> None:
         send.progress()
@@ -88,6 +90,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
         held_back=np.load(folder / "held_back.npy"),
         new_parameters=plan.new_parameters,
         store=store,
+        choices=choices.read(folder / "choices", plan.pad_token_id),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "model") if config.generate_examples else None,
     )
     tests = None
     if config.site_test is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaling_fl import host
 from scaling_fl.models.weights import weights_size
 from scaling_fl.sweep.cells import Cell
 
@@ -75,7 +76,7 @@ class Slots:
 
 def of_this_machine(max_jobs: int | None, measured: Memory) -> Slots:
     """The cores, GPUs and free memory that this process may use."""
-    return Slots(len(os.sched_getaffinity(0)), _gpus(), _free_memory(), max_jobs, measured)
+    return Slots(len(os.sched_getaffinity(0)), _gpus(), host.free_memory(), max_jobs, measured)
 
 
 def _gpus() -> tuple[int, ...]:
@@ -87,16 +88,6 @@ def _gpus() -> tuple[int, ...]:
         ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return tuple(int(line) for line in done.stdout.split()) if done.returncode == 0 else ()
-
-
-def _free_memory() -> float:
-    """Bytes, by the kernel and by the limit of the container, if there is one."""
-    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = float(values["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        group = Path("/sys/fs/cgroup")
-        free = min(free, float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
-    return free
 
 
 def memory_used(session: int) -> float:

@@ -4,6 +4,7 @@ import base64
 import csv
 import datetime
 import io
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from scaling_fl.federated.metrics import per_class
 from scaling_fl.progress import Event
 
-PREDICTIONS = "predictions.parquet"  # an artifact
+PREDICTIONS, GENERATIONS = "predictions.parquet", "generations.json"  # artifacts
 OWN_TESTS = ("site_test", "personal")  # kinds of metrics on each site's own test rows
 # Of a long output the entry holds only both ends, to stay far below MongoDB's 16 MB for a document.
 OUTPUT_END = 2**17  # characters at each end
 MAX_SHARD_ROWS = 1000  # of the shard table in `info`; shards.csv has all rows
 _STATUS = {"completed": "COMPLETED", "failed": "FAILED", "interrupted": "INTERRUPTED", "died": "FAILED"}
+_LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 _DIED = "the launcher ended without recording why: it was killed, or its machine was lost\n"
 
 
@@ -31,6 +33,9 @@ class Record:
         self.shards: list[dict[str, Any]] = []
         self.confusion: dict[str, list[list[int]]] = {}  # by set: [true label][predicted label], of the last evaluation
         self.predictions = b""  # for the test set, by the model of the last round: see predictions_file.py
+        self.generations: list[
+            dict[str, Any]
+        ] = []  # row, prompt, expected, generated: by a language model of the last round
         self.attached: dict[str, bytes] = {}  # further artifacts, which aren't made from events alone
         self.sources: dict[str, str] = {}  # source files: name -> text
         self.output_length, self._head, self._tail = 0, "", ""
@@ -66,6 +71,9 @@ class Record:
         for file, content in artifacts.items():
             if file == PREDICTIONS:
                 record.predictions = content
+                continue
+            if file == GENERATIONS:
+                record.generations = json.loads(content)
                 continue
             if file == "cout.txt":
                 record._append_output(content.decode(errors="replace"))
@@ -114,6 +122,8 @@ class Record:
                 self.info["confusion_of_round"] = event["round"]
             case "predictions":
                 self.predictions = base64.b64decode(event["parquet"])
+            case "generations":
+                self.generations = event["rows"]
             case "checkpoint":
                 self.metrics.setdefault("seconds.checkpoint", {})[event["round"]] = (event["seconds"], time)
                 self.info["files"]["checkpoint"] = event["path"]
@@ -162,7 +172,7 @@ class Record:
         }
         for name, points in self.metrics.items():
             kind, _, measure = name.partition(".")
-            if kind not in ("train", "validation", "held_back", *OWN_TESTS) or measure == "examples":
+            if kind not in ("train", "validation", "held_back", *OWN_TESTS) or measure in ("examples", "tokens"):
                 continue
             if "." in measure and kind not in OWN_TESTS:
                 continue
@@ -170,7 +180,7 @@ class Record:
             values = {step: value for step, (value, _) in points.items() if math.isfinite(value)}
             of_metric: dict[str, Any] = {"last": last if math.isfinite(last) else str(last)}
             if values:
-                best = (min if measure == "loss" or measure.startswith("std_site") else max)(
+                best = (min if measure in _LESS_IS_BETTER or measure.startswith("std_site") else max)(
                     sorted(values), key=values.__getitem__
                 )
                 of_metric |= {"best": values[best], "best_round": best}
@@ -195,6 +205,8 @@ class Record:
             files[f"{name}_per_class.csv"] = _csv(per_class(labels, confusion))
         if self.predictions:
             files[PREDICTIONS] = self.predictions
+        if self.generations:
+            files[GENERATIONS] = json.dumps(self.generations, indent=1, ensure_ascii=False).encode()
         return files | self.attached
 
     def _with_labels(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +218,7 @@ class Record:
 
 def is_part(artifact: str) -> bool:
     """Whether `Record.from_parts` reads this artifact."""
-    return artifact in ("shards.csv", PREDICTIONS) or artifact.endswith("_confusion.csv")
+    return artifact in ("shards.csv", PREDICTIONS, GENERATIONS) or artifact.endswith("_confusion.csv")
 
 
 def _without_labels(row: dict[str, str], labels: list[str]) -> dict[str, Any]:

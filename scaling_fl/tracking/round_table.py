@@ -144,6 +144,7 @@ def _columns(plan: Plan) -> list[_Column]:
         _Column(test, "F1", "validation.macro_f1", 5, 3, drop=5)
         if plan.label_names
         else _Column(test, "perpl", "validation.perplexity", 7, 2, drop=5),
+        *([_Column(test, "choice", "validation.choice_accuracy", 6, 3)] if plan.config.choices_column else []),
         *(
             [_Column("held back", "loss", "held_back.loss", 6, 4), _Column("held back", "acc", "held_back.accuracy", 5, 3)]
             if plan.num_held_back

@@ -115,6 +115,8 @@ class Tracker(RunObserver):  # type: ignore[misc]
                     self._confusion = {"round": event["round"], "sets": sets}
             case "predictions":
                 self._append_predictions(event)
+            case "generations":
+                self._log.append("generations", round=event["round"], rows=event["rows"])
             case "checkpoint":
                 self._log.append("checkpoint", round=event["round"], path=event["path"], seconds=event["seconds"])
             case "model":

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from scaling_fl.config.adapter_constraints import ALL_BUT_A
+
 JOBS: list[tuple[int, bool, str, dict[str, Any]]] = [
     (1, True, "linear", {"gradient_accumulation_steps": 3, "validation_fraction": 0.2}),
     (4, False, "linear", {"validation_fraction": 0.1, "max_grad_norm": 0.5}),
@@ -37,6 +39,20 @@ JOBS: list[tuple[int, bool, str, dict[str, Any]]] = [
     }),
     (2, True, "linear", {
         "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_dropout": 0.1, "keep_optimiser": True, "server_momentum": 0.9,
+    }),
+    (2, False, "constant", {
+        "num_sites": 3, "sites_per_round": 2, "trainable": "lora", "lora_rank": 2, "lora_aggregation": "exact",
+        "keep_optimiser": True, "lora_ranks": (1, 2),
+    }),
+    (2, True, "linear", {
+        "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_aggregation": "stack", "lora_delta_rank": 3,
+    }),
+    (2, True, "constant", {
+        "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_aggregation": "svd", "upload": "int8",
+    }),
+    (2, False, "linear", {
+        "num_sites": 3, "trainable": "lora", "lora_rank": 2, "lora_aggregation": "share_a", "site_test": "held_back",
+        "personal": ALL_BUT_A,
     }),
     (2, True, "linear", {
         "task_name": "lm", "label_column": None, "model": "tiny", "num_sites": 3, "trainable": "lora", "lora_rank": 2,

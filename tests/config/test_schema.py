@@ -77,9 +77,9 @@ _INF, _HUGE = float("inf"), 10**400  # an int that is no float
 # By the keys that have them: values just within the limits that the help says, and values just beyond.
 _LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "num_rounds checkpoint_every num_sites sites_per_round labels_per_site min_examples_per_site num_local_epochs "
-    "num_local_steps batch_size gradient_accumulation_steps eval_every val_batch_size lora_rank faulty_sites krum_sites "
+    "num_local_steps batch_size gradient_accumulation_steps eval_every val_batch_size lora_rank lora_delta_rank faulty_sites krum_sites "
     "attackers secure_threshold max_train_examples max_test_examples": ([1, 10**9], [0, -1, 1.5, True]),
-    "keep_checkpoints max_restarts fine_tune_steps site": ([0, 10**9], [-1, 0.5]),
+    "keep_checkpoints max_restarts fine_tune_steps site generate_examples": ([0, 10**9], [-1, 0.5]),
     "max_seq_len": ([4, 10**6], [3]),
     "threads_per_site": ([1, 1024], [0, 1025]),
     "seed data_seed dp_seed": ([0, 2**32 - 1], [-1, 2**32]),
@@ -95,7 +95,10 @@ _LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "dp_epsilon": ([1e-9, 50], [0, 50.01]),
     "size_skew learning_rate max_grad_norm lora_alpha server_learning_rate server_tau dp_clip dp_noise_multiplier "
     "dp_clip_rate dp_count_noise attack_strength": ([1e-300, 1, 1e300], [0, -1, _INF, _HUGE]),
-    "warmup weight_decay fairness_q proximal_mu feddyn_alpha ditto_lambda": ([0, 1e300], [-1e-300, _INF, _HUGE]),
+    "final_learning_rate warmup weight_decay fairness_q proximal_mu feddyn_alpha ditto_lambda": (
+        [0, 1e300],
+        [-1e-300, _INF, _HUGE],
+    ),
 }
 
 
@@ -181,7 +184,7 @@ def test_only_keys_that_leave_the_results_as_they_are_may_change_on_a_resume() -
     resources = {"site_ids", "threads_per_site", "val_batch_size", "max_restarts", "stall_timeout"}
     what_is_kept_or_shown = {
         "checkpoint_every", "keep_checkpoints", "keep_best", "export", "eval_every", "report", "verbosity", "author",
-        "log_gradient_norms", "all", "site", "case", "secure_threshold",
+        "log_gradient_norms", "all", "site", "case", "secure_threshold", "generate_examples", "merge",
     }  # fmt: skip
     compared_by_their_meaning = {"num_rounds", "num_sites", "partition", "iid_split"}
     free = paths | resources | what_is_kept_or_shown | compared_by_their_meaning

@@ -1,9 +1,9 @@
-import io
 import os
 from types import SimpleNamespace
 
 import pytest
 
+from scaling_fl import host
 from scaling_fl.distributed import shared_memory
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
@@ -33,8 +33,7 @@ def test_memory_is_refused_only_beyond_what_is_available(
     memory: SharedMemory, monkeypatch: pytest.MonkeyPatch, columns: int, fits: bool
 ) -> None:
     """3 kB, of 1,024 bytes each, are 768 float32 values."""
-    reported = "MemTotal:   9 kB\nMemFree:   1 kB\nMemAvailable:   3 kB\n"
-    monkeypatch.setattr(shared_memory, "open", lambda path: io.StringIO(reported), raising=False)
+    monkeypatch.setattr(host, "free_memory", lambda: 3 * 1024)
     if fits:
         assert memory.floats(1, columns).shape == (1, columns)
     else:

@@ -18,6 +18,7 @@ from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.site import Site
 from scaling_fl.models import adapters, base
 from scaling_fl.models.flat_parameters import Layout
+from scaling_fl.models.selection import personal_positions
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
 from tests.federated.training import SHARDS, by_name, loss, train_federated
@@ -194,3 +195,15 @@ def test_the_logged_error_does_not_depend_on_the_workers(run_distributed: Any, t
     (one,) = run_distributed(error_of, 1, config)
     assert run_distributed(error_of, 2, config)[0] == one
     assert all(0 < error < 1 for error in one[1:])
+
+
+def test_share_a_leaves_b_and_the_head_at_the_sites() -> None:
+    config = Config.from_mapping(KEYS | {"lora_aggregation": "share_a", "site_test": "held_back"})
+    module = builders.bert()
+    base.freeze(module, config)
+    layout = Layout(module)
+    at = set(personal_positions(layout, str(config.personal)).tolist())
+    for name, start, shape in layout.entries:
+        stays = ".lora_A." not in name
+        assert (set(range(start, start + shape.numel())) <= at) == stays, name
+    assert Config.from_mapping(config.to_mapping()) == config

@@ -1,5 +1,6 @@
 """LoRA: what is trained, what the adapted model computes, and its two exports."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -20,6 +21,8 @@ from tests import builders
 from tests.checkpoint.test_resume import train
 
 LORA = Config(trainable="lora", lora_rank=3, lora_alpha=6.0)
+EXACT = dataclasses.replace(LORA, lora_aggregation="exact")
+CUT = dataclasses.replace(LORA, lora_aggregation="stack", lora_delta_rank=2)
 KINDS: dict[str, Any] = {
     "bert": builders.bert,
     "distilbert": lambda: classifier(transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
@@ -44,10 +47,10 @@ def logits(module: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def trained(module: Any) -> Any:
-    """Give A, B and the head values that make a difference."""
+    """Give A, B, the head, and what aggregation adds to the base, values that make a difference."""
     torch.manual_seed(1)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad or adapters.is_delta(name):
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     return module
 
@@ -113,9 +116,32 @@ def freeze(module: Any, config: Config, new: list[str] | None = None) -> Any:
     return module
 
 
+@pytest.mark.parametrize("config", [EXACT, CUT])
+@pytest.mark.parametrize("kind", ["distilbert", "gpt2"])
+def test_what_aggregation_adds_to_the_base_is_frozen_starts_at_zero_and_stands_in_checkpoints(
+    kind: str, config: Config
+) -> None:
+    module = KINDS[kind]()
+    before = logits(module)
+    plain = Layout(freeze(copy.deepcopy(module), LORA))
+    freeze(module, config)
+    assert torch.equal(logits(module), before)
+    layout = Layout(module)
+    assert layout.entries[: len(plain.entries)] == plain.entries, "what is trained is the same"
+    added = [entry.name for entry in layout.entries[len(plain.entries) :]]
+    assert all(map(adapters.is_delta, added))
+    assert len(added) == len([name for name in adapters.names(module) if not adapters.is_delta(name)])
+    assert layout.fixed == set(added)
+    for name in (name for name in added if ".lora_A." in name):
+        a, b = module.get_parameter(name), module.get_parameter(name.replace(".lora_A.", ".lora_B."))
+        assert len(a) == b.shape[1] == (config.lora_delta_rank or min(a.shape[1], len(b)))
+        assert not (b @ a).any()
+
+
+@pytest.mark.parametrize("config", [LORA, EXACT, CUT])
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_weights_compute_the_same(kind: str) -> None:
-    module = trained(freeze(KINDS[kind](), LORA))
+def test_merged_weights_compute_the_same(kind: str, config: Config) -> None:
+    module = trained(freeze(KINDS[kind](), config))
     plain = KINDS[kind]()
     plain.load_state_dict(adapters.merged(module))
     torch.testing.assert_close(logits(plain), logits(module), rtol=1e-5, atol=1e-6)
@@ -170,14 +196,20 @@ def test_its_keys_need_it(name: str) -> None:
         Config.from_mapping({name: value})
 
 
-def test_a_job_exports_an_adapter_and_a_merged_model_that_agree(small_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"lora_aggregation": "exact"}, {"lora_aggregation": "stack", "lora_delta_rank": 3}]
+)
+def test_a_job_exports_an_adapter_and_a_merged_model_that_agree(
+    small_config: Config, tmp_path: Path, more: dict[str, Any]
+) -> None:
     """Both are loaded by a process that knows nothing of the program."""
-    config = dataclasses.replace(small_config, trainable="lora", lora_rank=2, num_rounds=2, learning_rate=0.05)
+    config = dataclasses.replace(small_config, trainable="lora", lora_rank=2, num_rounds=2, learning_rate=0.05, **more)
     seen = train(config, tmp_path / "work")
     folder = Path(str(config.checkpoints_dir))
     tensors, _ = read_state(folder / "round-000002.safetensors")
     assert {name.split(".")[-3] for name in tensors if "classifier" not in name} == {"lora_A", "lora_B"}
-    assert seen[2]["bytes.up"] == 4 * sum(array.size for array in tensors.values()) * len(config.site_ids)
+    sent = sum(array.size for name, array in tensors.items() if not adapters.is_delta(name))
+    assert seen[2]["bytes.up"] == 4 * sent * len(config.site_ids)
     described = (folder / "model" / "adapter" / "adapter_config.json").read_text()
     assert str(tmp_path) not in described
     assert json.loads(described)["r"] == 2

@@ -9,6 +9,7 @@ import yaml
 from scaling_fl.errors import UserError
 from scaling_fl.sweep import definition
 
+ROOT = Path(__file__).resolve().parents[2]
 BASE = {"task_name": "demo", "model": "tiny", "site_ids": [0]}
 
 
@@ -185,3 +186,9 @@ def test_cases_are_named_sets_of_keys(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(UserError, match=message):
             definition.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_are_valid(path: Path) -> None:
+    cells = definition.load(path).cells()
+    assert len({cell.name for cell in cells}) == len(cells) > 0

@@ -47,6 +47,11 @@ class DataKeys:
         None,
         "text with {prompt} and, at its end, {response}, in the place of the tokenizer's chat template (task instructions)",
     )
+    choices_column: str | None = key(
+        None,
+        "column that holds the possible responses, as a JSON list, of which the response is one: the test set is then also "
+        "measured by the response that the model finds most probable (task instructions)",
+    )
     dataset: str | None = key(
         None,
         "Hugging Face hub id of a data set, or a folder saved by the package `datasets` (tasks hub, instructions, lm)",

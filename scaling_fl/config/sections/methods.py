@@ -6,7 +6,7 @@ from typing import Any
 from scaling_fl.config.key import ABOVE_0, NOT_NEGATIVE, key, one_of
 
 SERVER_OPTIMISERS = ("sgd", "adam", "yogi", "adagrad")
-WEIGHTINGS = ("examples", "uniform", "sqrt")
+WEIGHTINGS = ("examples", "uniform", "sqrt", "tokens")
 _BELOW_1: dict[str, Any] = {"expected": "a number from 0 to below 1", "valid": lambda value: 0 <= value < 1}
 
 
@@ -16,8 +16,8 @@ class MethodKeys:
 
     weighting: str = key(
         "examples",
-        "a site's weight in the mean of the deltas: its examples, uniform (all the same), or sqrt (the square root of its "
-        "examples)",
+        "a site's weight in the mean of the deltas: its examples, uniform (all the same), sqrt (the square root of its "
+        "examples) or tokens (those that a language model predicts of its examples)",
         **one_of(WEIGHTINGS),
     )
     fednova: bool = key(

@@ -8,8 +8,9 @@ from scaling_fl.config.key import at_least, key, one_of
 VERBOSITIES = ("quiet", "normal", "verbose")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CHECKPOINTS = "checkpoints/{job_name}"  # the default, relative to the current folder, as runs/ is
-BEST_BY = tuple(
-    f"{split}.{metric}" for split in ("validation", "held_back") for metric in ("loss", "accuracy", "macro_f1")
+BEST_BY = (
+    *(f"{split}.{metric}" for split in ("validation", "held_back") for metric in ("loss", "accuracy", "macro_f1")),
+    "validation.choice_accuracy",
 )
 
 
@@ -49,6 +50,13 @@ class RunKeys:
         "which rounds' models a finished job writes as Hugging Face folders: last (`model`), best (`model-best`, chosen by "
         "`keep_best`) or both",
         **one_of(("last", "best", "both")),
+        may_change=True,
+    )
+    generate_examples: int = key(
+        0,
+        "for language models: number of test rows to which the last round's model writes its response, for the record and its "
+        "page",
+        **at_least(0),
         may_change=True,
     )
     max_restarts: int = key(

@@ -41,8 +41,11 @@ class TrainingKeys:
     learning_rate: float = key(5e-5, "learning rate of the local optimiser", **ABOVE_0)
     lr_schedule: str = key(
         "constant",
-        "learning-rate schedule over all rounds, after warm-up: constant, linear or cosine (linear and cosine decay to 0)",
+        "learning-rate schedule over all rounds, after warm-up: constant, linear or cosine (linear and cosine fall to `final_learning_rate`)",
         **one_of(SCHEDULES),
+    )
+    final_learning_rate: float = key(
+        0.0, "learning rate at the end of `lr_schedule=linear` and `cosine`, at most `learning_rate`", **NOT_NEGATIVE
     )
     warmup: float = key(
         0.0,

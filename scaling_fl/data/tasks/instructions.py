@@ -5,13 +5,14 @@ import json
 from typing import Any
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data import choices
 from scaling_fl.data.examples import Task
 from scaling_fl.data.readers.tables import Table
 from scaling_fl.data.tasks import lm
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
 
-_OWN = ("prompt_column", "response_column", "messages_column", "prompt_template")
+_OWN = ("prompt_column", "response_column", "messages_column", "prompt_template", "choices_column")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -38,12 +39,23 @@ def load(config: Config, report: Report) -> Task:
         columns = {prompt: "prompt_column", response: "response_column"}
     if config.label_column is not None:
         columns[config.label_column] = "label_column"
+    if config.choices_column is not None:
+        columns[config.choices_column] = "choices_column"
     train, test = lm.both_tables(config, columns)
     column = next(iter(columns))
     for table in (train, test):
         if table is not None:
             table.columns[column] = _conversations(config, table)
     task = lm.of_tables(config, train, test, column)
+    if config.choices_column is not None:
+        of_train, of_test = (
+            None if table is None else choices.of_table(table, config.choices_column, column) for table in (train, test)
+        )
+        task = dataclasses.replace(
+            task,
+            train=dataclasses.replace(task.train, choices=of_train),
+            test=dataclasses.replace(task.test, choices=of_test),
+        )
     return dataclasses.replace(task, conversations=True)
 
 

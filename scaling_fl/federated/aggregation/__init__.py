@@ -10,8 +10,7 @@ from typing import Protocol
 import torch
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import cohort
-from scaling_fl.federated.aggregation import lora_error, mean, private, qffl, robust, secure
+from scaling_fl.federated.aggregation import lora_error, lora_product, mean, private, qffl, robust, secure
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 
@@ -48,16 +47,15 @@ class Nothing:
 
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
     """The configured aggregation, for a round."""
-    return lora_error.watch(
-        _configured(worker_sites, collectives, state, round_), worker_sites, collectives, state, round_
-    )
+    given = worker_sites, collectives, state, round_
+    return lora_error.watch(lora_product.begin(_configured(*given), *given), *given)
 
 
 def _configured(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:
     config = worker_sites.resident.config
     if not config.aggregates:
         return Nothing()
-    if config.dp_clip is None and not cohort.sample(config, worker_sites.shards.sizes, round_):
+    if config.dp_clip is None and not worker_sites.cohort(round_):
         return mean.Mean(collectives, state, {})  # nobody takes part: zeros
     if config.aggregation != "mean":
         return robust.begin(worker_sites, collectives, state, round_)

@@ -19,7 +19,6 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import cohort
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 from scaling_fl.models.adapters import MATRIX_A, MATRIX_B
@@ -109,7 +108,7 @@ def watch(inner: Any, worker_sites: WorkerSites, collectives: Collectives, state
     config = worker_sites.resident.config
     if config.trainable != "lora" or config.personal is not None or config.baseline is not None:
         return inner
-    weights = cohort.sample(config, worker_sites.shards.sizes, round_)
+    weights = worker_sites.cohort(round_)
     total = sum(weights.values())  # not 1 with a fixed denominator
     weights = {site: weight / total for site, weight in weights.items()}
     sketches = Sketches(worker_sites.resident.model.layout, config.seed)

@@ -7,7 +7,7 @@ import torch
 
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.weighted_sum import WeightedSum
-from scaling_fl.federated import cohort, local_work
+from scaling_fl.federated import local_work
 from scaling_fl.federated.algorithms import fednova
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
@@ -42,7 +42,7 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     config, sizes = worker_sites.resident.config, worker_sites.shards.sizes
     if config.baseline == "centralised":  # its one site has the whole cohort's examples
         return Mean(collectives, state, {0: 1.0})
-    shares = cohort.sample(config, sizes, round_)
+    shares = worker_sites.cohort(round_)
     if not config.fednova:
         return Mean(collectives, state, shares)
     steps = {site: local_work.of_site(config, sizes[site], round_, site).steps for site in shares}

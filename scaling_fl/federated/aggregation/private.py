@@ -106,7 +106,7 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     """The private mean of a round. The server keeps the log of C over the first C, so that it starts at 0."""
     config, sizes = worker_sites.resident.config, worker_sites.shards.sizes
     expected = cohort.probability(config, len(sizes)) * len(sizes)
-    weights = {NOISE: 1 / expected} | cohort.sample(config, sizes, round_)
+    weights = {NOISE: 1 / expected} | worker_sites.cohort(round_)
     z = deltas_noise(config, expected)
     clip = current_clip(config, state, guarantee.largest_clip(z, expected / len(sizes)))
     private = PrivateMean(

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 
 from scaling_fl.distributed.collectives import Collectives
-from scaling_fl.federated import cohort
 from scaling_fl.federated.aggregation.mean import Mean
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.server_state import ServerState
@@ -61,7 +60,7 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
         loss = sum(batch.loss_sum for batch in batches) / sum(batch.count for batch in batches)
         mine[site.number] = max(_LEAST_LOSS, loss)
     losses = {site: loss for found in collectives.all_gather(mine) for site, loss in found.items()}
-    shares = cohort.sample(config, worker_sites.shards.sizes, round_)
+    shares = worker_sites.cohort(round_)
     powers = {site: share * losses[site] ** config.fairness_q for site, share in shares.items()}
     return FairMean(
         collectives, state, {site: power / sum(powers.values()) for site, power in powers.items()},

@@ -22,7 +22,6 @@ import torch
 
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.weighted_sum import divergence_error, max_abs
-from scaling_fl.federated import cohort
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 
@@ -131,5 +130,5 @@ def geometric_median_weights(products: Products, weights: npt.NDArray[np.float64
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Robust:
     """The configured aggregation."""
     config = worker_sites.resident.config
-    weights = cohort.sample(config, worker_sites.shards.sizes, round_)
+    weights = worker_sites.cohort(round_)
     return Robust(collectives, state, weights, config, worker_sites.shards.folder / "deltas")

@@ -17,7 +17,6 @@ from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.errors import JobFailed
-from scaling_fl.federated import cohort
 from scaling_fl.federated.aggregation.mean import Mean
 from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.privacy import masks
@@ -77,7 +76,7 @@ def threshold(config: Config, num_sites: int) -> int:
 def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> SecureMean:
     """Draw the round's secrets, once for all workers. Raises `JobFailed` if too few sites are left."""
     config = worker_sites.resident.config
-    weights = cohort.sample(config, worker_sites.shards.sizes, round_)
+    weights = worker_sites.cohort(round_)
     sites, least = list(weights), threshold(config, len(weights))
     dropped = dropouts(config, sites, round_)
     if len(sites) - len(dropped) < least:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scaling_fl.federated.site import Site
 
 # In the order in which they finish.
-NAMES = ("fedprox", "feddyn", "scaffold", "ditto", "lora_alternate", "attack", "personal", "upload")
+NAMES = ("fedprox", "feddyn", "scaffold", "ditto", "lora_alternate", "lora_ranks", "attack", "personal", "upload")
 
 CLIP_SIZE = 16  # for the adaptive clip of aggregation/private.py: one value, and alignment to 64 bytes
 

@@ -1,0 +1,54 @@
+"""What a language model writes: its responses to the first test conversations, or how it goes on with test documents."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import GenerationConfig
+
+from scaling_fl.federated.resident import Resident
+
+_MAX_TOKENS = 128  # that are generated
+
+
+@torch.inference_mode()
+def generate(resident: Resident, params: torch.Tensor, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """For each test row: row (from 1), prompt, expected and generated text. Each token is the most probable one.
+
+    The prompt is what stands before the last response, or the first half of a block of documents.
+    """
+    resident.model.load(params)
+    module, tokenizer = resident.model.module.eval(), resident.tokenizer
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=_MAX_TOKENS, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, use_cache=True,
+    )  # fmt: skip
+    found = []
+    for row in rows:
+        prompt, expected = _parts(resident, int(row))
+        ids = torch.from_numpy(prompt.astype(np.int64))[None].to(resident.device)
+        with resident.autocast():
+            whole = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        resident.on_alive()
+        texts = (prompt, expected, whole[0, len(prompt) :].cpu().numpy())
+        names = ("prompt", "expected", "generated")
+        decoded = (
+            tokenizer.decode(part, skip_special_tokens=name != "prompt")
+            for name, part in zip(names, texts, strict=True)
+        )
+        found.append({"row": int(row) + 1, **dict(zip(names, decoded, strict=True))})
+    return found
+
+
+def _parts(resident: Resident, row: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The tokens of the prompt, and those that follow."""
+    store = resident.test
+    span = slice(store.offsets[row], store.offsets[row + 1])
+    tokens, predicted = np.array(store.tokens[span]), store.predicted
+    assert predicted is not None, "it is a language model"
+    others = np.flatnonzero(predicted[span] == 0)
+    start = int(others[-1]) + 1  # of the last response
+    if start == 1:  # a block: all but its first token are predicted
+        start = max(1, len(tokens) // 2)
+    return tokens[:start], tokens[start:]

@@ -1,0 +1,202 @@
+"""Multiple choice and generated examples of whole jobs, against the exported model and transformers alone."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from scaling_fl.config.schema import Config
+from scaling_fl.errors import UserError
+from scaling_fl.federated import choices
+from scaling_fl.runtime import launcher
+from scaling_fl.tracking.record import Record
+from tests import builders
+
+CHOICES = ["stone", "river stone", "cloud"]
+TEMPLATE = "{prompt} : {response}"
+
+
+def write(path: Path, count: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    words = ["river", "cloud", "stone"]
+    rows = []
+    for _ in range(count):
+        number = int(rng.integers(3))
+        prompt = " ".join([words[number], *rng.choice(words, int(rng.integers(1, 4)))])
+        rows.append(
+            {"prompt": prompt, "response": CHOICES[number], "options": [CHOICES[i] for i in rng.permutation(3)]}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def config(small_config: Config, tmp_path: Path) -> Config:
+    return dataclasses.replace(
+        small_config, task_name="instructions", text_column=None, label_column=None, prompt_template=TEMPLATE,
+        train_path=str(write(tmp_path / "train.jsonl", 37, 1)), test_path=str(write(tmp_path / "test.jsonl", 11, 2)),
+        choices_column="options", model=str(builders.pretrained(tmp_path / "llama", "llama")), learning_rate=0.01,
+        generate_examples=3, partition="sizes", size_skew=0.5, max_seq_len=48,
+    )  # fmt: skip
+
+
+def run(config: Config, work: Path) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    work.mkdir()
+    launcher.train(launcher.prepare(config, str(work), lambda event: None), events.append)
+    return events
+
+
+def log_probabilities(model: Any, tokenizer: Any, prompt: str, response: str) -> list[float]:
+    """Of the response's tokens and the end token, by the model alone."""
+    asked = tokenizer(f"{prompt} : ", add_special_tokens=False)["input_ids"]
+    ids = [*tokenizer(f"{prompt} : {response}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [float(logs[place - 1, ids[place]]) for place in range(len(asked), len(ids))]
+
+
+def exported(config: Config) -> tuple[Any, Any]:
+    folder = f"{config.checkpoints_dir}/model"
+    return (
+        transformers.AutoModelForCausalLM.from_pretrained(folder).eval(),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"trainable": "lora", "lora_rank": 2}])
+def test_the_most_probable_choice_is_that_of_the_exported_model(
+    config: Config, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(config, **more)
+    metrics = [event["metrics"] for event in run(config, tmp_path / "work") if event["event"] == "round"][-1]
+    model, tokenizer = exported(config)
+    rows = [json.loads(line) for line in Path(str(config.test_path)).read_text().splitlines()]
+    hits, hits_per_token = 0, 0
+    for row in rows:
+        logs = [log_probabilities(model, tokenizer, row["prompt"], choice) for choice in row["options"]]
+        whole, per_token = (int(np.argmax([f(of) for of in logs])) for f in (np.sum, np.mean))
+        hits += row["options"][whole] == row["response"]
+        hits_per_token += row["options"][per_token] == row["response"]
+    assert metrics["validation.choice_accuracy"] == pytest.approx(hits / len(rows))
+    assert metrics["validation.choice_accuracy_per_token"] == pytest.approx(hits_per_token / len(rows))
+    assert 0 < hits < len(rows)
+
+
+def test_accuracy_by_the_sum_and_by_the_mean_over_tokens() -> None:
+    """Parts of two workers, in the order of their batches; the first of two equal sums is chosen."""
+
+    class Given:
+        rows = np.array([0, 0, 1, 1, 1, 2, 2])
+        right = np.array([False, True, True, False, False, False, True])
+
+        class store:
+            num_predictions = np.array([1, 2, 2, 4, 1, 3, 3])
+
+    sums = np.array([-2.0, -3.0, -6.0, -8.0, -5.0, -4.0, -4.0])
+    parts = [(np.array([6, 1, 3]), sums[[6, 1, 3]]), (np.array([0, 2, 4, 5]), sums[[0, 2, 4, 5]])]
+    found = choices.accuracies(parts, Given())  # type: ignore[arg-type]
+    # Chosen by sum: 0, 4, 5; by mean (−2, −1.5; −3, −2, −5; −4/3, −4/3): 1, 3, 5.
+    assert found == {"validation.choice_accuracy": 0.0, "validation.choice_accuracy_per_token": pytest.approx(1 / 3)}
+
+
+def test_examples_are_what_the_exported_model_writes(config: Config, tmp_path: Path) -> None:
+    """Greedily, after the prompt; they come into the record and its artifacts."""
+    config = dataclasses.replace(config, learning_rate=0.05, num_rounds=4)
+    events = run(config, tmp_path / "work")
+    (found,) = [event for event in events if event["event"] == "generations"]
+    assert [row["row"] for row in found["rows"]] == [1, 2, 3]
+    model, tokenizer = exported(config)
+    rows = [json.loads(line) for line in Path(str(config.test_path)).read_text().splitlines()]
+    for row, generated in zip(rows, found["rows"], strict=False):
+        ids = tokenizer(f"{row['prompt']} : ", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        whole = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=128,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        assert generated["generated"] == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        assert generated["prompt"] == tokenizer.decode(ids[0])
+        expected = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        assert generated["expected"] == tokenizer.decode(expected)
+    record = Record()
+    record.apply(found | {"time": 1.0})
+    again = Record.from_parts({}, {}, {}, {}, record.artifacts())
+    assert again.generations == found["rows"]
+
+
+def test_without_a_global_model_choices_are_the_mean_over_own_models(config: Config, tmp_path: Path) -> None:
+    """One site alone is that mean."""
+    one = dataclasses.replace(config, num_sites=1, site_ids=(-1,), partition="iid", size_skew=None, generate_examples=0)
+    results = {}
+    for name, more in (("local", {"baseline": "local_only"}), ("global", {})):
+        keys = dataclasses.replace(one, checkpoints_dir=str(tmp_path / name), **more)
+        rounds = [event["metrics"] for event in run(keys, tmp_path / f"work-{name}") if event["event"] == "round"]
+        results[name] = {key: value for key, value in rounds[-1].items() if "choice" in key}
+    assert results["local"] == results["global"]
+    assert len(results["local"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": "yes"}, "row 1, column options: expected a list of two or more different responses"),
+        ({"options": ["stone"]}, "expected a list of two or more"),
+        ({"options": ["stone", "stone"]}, "expected a list of two or more different"),
+        ({"options": ["stone", 3]}, "expected a list of two or more"),
+        ({"options": ["cloud", "river"]}, r"row 1, column options: the response 'stone' isn't one of its choices"),
+        ({}, "no column options"),
+    ],
+)
+def test_choices_that_are_none_are_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    from scaling_fl.data.task_loader import load_task
+
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "a", "response": "stone"} | row) + "\n")
+    keys = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    config = Config.from_mapping({"task_name": "instructions", "site_ids": [-1], "choices_column": "options"} | keys)
+    with pytest.raises(UserError, match=message):
+        load_task(config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"weighting": "tokens"}, "weighting=tokens: task_name=csv classifies texts, and predicts no tokens"),
+        ({"generate_examples": 2}, "generate_examples=2: task_name=csv classifies texts"),
+        ({"choices_column": "body"}, "choices_column='body': task_name=csv doesn't use it"),
+    ],
+)
+def test_classifiers_have_none_of_these(small_config: Config, keys: dict[str, Any], message: str) -> None:
+    from scaling_fl.data.task_loader import load_task
+
+    with pytest.raises(UserError, match=message):
+        load_task(dataclasses.replace(small_config, **keys))
+
+
+def test_the_best_choices_need_choices() -> None:
+    with pytest.raises(
+        UserError, match=r"keep_best=validation.choice_accuracy: there are no choices; set choices_column"
+    ):
+        Config.from_mapping({"keep_best": "validation.choice_accuracy"})
+
+
+def test_sites_are_weighted_by_the_tokens_that_are_predicted(alone: Callable[..., Any], tmp_path: Path) -> None:
+    """Of three sites with one, two and three documents of different lengths."""
+    from tests.federated.test_language_model import KEYS, blocks
+
+    config = Config.from_mapping(KEYS | {"weighting": "tokens", "sites_per_round": 2})
+    shards = blocks(tmp_path)
+    worker_sites, _, _ = alone(config, builders.decoder(), shards)
+    store = worker_sites.resident.train
+    lengths = [sum(int(store.lengths[row]) - 1 for row in shard) for shard in shards]
+    found = worker_sites.cohort(1)
+    assert len(found) == 2
+    assert found == pytest.approx({site: lengths[site] / sum(lengths[other] for other in found) for site in found})
+    plain = dataclasses.replace(worker_sites, resident=dataclasses.replace(worker_sites.resident, config=Config()))
+    assert plain.tokens is None
