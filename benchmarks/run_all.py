@@ -29,6 +29,8 @@ SCRIPTS = (
     "checkpoint",
     "hosting",
     "local_training",
+    "lora",
+    "lora_training",
     "outage",
     "reading",
     "round_overhead",
@@ -42,19 +44,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a pre-trained model's folder: local_training, token_store")
     parser.add_argument("--train-path", required=True, help="AG News: local_training")
+    parser.add_argument("--language-model", help="folder of SmolLM2-135M: lora, lora_training; left out without it")
+    parser.add_argument(
+        "--conversations", help="JSON lines with prompt and response: lora_training; left out without it"
+    )
     parser.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS, metavar="SCRIPT")
     options = parser.parse_args()
+    needed = {"lora": [options.language_model], "lora_training": [options.language_model, options.conversations]}
+    chosen = [name for name in options.only if all(needed.get(name, []))]
     arguments = {
         "local_training": ["--model", options.model, "--train-path", options.train_path],
         "token_store": ["--model", options.model],
+        "lora": ["--model", options.language_model],
+        "lora_training": ["--model", options.language_model, "--train-path", options.conversations],
     }
     rows: dict[str, list[str]] = {name: [] for name in SCRIPTS}
     for line in RESULTS.read_text().splitlines():  # scripts that don't run keep their rows
         name = line.removeprefix("| `").split("`")[0]
-        if name in rows and name not in options.only:
+        if name in rows and name not in chosen:
             rows[name].append(line)
     failed, commit = [], described()
-    for name in options.only:
+    for name in chosen:
         print(f"\n{name}", flush=True)
         with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as file:
             command = [sys.executable, str(HERE / f"{name}.py"), *arguments.get(name, [])]

@@ -54,6 +54,10 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
     found = tuple(f"cuda:{index}" for index in config.site_ids)
     if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
         raise UserError("precision=auto: some of these GPUs have bf16, others don't; set precision=fp32, bf16 or fp16")
+    if config.trainable != "all" and len(set(found)) < len(found):
+        notes.append(
+            "each process on a GPU holds its own copy of the frozen weights; fewer site_ids per GPU take less memory"
+        )
     return found
 
 

@@ -237,7 +237,9 @@ def final_digest(rank: int, num_workers: int, memory: SharedMemory, folder: Path
     return found
 
 
-@pytest.mark.parametrize("how", ["exact", "stack", "svd"])
+@pytest.mark.parametrize(
+    "how", ["stack", *(pytest.param(other, marks=pytest.mark.thorough) for other in ("exact", "svd"))]
+)
 def test_the_result_does_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, how: str) -> None:
     more = {"lora_delta_rank": 4} if how == "stack" else {}
     config = Config.from_mapping(KEYS | {"lora_aggregation": how, "lora_ranks": [2, 3]} | more)

@@ -56,7 +56,7 @@ def test_a_selection_of_nothing_is_refused() -> None:
 def test_workers_share_the_file_and_cannot_change_each_others_base(tmp_path: Path) -> None:
     module, workers = builders.bert(seed=1), [builders.bert(seed=2), builders.bert(seed=3)]
     base.freeze(module, Config(trainable="head"))
-    base.write(tmp_path, module, config)
+    base.write(tmp_path, module, Config(trainable="head"))
     for worker in workers:
         base.attach(tmp_path, worker, Config(trainable="head"))
         assert names(worker) == names(module)

@@ -40,7 +40,7 @@ def test_matrices_of_the_base_are_stored_in_half_the_memory(tmp_path: Path, kind
     assert all(torch.equal(module.get_parameter(name), other.get_parameter(name)) for name in whole)
 
 
-@pytest.mark.parametrize("task", ["lm", "csv"])
+@pytest.mark.parametrize("task", ["lm", pytest.param("csv", marks=pytest.mark.thorough)])
 def test_a_job_trains_beside_a_base_in_bf16(small_config: Config, tmp_path: Path, task: str) -> None:
     """Its loss is that of float32, to bf16's digits; the export computes in float32 what was trained."""
     keys = {"trainable": "lora", "lora_rank": 2, "num_rounds": 2, "learning_rate": 0.02}
@@ -210,7 +210,9 @@ def test_four_bits_need_their_package_and_a_device_that_has_them(monkeypatch: py
     ):
         four_bit.check(torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"base_precision=nf4: it needs the package bitsandbytes: \./run-local.sh -m pip"):
+    with pytest.raises(
+        UserError, match=r"base_precision=nf4: it needs the package bitsandbytes: \./run-local.sh -m pip"
+    ):
         four_bit.check(torch.device("cpu"))
     with pytest.raises(
         UserError, match="base_precision=nf4 trainable=head: four bits hold the layers that have adapters"

@@ -17,6 +17,10 @@ from tests.tracking.builders import SACRED
 
 SIZES = (5, 9, 4)
 LABELS = ["sport", "art"]
+GENERATIONS = [
+    {"row": 1, "prompt": "<|user|>\nWhich?", "expected": "this", "generated": "that & </script><i>those</i>"},
+    {"row": 2, "prompt": "<|user|>\nWho?", "expected": "nobody", "generated": ""},
+]
 LABEL_COUNTS = ((5, 0), (4, 5), (1, 3))
 
 
@@ -51,6 +55,7 @@ def job(
         text="note: 3 of 30 texts are truncated to 16 tokens\nround 1\nnote: 3 of 30 texts are truncated to 16 tokens",
     )
     log.append("predictions", round=rounds, parquet=base64.b64encode(predictions(folder)).decode())
+    log.append("generations", round=rounds, rows=GENERATIONS)
     log.append("confusion", round=rounds, sets={"validation": [[3, 1], [2, 7]]})
     log.append("completed")
     log.close()

@@ -90,6 +90,16 @@ def test_a_reader_filters_mistakes_opens_tables_and_copies_the_command(opened: O
     assert "job_name=news" in one.evaluate("navigator.clipboard.readText()")
 
 
+def test_a_reader_finds_what_the_model_writes(opened: Open) -> None:
+    one = opened()
+    one.get_by_role("link", name="Written").click()
+    rows = one.get_by_role("region", name="What the model writes").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    cells = rows.first.locator("th, td")
+    assert cells.all_text_contents() == ["1", "<|user|>\nWhich?", "this", "that & </script><i>those</i>"]
+    assert cells.nth(1).evaluate("cell => getComputedStyle(cell).whiteSpace") == "pre-wrap"
+
+
 def test_pointing_at_a_site_highlights_its_line(opened: Open) -> None:
     one = opened()
     one.wait_for_function(DRAWN)
