@@ -21,6 +21,14 @@ def test_values_are_read_as_they_stand_and_variables_already_set_take_precedence
     env_file.load(tmp_path / "no such file")
 
 
+def test_of_a_name_that_is_set_twice_the_last_value_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell, and in Docker Compose."""
+    monkeypatch.delenv("ENV_FILE_A", raising=False)
+    (tmp_path / ".env").write_text("ENV_FILE_A=1\nENV_FILE_B=b\nENV_FILE_A=2\n")
+    env_file.load(tmp_path / ".env")
+    assert os.environ["ENV_FILE_A"] == "2"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [("ENV_FILE_A=1\nS3CRET\n", 2), ("\n\n# a\nENV_FILE_A=1\n\n\nexport S3CRET", 7), ("ENV_FILE_A='S3CRET\nENV_FILE_B=2\n", 1), ("=S3CRET", 1)],

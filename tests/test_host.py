@@ -31,6 +31,17 @@ def test_a_second_run_of_a_job_or_folder_is_refused(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lock_of_a_killed_run_is_taken_over_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / f"scaling_fl-{os.getuid()}-news.lock"
+    left.write_text("4194304")  # the longest number that a process has
+    assert not host.is_locked("news")
+    with host.job_lock("news", None):
+        assert left.read_text() == str(os.getpid())
+        assert host.is_locked("news")
+    assert not left.exists()
+
+
 def test_leftovers_of_a_killed_launcher_are_removed_but_not_folders_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

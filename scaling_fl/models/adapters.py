@@ -54,17 +54,20 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
         exclude_modules=head or None, base_model_name_or_path=hub_id(config.model),
         task_type="CAUSAL_LM" if language_model else "SEQ_CLS",
     )  # fmt: skip
+    linear = {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
+    layers = f"the model's linear layers are {', '.join(sorted(linear))}"
     torch.manual_seed(seeding.torch_seed(config.seed, "lora"))
     try:
         inject_adapter_in_model(lora, module, _NAME)
     except ValueError as error:  # no layer has such a name, or one is of a kind that can't be adapted
-        layers = sorted(
-            {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
         raise UserError(
-            f"lora_targets={config.lora_targets}: selects no layers that can have adapters; the model's linear layers are "
-            f"{', '.join(layers)}"
+            f"lora_targets={config.lora_targets}: selects no layers that can have adapters; {layers}"
         ) from error
+    # Their matrices have other names, and the output layer may share their table.
+    if tables := sorted(
+        {name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}
+    ):
+        raise UserError(f"lora_targets={config.lora_targets}: selects {tables[0]}, a table of embeddings; {layers}")
     for layer in head:  # by the layer: tied weights have one name of several
         for parameter in module.get_submodule(layer).parameters(recurse=False):
             parameter.requires_grad_(True)
@@ -85,11 +88,6 @@ def _add_delta(module: Any, config: Config) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = dict(_layers(module))
-    if others := [name for name, layer in layers.items() if not layer.lora_A]:
-        raise UserError(
-            f"lora_aggregation={config.lora_aggregation} lora_targets={config.lora_targets}: {others[0]} isn't a linear layer; "
-            "select linear layers, or set lora_aggregation=separate"
-        )
     ranks = {
         name: min(layer.in_features, layer.out_features, config.lora_delta_rank or layer.in_features)
         for name, layer in layers.items()
@@ -134,6 +132,12 @@ def names(module: Any) -> set[str]:
 def has(module: Any) -> bool:
     """Whether the module has adapters."""
     return getattr(module, "peft_config", None) is not None
+
+
+def on_output(module: Any) -> bool:
+    """Whether the layer that predicts tokens has adapters: merged, it is no longer the table of the input's embeddings."""
+    output = module.get_output_embeddings() if predicts_tokens(module) else None
+    return any(layer is output for _, layer in _layers(module))
 
 
 @torch.no_grad()

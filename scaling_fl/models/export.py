@@ -86,7 +86,10 @@ def write_folder(module: Any, prepared: Path, target: Path, merge: bool = True, 
         adapters.save(module, target / "adapter")
         if not merge:
             return
-        plain = build(type(module), copy.deepcopy(module.config))
+        config = copy.deepcopy(module.config)
+        if adapters.on_output(module):
+            config.tie_word_embeddings = False
+        plain = build(type(module), config)
         plain.load_state_dict(adapters.merged(module), assign=True)
         plain.tie_weights()
         module = plain.to(getattr(torch, dtype))

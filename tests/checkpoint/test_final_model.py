@@ -5,6 +5,7 @@ import pytest
 
 from scaling_fl.checkpoint.final_model import COMPLETE, is_exported
 from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,21 @@ def test_a_model_is_complete_if_its_last_file_names_the_round_and_all_sizes(
     checkpoints.write_json("done", found)
     (tmp_path / "out" / "done").rename(tmp_path / "out" / "model" / COMPLETE)
     assert is_exported(checkpoints, "model", 4) == complete
+
+
+def test_a_model_that_is_published_again_is_incomplete_until_all_its_files_are_there(tmp_path: Path) -> None:
+    checkpoints = CheckpointStore(str(tmp_path / "out"))
+    checkpoints.probe()
+    (tmp_path / "new").mkdir()
+    for name in ("config.json", COMPLETE):
+        (tmp_path / "new" / name).write_text("{}")
+    checkpoints.publish_folder(tmp_path / "new", "model", COMPLETE)
+    assert (tmp_path / "out" / "model" / COMPLETE).exists()
+    (tmp_path / "out" / "model" / "vocab.txt").mkdir()  # no file can take its place
+    (tmp_path / "new" / "vocab.txt").write_text("a")
+    with pytest.raises(UserError, match="cannot write model"):
+        checkpoints.publish_folder(tmp_path / "new", "model", COMPLETE)
+    assert not (tmp_path / "out" / "model" / COMPLETE).exists()
+    (tmp_path / "out" / "model" / "vocab.txt").rmdir()
+    checkpoints.publish_folder(tmp_path / "new", "model", COMPLETE)
+    assert (tmp_path / "out" / "model" / COMPLETE).exists()

@@ -74,3 +74,11 @@ def test_the_card_names_the_length_of_local_training_once() -> None:
     assert rows() == {r"num\_local\_epochs"}
     assert rows(num_local_steps=4) == {r"num\_local\_steps"}
     assert rows(local_epochs_range=(1, 3)) == {r"local\_epochs\_range"}
+
+
+def test_small_and_odd_numbers_are_not_rounded() -> None:
+    config = Config(model="tiny", job_name="news", learning_rate=2e-5, weight_decay=0.25)
+    rows = model_card(config, NAMES, 5, 12, {"validation.accuracy": 2 / 3}).splitlines()
+    assert r"| learning\_rate | 2e-05 |" in rows
+    assert r"| weight\_decay | 0.2500 |" in rows
+    assert f"| validation.accuracy | {2 / 3} |" in rows

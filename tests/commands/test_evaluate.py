@@ -83,6 +83,16 @@ def test_a_model_folder_is_measured_with_the_keys_that_are_typed(job: tuple[Conf
     check(lines_of(typed), tmp_path / "p.csv", module, Path(str(config.test_path)))
 
 
+def test_the_progress_counts_all_texts_up_to_now(job: tuple[Config, Any]) -> None:
+    config, _ = job
+    path = f"{config.checkpoints_dir}/round-000007.safetensors"
+    send = MagicMock()
+    evaluate.show(send, Config(checkpoint=path, val_batch_size=4, threads_per_site=1), 120)
+    events = [call.args[0] for call in send.call_args_list]
+    steps = [event for event in events if event["event"] == "working" and event["what"] == "evaluating"]
+    assert [(step["done"], step["total"], step["unit"]) for step in steps] == [(done, 9, "texts") for done in (4, 8, 9)]
+
+
 @pytest.mark.parametrize(("typed", "used"), [(128, 16), (16, 16), (12, 12)])
 def test_a_model_folder_says_how_many_tokens_it_takes_at_most(
     job: tuple[Config, Any], tmp_path: Path, typed: int, used: int
@@ -140,6 +150,12 @@ def test_a_model_without_label_names_takes_those_of_the_task(job: tuple[Config, 
     assert (
         "note: the model's labels have no names; they are taken to be class 0, class 1, class 2, in this order" in lines
     )
+    for number, names in ((2, (0, 2)), (4, (0, 1, 2, 3))):
+        other = tmp_path / f"{number}.csv"
+        other.write_text("topic,body\n" + "".join(f"class {name},a\n" for name in names))
+        message = f"its 3 labels have no names, and the test rows have {number} labels; name them in id2label"
+        with pytest.raises(UserError, match=message):
+            lines_of(dataclasses.replace(config, checkpoint=str(tmp_path / "saved"), test_path=str(other)))
 
 
 @pytest.mark.parametrize(

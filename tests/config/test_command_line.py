@@ -101,6 +101,10 @@ def test_any_text_survives_the_command_line(text: str) -> None:
         ("-P high with demo", "-P high: expected a number"),
         ("-P -inf with demo", "-P -inf: expected a number"),
         ("-C fd with demo", "-C fd: expected no or sys"),
+        ("--loglevel=LOUD with demo", "--loglevel LOUD: expected a number or one of CRITICAL"),
+        ("--beat-interval=0 with demo", "--beat-interval 0: expected seconds, a number above 0"),
+        ("--priority=high with demo", "--priority high: expected a number"),
+        ("--capture=fd with demo", "--capture fd: expected no or sys"),
     ],
 )
 def test_a_mistake_in_the_words_is_refused_with_its_remedy(words: str, says: str) -> None:

@@ -62,6 +62,7 @@ def test_local_only_equals_separate_training_of_each_site(
         for site in range(3):
             torch.testing.assert_close(torch.from_numpy(own[site]), expected[site], rtol=1e-5, atol=1e-6)
         assert np.array_equal(server, start.numpy()), "nothing is aggregated"
+        assert not any(name.startswith("bytes.") for name in results), "and nothing travels"
         assert len({round(loss, 4) for loss in losses}) == 3, "equal values would hide a wrong mean"
         assert results["validation.loss"] == pytest.approx(np.mean(losses))
         assert results["validation.accuracy"] == pytest.approx(np.mean(accuracies))

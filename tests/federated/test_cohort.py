@@ -40,6 +40,19 @@ def test_weights_follow_the_weighting(weighting: str, expected: list[float]) -> 
     assert list(drawn.values()) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("keys", "share"),
+    [
+        ({}, 1), ({"sites_per_round": 2}, 2 / 5), ({"participation": 0.3}, 2 / 5),  # 1.5 sites are two, always
+        ({"participation": 0.3, "sampling": "poisson"}, 0.3),
+        ({"sites_per_round": 2, "sampling": "poisson"}, 2 / 5), ({"participation": 0.3, "sampling": "by_examples"}, 2 / 5),
+    ],
+)  # fmt: skip
+def test_the_share_of_sites_that_take_part(keys: dict[str, Any], share: float) -> None:
+    config = Config(num_sites=5, **keys)
+    assert cohort.share(config) == cohort.probability(config, 5) == pytest.approx(share)
+
+
 def test_a_cohort_is_a_function_of_seed_and_round() -> None:
     def cohorts(seed: int) -> list[dict[int, float]]:
         return [cohort.sample(Config(sites_per_round=3, seed=seed), SIZES, round_) for round_ in range(1, 30)]

@@ -11,7 +11,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
-from scaling_fl.federated import aggregation
+from scaling_fl.federated import aggregation, cohort
 from scaling_fl.federated.aggregation import lora_error
 from scaling_fl.federated.compression import traffic
 from scaling_fl.federated.local_batches import local_batches
@@ -164,6 +164,19 @@ def test_the_error_of_averaging_factors_is_logged(
     expected = dense_error(resident, states, shares)
     assert combination.results["lora.product_error"] == pytest.approx(0 if zero else expected, rel=0.1)
     assert (expected > 1e-3) != zero
+
+
+def test_sites_count_as_a_whole_in_the_error_of_a_private_mean(alone: Callable[..., Any]) -> None:
+    """Its own weights, of a fixed denominator, sum to 1 only in the mean, but the error isn't proportional to them."""
+    private = {"dp_clip": 1.0, "dp_noise_multiplier": 0.5, "dp_delta": 1e-3, "weighting": "uniform"}
+    config = Config.from_mapping(KEYS | private | {"sampling": "poisson", "participation": 0.6})
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    for round_ in range(1, 9):
+        drawn = cohort.sample(config, SIZES, round_)
+        watched = lora_error.watch(None, worker_sites, collectives, state, round_)
+        assert watched.weights == pytest.approx({site: 1 / len(drawn) for site in drawn})
 
 
 def error_of(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> Any:

@@ -177,6 +177,10 @@ def test_layers_without_pretrained_weights_are_trained_whole() -> None:
     [
         ("qery", r"lora_targets=qery: selects no layers .* are classifier, dense, key, query, value"),
         ("LayerNorm", "lora_targets=LayerNorm: selects no layers"),
+        (
+            "word_embeddings",
+            r"selects bert\.embeddings\.word_embeddings, a table of embeddings; .* are classifier, dense",
+        ),
         ("(", r"lora_targets=\(: not a regular expression .*write all-linear"),
     ],
 )

@@ -13,8 +13,8 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.models import loading, probe
-from scaling_fl.models.export import save_tokenizer
+from scaling_fl.models import base, loading, probe
+from scaling_fl.models.export import save_tokenizer, write_folder
 from tests import builders
 from tests.checkpoint.test_resume import train
 
@@ -67,6 +67,29 @@ print(nats / sum(len(block) - 1 for block in blocks))
     assert math.exp(float(done.stdout.split()[-1])) == pytest.approx(seen[2]["validation.perplexity"], rel=1e-3)
     assert seen[2]["validation.loss"] < seen[0]["validation.loss"]
     assert "text-generation" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", ["all-linear", "lm_head", "q_proj|lm_head"])
+def test_the_merged_model_computes_the_same_even_if_its_output_layer_was_its_embeddings(
+    tmp_path: Path, targets: str, tied: bool
+) -> None:
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(vocab_size=60, **builders.TINY_SIZES, pad_token_id=0, tie_word_embeddings=tied)
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    base.freeze(module, Config(trainable="lora", lora_rank=2, lora_targets=targets))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    (tmp_path / "prepared").mkdir()
+    write_folder(module, tmp_path / "prepared", tmp_path / "out")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(2, 18).view(2, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(merged.eval()(ids).logits, module.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+    assert merged.config.tie_word_embeddings == (tied and targets == "all-linear")
+    assert module.config.tie_word_embeddings == tied
 
 
 def test_what_generation_is_configured_to_do_is_kept(small_config: Config, tmp_path: Path) -> None:

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.errors import UserError
-from scaling_fl.reporting import facts, page, records
+from scaling_fl.reporting import facts, frames, page, records
+from scaling_fl.tracking import events
 from tests.reporting import builders
 
 
 def rendered(*paths: Path) -> str:
     return page.render(*records.find(*paths))
+
+
+def facts_of(path: Path) -> facts.Facts:
+    found = records.find(path).records
+    return facts.of_job(found[0], frames.of_records(found))
 
 
 def text_of(html: str) -> str:
@@ -86,6 +92,24 @@ def test_several_jobs_are_compared_by_the_keys_in_which_they_differ(tmp_path: Pa
     assert html.count('<details class="job"') == 2
 
 
+@pytest.mark.parametrize(
+    ("cohorts", "shown"), [((3, 6), []), ((2, 4), ["sites_per_round"]), ((2, 6), ["sites_per_round"])]
+)
+def test_the_table_of_jobs_has_the_size_of_cohorts_unless_all_sites_take_part(
+    tmp_path: Path, cohorts: tuple[int, int], shown: list[str]
+) -> None:
+    jobs = [
+        {"num_sites": sites, "resolved": {"num_sites": sites, "sites_per_round": number}}
+        for sites, number in zip((3, 6), cohorts, strict=True)
+    ]
+    table = page._table(builders.sweep(tmp_path, *jobs))
+    assert table.columns == ["job", "status", "num_sites", *shown, "round", "test accuracy", "time"]
+    assert [row[2 : 3 + len(shown)] for row in table.rows] == [
+        [str(number) for number in ((sites, cohort) if shown else (sites,))]
+        for sites, cohort in zip((3, 6), cohorts, strict=True)
+    ]
+
+
 def test_many_jobs_are_only_compared(tmp_path: Path) -> None:
     html = rendered(*(builders.job(tmp_path, f"j{number}", seed=number) for number in range(13)))
     assert '<details class="job"' not in html
@@ -136,6 +160,31 @@ def test_own_test_rows_privacy_and_attackers_are_shown(tmp_path: Path) -> None:
     assert "privacy ε = 2.25 at δ = 0.001, by PLD; dp_seed is set: it protects nobody" in text
     assert "traffic 300 bytes to and from the sites" in text
     assert re.search(r"site examples attacks 0 3 – 1 5 1", text)
+
+
+def test_an_epsilon_that_only_earlier_rounds_have_is_not_shown(tmp_path: Path) -> None:
+    """Above 100 there is none by PLD."""
+    others = {"dp.epsilon_pld": [75.0, 99.0], "dp.epsilon_rdp": [80.0, 105.0]}
+    path = builders.cell(
+        tmp_path, "loud", [0.25, 0.5, 0.5], others=others, dp_delta=1e-3, dp_clip=1.0, dp_noise_multiplier=0.25,
+        weighting="uniform",
+    )  # fmt: skip
+    path.write_text(path.read_text().replace(', "dp.epsilon_pld": 99.0', ""))
+    (privacy,) = (figure for figure in facts_of(path).figures if figure.name == "privacy")
+    assert privacy == ("privacy", "ε = 105", "at δ = 0.001, by RDP")
+
+
+def test_devices_and_versions_are_those_of_the_last_start(tmp_path: Path) -> None:
+    path = builders.job(tmp_path)
+    first = next(event for event in events.read(path)[0] if event["event"] == "started")
+    again = first["start"] | {"after_round": 1, "environment": {"torch": "3"}, "devices": ["cuda:0"]}
+    log = events.EventLog(path)
+    log.append("started", start=again, **{name: first[name] for name in ("sacred", "config", "info")})
+    log.close()
+    found = facts_of(path).environment
+    assert ("devices", "cuda:0") in found
+    assert [value for name, value in found if name == "torch"] == ["3"]
+    assert sum(name == "started" for name, _ in found) == 2
 
 
 @pytest.mark.parametrize(

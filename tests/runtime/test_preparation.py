@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+import transformers
 
 from scaling_fl.checkpoint.header import checkpoint_header
 from scaling_fl.checkpoint.store import CheckpointStore
@@ -216,3 +217,16 @@ def test_automatic_precision_falls_back_and_a_chosen_one_is_refused(
     assert plan.environment["precision"] == "fp32"
     assert plan.config.precision == "auto", "the job can be resumed with the same command"
     assert any("precision=bf16" in note and note.endswith("; fp32 is used") for note in plan.notes)
+
+
+def test_a_model_that_works_in_no_precision_is_refused(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are finite, but their squares are not."""
+    model = transformers.AutoModel.from_pretrained(small_config.model)
+    torch.nn.init.constant_(model.embeddings.word_embeddings.weight, 1e30)
+    model.save_pretrained(small_config.model)
+    monkeypatch.setattr(prepare_module, "precision", lambda config, device: "bf16")  # as on a GPU
+    (tmp_path / "work").mkdir()
+    with pytest.raises(UserError, match=r"precision=fp32: model=.* \(FloatingPointError: .*\); use another model$"):
+        prepare_module.prepare(Mock(), small_config, str(tmp_path / "work"))

@@ -86,3 +86,17 @@ def test_the_shutdown_has_the_rest_of_a_clusters_time_and_a_second_after_a_secon
     monkeypatch.setattr(signals.time, "monotonic", lambda: signals._requested_at[0] + 5)
     signals.start_shutdown_timer()
     assert timers == ([] if at_once is None else [1.0] if at_once else [14.0 - 5])
+
+
+def test_a_terminal_that_is_told_closed_twice_puts_off_no_end(
+    receive: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([100.0, 104.0, 107.0])
+    timers: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(signals.time, "monotonic", lambda: next(times))
+        patched.setattr(signal, "setitimer", lambda kind, seconds: timers.append(seconds))
+        patched.setattr(signal, "signal", lambda *_: None)
+        assert not receive(signal.SIGHUP, signal.SIGHUP)
+        signals.start_shutdown_timer()
+    assert timers == [100.0 + 14.0 - 107.0]

@@ -24,9 +24,12 @@ def get_stuck(send: Any, how: str) -> None:
         time.sleep(1000)
     if how == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
+    for _ in range(40 if how == "waiting later" else 0):
+        send.progress()
+        time.sleep(0.05)
     send.waiting = how != "busy"
     while True:
-        if how != "waiting":
+        if how == "busy":
             send.progress()
         time.sleep(0.05)
 
@@ -54,6 +57,7 @@ def test_a_process_under_a_debugger_never_counts_as_hung(tmp_path: Path, monkeyp
                                         r"File .*test_stalls\.py., line \d+ in get_stuck"),
         (("busy", "stopped", "waiting"), r"child 1 made no progress for 5 s .*It is suspended, so it can't print its stack trace"),
         (("waiting", "waiting"), r"child [01] made no progress for 5 s"),
+        (("waiting later", "waiting"), r"child 1 made no progress for 5 s"),  # the first to wait
     ],
 )  # fmt: skip
 def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tuple[str, ...], message: str) -> None:
@@ -79,6 +83,16 @@ def test_waiting_for_a_worker_that_makes_progress_does_not_count_as_hung() -> No
     launcher.run_children(
         f"{__name__}:progress_or_wait", [(0,), (1,)], ["a", "b"], "/none", lambda event: None, stall_timeout=4.0
     )
+
+
+def print_now_and_then(send: Any) -> None:
+    for _ in range(12):
+        print("compiling", flush=True)
+        time.sleep(0.5)
+
+
+def test_output_is_progress() -> None:
+    launcher.run_children(f"{__name__}:print_now_and_then", [()], ["a"], "/none", lambda event: None, stall_timeout=4.0)
 
 
 def wait_for_something_external(send: Any) -> None:

@@ -59,6 +59,15 @@ def test_metrics_that_only_some_settings_have_are_left_empty() -> None:
     assert table["own models: mean site"].tolist() == ["0.5000 ± 0.2500", ""]
 
 
+def test_a_setting_that_leaves_a_key_out_has_results() -> None:
+    rows = ROWS.assign(server_momentum=[math.nan, math.nan, math.nan, 0.5, 0.5])  # pandas has NaN for None
+    table = results.as_table(results.aggregated(rows, ["server_momentum", "seed"]))
+    assert table[["server_momentum", "seeds", "test accuracy"]].to_numpy().tolist() == [
+        ["", "3", "0.7500 ± 0.2500"],
+        ["0.5", "2", "0.3750 ± 0.1768"],
+    ]
+
+
 def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = {"batch_size": 4, "num_local_epochs": 2, "num_sites": 3, "checkpoints_dir": None, "num_rounds": 2}

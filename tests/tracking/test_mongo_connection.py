@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bson
+import pymongo.errors
 import pytest
 
 from scaling_fl.tracking.mongo import MongoEntry
@@ -108,3 +109,18 @@ def test_the_causes_of_a_failed_connection_are_distinguished(
     )
     assert "the address can't be used" in explain_failure("mongodb://h:port/")
     assert "the address can't be used" in explain_failure("mongodb+srv://no-such-cluster.invalid/")
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (18, "it rejects the user or the password"), (8000, "it rejects the user or the password"),  # Atlas has its own
+        (13, "the user lacks permission in database lab"), (33, "the user lacks permission in database lab"),
+        (11601, "OperationFailure: "),
+    ],
+)  # fmt: skip
+def test_refusals_are_told_by_their_codes(code: int, cause: str) -> None:
+    entry = MongoEntry(Address("mongodb://u:hunter2@h/", "lab"))
+    said = entry.explain(pymongo.errors.OperationFailure("no, hunter2", code))
+    assert said.startswith(cause)
+    assert "hunter2" not in said

@@ -154,6 +154,19 @@ def test_the_result_is_the_last_and_the_best_value_of_each_metric(tmp_path: Path
     }
 
 
+def test_the_best_spread_over_sites_is_the_least(tmp_path: Path) -> None:
+    log = builders.job(tmp_path)
+    for number, mean, spread in ((3, 0.5, 0.25), (4, 0.75, 0.125), (5, 0.25, 0.5)):
+        log.append("round", round=number, metrics={
+            "site_test.mean_site.accuracy": mean, "site_test.std_site.accuracy": spread,
+        })  # fmt: skip
+    log.close()
+    assert Record.from_events(events.read(log.path)[0]).result()["site_test"] == {
+        "mean_site.accuracy": {"last": 0.25, "best": 0.75, "best_round": 4},
+        "std_site.accuracy": {"last": 0.5, "best": 0.125, "best_round": 4},
+    }
+
+
 def test_a_job_that_starts_again_drops_the_rounds_of_its_first_run(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     log.append("interrupted")

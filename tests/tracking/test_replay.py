@@ -144,6 +144,29 @@ def test_the_copy_beside_the_checkpoints_is_written_at_starts_checkpoints_and_en
     log.close()
 
 
+@pytest.mark.parametrize(
+    ("end", "fields", "complete"),
+    [("completed", {}, True), ("interrupted", {}, False), ("failed", {"trace": ["why"]}, False), ("died", {}, False)],
+)
+def test_only_a_completed_job_has_further_artifacts(
+    tmp_path: Path, end: str, fields: dict[str, list[str]], complete: bool
+) -> None:
+    def attach(record: Record) -> dict[str, bytes]:
+        asked.append(record.entry["status"])
+        return {"more.txt": b"more"}
+
+    log, asked = builders.job(tmp_path), list[str]()
+    replay = Replay(log.path, FileRecord(tmp_path / "runs"), attach)
+    replay.step()
+    assert asked == [], "it goes on"
+    log.append(end, **fields)
+    replay.step()
+    log.close()
+    assert replay.trouble is None
+    assert asked == ["COMPLETED"] * complete
+    assert (tmp_path / "runs" / "1" / "more.txt").exists() == complete
+
+
 def test_where_there_are_no_checkpoints_there_is_no_copy(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     replay = Replay(log.path, Mirror(CheckpointStore(str(tmp_path / "none"))))

@@ -98,6 +98,7 @@ def test_a_file_with_a_wrong_checksum_is_refused_and_discarded(server: Server, t
     with pytest.raises(UserError, match=rf"has the MD5 checksum \w+, expected {MD5}; try again, or write train_path=…"):
         fetch(server)
     assert [p.name for p in part(tmp_path).parent.iterdir()] == ["file.bin.lock"]
+    assert server.requests == [0], "the server would send the same file again"
     server.content = CONTENT
     assert fetch(server).read_bytes() == CONTENT
 

@@ -37,6 +37,13 @@ def test_a_line_of_tsv_is_a_row_whatever_its_quotes(tmp_path: Path) -> None:
         }
 
 
+def test_a_carriage_return_alone_ends_no_line_of_tsv_or_json(tmp_path: Path) -> None:
+    tsv = write(tmp_path / "t.tsv", b"text\tlabel\na\rb\tx\r\n")
+    assert columns(tsv) == {"text": ["a\rb"], "label": ["x"]}
+    lines = write(tmp_path / "t.jsonl", b'{"text": "a",\r"label": 3}\r\n')
+    assert columns(lines) == {"text": ["a"], "label": [3]}
+
+
 @pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.json"])
 def test_json_lines_keep_numbers_and_escapes(tmp_path: Path, name: str) -> None:
     lines = ['{"text": "a\\n\\u00e4 \u2028", "label": 3, "more": [1]}', '{"label": true, "text": ""}']
