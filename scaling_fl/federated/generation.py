@@ -47,8 +47,9 @@ def _parts(resident: Resident, row: int) -> tuple[npt.NDArray[Any], npt.NDArray[
     span = slice(store.offsets[row], store.offsets[row + 1])
     tokens, predicted = np.array(store.tokens[span]), store.predicted
     assert predicted is not None, "it is a language model"
-    others = np.flatnonzero(predicted[span] == 0)
-    start = int(others[-1]) + 1  # of the last response
+    flags = np.array(predicted[span])
+    end = int(np.flatnonzero(flags)[-1]) + 1  # of the last response; a template may write more after it
+    start = int(np.flatnonzero(flags[:end] == 0)[-1]) + 1
     if start == 1:  # a block: all but its first token are predicted
         start = max(1, len(tokens) // 2)
-    return tokens[:start], tokens[start:]
+    return tokens[:start], tokens[start:end]

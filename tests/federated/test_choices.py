@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.federated import choices
+from scaling_fl.federated import choices, generation
 from scaling_fl.runtime import launcher
 from scaling_fl.tracking.record import Record
 from tests import builders
@@ -128,6 +129,28 @@ def test_examples_are_what_the_exported_model_writes(config: Config, tmp_path: P
     record.apply(found | {"time": 1.0})
     again = Record.from_parts({}, {}, {}, {}, record.artifacts())
     assert again.generations == found["rows"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "prompt", "expected"),
+    [
+        ([0, 0, 1, 1], [10, 11], [12, 13]),
+        ([0, 0, 1, 1, 0, 0], [10, 11], [12, 13]),  # the template writes more after the end token
+        ([0, 1, 0, 0, 1, 0], [10, 11, 12, 13], [14]),  # the last of two responses
+        ([0, 1, 1, 1, 1], [10, 11], [12, 13, 14]),  # a block of documents
+        ([0, 1], [10], [11]),
+    ],
+)
+def test_the_prompt_ends_where_the_last_response_begins(
+    flags: list[int], prompt: list[int], expected: list[int]
+) -> None:
+    class Test:
+        offsets = np.array([0, 2, 2 + len(flags)])
+        tokens = np.array([1, 2, *range(10, 10 + len(flags))])
+        predicted = np.array([0, 1, *flags], np.uint8)
+
+    found = generation._parts(SimpleNamespace(test=Test), 1)  # type: ignore[arg-type]
+    assert [part.tolist() for part in found] == [prompt, expected]
 
 
 def test_without_a_global_model_choices_are_the_mean_over_own_models(config: Config, tmp_path: Path) -> None:
