@@ -45,4 +45,5 @@ def test_it_is_algorithm_1_of_douillard_et_al_2023(alone: Callable[..., Any]) ->
         for parameter, delta in zip(outer.parameters(), deltas, strict=True):
             parameter.grad = delta
         outer_optimiser.step()
-    assert_same_movement(by_name(resident, state.params), outer, start)
+    # AdamW divides a gradient by its own size: on one processor of three, 1.4 × 10⁻⁴ of the distance.
+    assert_same_movement(by_name(resident, state.params), outer, start, share=1e-3)

@@ -266,11 +266,3 @@ def test_the_result_does_not_depend_on_the_workers(run_distributed: Any, tmp_pat
 def test_keys_that_contradict_each_other_are_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Config.from_mapping(KEYS | more)
-
-
-def test_embeddings_have_no_delta() -> None:
-    config = Config.from_mapping(KEYS | {"lora_aggregation": "exact", "lora_targets": "word_embeddings|query"})
-    with pytest.raises(
-        UserError, match=r"exact lora_targets=.*word_embeddings isn't a linear layer; select linear layers"
-    ):
-        base.freeze(builders.bert(), config)
