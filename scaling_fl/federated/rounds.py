@@ -100,9 +100,7 @@ def _traffic(worker_sites: WorkerSites, sites: list[int]) -> dict[str, float]:
     config, model = worker_sites.resident.config, worker_sites.resident.model
     down = up = 0
     for rank, number in Counter(lora_ranks.of_site(config, site) for site in sites).items():
-        absent = (
-            0 if config.lora_ranks is None or config.secure_aggregation else len(lora_ranks.beyond(model.layout, rank))
-        )
+        absent = lora_ranks.num_absent(config, model.layout, rank)
         of_each = traffic(config, model.layout, len(model.extra), len(sites), absent)
         down, up = down + number * of_each[0], up + number * of_each[1]
     return {"bytes.down": down, "bytes.up": up} if down + up else {}

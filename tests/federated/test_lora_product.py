@@ -226,6 +226,15 @@ def test_what_a_site_has_not_does_not_travel(
     assert (results["bytes.down"], results["bytes.up"]) == tuple(4 * (3 * head + n * per_rank) for n in (down, up))
 
 
+def test_a_site_of_lower_rank_shares_its_rows_of_a_alone(alone: Callable[..., Any]) -> None:
+    config = Config.from_mapping(KEYS | {"num_rounds": 1, "lora_aggregation": "share_a", "lora_ranks": [1, 3, 2]})
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    row_of_each = sum(module.get_parameter(n).shape[1] for n in adapters.names(module) if adapters.MATRIX_A in n)
+    results = train_federated(config, *alone(config, module, SHARDS))[-1]
+    assert results["bytes.down"] == results["bytes.up"] == 4 * 6 * row_of_each
+
+
 def final_digest(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> str:
     torch.set_num_threads(1)
     module = builders.bert(dropout=0.0)

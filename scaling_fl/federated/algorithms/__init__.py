@@ -61,6 +61,17 @@ class LocalTerm:
         return {}
 
 
+class Resting(LocalTerm):
+    """Parameters that rest in a round: without a gradient, no optimiser that starts afresh moves them."""
+
+    def __init__(self, at: torch.Tensor):
+        self._at = at  # (k,): positions in the flat buffer
+
+    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
+        """See `LocalTerm.add_gradient`."""
+        gradient[self._at] = 0
+
+
 def own_params(config: Config, layout: Layout, params: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The parameters (size,) of a site's own model, from the server's `params` and what the site keeps."""
     for module in _modules():

@@ -3,22 +3,9 @@
 All sites of a round have the same A, or the same B. So mean(B_k A) = mean(B_k) A: the mean of the adapters is exact.
 """
 
-import torch
-
-from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.federated.algorithms import Resting, Start
 from scaling_fl.models.adapters import MATRIX_A, MATRIX_B
 from scaling_fl.models.selection import positions
-
-
-class Resting(LocalTerm):
-    """The matrix that rests in one round: without a gradient, no optimiser that starts afresh moves it."""
-
-    def __init__(self, at: torch.Tensor):
-        self._at = at  # (k,): positions in the flat buffer
-
-    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
-        """See `LocalTerm.add_gradient`."""
-        gradient[self._at] = 0
 
 
 def begin(start: Start) -> Resting | None:

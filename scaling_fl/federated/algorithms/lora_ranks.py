@@ -7,30 +7,21 @@ the norm of B A are left out.
 import torch
 
 from scaling_fl.config.schema import Config
-from scaling_fl.federated.algorithms import LocalTerm, Start
+from scaling_fl.federated.algorithms import Resting, Start
 from scaling_fl.models.adapters import MATRIX_A, MATRIX_B
 from scaling_fl.models.flat_parameters import Layout
+from scaling_fl.models.selection import personal_positions
 
 
-class Padded(LocalTerm):
-    """The rows and columns beyond the site's rank: 0, and without a gradient."""
-
-    def __init__(self, at: torch.Tensor):
-        self._at = at  # (k,): positions in the flat buffer
-
-    def add_gradient(self, gradient: torch.Tensor, flat: torch.Tensor) -> None:
-        """See `LocalTerm.add_gradient`."""
-        gradient[self._at] = 0
-
-
-def begin(start: Start) -> Padded | None:
+def begin(start: Start) -> Resting | None:
     """See the package."""
     resident, site = start.site.resident, start.site.number
     if resident.config.lora_ranks is None:
         return None
+    # The rows and columns beyond the site's rank are 0, and stay so.
     at = beyond(resident.model.layout, of_site(resident.config, site)).to(resident.device)
     resident.model.flat[at] = 0
-    return Padded(at)
+    return Resting(at)
 
 
 def of_site(config: Config, site: int) -> int:
@@ -48,3 +39,14 @@ def beyond(layout: Layout, rank: int) -> torch.Tensor:
             at = torch.arange(start, start + shape.numel()).view(shape)
             found.append((at[rank:] if MATRIX_A in name else at[:, rank:]).flatten())
     return torch.cat(found)
+
+
+def num_absent(config: Config, layout: Layout, rank: int) -> int:
+    """The trained values, without personal ones, that a site of `rank` doesn't receive or send."""
+    if config.lora_ranks is None or config.secure_aggregation:  # masks hide all values alike
+        return 0
+    absent = torch.zeros(layout.trained, dtype=torch.bool)
+    absent[beyond(layout, rank)] = True
+    if config.personal is not None:
+        absent[personal_positions(layout, config.personal)] = False
+    return int(absent.sum())
