@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import round_peers
 
 LEARNING_RATE, RANK = 5e-4, 8
 _MODEL = """
@@ -35,6 +36,8 @@ def work(rank, barrier, send):
     torch.set_num_threads(max(1, cores // processes))
     model = adapted(place)
     batches, ends = torch.from_numpy(np.load(f"{folder}/batches.npy")), []
+    with torch.no_grad():
+        model(batches[0, :1, :1])  # the weights are mapped, and count from their first use
     open("/proc/self/clear_refs", "w").write("5")
     before = status("VmRSS")
     barrier.wait()
@@ -59,16 +62,9 @@ for child in children:
 FLOWER_REQUIREMENTS = ("flwr[simulation]==1.41.0", "transformers==5.23.0", "peft==0.21.2")
 FLOWER = (
     _MODEL
+    + round_peers.FLOWER_SIMULATION
     + """
-import functools, json, sys, time
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-from flwr.simulation import run_simulation
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-client, server, ends = ClientApp(), ServerApp(), []
 @functools.cache
 def resident(place, folder):
     torch.set_num_threads(1)
@@ -83,23 +79,12 @@ def train(message, context):
     metrics = MetricRecord({"num-examples": len(ids)})
     arrays = ArrayRecord(get_peft_model_state_dict(model))
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-class Clocked(FedAvg):
-    def aggregate_train(self, server_round, replies):
-        replies = list(replies)
-        assert replies and not any(reply.has_error() for reply in replies), replies
-        aggregated = super().aggregate_train(server_round, replies)
-        ends.append(time.time())
-        return aggregated
 @server.main()
 def serve(grid, context):
     place, folder, rounds, rate = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     Clocked(fraction_evaluate=0.0).start(
         grid, ArrayRecord(get_peft_model_state_dict(adapted(place))), rounds,
         train_config=ConfigRecord({"place": place, "folder": folder, "rate": rate}))
-def main():
-    resources = {"num_cpus": 1, "num_gpus": 0.0}
-    run_simulation(server, client, int(sys.argv[5]), backend_config={"client_resources": resources})
-    print(json.dumps(ends))
 """
 )
 

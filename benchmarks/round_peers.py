@@ -88,7 +88,8 @@ if pytorch_ops.distributed.global_rank == 0:
     print(json.dumps(ends))
 """
 FLOWER_REQUIREMENTS = ("flwr[simulation]==1.41.0", "transformers==5.23.0")
-FLOWER = """
+# The arguments of a script that uses it end with the number of sites.
+FLOWER_SIMULATION = """
 import functools, json, sys, time
 import numpy as np, torch, transformers
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -97,6 +98,21 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 client, server, ends = ClientApp(), ServerApp(), []
+class Clocked(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        assert replies and not any(reply.has_error() for reply in replies), replies
+        aggregated = super().aggregate_train(server_round, replies)
+        ends.append(time.time())
+        return aggregated
+def main():
+    resources = {"num_cpus": 1, "num_gpus": 0.0}
+    run_simulation(server, client, int(sys.argv[-1]), backend_config={"client_resources": resources})
+    print(json.dumps(ends))
+"""
+FLOWER = (
+    FLOWER_SIMULATION
+    + """
 load = transformers.AutoModelForSequenceClassification.from_pretrained
 @functools.cache
 def resident(folder):
@@ -114,24 +130,14 @@ def train(message, context):
     optimiser.zero_grad()
     metrics = MetricRecord({"num-examples": len(ids)})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
-class Clocked(FedAvg):
-    def aggregate_train(self, server_round, replies):
-        replies = list(replies)
-        assert replies and not any(reply.has_error() for reply in replies), replies
-        aggregated = super().aggregate_train(server_round, replies)
-        ends.append(time.time())
-        return aggregated
 @server.main()
 def serve(grid, context):
     folder, rounds, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     Clocked(fraction_evaluate=0.0).start(
         grid, ArrayRecord(load(f"{folder}/model").state_dict()), rounds,
         train_config=ConfigRecord({"folder": folder, "rate": rate}))
-def main():
-    resources = {"num_cpus": 1, "num_gpus": 0.0}
-    run_simulation(server, client, int(sys.argv[4]), backend_config={"client_resources": resources})
-    print(json.dumps(ends))
 """
+)
 
 
 def bare(folder: Path, num_rounds: int, processes: int, **settings: str) -> list[float]:
