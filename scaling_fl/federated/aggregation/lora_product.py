@@ -11,7 +11,7 @@ M is never formed: side by side, the sites' w_k B_k and A_k are its factors. Ran
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,33 @@ from scaling_fl.models.flat_parameters import Layout
 Factors = tuple[torch.Tensor, torch.Tensor]  # (out, n) and (n, in), whose product is meant
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # B and A of a layer
 OfSite = dict[str, Pair]  # by the name of A
+Change = tuple[dict[str, torch.Tensor], list[float]]  # new values by name, and the two errors of `truncated`
+
+
+class Weighted(NamedTuple):
+    """The adapter of a layer at one site, in float64."""
+
+    weight: float
+    b: torch.Tensor  # (out, r)
+    a: torch.Tensor  # (r, in)
+
+
+class Layer(NamedTuple):
+    """What an aggregation knows of a layer."""
+
+    number: int
+    name_a: str
+    server: Mapping[str, torch.Tensor]  # of all layers, by name
+    sites: list[Weighted]
+
+    @property
+    def name_b(self) -> str:
+        """The name of B."""
+        return self.name_a.replace(MATRIX_A, MATRIX_B)
+
+    def product(self) -> Factors:
+        """The factors of M."""
+        return torch.cat([w * b for w, b, _ in self.sites], dim=1), torch.cat([a for _, _, a in self.sites])
 
 
 @dataclass
@@ -85,46 +112,45 @@ class OfProducts:
         """How far the new values of tensors are below the server's, by name. The same on every worker."""
         if not sites or not all(np.isfinite(m).all() for s in sites.values() for pair in s.values() for m in pair):
             return {}  # `inner` refuses them
+        change = {"exact": self._exact, "stack": self._stack, "svd": self._svd}[self.config.lora_aggregation]
         server, deltas, cut, whole = self.layout.views(self.state.params), dict[str, torch.Tensor](), 0.0, 0.0
         for number, name in enumerate(sorted(next(iter(sites.values())))):
-            name_b, how = name.replace(MATRIX_A, MATRIX_B), self.config.lora_aggregation
             pairs = [
-                (w, torch.from_numpy(b).double(), torch.from_numpy(a).double()) for w, (b, a) in self._of(name, sites)
+                Weighted(self.weights[site], *(torch.from_numpy(matrix).double() for matrix in of_site[name]))
+                for site, of_site in sites.items()
             ]
-            left, right = torch.cat([w * b for w, b, _ in pairs], dim=1), torch.cat([a for _, _, a in pairs])
-            if how == "svd":
-                (new_b, new_a), *errors = truncated((left, right), self.config.lora_rank)
-                deltas |= {name: server[name].cpu() - new_a, name_b: server[name_b].cpu() - new_b}
-            else:
-                if how == "exact":
-                    mean_b = torch.stack([w * b for w, b, _ in pairs]).sum(0)
-                    mean_a = torch.stack([w * a for w, _, a in pairs]).sum(0)
-                    left, right = torch.cat([left, -mean_b], dim=1), torch.cat([right, mean_a])
-                else:
-                    new_a = self._drawn(server[name].shape, number)
-                    deltas |= {name: server[name].cpu() - new_a, name_b: server[name_b].cpu()}
-                added, errors = self._added(server, name, (adapters.scale(self.config) * left, right))
-                deltas |= added
+            new, errors = change(Layer(number, name, server, pairs))
+            deltas |= {key: server[key].cpu() - value for key, value in new.items()}
             cut, whole = cut + errors[0], whole + errors[1]
         if self.collectives.rank == 0:
             self.results["lora.truncation_error"] = (cut / whole) ** 0.5 if whole else 0.0
         return deltas
 
-    def _of(self, name: str, sites: Mapping[int, OfSite]) -> list[tuple[float, Pair]]:
-        """The weight of each site, and its B and A of a layer."""
-        return [(self.weights[site], of_site[name]) for site, of_site in sites.items()]
+    def _svd(self, layer: Layer) -> Change:
+        (new_b, new_a), *errors = truncated(layer.product(), self.config.lora_rank)
+        return {layer.name_a: new_a, layer.name_b: new_b}, errors
 
-    def _added(
-        self, server: Mapping[str, torch.Tensor], name: str, more: Factors
-    ) -> tuple[dict[str, torch.Tensor], Any]:
-        """The deltas of the matrices of D when `more` is added to it, with the errors of `truncated`."""
-        name_a, name_b = adapters.delta_names(name)
-        old_b, old_a = server[name_b].cpu().double(), server[name_a].cpu().double()
-        rank = len(old_a)
+    def _exact(self, layer: Layer) -> Change:
+        left, right = layer.product()
+        mean_b = torch.stack([w * b for w, b, _ in layer.sites]).sum(0)
+        mean_a = torch.stack([w * a for w, _, a in layer.sites]).sum(0)
+        return self._added(layer, (torch.cat([left, -mean_b], dim=1), torch.cat([right, mean_a])))
+
+    def _stack(self, layer: Layer) -> Change:
+        added, errors = self._added(layer, layer.product())
+        old_b, old_a = layer.server[layer.name_b].cpu(), layer.server[layer.name_a]
+        return added | {layer.name_a: self._drawn(old_a.shape, layer.number), layer.name_b: 0 * old_b}, errors
+
+    def _added(self, layer: Layer, more: Factors) -> Change:
+        """The matrices of D when `more` is added to it."""
+        name_a, name_b = adapters.delta_names(layer.name_a)
+        old_b, old_a = (layer.server[name].cpu().double() for name in (name_b, name_a))
+        more, rank = (adapters.scale(self.config) * more[0], more[1]), len(old_a)
         if rank == min(len(old_b), old_a.shape[1]):  # one of the two is the identity, the other is D
-            return {name_b if rank == old_a.shape[1] else name_a: -(more[0] @ more[1])}, (0.0, 0.0)
+            name, old = (name_b, old_b) if rank == old_a.shape[1] else (name_a, old_a)
+            return {name: old + more[0] @ more[1]}, [0.0, 0.0]
         (new_b, new_a), *errors = truncated((torch.cat([old_b, more[0]], 1), torch.cat([old_a, more[1]])), rank)
-        return {name_b: old_b - new_b, name_a: old_a - new_a}, errors
+        return {name_b: new_b, name_a: new_a}, errors
 
     def _drawn(self, shape: torch.Size, number: int) -> torch.Tensor:
         """A new A, as peft draws it."""
