@@ -48,13 +48,14 @@ def single_site_per_worker(config: Config, num_sites: int, num_workers: int) -> 
 def sample(config: Config, sizes: Sequence[int], round_: int, tokens: Sequence[int] | None = None) -> dict[int, float]:
     """Sample the cohort of a round; return each site's aggregation weight, in ascending order of sites.
 
-    A function of (seed, round). `sizes` are the sites' numbers of examples, `tokens` those of `weighting=tokens`; the
-    weights sum to 1. Uniform sampling is
-    without replacement, with weights n_k / n (McMahan et al. 2017), or as `weighting` says. Sampling by examples is with
-    replacement and weighs every draw equally (Li et al. 2020, scheme I), so that the expected mean is the one over all
-    sites. As many draws as there are sites are draws as well: some sites are drawn repeatedly, and others not at all.
-    Poisson sampling draws each site on its own; a cohort may be empty. With differential privacy the weights sum to 1 only
-    in the mean.
+    A function of (seed, round). `sizes` are the sites' numbers of examples, `tokens` those of `weighting=tokens`. The
+    weights sum to 1; with differential privacy, only in the mean.
+
+    uniform      without replacement, with weights n_k / n (McMahan et al. 2017), or as `weighting` says
+    by_examples  with replacement; every draw weighs equally (Li et al. 2020, scheme I), so that the expected mean is the
+                 one over all sites. As many draws as there are sites are draws as well: some sites are drawn
+                 repeatedly, and others not at all
+    poisson      each site on its own; a cohort may be empty
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if config.sampling == "by_examples":

@@ -10,7 +10,8 @@ def learning_rate(config: Config, round_: int, progress: float) -> float:
 
     Time is measured in rounds, so that sites with unequal shards follow the same schedule. Warm-up rises linearly from
     0. Then the rate stays ("constant"), or falls linearly ("linear") or along half a cosine ("cosine") to
-    `final_learning_rate` at the end of the last round. `config.warmup` is a number of rounds if at least 1, otherwise a fraction of all rounds.
+    `final_learning_rate` at the end of the last round. `config.warmup` is a number of rounds if at least 1, otherwise a
+    fraction of all rounds.
     """
     time = round_ - 1 + progress
     warmup = config.warmup if config.warmup >= 1 else config.warmup * config.num_rounds
