@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 Report = Callable[[str, float, float, str], None]  # the activity, amount done, total amount, unit
+Progress = Callable[[float, float, str], None]  # amount done, total amount, unit
 Event = dict[str, Any]  # {"event": kind, …}; the kinds are documented where they are sent
 
 

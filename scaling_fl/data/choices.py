@@ -12,6 +12,7 @@ from scaling_fl.data.examples import Split
 from scaling_fl.data.readers.tables import Table
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
+from scaling_fl.progress import Progress
 
 
 def of_table(table: Table, column: str, conversations_column: str) -> list[list[str]]:
@@ -55,12 +56,19 @@ class Choices:
         self.right: npt.NDArray[np.bool_] = np.load(folder / "right.npy")
 
 
-def write(folder: Path, tokenizer: Any, split: Split, max_seq_len: int, template: str | None) -> None:
+def write(
+    folder: Path,
+    tokenizer: Any,
+    split: Split,
+    max_seq_len: int,
+    template: str | None,
+    report: Progress = lambda done, total, unit: None,
+) -> None:
     """Write the choices of `split`, if there are any, for `read`."""
     if split.choices is None:
         return
     texts = [choice for choices in split.choices for choice in choices]
-    conversations.write(folder, tokenizer, texts, max_seq_len, template)
+    conversations.write(folder, tokenizer, texts, max_seq_len, template, report)
     counts = [len(choices) for choices in split.choices]
     np.save(folder / "rows.npy", np.repeat(np.arange(len(split)), counts))
     own = [choice == text for text, choices in zip(split.texts, split.choices, strict=True) for choice in choices]

@@ -1,13 +1,14 @@
 """Token stores of conversations: the model predicts the assistant's messages, each with its end token, and nothing else."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scaling_fl.errors import UserError
+from scaling_fl.progress import Progress
 from scaling_fl.text import one_line
 
 Messages = Sequence[dict[str, str]]
@@ -79,7 +80,7 @@ def write(
     texts: Sequence[str],
     max_seq_len: int,
     template: str | None,
-    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    report: Progress = lambda done, total, unit: None,
 ) -> None:
     """Tokenise conversations, each a JSON list of messages, into a new store at `folder`.
 

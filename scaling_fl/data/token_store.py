@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.errors import UserError
+from scaling_fl.progress import Progress
 from scaling_fl.text import one_line
 
 WINDOW = 50  # batches per length-grouped window, as in the Hugging Face Trainer
@@ -103,7 +104,7 @@ def encode(
     pairs: Sequence[str] | None,
     max_seq_len: int | None,
     token_types: bool = False,
-    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    report: Progress = lambda done, total, unit: None,
 ) -> Iterator[Any]:
     """Tokenise in chunks. Each has lists of "input_ids", and with `token_types` also of "token_type_ids".
 
@@ -130,7 +131,7 @@ def write(
     pairs: Sequence[str] | None = None,
     token_types: bool = False,
     end_token: int | None = None,
-    report: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    report: Progress = lambda done, total, unit: None,
 ) -> None:
     """Tokenise texts or pairs into a new store at `folder`; see `encode`. Every text gets at least one token.
 

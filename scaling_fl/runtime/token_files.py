@@ -1,6 +1,7 @@
 """What workers train and test on, in the work folder: token stores, and which of their rows belong to whom."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from scaling_fl.data.subsets import Indices
 from scaling_fl.errors import UserError
 from scaling_fl.federated.worker_sites import write_shards
 from scaling_fl.models.loading import LoadedModel
-from scaling_fl.progress import Report, Send
+from scaling_fl.progress import Progress, Report, Send
 
 
 class Rows(NamedTuple):
@@ -50,25 +51,39 @@ def write(
         how = f" {tokenizer.eos_token!r} {config.prompt_template!r} {tokenizer.chat_template!r}"
     folder = work / "documents" if packed else work
     folder.mkdir(exist_ok=True)
+
+    def store(
+        target: Path, split: Split, what: str, variant: str, build: Callable[[Path, Progress], None]
+    ) -> list[str]:
+        key = token_cache.key(split.digest, tokenizer_files, max_seq_len, token_types, how + variant)
+
+        def said(target: Path) -> None:
+            send({"event": "said", "text": what})
+            build(target, functools.partial(report, what))
+
+        return token_cache.link(target, key, said, report)
+
+    form = config.max_seq_len, config.prompt_template
     for name, split in (("train", task.train), ("test", task.test)):
-        key = token_cache.key(split.digest, tokenizer_files, max_seq_len, token_types, how)
         what = f"tokenising {len(split):,} {'training' if name == 'train' else name} texts"
 
-        def build(target: Path, split: Split = split, what: str = what) -> None:
-            send({"event": "said", "text": what})
-            progress = functools.partial(report, what)
+        def build(target: Path, progress: Progress, split: Split = split) -> None:
             if task.conversations:
-                conversations.write(
-                    target, tokenizer, split.texts, config.max_seq_len, config.prompt_template, progress
-                )
+                conversations.write(target, tokenizer, split.texts, *form, progress)
                 return
             token_store.write(
                 target, tokenizer, split.texts, split.labels, max_seq_len, split.pairs,
                 token_types=token_types, end_token=end_token, report=progress,
             )  # fmt: skip
 
-        notes += token_cache.link(folder / name, key, build, report)
-    choices.write(work / "choices", tokenizer, task.test, config.max_seq_len, config.prompt_template)
+        notes += store(folder / name, split, what, "", build)
+    if task.test.choices is not None:
+        what = f"tokenising the choices of {len(task.test):,} test texts"
+
+        def build_choices(target: Path, progress: Progress) -> None:
+            choices.write(target, tokenizer, task.test, *form, progress)
+
+        notes += store(work / "choices", task.test, what, " choices", build_choices)
     if packed:
         rows = _packed(config, folder, work, tokenizer.pad_token_id, rows)
     write_shards(work, rows.shards)

@@ -90,6 +90,22 @@ def test_the_most_probable_choice_is_that_of_the_exported_model(
     assert 0 < hits < len(rows)
 
 
+def test_choices_are_tokenised_once(config: Config, tmp_path: Path) -> None:
+    def said(name: str) -> list[str]:
+        events: list[dict[str, Any]] = []
+        (tmp_path / name).mkdir()
+        launcher.prepare(config, str(tmp_path / name), events.append)
+        return [event["text"] for event in events if event.get("text", "").startswith("tokenising")]
+
+    of_choices = "tokenising the choices of 11 test texts"
+    assert said("first") == ["tokenising 37 training texts", "tokenising 11 test texts", of_choices]
+    assert said("second") == []
+    path = Path(str(config.test_path))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"options": [*row["options"], "rain"]}) + "\n" for row in rows))
+    assert of_choices in said("third")
+
+
 def test_accuracy_by_the_sum_and_by_the_mean_over_tokens() -> None:
     """Parts of two workers, in the order of their batches; the first of two equal sums is chosen."""
 
