@@ -151,7 +151,7 @@ run_job() {
 }
 
 in_container() {
-    local name file folder_made='' security engine_runtimes
+    local name file folder_made='' security engine_runtimes gpus gpu_file=''
     local -a files compose terminal=(--no-TTY)
     # A unique name, so that concurrent calls don't collide.
     name=scaling_fl-$(date +%Y%m%d-%H%M%S)-$$-$RANDOM
@@ -170,8 +170,13 @@ in_container() {
     fi
 
     IFS=: read -ra files <<<"${COMPOSE_FILE:-docker-compose.yaml}"
-    if [[ $engine_runtimes == *' nvidia '* && ! ${NVIDIA_VISIBLE_DEVICES:-all} =~ ^(void|none)$ ]]; then
-        files+=(docker-compose.gpu.yaml)
+    gpus=${NVIDIA_VISIBLE_DEVICES:-$(from_env_file NVIDIA_VISIBLE_DEVICES || true)}
+    if [[ $engine_runtimes == *' nvidia '* && ! ${gpus:-all} =~ ^(void|none)$ ]]; then
+        if [[ $gpus == *,* ]]; then # one entry for each: there is no device "0,1" for an engine that uses CDI
+            gpu_file=$(mktemp)
+            sed "s|\"\${NVIDIA_VISIBLE_DEVICES:-all}\"|\"${gpus//,/\", \"}\"|" "$root/docker-compose.gpu.yaml" >"$gpu_file"
+        fi
+        files+=("${gpu_file:-docker-compose.gpu.yaml}")
     fi
     compose=(docker compose --project-name "$name" --project-directory "$root")
     for file in "${files[@]}"; do
@@ -186,6 +191,7 @@ in_container() {
         docker rm --force "$name" >/dev/null 2>&1 || true
         "${compose[@]}" down --remove-orphans --timeout 0 >/dev/null 2>&1 || true
         if [[ -n $folder_made ]]; then rmdir "$folder_made" 2>/dev/null || true; fi
+        if [[ -n $gpu_file ]]; then rm -f "$gpu_file"; fi
     }
     trap clean_up EXIT
 

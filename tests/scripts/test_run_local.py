@@ -193,6 +193,27 @@ def test_gpus_are_reserved_where_the_engine_has_them(
     assert (f"<--file><{copy}/docker-compose.gpu.yaml>" in record.read_text()) == expected
 
 
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_each_of_several_gpus_is_reserved_by_itself(run: Run, copy: Path, tmp_path: Path, place: str) -> None:
+    (copy / "docker-compose.gpu.yaml").write_text((ROOT / "docker-compose.gpu.yaml").read_text())
+    devices = "1,GPU-5a/0"
+    environ = {"NVIDIA_VISIBLE_DEVICES": devices} if place == "environment" else {}
+    if place == ".env":
+        (copy / ".env").write_text(f"NVIDIA_VISIBLE_DEVICES={devices}\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    body = RECORD + """for file in "$@"; do [ ! -f "$file" ] || grep -h device_ids: "$file" >>"$RECORD"; done; true\n"""
+    path, record = docker(tmp_path, body), tmp_path / "record"
+    done = run(
+        "scripts/show.py", PATH=path, RECORD=str(record), RUNTIME="nvidia", KIND="", COMPOSE_FILE="",
+        TMPDIR=str(temporary), **environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'device_ids: ["1", "GPU-5a/0"]' in record.read_text()
+    assert "docker-compose.gpu.yaml" not in record.read_text()
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize(("kind", "user"), [("rootless", "0:0"), ("", f"{os.getuid()}:{os.getgid()}")])
 def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind: str, user: str) -> None:
     """With a rootless engine, the container's root is the user who started the engine."""
