@@ -64,7 +64,6 @@ def work(
     result |= {"memory": free - torch.cuda.mem_get_info(DEVICE)[0], "bytes": 4 * size}
     if rank == 0:
         send({"event": "result", "value": result})
-    collectives.barrier()
     collectives.close()
 
 

@@ -19,6 +19,7 @@ from scaling_fl.errors import PeerLost, UserError
 # Only a backstop: the launcher notices dead workers at once. Workers may wait long for slow sites, or over a weekend for
 # one that is held in a debugger.
 TIMEOUT = datetime.timedelta(days=7)
+_OF_THE_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeErrors that no other worker has caused
 
 
 class ControlPlane:
@@ -95,6 +96,8 @@ class ControlPlane:
         self._on_wait(True)
         try:
             yield
+        except _OF_THE_DEVICE:
+            raise
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
             if shortage := nccl_shared_memory_shortage(str(error)):
                 raise UserError(shortage) from error
@@ -103,8 +106,10 @@ class ControlPlane:
             self._on_wait(False)
 
     def close(self) -> None:
-        """Destroy the process group. All workers must call this."""
-        dist.destroy_process_group()
+        """Leave the process group. All workers must call this: it waits until all of them have."""
+        self.barrier()
+        with self._collective():
+            dist.destroy_process_group()
 
 
 def _loopback() -> str:

@@ -12,6 +12,7 @@ import torch
 from scaling_fl.errors import UserError
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_BLOCK = 2**21  # bytes: smaller allocations share a block, and a handle would pass on the whole block
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag there is
 
 
@@ -30,7 +31,7 @@ def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor
     """
     ensure_context(device)
     pointer, handle = ctypes.c_uint64(), _Handle()
-    size = 4 * torch.Size(shape).numel()
+    size = -(-4 * torch.Size(shape).numel() // _BLOCK) * _BLOCK
     code = _driver().cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
     if code == _OUT_OF_MEMORY:
         free = torch.cuda.mem_get_info(device)[0]

@@ -35,7 +35,7 @@ class SharedMemory:
         Raises `UserError` if the machine has too little free memory.
         """
         size = rows * columns * 4
-        available = host.free_memory()
+        available = host.free_memory() + 512 * os.fstat(self.descriptor).st_blocks  # which other processes have filled
         if size > available:  # rather than leave it to the out-of-memory killer
             raise UserError(
                 f"shared memory: {available / 2**30:.2f} GiB of memory are free, {size / 2**30:.2f} GiB are needed; "

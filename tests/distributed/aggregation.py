@@ -42,7 +42,6 @@ def aggregate(
         pieces.append((part.start, part.stop))
     state = collectives.state[0].to("cpu", copy=True).numpy()
     gathered = collectives.all_gather({"rank": rank})
-    collectives.barrier()
     collectives.close()
     return {
         "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,

@@ -64,7 +64,6 @@ def lone(
     for part, delta in collectives.weighted_mean(total):
         collectives.state[0][part] = delta
     state = collectives.state[0].numpy().copy()
-    collectives.barrier()
     collectives.close()
     return state
 

@@ -1,10 +1,12 @@
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from scaling_fl.distributed.collectives import Collectives
@@ -19,7 +21,7 @@ def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
     assert (folder / "a?b#c;d").exists()
     collectives.barrier()
     if rank == 1:
-        collectives.close()
+        dist.destroy_process_group()
         return "left"
     try:
         collectives.barrier()
@@ -28,17 +30,38 @@ def lose_a_peer(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
     return "no error"
 
 
-def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str) -> str:
-    """In a worker process: the error if torch.distributed fails with `message`."""
+def refuse(rank: int, num_workers: int, memory: SharedMemory, folder: Path, message: str, kind: str) -> str:
+    """In a worker process: the error if torch.distributed fails with an error of this kind."""
     collectives = Collectives(rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous")
 
     def barrier() -> None:
-        raise dist.DistBackendError(message)
+        raise getattr(torch, kind)(message)
 
+    torch.DistBackendError = dist.DistBackendError  # type: ignore[attr-defined]
     dist.barrier = barrier
-    with pytest.raises((UserError, PeerLost)) as error:
+    with pytest.raises((UserError, PeerLost, RuntimeError)) as error:
         collectives.barrier()
     return f"{type(error.value).__name__}: {error.value}"
+
+
+def leave(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> dict[str, Any]:
+    """Leave the group; worker 0 has something to do before."""
+    waits: list[bool] = []
+    collectives = Collectives(
+        rank, ["cpu"] * num_workers, 1, memory, f"file://{folder}/rendezvous", on_wait=waits.append
+    )
+    collectives.barrier()
+    waits.clear()
+    if rank == 0:
+        time.sleep(0.5)
+        (folder / "exported").touch()
+    collectives.close()
+    return {"exported": (folder / "exported").exists(), "waits": waits, "group": dist.is_initialized()}
+
+
+def test_workers_wait_at_the_end_for_the_one_that_exports(run_distributed: Any) -> None:
+    for found in run_distributed(leave, 3):
+        assert found == {"exported": True, "waits": [True, False] * 2, "group": False}
 
 
 # As PyTorch reports NCCL's error.
@@ -49,14 +72,18 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("message", "kind", "expected"),
     [
-        (NO_ROOM, r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, expected 1024 MiB; set SHM_SIZE=1g"),
-        ("NCCL error: remote process exited", "PeerLost: the connection to another worker broke: NCCL error"),
+        (NO_ROOM, "DistBackendError", r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, expected 1024 MiB; set SHM_SIZE=1g"),
+        ("NCCL error: remote process exited", "DistBackendError", "PeerLost: the connection to another worker broke: NCCL error"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "OutOfMemoryError", "OutOfMemoryError: CUDA out of memory"),
+        ("CUDA error: an illegal memory access", "AcceleratorError", "AcceleratorError: CUDA error: an illegal"),
     ],
 )  # fmt: skip
-def test_too_little_shared_memory_for_nccl_is_a_user_error(run_distributed: Any, message: str, expected: str) -> None:
-    (error,) = run_distributed(refuse, 1, message)
+def test_an_error_in_a_collective_is_that_of_its_cause(
+    run_distributed: Any, message: str, kind: str, expected: str
+) -> None:
+    (error,) = run_distributed(refuse, 1, message, kind)
     assert re.match(expected, error)
 
 

@@ -136,3 +136,14 @@ def test_memory_that_is_refused_is_freed_and_the_reason_is_named(
     with pytest.raises(error, match=message):
         cuda_ipc.allocate((2**10, 2**19), torch.device("cuda:1"))
     assert (driver.size, driver.freed) == (2**31, freed)
+
+
+@pytest.mark.parametrize(("values", "blocks"), [(1, 1), (2**19, 1), (2**19 + 1, 2), (3 * 2**19, 3)])
+def test_memory_is_shared_in_blocks_of_its_own(monkeypatch: pytest.MonkeyPatch, values: int, blocks: int) -> None:
+    """A block has 2 MiB, which are 2^19 float32 values."""
+    driver = Driver(allocation=999)
+    monkeypatch.setattr(cuda_ipc, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_ipc, "ensure_context", lambda device: None)
+    with pytest.raises(cuda_ipc.NotPermitted):
+        cuda_ipc.allocate((1, values), torch.device("cuda:1"))
+    assert driver.size == blocks * 2**21

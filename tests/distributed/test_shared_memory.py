@@ -41,6 +41,21 @@ def test_memory_is_refused_only_beyond_what_is_available(
             memory.floats(1, columns)
 
 
+def test_memory_that_another_process_has_filled_is_not_needed_again(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 pages of 4 KiB are 16 × 1,024 float32 values. The first process has filled or pinned 12 of them."""
+    pages, values = 16, 16 * 1024
+    memory.floats(1, values)[0, : 12 * 1024] = 1
+    for free, fits in ((pages - 12, True), (pages - 13, False)):
+        monkeypatch.setattr(host, "free_memory", lambda free=free: free * 4096)
+        if fits:
+            assert memory.floats(1, values)[0, 0] == 1
+        else:
+            with pytest.raises(UserError, match="use fewer site_ids"):
+                memory.floats(1, values)
+
+
 def test_the_shortage_that_nccl_reports_is_explained_with_the_sizes_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 blocks of 4 KiB are 64 MiB; 256 free ones are 1 MiB."""
     found = SimpleNamespace(f_frsize=4096, f_blocks=16384, f_bavail=256)
