@@ -15,8 +15,8 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
-from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
+from scaling_fl.runtime import gpus
 
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
@@ -54,11 +54,12 @@ class Tokenized:
 def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.Tensor | None = None) -> Resident:
     if not (folder / "train").exists():
         token_store.write(folder / "train", Tokenized(), *examples(count), 128)
-    store = token_store.TokenStore(folder / "train", 0)
-    loading.disable_mask_inspection()
+    store = token_store.TokenStore(folder / "train", 0, multiple=8)  # as workers on a GPU
+    config = Config(batch_size=BATCH, precision=precision)
+    gpus.set_up(DEVICE, config)
     built = module(shape).to(DEVICE)
     flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
-    return Resident(Config(batch_size=BATCH, precision=precision), FlatModel(built, flat), store, store, DEVICE)
+    return Resident(config, FlatModel(built, flat), store, store, DEVICE)
 
 
 def flops(built: Any, num_tokens: int) -> float:

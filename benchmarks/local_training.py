@@ -14,7 +14,7 @@ import sys
 
 import measure
 
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import fork_server
 
 OURS = """
 import dataclasses, json, sys, tempfile, time
@@ -101,7 +101,7 @@ def main() -> None:
             measure.CORES,
             options.batches,
             0,
-            **launcher.LIBRARY_ENVIRONMENT,
+            **fork_server.LIBRARY_ENVIRONMENT,
         )
 
     def peer(sampling: str, batches: int) -> list[float]:

@@ -15,7 +15,7 @@ import sys
 
 import measure
 
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import fork_server
 
 BATCH_SIZE, LENGTH = 8, 256
 _DATA = """
@@ -113,7 +113,7 @@ def main() -> None:
 
     results = measure.in_turn(
         {
-            "scaling_fl": lambda: run(sys.executable, OURS, "", **launcher.LIBRARY_ENVIRONMENT),
+            "scaling_fl": lambda: run(sys.executable, OURS, "", **fork_server.LIBRARY_ENVIRONMENT),
             "Trainer, group_by_length": lambda: run(trainer, TRAINER, "group_by_length"),
             "Trainer, default": lambda: run(trainer, TRAINER, "random"),
         },

@@ -8,7 +8,7 @@ tokens, with default dropout. There is no checkpoint, and no evaluation in the r
 command. The peers follow their documentation, in the fastest of the variants tried: pfl-research in one process with
 all threads, or with a process per core; Flower with an actor per core that keeps its model, which beats one actor with
 all threads. Peers and bare steps run with the defaults of torch and the system. A second run of the bare steps uses the
-launcher's memory settings (launcher.LIBRARY_ENVIRONMENT), which any program could use.
+memory settings of workers (fork_server.LIBRARY_ENVIRONMENT), which any program could use.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import fork_server
 
 NUM_SITES, BATCH_SIZE, LENGTH = 8, 4, 16
 
@@ -111,7 +111,7 @@ def main() -> None:
             "scaling_fl, floats": lambda: scaling_fl(folder, num_rounds, exact_sum=False),
             "bare steps, a process per site": lambda: round_peers.bare(folder, num_rounds, NUM_SITES),
             "bare steps, our settings": lambda: round_peers.bare(
-                folder, num_rounds, NUM_SITES, **launcher.LIBRARY_ENVIRONMENT
+                folder, num_rounds, NUM_SITES, **fork_server.LIBRARY_ENVIRONMENT
             ),
             "bare steps, one process": lambda: round_peers.bare(folder, num_rounds, 1),
             "pfl-research, one process": lambda: round_peers.pfl_research(pfl, folder, num_rounds, 1, NUM_SITES),

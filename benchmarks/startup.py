@@ -32,8 +32,8 @@ times = [time.time()]
 import importlib.util, json, os, sys
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(os.path.dirname(sys.argv[0])))
-from scaling_fl.runtime import launcher
-launcher.start_fork_server()  # as the script does when it is run
+from scaling_fl.runtime import fork_server, launcher
+fork_server.start()  # as the script does when it is run
 spec = importlib.util.spec_from_file_location("train_federated", sys.argv[0])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

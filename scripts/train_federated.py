@@ -72,7 +72,7 @@ from scaling_fl import env_file, host  # noqa: E402
 from scaling_fl.config import flags  # noqa: E402
 from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
-from scaling_fl.runtime import launcher  # noqa: E402
+from scaling_fl.runtime import fork_server  # noqa: E402
 from scaling_fl.text import for_stderr  # noqa: E402
 
 if __name__ == "__main__":
@@ -83,13 +83,14 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(for_stderr(f"Refused: {error}"))
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
-        launcher.start_fork_server()  # torch is imported there while Sacred is imported here
+        fork_server.start()  # torch is imported there while Sacred is imported here
 
 from sacred import Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402
 
 from scaling_fl.config.schema import Config  # noqa: E402
 from scaling_fl.config.sections.commands import check_command  # noqa: E402
+from scaling_fl.runtime import launcher  # noqa: E402
 from scaling_fl.runtime.job import Job  # noqa: E402
 from scaling_fl.tracking import mongo_address, sacred_experiment  # noqa: E402
 from scaling_fl.tracking.sacred_experiment import Failed, Refused  # noqa: E402

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import fork_server
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train_federated.py"
@@ -77,7 +77,7 @@ def wait_for(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[s
 
 def import_time_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that may be read on import, and so must match the zygote's."""
-    free = _FREE_VARIABLES | launcher.LIBRARY_ENVIRONMENT.keys()
+    free = _FREE_VARIABLES | fork_server.LIBRARY_ENVIRONMENT.keys()
     return {name: value for name, value in environ.items() if name not in free and not name.startswith(_FREE_PREFIXES)}
 
 
@@ -112,7 +112,7 @@ class _Zygote:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.zygote_process", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
-                env=self.environ | launcher.LIBRARY_ENVIRONMENT | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
+                env=self.environ | fork_server.LIBRARY_ENVIRONMENT | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
             )  # fmt: skip
         atexit.register(self._stop)
         self._socket = ours

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +24,32 @@ class Batch(NamedTuple):
     """B texts, and what the model predicts of them: P = B labels, or P tokens, each from those before it."""
 
     input_ids: torch.Tensor  # (B, T) int64, padded to the batch's longest text
-    attention_mask: torch.Tensor  # (B, T) int64, 1 on tokens, 0 on padding
+    attention_mask: torch.Tensor | None  # (B, T) int64, 1 on tokens, 0 on padding; None if all are 1
     labels: torch.Tensor  # (P,) int64: labels of texts, or ids of tokens
     token_type_ids: torch.Tensor | None = None  # (B, T) int64, 1 on the second text of a pair; None if all are 0
     positions: torch.Tensor | None = None  # (P,) int64 into B × T: of the tokens before the predicted ones
+
+    def packed(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], "Batch"]]:
+        """All values as one tensor (n,) int64, and the function that makes the batch of a copy of it."""
+        parts = {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
+        def restored(values: torch.Tensor) -> Batch:
+            pieces = values.split([part.numel() for part in parts.values()])
+            return self._replace(
+                **{name: piece.view(part.shape) for (name, part), piece in zip(parts.items(), pieces, strict=True)}
+            )
+
+        return torch.cat([part.flatten() for part in parts.values()]), restored
 
 
 class TokenStore:
     """Token ids of N texts: `tokens[offsets[i]:offsets[i + 1]]` is text i. The files are memory-mapped.
 
-    Batches are padded on the right, or on the `left`, and to `min_length` tokens at least.
+    Batches are padded on the right, or on the `left`, and to `min_length` tokens at least; to a `multiple`, if the longest
+    text is as long.
     """
 
-    def __init__(self, folder: Path, pad_token_id: int, left: bool = False, min_length: int = 1):
+    def __init__(self, folder: Path, pad_token_id: int, left: bool = False, min_length: int = 1, multiple: int = 1):
         dtype = np.load(folder / "dtype.npy").dtype
         self.tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         self.offsets = np.load(folder / "offsets.npy")  # (N + 1,) int64
@@ -49,7 +62,7 @@ class TokenStore:
         self.predicted = self._flags(
             folder / "predicted.bin"
         )  # by token: 1 if the model predicts it; None: it classifies
-        self.pad_token_id, self.left, self.min_length = pad_token_id, left, min_length
+        self.pad_token_id, self.left, self.min_length, self.multiple = pad_token_id, left, min_length, multiple
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,10 +84,15 @@ class TokenStore:
         """Tokens per text (N,), special tokens included."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def _longest(self) -> int:
+        return int(self.lengths.max(initial=0))
+
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Gather the texts `indices` (B,) into one padded batch."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         width = max(int(lengths.max()), self.min_length)
+        width = max(width, min(-(-width // self.multiple) * self.multiple, self._longest))
         gaps = width - lengths[:, None] if self.left else np.zeros((len(lengths), 1), np.int64)
         positions = np.arange(width) - gaps  # (B, T): below 0 on padding on the left
         mask = (positions >= 0) & (positions < lengths[:, None])  # (B, T)

@@ -179,8 +179,18 @@ def build(kind: Any, config: Any) -> Any:
 
 
 def disable_mask_inspection() -> None:
-    """Keep transformers from checking every batch for padding: the check makes the CPU wait for the GPU."""
-    transformers.masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_, **__: mask is None
+    """Keep transformers from checking every mask for padding: the check makes the CPU wait for the GPU.
+
+    `Resident.to_device` checks on the CPU.
+    """
+    masking = transformers.masking_utils
+    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
+        inspect_mask = getattr(masking, name)
+
+        def without_mask(mask: Any, *others: Any, inspect_mask: Any = inspect_mask, **more: Any) -> bool:
+            return mask is None and inspect_mask(None, *others, **more)
+
+        setattr(masking, name, without_mask)
 
 
 def predicts_tokens(module: Any) -> bool:

@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import faulthandler
 import importlib
+import multiprocessing.process
 import multiprocessing.util
 import os
 import shutil
@@ -130,16 +131,23 @@ class Child:
             self.receive(lambda event: lines.append(event["text"]) if event["event"] == "output" else on_event(event))
         return "\n".join(lines)
 
-    def end(self) -> None:
-        """Kill it if it is still running, and release its resources."""
+    def kill(self) -> None:
+        """Kill it if it is still running."""
         if isinstance(self.failure, UserError):
             self.process.join(_CLEANUP_GRACE)  # a refusal is an orderly exit: let its libraries clean up
         if self.process.exitcode is None:
             self.process.kill()
-        self.process.join()
+
+    def end(self, deadline: float) -> bool:
+        """Release its resources after `kill`. Returns False if it hasn't ended at `deadline` (`time.monotonic`)."""
+        self.process.join(max(0.0, deadline - time.monotonic()))
+        if self.process.exitcode is None:
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined] # or Python's end waits
+            return False
         self.process.close()
         self.connection.close()
         self.output.close()
+        return True
 
 
 def _cause(exit_code: int) -> str:

@@ -1,5 +1,6 @@
 """The coordinator, worker 0: it reports rounds, writes checkpoints, and saves one before a job ends early."""
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -43,7 +44,7 @@ class Coordinator:
         # Reserved once: copying into fresh pages takes ten times as long. A GPU copies several times as fast into
         # pinned memory.
         kept = block.shape if plan.config.checkpoints_dir is not None else (0,)
-        self._block, self._snapshot = block, torch.empty(kept, pin_memory=block.is_cuda)
+        self._block, self._snapshot = block, _reserve(tuple(kept), pinned=block.is_cuda)
         self._best = plan.best
         # The last round reported, and the last round saved with its report.
         self._reported = self._saved = state.round if plan.reported else -1
@@ -152,3 +153,10 @@ class Coordinator:
             self._send({"event": "model", "path": path})
         if config.keep_checkpoints is None:
             self._prune(1)
+
+
+def _reserve(shape: tuple[int, ...], pinned: bool) -> torch.Tensor:
+    """Host memory, pinned if that is wanted and permitted: WSL2 and limits on locked memory refuse it."""
+    with contextlib.suppress(RuntimeError):
+        return torch.empty(shape, pin_memory=pinned)
+    return torch.empty(shape)

@@ -4,52 +4,27 @@ It never imports torch. Children are forked from a fork server that has imported
 """
 
 import contextlib
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
-import signal
-import sys
-import tempfile
 import time
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 from scaling_fl.config.schema import Config
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.errors import JobFailed, PeerLost, UserError
+from scaling_fl.errors import JobFailed, PeerLost
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
-from scaling_fl.runtime import signals
+from scaling_fl.runtime import fork_server, signals
 from scaling_fl.runtime.child_process import Child, OnEvent
 from scaling_fl.runtime.nodes import agreement
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
 from scaling_fl.runtime.nodes.peer import Peer
 from scaling_fl.runtime.stall_watch import StallWatch
 
+_END_GRACE = 30.0  # seconds from SIGKILL to the end of a child
 _CAUSE_GRACE = 2.0  # seconds to wait for the cause of a failure after its consequences
 _REMOTE_CAUSE_GRACE = 7.0  # the same if another node must end its processes before it reports
-# Environment variables that the children's libraries read at start-up, chosen by measurement (benchmarks/README.md).
-LIBRARY_ENVIRONMENT = {
-    # Threads that spin for long take the core from another site's thread that has work. Without any spinning, the
-    # step of a lone site takes 5 % longer. So threads spin briefly.
-    "GOMP_SPINCOUNT": "10000",
-    # Tensors from 2 MiB on huge pages: a step on few tokens, which is bound by reading weights, takes 20 % less time.
-    "THP_MEM_ALLOC_ENABLE": "1",
-    # Keep freed memory for the next step instead of requesting new pages from the system.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    # No warnings about addresses without a host name.
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
-
-
-def start_fork_server() -> None:
-    """Start the fork server early, without waiting for it. Otherwise `run_children` starts it."""
-    with contextlib.suppress(UserError):  # `run_children` reports it
-        _fork_server()
 
 
 def prepare(config: Config, folder: str, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> Plan:
@@ -84,6 +59,7 @@ def train(plan: Plan, on_event: OnEvent, link: ControlLink = SINGLE_NODE) -> Non
                 plan.config.stall_timeout,
                 link,
                 stop_note=_stop_note(plan),
+                hang_note=_hang_note(plan),
             )
     finally:
         memory.close()
@@ -98,6 +74,17 @@ def _stop_note(plan: Plan) -> str:
     return "stopping: saving the last complete round first, if there is one"
 
 
+def _hang_note(plan: Plan) -> str:
+    """What to try if processes hang, beyond their stack traces."""
+    gpus = {(node, device) for node, device in zip(plan.nodes or [0] * len(plan.devices), plan.devices, strict=True)}
+    if not plan.devices[0].startswith("cuda") or len(gpus) == 1:
+        return ""
+    return (
+        "If it hangs in a collective between GPUs: NCCL_DEBUG=WARN shows what NCCL waits for, and NCCL_P2P_DISABLE=1 keeps "
+        "it from direct copies between GPUs, which some machines don't support"
+    )
+
+
 def run_children(
     target: str,
     jobs: Sequence[tuple[Any, ...]],
@@ -108,6 +95,7 @@ def run_children(
     link: ControlLink = SINGLE_NODE,
     all_may_block: bool = False,
     stop_note: str = "stopping",
+    hang_note: str = "",
 ) -> None:
     """Run `module:function(send, *job)` in one child per job; return when all have succeeded.
 
@@ -115,14 +103,14 @@ def run_children(
     `stall_timeout` seconds counts as failed. So do children that all wait for each other, unless `all_may_block` says
     that they may wait for something outside the job. Failures on the nodes of `link` count like failures here.
     Raises the first failure after stopping all children. Raises `KeyboardInterrupt` if the job is stopped, after
-    printing `stop_note` and giving the first child time to save.
+    printing `stop_note` and giving the first child time to save. `hang_note` ends the message about hung children.
     """
     if os.environ.get("SCALING_FL_DEBUG"):  # a process stopped by a debugger isn't hung
         stall_timeout = float("inf")
-    context = _fork_server()
+    context = fork_server.running()
     children: list[Child] = []
     try:
-        with _hidden_main():
+        with fork_server.hidden_main():
             for job, name in zip(jobs, names, strict=True):
                 try:
                     children.append(Child(context, target, job, name, folder, stall_timeout))
@@ -131,53 +119,24 @@ def run_children(
                         "the fork server is gone: it was killed, or the system ran out of memory"
                     ) from error
         link.begin_phase()
-        failure = _watch(children, link, on_event, stall_timeout, all_may_block, stop_note)
+        failure = _watch(children, link, on_event, stall_timeout, all_may_block, stop_note, hang_note)
     finally:
         with signals.defer_interrupts():
             for child in children:
-                child.end()
+                child.kill()
+            deadline = time.monotonic() + _END_GRACE
+            for child in children:
+                if not child.end(deadline):
+                    on_event({"event": "said", "text": _still_there(child)})
     if failure is not None:
         raise failure
 
 
-def _fork_server() -> Any:
-    """The context of the fork server, which the first call starts. Raises `UserError` if it can't be started."""
-    for name, value in LIBRARY_ENVIRONMENT.items():
-        if name not in os.environ and not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
-            os.environ[name] = value
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scaling_fl.runtime.preparation", "scaling_fl.runtime.worker"])
-    before = os.environ.get("PYTHONPATH")
-    multiprocessing.resource_tracker.ensure_running()  # first, because it changes the blocked signals
-    # Only the launcher handles stop signals. The fork server inherits the blocked mask, and ends with the launcher. A
-    # signal that arrives meanwhile is delivered afterwards.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
-    try:
-        # The server doesn't inherit sys.path, and silently skips preload modules that it can't find.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
-        multiprocessing.forkserver.ensure_running()
-    except OSError as error:
-        raise UserError(
-            f"TMPDIR={tempfile.gettempdir()}: can't create a socket there ({error}); choose another folder for temporary "
-            "files, with a short path"
-        ) from error
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last, because a pending signal is raised here
-    return context
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep children from importing the main module again, and with it Sacred."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def _still_there(child: Child) -> str:
+    return (
+        f"{child.name} (process {child.process.pid}) still runs {_END_GRACE:.0f} s after it was killed: it hangs in the "
+        "system, perhaps in a driver, and its memory isn't free until it ends or the machine restarts"
+    )
 
 
 def _watch(
@@ -187,6 +146,7 @@ def _watch(
     stall_timeout: float,
     all_may_block: bool,
     stop_note: str,
+    hang_note: str,
 ) -> Exception | None:
     """Pass on events until all children, here and on other nodes, have ended or one has failed; return the root cause.
 
@@ -242,5 +202,6 @@ def _watch(
         deadlock = len(running) > 1 and all(member.is_blocked(stall_timeout) for member in running)
         if hung or (deadlock and not all_may_block):
             longest = min(hung or running, key=lambda member: member.progress_at)
-            return longest.hang_failure(stall_timeout, on_event)
+            failure = longest.hang_failure(stall_timeout, on_event)
+            return type(failure)(f"{failure}\n{hang_note}") if hang_note else failure
     return peer_lost

@@ -20,7 +20,6 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import duplicates, site_tests, token_store
 from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
-from scaling_fl.data.subsets import Indices
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
 from scaling_fl.federated import algorithms, cohort, server
@@ -33,7 +32,7 @@ from scaling_fl.federated.server_state import initial_extra, initial_moments
 from scaling_fl.models import adapters, base, export, fingerprints, four_bit, loading, probe, selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
-from scaling_fl.runtime import token_files
+from scaling_fl.runtime import out_of_memory, token_files
 from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
 from scaling_fl.tracking import predictions_file
 
@@ -171,7 +170,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 num_test=num_test,
                 num_truncated=0
                 if finished or task.predicts_tokens
-                else _num_truncated(work, trained, config, loaded.tokenizer.pad_token_id),
+                else token_files.num_truncated(work, trained, config.max_seq_len),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,
                 environment=environment(resolved, devices),
@@ -209,7 +208,10 @@ def _try_model(
     fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
     for attempt in dict.fromkeys((chosen, *fallback)):
         try:
-            probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
+            with out_of_memory.explained(config, device):
+                probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
+        except UserError:
+            raise
         except Exception as error:  # architectures raise anything
             failure = probe.reason(error)
             notes.append(f"precision={attempt}: model={config.model} fails in it ({failure})")
@@ -241,8 +243,3 @@ def _selection_notes(config: Config, num_held_back: int, num_train: int) -> list
             "chooses by rows that no site trains on"
         )
     return notes
-
-
-def _num_truncated(work: Path, trained: Indices, config: Config, pad_token_id: int) -> int:
-    """The number of texts that reach `max_seq_len`: all of them are truncated, except the few that fit exactly."""
-    return int((token_store.TokenStore(work / "train", pad_token_id).lengths[trained] >= config.max_seq_len).sum())

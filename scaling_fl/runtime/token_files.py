@@ -93,6 +93,12 @@ def write(
     return rows, notes
 
 
+def num_truncated(work: Path, trained: Indices, max_seq_len: int) -> int:
+    """The number of texts that reach `max_seq_len`: all of them are truncated, except the few that fit exactly."""
+    lengths = token_store.TokenStore(work / "train", pad_token_id=0).lengths  # without padding
+    return int((lengths[trained] >= max_seq_len).sum())
+
+
 def check_tokenizer(model: str, loaded: LoadedModel, task: Task, template: str | None) -> None:
     """Raises `UserError` if the model's tokenizer can't tell documents apart, or has no form for conversations."""
     if loaded.tokenizer.eos_token_id is None:

@@ -19,6 +19,7 @@ from scaling_fl.federated.worker_sites import Shards, SiteTests, WorkerSites
 from scaling_fl.models import base, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Send
+from scaling_fl.runtime import gpus, out_of_memory
 from scaling_fl.runtime.coordinator import Coordinator
 from scaling_fl.runtime.worker_progress import WorkerProgress
 from scaling_fl.state_file import TensorFiles
@@ -31,7 +32,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     if device.type == "cuda":
-        set_up_gpu(device, plan.config.tf32)
+        gpus.set_up(device, plan.config)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(
@@ -78,7 +79,9 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     if coordinator is not None:
         send.on_stop = coordinator.stop
     progress = WorkerProgress(send, rank)
-    padding = (plan.pad_token_id, plan.pad_left, plan.pad_to)
+    # Fewer lengths, and lengths that matrix units like.
+    multiple = 8 if device.type == "cuda" and config.attention_mask else 1
+    padding = (plan.pad_token_id, plan.pad_left, plan.pad_to, multiple)
     resident = Resident(
         config=config,
         model=model,
@@ -105,14 +108,8 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    rounds.run(config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
+    with out_of_memory.explained(config, plan.devices[rank]):
+        rounds.run(config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
     if coordinator is not None:
         coordinator.finish()
     collectives.close()
-
-
-def set_up_gpu(device: torch.device, tf32: bool) -> None:
-    """Settings of a process that trains on a GPU."""
-    torch.cuda.set_device(device)
-    loading.disable_mask_inspection()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -123,9 +123,9 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     sys.path.insert(1, str(ROOT / "scripts"))
     os.environ["CHAOS_LAUNCHER"] = str(os.getpid())
-    from scaling_fl.runtime import launcher
+    from scaling_fl.runtime import fork_server, launcher
 
-    launcher.start_fork_server()  # before any other import, like the command
+    fork_server.start()  # before any other import, like the command
     import train_federated
 
     from scaling_fl.tracking import mongo

@@ -239,3 +239,33 @@ def test_vocabularies_with_gaps_keep_their_ids(tmp_path: Path) -> None:
     gapped = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
     token_store.write(tmp_path / "store", gapped, ["river"], np.array([0]), 8)
     assert 70_000 in TokenStore(tmp_path / "store", 0).tokens
+
+
+def test_batches_are_padded_to_a_multiple_but_never_beyond_the_longest_text(tmp_path: Path) -> None:
+    """With [CLS] and [SEP], the texts have 3, 6 and 11 tokens."""
+    texts = ["river", "river " * 4, "river " * 9]
+    token_store.write(tmp_path / "store", builders.tokenizer(), texts, np.zeros(3, np.int64), max_seq_len=64)
+    for multiple, widths in ((1, [3, 6, 11]), (4, [4, 8, 11]), (8, [8, 8, 11]), (16, [11, 11, 11])):
+        store = TokenStore(tmp_path / "store", 0, multiple=multiple)
+        assert [store.batch(np.array([row])).input_ids.shape[1] for row in range(3)] == widths
+        batch = store.batch(np.array([0]))
+        assert batch.attention_mask is not None
+        assert batch.attention_mask.sum() == 3
+    left = TokenStore(tmp_path / "store", 0, left=True, multiple=8).batch(np.array([1, 0]))
+    assert left.attention_mask is not None
+    assert left.attention_mask.tolist() == [[0] * 2 + [1] * 6, [0] * 5 + [1] * 3]
+    assert TokenStore(tmp_path / "store", 0, min_length=5, multiple=4).batch(np.array([0])).input_ids.shape == (1, 8)
+
+
+def test_a_batch_is_one_tensor_on_its_way_to_a_device(tmp_path: Path) -> None:
+    texts, labels = builders.texts_and_labels(5)
+    token_store.write(tmp_path / "pairs", builders.tokenizer(), texts, labels, 30, texts[::-1], token_types=True)
+    documents = builders.write_documents(tmp_path / "documents", 4)
+    for batch in (TokenStore(tmp_path / "pairs", 0).batch(np.array([3, 1, 4])), documents.batch(np.array([2, 0]))):
+        for sent in (batch, batch._replace(attention_mask=None)):
+            values, restored = sent.packed()
+            assert (values.dtype, values.dim()) == (torch.int64, 1)
+            found = restored(values.clone())
+            for name, part in sent._asdict().items():
+                assert (part is None) == (getattr(found, name) is None)
+                assert part is None or torch.equal(getattr(found, name), part)

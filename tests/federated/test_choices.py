@@ -97,6 +97,8 @@ def test_choices_are_tokenised_once(config: Config, tmp_path: Path) -> None:
         launcher.prepare(config, str(tmp_path / name), events.append)
         return [event["text"] for event in events if event.get("text", "").startswith("tokenising")]
 
+    write(tmp_path / "train.jsonl", 37, 91)  # texts that no other test has tokenised
+    write(tmp_path / "test.jsonl", 11, 92)
     of_choices = "tokenising the choices of 11 test texts"
     assert said("first") == ["tokenising 37 training texts", "tokenising 11 test texts", of_choices]
     assert said("second") == []

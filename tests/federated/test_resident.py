@@ -1,6 +1,8 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from scaling_fl.config.schema import Config
@@ -58,3 +60,24 @@ def test_logits_are_float32_in_any_precision(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         resident = builders.resident(tmp_path / str(number), Config(precision=name), builders.bert())
         assert resident.logits(resident.train.batch(SHARD)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [[1, 1], [1, 2]])
+def test_a_batch_goes_to_a_gpu_in_one_copy_and_without_a_mask_if_nothing_is_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int]
+) -> None:
+    resident = builders.resident(tmp_path, Config(), builders.bert())
+    batch = resident.train.batch(np.array(rows))
+    assert batch.attention_mask is not None
+    padded = not batch.attention_mask.all()
+    assert padded == (rows == [1, 2])
+    resident.model.module.eval()
+    expected = resident.logits(batch)
+    copies: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: copies.append(self) or self.clone())
+    on_gpu = dataclasses.replace(resident, device=torch.device("cuda:0")).to_device(batch)
+    monkeypatch.undo()
+    assert len(copies) == 1
+    assert (on_gpu.attention_mask is None) == (not padded)
+    torch.testing.assert_close(resident.logits(on_gpu), expected)

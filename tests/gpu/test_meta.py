@@ -1,7 +1,9 @@
 """Training on the meta device instead of a GPU: reading a value, which would make the CPU wait, is an error there."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
+from scaling_fl.data.packing import pack
 from scaling_fl.federated import local_training as training_module
 from scaling_fl.federated import resident as resident_module
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
@@ -17,20 +20,22 @@ from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
-from scaling_fl.runtime import worker
+from scaling_fl.runtime import gpus
 from tests import builders
 
 
 @pytest.mark.parametrize(("tf32", "expected"), [(True, "high"), (False, "highest")])
 def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf32: bool, expected: str) -> None:
     inspect_mask, devices = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
+    causal = transformers.masking_utils._ignore_causal_mask_sdpa
+    monkeypatch.setattr(transformers.masking_utils, "_ignore_causal_mask_sdpa", causal)
     monkeypatch.setattr(
         transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
     )  # restored at the end
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     before = torch.get_float32_matmul_precision()
     try:
-        worker.set_up_gpu(torch.device("cuda:1"), tf32)
+        gpus.set_up(torch.device("cuda:1"), Config(tf32=tf32))
         assert torch.get_float32_matmul_precision() == expected
     finally:
         torch.set_float32_matmul_precision(before)
@@ -38,11 +43,23 @@ def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf3
     assert transformers.masking_utils._ignore_bidirectional_mask_sdpa is not inspect_mask
 
 
-def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inspect_mask = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(
-        transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
-    )  # restored at the end
+def write_texts(folder: Path) -> None:
+    for name, count in (("train", 40), ("test", 23)):
+        token_store.write(folder / name, builders.tokenizer(), *builders.texts_and_labels(count, 5), 16)
+
+
+def write_blocks(folder: Path) -> None:
+    for name, count in (("train", 20), ("test", 12)):
+        pack(builders.write_documents(folder / f"of {name}", count), [np.arange(count)], 9, 1, folder / name, name)
+
+
+@pytest.mark.parametrize(("build", "write"), [(builders.bert, write_texts), (builders.decoder, write_blocks)])
+def test_no_step_reads_a_value_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[], Any], write: Callable[[Path], None]
+) -> None:
+    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
+        inspect_mask = getattr(transformers.masking_utils, name)
+        monkeypatch.setattr(transformers.masking_utils, name, inspect_mask)  # restored at the end
     loading.disable_mask_inspection()
     # The meta device has neither autocast nor fused optimisers.
     for module in (training_module, resident_module):
@@ -56,10 +73,9 @@ def test_no_step_reads_a_value_from_the_device(tmp_path: Path, monkeypatch: pyte
         )
 
     monkeypatch.setattr(Resident, "to_device", to_device)
-    for name, count in (("train", 40), ("test", 23)):
-        token_store.write(tmp_path / name, builders.tokenizer(), *builders.texts_and_labels(count, 5), 16)
+    write(tmp_path)
     train, test = (token_store.TokenStore(tmp_path / name, 0) for name in ("train", "test"))
-    module, steps = builders.bert().to("meta"), list[int]()
+    module, steps = build().to("meta"), list[int]()
     model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
     config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
     resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,16 @@ def test_an_architecture_is_rebuilt_from_its_configuration(tmp_path: Path) -> No
     assert torch.equal(*logits)
 
 
-def test_disabling_mask_inspection_does_not_change_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    look = transformers.masking_utils._ignore_bidirectional_mask_sdpa
-    monkeypatch.setattr(transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", look)  # restored at the end
-    module = builders.bert().eval()
+@pytest.mark.parametrize("build", [builders.bert, builders.decoder])
+def test_disabling_mask_inspection_does_not_change_the_logits(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[], Any]
+) -> None:
+    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
+        look = getattr(transformers.masking_utils, name)
+        monkeypatch.setattr(transformers.masking_utils, name, look)  # restored at the end
+    module = build().eval()
     ids = torch.arange(12).view(2, 6)
-    masks = [torch.ones_like(ids), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])]
+    masks = [None, torch.ones_like(ids), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])]
 
     class Asked(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -169,6 +174,8 @@ def test_disabling_mask_inspection_does_not_change_the_logits(monkeypatch: pytes
             results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
         assert ("aten._local_scalar_dense.default" in asked) == looks
     torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[1][0], results[1][1])
+    assert not torch.allclose(results[1][0], results[1][2])
 
 
 def test_rebuilding_does_not_advance_the_random_generator(tmp_path: Path) -> None:

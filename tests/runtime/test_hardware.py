@@ -16,6 +16,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[int(device[-1])])
+    monkeypatch.setattr("scaling_fl.runtime.hardware.gpus.check", lambda devices: None)
+    monkeypatch.setattr("scaling_fl.runtime.hardware.gpus.mps_is_running", lambda: True)
     return capabilities
 
 
@@ -81,12 +83,13 @@ def test_a_gpu_is_named_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "chosen"), [("cuda", True, "bf16"), ("cuda", False, "fp32"), ("cpu", True, "fp32")]
+    ("device", "chosen"), [("cuda:0", "fp32"), ("cuda:1", "bf16"), ("cuda:2", "bf16"), ("cpu", "fp32")]
 )
 def test_automatic_precision_is_bf16_on_gpus_that_have_it(
-    monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, chosen: str
+    monkeypatch: pytest.MonkeyPatch, device: str, chosen: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    capabilities = [(7, 5), (8, 0), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
     assert precision(Config(), torch.device(device)) == chosen
     assert precision(Config(precision="fp16"), torch.device(device)) == "fp16"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.errors import JobFailed, PeerLost, UserError
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import fork_server, launcher
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.control_link import ControlLink
 from tests import builders
@@ -176,7 +176,7 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", ensure_running)
-    launcher.start_fork_server()  # an early start ignores the error; `run_children` reports it
+    fork_server.start()  # an early start ignores the error; starting a child reports it
     with pytest.raises(
         UserError, match=r"TMPDIR=/.*: can't create a socket there \(AF_UNIX path too long\); choose another"
     ):
@@ -185,17 +185,49 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("mine", "spins"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
 )
 def test_variables_of_libraries_that_the_user_has_set_are_kept(
     monkeypatch: pytest.MonkeyPatch, mine: dict[str, str], spins: str | None
 ) -> None:
     """OMP_WAIT_POLICY also says how long threads spin, and GOMP_SPINCOUNT would take precedence over it."""
-    for name in (*launcher.LIBRARY_ENVIRONMENT, "OMP_WAIT_POLICY"):
+    for name in (*fork_server.LIBRARY_ENVIRONMENT, "OMP_WAIT_POLICY", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (mine | {"TORCH_CPP_LOG_LEVEL": "INFO"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: None)
-    launcher.start_fork_server()
-    found = {name: os.environ.get(name) for name in launcher.LIBRARY_ENVIRONMENT}
-    assert found == launcher.LIBRARY_ENVIRONMENT | {"GOMP_SPINCOUNT": spins, "TORCH_CPP_LOG_LEVEL": "INFO"}
+    fork_server.start()
+    found = {name: os.environ.get(name) for name in fork_server.LIBRARY_ENVIRONMENT}
+    expected = fork_server.LIBRARY_ENVIRONMENT | {"GOMP_SPINCOUNT": spins, "TORCH_CPP_LOG_LEVEL": "INFO"}
+    assert found == expected | ({"PYTORCH_ALLOC_CONF": None} if "PYTORCH_CUDA_ALLOC_CONF" in mine else {})
+
+
+def test_a_child_that_cannot_be_killed_does_not_hold_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in a driver neither ends nor runs; here, one is suspended instead of killed."""
+    events: list[dict[str, Any]] = []
+    stuck: list[Any] = []
+    kill = launcher.Child.kill
+
+    def fail_to_kill(child: launcher.Child) -> None:
+        if child.name != "stuck":
+            kill(child)
+            return
+        stuck.append(child.process)
+        os.kill(child.process.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(launcher, "_END_GRACE", 0.5)
+    monkeypatch.setattr(launcher.Child, "kill", fail_to_kill)
+    try:
+        with pytest.raises(JobFailed, match="site arithmetic"):
+            launcher.run_children(
+                f"{__name__}:fail", [("wait for a peer",), ("raise",)], ["stuck", "other"], "/none", events.append
+            )
+        (said,) = [event["text"] for event in events if event["event"] == "said"]
+        assert said.startswith(f"stuck (process {stuck[0].pid}) still runs 0 s after it was killed: it hangs")
+        assert stuck[0] not in multiprocessing.active_children(), "Python's end would wait for it"
+    finally:
+        stuck[0].kill()

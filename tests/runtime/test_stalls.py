@@ -1,5 +1,6 @@
 """Children that make no progress."""
 
+import dataclasses
 import multiprocessing
 import multiprocessing.util
 import os
@@ -14,6 +15,7 @@ import pytest
 from scaling_fl.errors import JobFailed
 from scaling_fl.progress import waiting
 from scaling_fl.runtime import launcher
+from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -67,6 +69,31 @@ def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tu
             f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 5.0
         )
     assert multiprocessing.active_children() == []
+
+
+def test_the_message_about_a_hang_ends_with_what_to_try() -> None:
+    with pytest.raises(JobFailed, match=r"child 0 made no progress for 1 s(.|\n)*\ntry this$"):
+        launcher.run_children(
+            f"{__name__}:get_stuck", [("asleep",)], ["child 0"], "/none", lambda event: None, 1.0, hang_note="try this"
+        )
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "expected"),
+    [
+        (("cuda:0", "cuda:1"), (), True),
+        (("cuda:0", "cuda:0"), (), False),
+        (("cuda:0", "cuda:0"), (0, 1), True),
+        (("cpu", "cpu"), (0, 1), False),
+    ],
+)
+def test_what_to_try_if_gpus_cannot_reach_each_other(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], nodes: tuple[int, ...], expected: bool
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(launcher, "run_children", lambda *args, hang_note, **_: notes.append(hang_note))
+    launcher.train(dataclasses.replace(plan("out", nodes=nodes), devices=devices), pytest.fail)
+    assert ["NCCL_P2P_DISABLE=1" in note for note in notes] == [expected]
 
 
 def progress_or_wait(send: Any, number: int) -> None:

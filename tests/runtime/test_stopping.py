@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scaling_fl.errors import JobFailed
-from scaling_fl.runtime import launcher, signals
+from scaling_fl.runtime import fork_server, launcher, signals
 from tests.runtime.test_launcher import fail, start
 from tests.tracking.builders import plan
 
@@ -115,7 +115,7 @@ def test_the_note_at_a_stop_signal_says_what_is_saved(
     checkpoints_dir: str | None, node: int, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note: notes.append(stop_note))
+    monkeypatch.setattr(launcher, "run_children", lambda *args, stop_note, **_: notes.append(stop_note))
     launcher.train(plan(checkpoints_dir, node=node, nodes=(0, 1)), pytest.fail)
     assert notes == [note]
 
@@ -133,7 +133,7 @@ def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.M
     try:
         signals.install()
         with pytest.raises(KeyboardInterrupt):
-            launcher.start_fork_server()
+            fork_server.start()
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
@@ -143,13 +143,13 @@ def test_a_signal_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.M
 
 def test_a_signal_while_children_are_being_ended_leaves_no_child_running(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {stop: signal.getsignal(stop) for stop in signals.STOP_SIGNALS}
-    end = launcher.Child.end
+    kill = launcher.Child.kill
 
-    def interrupted_end(child: launcher.Child) -> None:
+    def interrupted_kill(child: launcher.Child) -> None:
         signal.raise_signal(signal.SIGINT)
-        end(child)
+        kill(child)
 
-    monkeypatch.setattr(launcher.Child, "end", interrupted_end)
+    monkeypatch.setattr(launcher.Child, "kill", interrupted_kill)
     try:
         signals.install()
         with pytest.raises(JobFailed):

@@ -100,6 +100,11 @@ class RunKeys:
     tf32: bool = key(
         False, "True: GPUs may round the inputs of fp32 matrix products to 10 mantissa bits (TF32), which is faster"
     )
+    deterministic: bool = key(
+        False,
+        "True: GPUs use deterministic algorithms alone, so that the same command on the same kind of GPU gives the same bits; "
+        "slower. CPUs always do",
+    )
     compile: bool = key(
         False, "True: compile the model with torch.compile; takes a minute or two at the start and needs a C++ compiler"
     )
