@@ -73,8 +73,8 @@ class Resident:
     def logits(self, batch: token_store.Batch) -> torch.Tensor:
         """Run the forward pass in the configured precision; return logits (P, C) in float32, a row for each prediction."""
         inputs = {"input_ids": batch.input_ids}
-        if self.config.attention_mask and batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask
+        if (mask := self._mask(batch)) is not None:
+            inputs["attention_mask"] = mask
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
         with self.autocast(), self._only_at(batch.positions):
@@ -105,6 +105,15 @@ class Resident:
         finally:
             hook.remove()
 
+    def _mask(self, batch: token_store.Batch) -> torch.Tensor | None:
+        """The mask that the model is given.
+
+        A model that predicts tokens from those before them never sees padding on the right, and attention is faster
+        without a mask.
+        """
+        unseen = batch.positions is not None and not self.train.left
+        return batch.attention_mask if self.config.attention_mask and not unseen else None
+
     def autocast(self) -> torch.autocast:
         """The context of the configured precision."""
         dtype = AUTOCAST[precision(self.config, self.device)]
@@ -117,7 +126,7 @@ class Resident:
         """
         if self.device.type != "cuda":
             return batch
-        assert batch.attention_mask is not None
-        batch = batch._replace(attention_mask=None if batch.attention_mask.all() else batch.attention_mask)
+        mask = self._mask(batch)
+        batch = batch._replace(attention_mask=None if mask is None or mask.all() else mask)
         values, restored = batch.packed()
         return restored(values.pin_memory().to(self.device, non_blocking=True))

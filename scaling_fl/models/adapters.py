@@ -37,6 +37,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from scaling_fl.models import lean_lora  # it imports peft, too
+
     language_model = predicts_tokens(module)
     head = sorted({*([] if language_model else _head(module, new_parameters)), *_saved(module, config)})
     targets = config.lora_targets
@@ -63,6 +65,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
         raise UserError(
             f"lora_targets={config.lora_targets}: selects no layers that can have adapters; {layers}"
         ) from error
+    for _, adapted in _layers(module):
+        lean_lora.use(adapted)
     # Their matrices have other names, and the output layer may share their table.
     if tables := sorted(
         {name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}

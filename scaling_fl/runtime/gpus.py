@@ -70,7 +70,7 @@ def set_up(device: torch.device, config: Config) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads memory that it hasn't written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads memory that it hasn't written
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass sums in any order
     torch.cuda.set_device(device)
     loading.disable_mask_inspection()

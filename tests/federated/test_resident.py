@@ -7,6 +7,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
+from scaling_fl.data.packing import pack
 from scaling_fl.federated.resident import precision
 from tests import builders
 
@@ -81,3 +82,26 @@ def test_a_batch_goes_to_a_gpu_in_one_copy_and_without_a_mask_if_nothing_is_padd
     assert len(copies) == 1
     assert (on_gpu.attention_mask is None) == (not padded)
     torch.testing.assert_close(resident.logits(on_gpu), expected)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_that_a_language_model_never_sees_needs_no_mask(tmp_path: Path, left: bool) -> None:
+    for name in ("train", "test"):
+        pack(builders.write_documents(tmp_path / f"of {name}", 20), [np.arange(20)], 9, 1, tmp_path / name, name)
+    stores = {name: token_store.TokenStore(tmp_path / name, 0, left=left) for name in ("train", "test")}
+    resident = dataclasses.replace(builders.resident(tmp_path, Config(), builders.decoder()), **stores)
+    batch = resident.train.batch(np.arange(len(resident.train)))
+    assert batch.attention_mask is not None
+    assert not batch.attention_mask.all()
+    assert batch.positions is not None
+    given: list[bool] = []
+    resident.model.module.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append("attention_mask" in kwargs), with_kwargs=True
+    )
+    with torch.inference_mode():
+        found = resident.logits(batch)
+        expected = resident.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        bare = resident.model.module(input_ids=batch.input_ids).logits
+    assert given[0] == left
+    torch.testing.assert_close(found, expected.flatten(0, 1)[batch.positions])
+    assert torch.allclose(found, bare.flatten(0, 1)[batch.positions], atol=1e-5) == (not left)
