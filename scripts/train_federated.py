@@ -83,7 +83,8 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(for_stderr(f"Refused: {error}"))
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
-        fork_server.start()  # torch is imported there while Sacred is imported here
+        # torch is imported there while Sacred is imported here, and peft if the command says that the job needs it.
+        fork_server.start(adapters=any("lora" in word for word in sys.argv))
 
 from sacred import Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402

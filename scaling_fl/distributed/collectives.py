@@ -61,8 +61,8 @@ class Collectives(ControlPlane):
         self._num_moments = num_moments
         self._exact, self._single_site = exact, single_site
         self._width = 2 if exact and not single_site else 1  # of a worker's row, in float32 rows
-        domains = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
-        rows = self._gpu_rows(domains, size) if self._gpu is not None else None
+        domains = self._devices = [f"{node} {device}" for node, device in zip(self._nodes, devices, strict=True)]
+        rows = self.gpu_memory((self._num_rows(domains, domains[rank]), size))
         if rows is None:
             if self._gpu is not None:
                 domains = [f"{node} host" for node in self._nodes]
@@ -83,11 +83,20 @@ class Collectives(ControlPlane):
             with self._collective():
                 self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
-    def _gpu_rows(self, domains: Sequence[str], size: int) -> torch.Tensor | None:
-        """Share memory of this worker's GPU among its workers. Returns None, on every worker, if any was refused."""
-        assert self._gpu is not None
-        leader = domains.index(domains[self.rank])
-        shape = (self._num_rows(domains, domains[self.rank]), size)
+    @property
+    def is_first_on_device(self) -> bool:
+        """Whether no worker of lower rank is on this worker's device."""
+        return self._devices.index(self._devices[self.rank]) == self.rank
+
+    def gpu_memory(self, shape: tuple[int, int]) -> torch.Tensor | None:
+        """Zeroed float32 memory of this worker's GPU, the same for all its workers.
+
+        Returns None, on every worker, if they train on the CPU or any of them was refused. All workers must call this,
+        those of one GPU with the same `shape`.
+        """
+        if self._gpu is None or self.transport_note:  # refused already
+            return None
+        leader = self._devices.index(self._devices[self.rank])
         rows, handle, refusal = None, b"", ""
         if leader == self.rank:
             try:

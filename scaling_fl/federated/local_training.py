@@ -51,9 +51,10 @@ def train_steps(
             for term in terms:
                 labels = term.labels(labels, logits.shape[1])
             loss = cross_entropy(logits, labels, reduction="sum")
-            scaler.scale(loss / of_batch).backward()
             loss_sum += loss.detach()
             num_correct += (logits.detach().argmax(-1) == labels).sum()
+            del logits  # the backward pass doesn't need them, and those of a language model are large
+            scaler.scale(loss / of_batch).backward()
         if terms or config.max_grad_norm is not None:
             scaler.unscale_(optimiser)
         for term in terms:

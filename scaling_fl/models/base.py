@@ -81,3 +81,9 @@ def attach(folder: Path, module: Any, config: Config, new_parameters: Collection
     for name, tensor in stored.items():
         if name in parameters and parameters[name].dtype != torch.uint8:
             parameters[name].data = tensor.to(parameters[name].device)
+
+
+def tensors(module: Any) -> dict[str, torch.Tensor]:
+    """The tensors that hold the base after `attach`, by name. Their `data` may be put elsewhere."""
+    found = {name: module.get_parameter(name) for name in sorted(getattr(module, "base_names", ()))}
+    return found | four_bit.scales(module)

@@ -91,6 +91,12 @@ def weights(module: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def scales(module: Any) -> dict[str, torch.Tensor]:
+    """The scales of layers with four bits, by name."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, FourBitLinear)}
+    return {f"{name}.scales": layer.scales for name, layer in layers.items()}
+
+
 class FourBitLinear(torch.nn.Module):
     """A linear layer (out, in) of packed values; see `pack`. It isn't trained."""
 

@@ -41,19 +41,23 @@ LIBRARY_ENVIRONMENT = {
 _ALTERNATIVES = {"GOMP_SPINCOUNT": "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF": "PYTORCH_CUDA_ALLOC_CONF"}
 
 
-def start() -> None:
-    """Start the fork server early, without waiting for it. Otherwise `running` starts it."""
+def start(adapters: bool = False) -> None:
+    """Start the fork server early, without waiting for it. Otherwise `running` starts it.
+
+    `adapters`: whether the job needs peft. What the server hasn't imported, each process must, with memory of its own.
+    """
     with contextlib.suppress(UserError):  # `running` reports it
-        running()
+        running(adapters)
 
 
-def running() -> Any:
+def running(adapters: bool = False) -> Any:
     """The context of the fork server, which the first call starts. Raises `UserError` if it can't be started."""
     for name, value in LIBRARY_ENVIRONMENT.items():
         if name not in os.environ and _ALTERNATIVES.get(name, name) not in os.environ:
             os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scaling_fl.runtime.preparation", "scaling_fl.runtime.worker"])
+    preloaded = ["scaling_fl.runtime.preparation", "scaling_fl.runtime.worker", *["peft"] * adapters]
+    context.set_forkserver_preload([*preloaded, "scaling_fl.runtime.preloaded"])
     before = os.environ.get("PYTHONPATH")
     multiprocessing.resource_tracker.ensure_running()  # first, because it changes the blocked signals
     # Only the launcher handles stop signals. The fork server inherits the blocked mask, and ends with the launcher. A

@@ -58,15 +58,10 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
     gpus.check(found)
     if config.precision == "auto" and len({torch.cuda.get_device_capability(device) >= (8, 0) for device in found}) > 1:
         raise UserError("precision=auto: some of these GPUs have bf16, others don't; set precision=fp32, bf16 or fp16")
-    shared = len(set(found)) < len(found)
-    if shared and not gpus.mps_is_running():
+    if len(set(found)) < len(found) and not gpus.mps_is_running():
         notes.append(
             "several processes share a GPU, and without MPS their kernels take turns: `nvidia-cuda-mps-control -d` before the "
             "job starts it, `echo quit | nvidia-cuda-mps-control` ends it"
-        )
-    if shared and config.trainable != "all":
-        notes.append(
-            "each process on a GPU holds its own copy of the frozen weights; fewer site_ids per GPU take less memory"
         )
     return found
 

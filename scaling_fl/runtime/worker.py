@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from scaling_fl.data import choices, token_store
+from scaling_fl.distributed import shared_tensors
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import algorithms, cohort, rounds, server
@@ -40,7 +41,6 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     )
     module = loading.rebuild_model(folder / "model")
     base.attach(folder, module, config, plan.new_parameters)
-    module = module.to(device)
 
     def on_wait(waiting: bool) -> None:
         send.progress()
@@ -54,6 +54,14 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     )  # fmt: skip
     if rank == 0 and collectives.transport_note:
         send({"event": "said", "text": f"note: {collectives.transport_note}"})
+    if device.type == "cuda" and config.trainable != "all":
+        frozen = base.tensors(module)
+        placed, shared = shared_tensors.share(collectives, frozen, device)
+        for name, tensor in placed.items():
+            frozen[name].data = tensor
+        if not shared and rank == 0:
+            send({"event": "said", "text": "note: each process on a GPU holds its own copy of the frozen weights"})
+    module = module.to(device)
     flat = collectives.model_buffer(device)
     model = FlatModel(module, flat, arbitrary=True)
     if device.type == "cuda":

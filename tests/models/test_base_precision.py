@@ -40,6 +40,32 @@ def test_matrices_of_the_base_are_stored_in_half_the_memory(tmp_path: Path, kind
     assert all(torch.equal(module.get_parameter(name), other.get_parameter(name)) for name in whole)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_the_base_can_be_put_elsewhere(tmp_path: Path, precision: str) -> None:
+    if precision == "nf4":
+        pytest.importorskip("bitsandbytes")
+    config = dataclasses.replace(LORA, base_precision=precision)
+    module, other = builders.decoder(), builders.decoder(seed=2)
+    base.freeze(module, config)
+    base.write(tmp_path, module, config)
+    base.attach(tmp_path, other, config)
+    ids = torch.arange(14).view(2, 7)
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            found: torch.Tensor = other(input_ids=ids).logits
+            return found
+
+    expected, tensors = logits(), base.tensors(other)
+    assert {id(p) for p in other.parameters() if not p.requires_grad} <= {id(tensor) for tensor in tensors.values()}
+    for tensor in tensors.values():
+        tensor.data = tensor.data.clone()
+    assert torch.equal(logits(), expected)
+    for name in [name for name in tensors if precision != "nf4" or name.endswith(".scales")]:
+        tensors[name].data = tensors[name].data * 2
+    assert not torch.equal(logits(), expected)
+
+
 @pytest.mark.parametrize("task", ["lm", pytest.param("csv", marks=pytest.mark.thorough)])
 def test_a_job_trains_beside_a_base_in_bf16(small_config: Config, tmp_path: Path, task: str) -> None:
     """Its loss is that of float32, to bf16's digits; the export computes in float32 what was trained."""

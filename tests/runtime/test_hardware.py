@@ -30,21 +30,6 @@ def test_each_entry_of_site_ids_is_the_index_of_a_gpu(two_gpus: list[tuple[int, 
         find_devices(Config(site_ids=(0, 2)), notes)
 
 
-def test_copies_of_frozen_weights_are_noted(two_gpus: list[tuple[int, int]]) -> None:
-    for config, noted in (
-        (Config(site_ids=(1, 0, 1), trainable="lora"), True),
-        (Config(site_ids=(1, 0), trainable="lora"), False),
-        (Config(site_ids=(1, 1)), False),
-        (Config(site_ids=(-1, -1), trainable="lora"), False),
-    ):
-        notes: list[str] = []
-        find_devices(config, notes)
-        expected = [
-            "each process on a GPU holds its own copy of the frozen weights; fewer site_ids per GPU take less memory"
-        ]
-        assert notes == expected * noted
-
-
 def test_precision_must_be_said_if_only_some_gpus_have_bf16(two_gpus: list[tuple[int, int]]) -> None:
     two_gpus[1] = (7, 5)
     with pytest.raises(UserError, match="some of these GPUs have bf16"):

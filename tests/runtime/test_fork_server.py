@@ -1,0 +1,33 @@
+"""What children find when they start."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMAND = """
+from scaling_fl.runtime import fork_server, launcher
+fork_server.start(adapters={adapters})
+target = "tests.runtime.test_fork_server:report"
+launcher.run_children(target, [()], ["child"], "/none", lambda event: print(event["found"]))
+"""
+
+
+def report(send: Any) -> None:
+    found = {"peft": "peft" in sys.modules, "worker": "scaling_fl.runtime.worker" in sys.modules}
+    send({"event": "found", "found": json.dumps(found | {"frozen": gc.get_freeze_count() > 10_000})})
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_children_start_with_everything_imported(adapters: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(adapters=adapters)], cwd=ROOT, env=dict(os.environ), capture_output=True,
+        text=True, timeout=600, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"peft": adapters, "worker": True, "frozen": True}, done.stderr
