@@ -18,7 +18,7 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime import launcher
 from scaling_fl.state_file import read_state
 from tests import builders
-from tests.checkpoint.jobs import JOBS
+from tests.checkpoint.jobs import JOBS, MORE_JOBS
 
 
 def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
@@ -38,7 +38,10 @@ def train(config: Config, work: Path) -> dict[int, dict[str, Any]]:
     return seen
 
 
-@pytest.mark.parametrize(("sites", "iid", "schedule", "more"), JOBS)
+@pytest.mark.parametrize(
+    ("sites", "iid", "schedule", "more"),
+    [*JOBS, *(pytest.param(*job, marks=pytest.mark.thorough) for job in MORE_JOBS)],
+)
 def test_a_resumed_job_is_identical_to_an_uninterrupted_one(
     small_config: Config, tmp_path: Path, sites: int, iid: bool, schedule: str, more: dict[str, Any]
 ) -> None:
