@@ -1,36 +1,46 @@
 #!/usr/bin/env python
 """One GPU: local training against the Hugging Face Trainer, and 1 to 16 sites that share the GPU. Needs no network.
 
-    ./run-local.sh benchmarks/gpu.py
+    ./run-local.sh benchmarks/gpu.py --part training
+    ./run-local.sh benchmarks/gpu.py --part sites
 
-The models are BERT-base and DistilBERT with random weights, trained with AdamW on batches of 32 texts of 8 to 128 tokens,
-in bf16 if the GPU supports it. Model FLOPs are 6 × (parameters outside the embeddings) × (tokens without padding),
-compared with the rate of large matrix products in the same precision. Aggregation needs N reads and 1 write; a copy is 1
-read and 1 write.
+The models are BERT-base and DistilBERT with random weights, trained with AdamW on texts of 8 to 128 tokens, in bf16 if the
+GPU supports it. Model FLOPs are 6 × (parameters outside the embeddings) × (tokens without padding), compared with the rate
+of large matrix products in the same precision. Aggregation needs N reads and 1 write; a copy is 1 read and 1 write. Sites
+are measured with NVIDIA's Multi-Process Service as well, where it can be started. Rows are printed as they come; a part that
+fails is named, and the others go on.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import measure
 import torch
-from gpu_sites import colocated
-from gpu_training import BATCH, DEVICE, SHAPES
+from gpu_training import DEVICE, SHAPES
 
-OURS = "import sys, json, gpu_training as gpu; print(json.dumps(gpu.ours(sys.argv[1], int(sys.argv[2]), sys.argv[3])))"
-LIMITS = (
-    "import sys, json, gpu; print(json.dumps(gpu.limits(sys.argv[1])))"  # in its own process, which frees the memory
-)
+# Each in its own process, which frees the memory.
+OURS = "import sys, json, gpu_training as gpu; print(json.dumps(gpu.ours(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4])))"
+LIMITS = "import sys, json, gpu; print(json.dumps(gpu.limits(sys.argv[1])))"
 TRAINER = (
     "import sys, json, gpu_training as gpu; "
-    "print(json.dumps(gpu.trainer(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])))"
+    "print(json.dumps(gpu.trainer(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], sys.argv[5])))"
 )
+SITES = (
+    "import sys, json, gpu_sites as gpu; "
+    "print(json.dumps(gpu.colocated(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))"
+)
+BATCHES = {"BERT-base": (32, 256), "DistilBERT": (32,)}  # texts per step
+SITE_BATCH = 32
+Row = tuple[str, str, str, str, str]
 
 
 def limits(precision: str) -> tuple[float, float]:
@@ -47,63 +57,116 @@ def limits(precision: str) -> tuple[float, float]:
     return 2 * 8192**3 / seconds(lambda: a @ b), 2 * 4 * 2**28 / seconds(lambda: target.copy_(source))
 
 
+def training(
+    shape: str, batch: int, options: argparse.Namespace, precision: str, rate: float, here: dict[str, str]
+) -> Iterator[Row]:
+    """One site against the Trainer with the same batch size, and against matrix products."""
+    python, samplings = trainer()
+    count = options.texts // batch
+    arguments = (shape, count, batch, precision)
+    runs: dict[str, Callable[[], Any]] = {
+        "scaling_fl": lambda: measure.script(sys.executable, OURS, *arguments, **here)
+    }
+    for name in samplings:
+        runs[name] = lambda name=name: measure.script(python, TRAINER, *arguments, name, **here)  # type: ignore[misc]
+    results = measure.in_turn(runs, options.repeats)
+    speed = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
+    used = {name: statistics.median(row[1] for row in rows) for name, rows in results.items()}
+    what, mine = f"{shape}, {batch} texts a step, {precision}", f"{speed['scaling_fl']:.0f}/s"
+    for peer, name in samplings.items():
+        bar = "≥ 1.5" if peer == "group_by_length" else ""
+        yield f"{what}, against {name}", mine, f"{speed[peer]:.0f}/s", f"{speed['scaling_fl'] / speed[peer]:.2f}", bar
+    theirs = ", ".join(f"{used[name] / rate:.2f}" for name in samplings)
+    share = f"{used['scaling_fl'] / rate:.2f}" + f" (Trainer {theirs})" * bool(theirs)
+    bar = {("BERT-base", 32): "≥ 0.25", ("BERT-base", 256): "≥ 0.45"}.get((shape, batch), "")
+    flops = f"{used['scaling_fl'] / 1e12:.0f} TFLOP/s"
+    yield f"{what}, against the GPU's matrix products", flops, f"{rate / 1e12:.0f} TFLOP/s", share, bar
+
+
+def trainer() -> tuple[str, dict[str, str]]:
+    """A Python that has the Trainer, and the orders of texts to measure; none if it can't be had."""
+    samplings = {"random": "the Trainer's default", "group_by_length": "its `group_by_length`"}
+    if importlib.util.find_spec("accelerate") is not None:  # the Trainer needs it
+        return sys.executable, samplings
+    try:
+        return measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy"), samplings
+    except subprocess.CalledProcessError:
+        print("note: accelerate is neither installed nor installable: the Trainer is left out", flush=True)
+        return sys.executable, {}
+
+
+def sites(number: int, texts: int, precision: str, bandwidth: float, here: dict[str, str], how: str) -> Iterator[Row]:
+    """Several sites that share the GPU: their training and memory, and aggregation as a share of memory bandwidth."""
+    found = measure.script(sys.executable, SITES, number, precision, texts, SITE_BATCH, **here)
+    moved = (number + 1) * found["bytes"] / found["aggregate"]
+    what = f"{number} DistilBERT sites on the GPU, {found['through']}{how}"
+    yield f"{what}: training", f"{texts / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB", "", "", ""
+    milliseconds = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s"
+    share = f"{moved / bandwidth:.2f}"
+    yield f"{what}: aggregation", milliseconds, f"{bandwidth / 1e9:.0f} GB/s", share, ""
+
+
+@contextlib.contextmanager
+def multi_process_service() -> Iterator[dict[str, str] | None]:
+    """Run NVIDIA's Multi-Process Service with a folder of its own; yields its variables, or None where it can't start."""
+    with tempfile.TemporaryDirectory(prefix="mps-") as folder:
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        control, environ = "nvidia-cuda-mps-control", os.environ | variables
+        try:
+            subprocess.run([control, "-d"], env=environ, check=True, capture_output=True, timeout=30)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"note: without the Multi-Process Service: {error}", flush=True)
+            yield None
+            return
+        try:
+            yield variables
+        finally:
+            subprocess.run([control], input="quit\n", text=True, env=environ, check=False, timeout=60)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=150)
+    parser.add_argument("--part", choices=["training", "sites", "all"], default="all")
+    parser.add_argument("--texts", type=int, default=4800)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this machine has no GPU that torch can use")
-    measure.wait_until_quiet()
-    precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    python, samplings = sys.executable, {"random": "the Trainer's default", "group_by_length": "its `group_by_length`"}
-    if importlib.util.find_spec("accelerate") is None:  # the Trainer needs it
-        try:
-            python = measure.peer("trainer", "transformers==5.23.0", "accelerate==1.15.0", "fsspec", "numpy")
-        except subprocess.CalledProcessError:
-            print("note: accelerate is neither installed nor installable: the Trainer is left out", flush=True)
-            samplings = {}
+    measure.wait_until_quiet(minutes=1)
+    precision = "bf16" if torch.cuda.get_device_capability(DEVICE) >= (8, 0) else "fp32"
     # Show one GPU only: the Trainer would use all of them.
     one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     here = {"PYTHONPATH": f"{measure.ROOT}:{Path(__file__).parent}", "CUDA_VISIBLE_DEVICES": one}
-    dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
-    rate, bandwidth = measure.script(sys.executable, LIMITS, dtype, **here)
+    rate, bandwidth = measure.script(sys.executable, LIMITS, {"bf16": "bfloat16", "fp32": "float32"}[precision], **here)
     print(
-        f"{torch.cuda.get_device_name(DEVICE)}, torch {torch.__version__}, {precision}: {rate / 1e12:.0f} TFLOP/s, copy {bandwidth / 1e9:.0f} GB/s"
+        f"{torch.cuda.get_device_name(DEVICE)}, torch {torch.__version__}, {precision}: {rate / 1e12:.0f} TFLOP/s, "
+        f"copy {bandwidth / 1e9:.0f} GB/s"
     )
-    claims = []
-    for shape in SHAPES:
-        arguments = (shape, options.batches, precision)
-        results = measure.in_turn(
-            {
-                "scaling_fl": lambda arguments=arguments: measure.script(sys.executable, OURS, *arguments, **here),
-                **{
-                    name: lambda arguments=arguments, name=name: measure.script(python, TRAINER, *arguments, name, **here)
-                    for name in samplings
-                },
-            },
-            options.repeats,
-        )  # fmt: skip
-        speed = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
-        used = {name: statistics.median(row[1] for row in rows) for name, rows in results.items()}
-        mine = f"{speed['scaling_fl']:.0f}/s"
-        for peer, name in samplings.items():
-            ratio = f"{speed['scaling_fl'] / speed[peer]:.2f}"
-            claims.append((f"{shape}, {precision}, against {name}", mine, f"{speed[peer]:.0f}/s", ratio, ""))
-        use = f"{used['scaling_fl'] / 1e12:.0f} TFLOP/s"
-        theirs = ", ".join(f"{used[name] / rate:.2f}" for name in samplings)
-        share = f"{used['scaling_fl'] / rate:.2f}" + f" (Trainer {theirs})" * bool(theirs)
-        claims.append((f"{shape}, against the GPU's matrix products", use, f"{rate / 1e12:.0f} TFLOP/s", share, ""))
-    for sites in options.sites:
-        found = colocated(sites, precision, options.batches * BATCH)
-        moved = (sites + 1) * found["bytes"] / found["aggregate"]
-        what = f"{sites} DistilBERT sites on the GPU, {found['through']}"
-        memory = f"{options.batches * BATCH / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB"
-        claims.append((f"{what}: training", memory, "", "", ""))
-        ms = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s"
-        claims.append((f"{what}: aggregation", ms, f"{bandwidth / 1e9:.0f} GB/s", f"{moved / bandwidth:.2f}", ""))
-    measure.table(claims)
+    failed: list[str] = []
+
+    def show(what: str, rows: Iterator[Row]) -> None:
+        try:
+            for row in rows:
+                measure.row(row)
+        except (Exception, SystemExit) as error:  # `measure.script` exits
+            failed.append(what)
+            print(f"{what} failed: {error}", flush=True)
+
+    measure.head()
+    if options.part != "sites":
+        for shape in SHAPES:
+            for batch in BATCHES[shape]:
+                show(f"{shape}, {batch}", training(shape, batch, options, precision, rate, here))
+    if options.part != "training":
+        for number in options.sites:
+            show(f"{number} sites", sites(number, options.texts, precision, bandwidth, here, ""))
+        with multi_process_service() as variables:
+            for number in options.sites if variables else ():
+                service = here | (variables or {})
+                show(f"{number} sites, MPS", sites(number, options.texts, precision, bandwidth, service, ", MPS"))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ from scaling_fl.runtime import launcher
 
 
 def work(
-    send: Any, rank: int, num_sites: int, memory: SharedMemory, folder: str, precision: str, count: int, free: int
+    send: Any,
+    rank: int,
+    num_sites: int,
+    memory: SharedMemory,
+    folder: str,
+    precision: str,
+    count: int,
+    batch: int,
+    free: int,
 ) -> None:
     """One of several sites on the GPU: time three rounds and check the mean. `free`: free bytes before the start."""
     torch.set_num_threads(max(1, measure.CORES // num_sites))
@@ -30,7 +38,7 @@ def work(
     collectives = Collectives(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
     shared = collectives.worker_row.is_cuda
     home = resident(
-        Path(folder) / str(rank), "DistilBERT", count, precision, collectives.worker_row if shared else None
+        Path(folder) / str(rank), "DistilBERT", count, batch, precision, collectives.worker_row if shared else None
     )
     if rank == 0:
         collectives.state[0].copy_(home.model.flat)
@@ -67,7 +75,8 @@ def work(
     collectives.close()
 
 
-def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
+def colocated(num_sites: int, precision: str, count: int, batch: int) -> dict[str, Any]:
+    """Seconds of training and aggregation, and bytes, of `num_sites` sites with `count` texts together."""
     results: list[dict[str, Any]] = []
 
     def keep(event: dict[str, Any]) -> None:
@@ -79,7 +88,7 @@ def colocated(num_sites: int, precision: str, count: int) -> dict[str, Any]:
     memory = SharedMemory()
     with tempfile.TemporaryDirectory() as folder:
         free = torch.cuda.mem_get_info(DEVICE)[0]
-        jobs = [(rank, num_sites, memory, folder, precision, count, free) for rank in range(num_sites)]
+        jobs = [(rank, num_sites, memory, folder, precision, count, batch, free) for rank in range(num_sites)]
         launcher.run_children("gpu_sites:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
     memory.close()
     return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}

@@ -21,7 +21,7 @@ from scaling_fl.runtime import gpus
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
 VOCABULARY = 30522
-BATCH, WARM_UP = 32, 4  # WARM_UP batches don't count
+WARM_UP = 4  # batches that don't count
 
 
 def module(shape: str) -> Any:
@@ -51,11 +51,13 @@ class Tokenized:
         return {"input_ids": [list(text) for text in texts]}
 
 
-def resident(folder: Path, shape: str, count: int, precision: str, flat: torch.Tensor | None = None) -> Resident:
+def resident(
+    folder: Path, shape: str, count: int, batch: int, precision: str, flat: torch.Tensor | None = None
+) -> Resident:
     if not (folder / "train").exists():
         token_store.write(folder / "train", Tokenized(), *examples(count), 128)
     store = token_store.TokenStore(folder / "train", 0, multiple=8)  # as workers on a GPU
-    config = Config(batch_size=BATCH, precision=precision)
+    config = Config(batch_size=batch, precision=precision)
     gpus.set_up(DEVICE, config)
     built = module(shape).to(DEVICE)
     flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
@@ -66,12 +68,12 @@ def flops(built: Any, num_tokens: int) -> float:
     return 6.0 * num_tokens * sum(p.numel() for name, p in built.named_parameters() if "embeddings" not in name)
 
 
-def ours(shape: str, batches: int, precision: str) -> tuple[float, float]:
+def ours(shape: str, batches: int, batch: int, precision: str) -> tuple[float, float]:
     """Examples and model FLOPs per second of one site."""
     with tempfile.TemporaryDirectory() as folder:
-        home = resident(Path(folder), shape, batches * BATCH, precision)
-        params, everything = home.model.flat.clone(), np.arange(batches * BATCH)
-        Site(0, everything[: WARM_UP * BATCH], home).train(params, 1)  # warm up
+        home = resident(Path(folder), shape, batches * batch, batch, precision)
+        params, everything = home.model.flat.clone(), np.arange(batches * batch)
+        Site(0, everything, home).train(params, 1)  # warm up, with batches of the same lengths
         torch.cuda.synchronize()
         seconds = measure.timed(
             lambda: Site(0, everything, home).train(params, 2)
@@ -79,9 +81,9 @@ def ours(shape: str, batches: int, precision: str) -> tuple[float, float]:
         return len(everything) / seconds, flops(home.model.module, int(home.train.lengths.sum())) / seconds
 
 
-def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[float, float]:
+def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str) -> tuple[float, float]:
     """Examples and model FLOPs per second of the Hugging Face Trainer."""
-    ids, labels = examples(batches * BATCH)
+    ids, labels = examples(batches * batch)
     rows = [
         {"input_ids": i, "attention_mask": [1] * len(i), "labels": int(n)} for i, n in zip(ids, labels, strict=True)
     ]
@@ -93,17 +95,17 @@ def trainer(shape: str, batches: int, precision: str, sampling: str) -> tuple[fl
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
-    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in batch)
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
         return {
-            "input_ids": torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch]),
-            "attention_mask": torch.tensor([row["attention_mask"] + [0] * (longest - len(row["attention_mask"])) for row in batch]),
-            "labels": torch.tensor([row["labels"] for row in batch]),
+            "input_ids": torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]),
+            "attention_mask": torch.tensor([row["attention_mask"] + [0] * (longest - len(row["attention_mask"])) for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
         }  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            folder, per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=5e-5, max_grad_norm=0.0,
+            folder, per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=5e-5, max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
             train_sampling_strategy=sampling, bf16=precision == "bf16", dataloader_num_workers=4,
         )  # fmt: skip

@@ -107,9 +107,19 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, li
 
 def table(claims: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print claims as table rows: claim, ours, peer, ratio, bar."""
-    print("| claim | ours | peer | ratio | bar |\n| --- | --- | --- | --- | --- |")
-    for row in claims:
-        print(f"| {' | '.join(row)} |", flush=True)
+    head()
+    for claim in claims:
+        row(claim)
+
+
+def head() -> None:
+    """Print the head of a table."""
+    print("| claim | ours | peer | ratio | bar |\n| --- | --- | --- | --- | --- |", flush=True)
+
+
+def row(claim: tuple[str, str, str, str, str]) -> None:
+    """Print one row."""
+    print(f"| {' | '.join(claim)} |", flush=True)
     if path := os.environ.get(ROWS):
         with open(path, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in claims)
+            file.write(json.dumps(claim) + "\n")

@@ -1,7 +1,7 @@
 """Tests that need a GPU: `./run-local.sh -m pytest -m gpu`."""
 
+import copy
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 
-from scaling_fl.checkpoint import store
 from scaling_fl.config.schema import Config
+from scaling_fl.data import token_store
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.site import Site
 from scaling_fl.models import loading
-from scaling_fl.runtime import launcher
 from tests import builders
 from tests.distributed import aggregation
 
@@ -136,26 +136,80 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
     assert len(steps) == 8
 
 
-def test_two_sites_on_one_gpu_train_resume_and_agree_with_the_cpu(small_config: Config, tmp_path: Path) -> None:
-    architecture = tmp_path / "model" / "config.json"  # without dropout, because a GPU's random numbers differ
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    architecture.write_text(json.dumps(json.loads(architecture.read_text()) | no_dropout))
-    common = {"num_rounds": 2, "optimiser": "sgd", "learning_rate": 0.01, "precision": "fp32"}
+def test_a_compiled_model_learns_in_bf16(tmp_path: Path) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU doesn't support bf16")
+    if not (shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("this machine has no C compiler, which torch.compile needs")
+    losses = [
+        trained(tmp_path, "cuda:0", precision="bf16", compile=compile_, learning_rate=0.01)[1]
+        for compile_ in (False, True)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
-    def run(name: str, **keys: Any) -> dict[str, Any]:
-        (tmp_path / name).mkdir()
-        config = dataclasses.replace(small_config, **common | keys)
-        launcher.train(launcher.prepare(config, str(tmp_path / name), lambda event: None), lambda event: None)
-        newest = store.CheckpointStore(str(config.checkpoints_dir)).fetch_newest(tmp_path / "newest")
-        assert newest is not None
-        assert newest[1]["round"] == config.num_rounds
-        return dict(newest[0])  # read now: the next run overwrites the file
 
-    before = set(os.listdir("/dev/shm"))
-    on_cpu = run("cpu", checkpoints_dir=str(tmp_path / "of-cpu"))
-    run("first", site_ids=(0, 0), num_rounds=1)
-    on_gpu = run("second", site_ids=(0, 0))
-    assert on_cpu.keys() == on_gpu.keys()
-    for name, array in on_cpu.items():
-        np.testing.assert_allclose(on_gpu[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
-    assert set(os.listdir("/dev/shm")) == before
+def test_long_texts_train_like_on_the_cpu(tmp_path: Path) -> None:
+    """More tokens than a block of attention kernels."""
+    long = builders.bert(dropout=0.0)
+    texts, labels = builders.texts_and_labels(24, 5)
+    for name in ("train", "test"):
+        token_store.write(tmp_path / name, builders.tokenizer(), [(text + " ") * 40 for text in texts], labels, 64)
+    config = Config(batch_size=8, learning_rate=0.1, optimiser="sgd", precision="fp32", max_seq_len=64)
+    found = []
+    for device in ("cpu", "cuda:0"):
+        resident = builders.resident(tmp_path, config, copy.deepcopy(long), device=device)
+        delta, _ = Site(0, np.arange(24), resident).train(resident.model.flat.clone(), 1)
+        found.append(delta.cpu().clone())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+def test_evaluation_splits_batches_that_exceed_the_memory(tmp_path: Path) -> None:
+    config = Config(precision="fp32", val_batch_size=23)
+    resident = builders.resident(tmp_path, config, builders.bert(dropout=0.0), device="cuda:0")
+    expected = evaluate(resident, resident.model.flat.clone(), 0, 1)
+    forward, sizes = resident.model.module.forward, list[int]()
+
+    def limited(input_ids: torch.Tensor, **more: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 6:
+            torch.empty(2**50, dtype=torch.uint8, device="cuda:0")  # a real error of the allocator
+        return forward(input_ids=input_ids, **more)
+
+    resident.model.module.forward = limited
+    (found,), (whole,) = evaluate(resident, resident.model.flat.clone(), 0, 1), expected
+    assert sizes[:3] == [23, 12, 6]
+    assert found.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+    assert found.num_correct == whole.num_correct
+
+
+def all_reduce_over_nccl(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> list[int]:
+    torch.cuda.set_device(0)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+    group = dist.new_group([0], backend="nccl")
+    values = torch.tensor([2**62, -5], device="cuda:0")
+    dist.all_reduce(values, group=group)
+    dist.destroy_process_group()
+    return list(values.cpu().tolist())
+
+
+def test_nccl_sums_whole_numbers_beside_gloo(run_distributed: Any) -> None:
+    assert run_distributed(all_reduce_over_nccl, 1) == [[2**62, -5]]
+
+
+def exchange_memory(rank: int, num_workers: int, memory: SharedMemory, folder: Path, values: int) -> float:
+    device = torch.device("cuda:0")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    handles: list[Any] = [None, None]
+    own, handle = cuda_ipc.allocate((1, values), device)
+    dist.all_gather_object(handles, handle)
+    own.fill_(rank + 1)
+    torch.cuda.synchronize()
+    dist.barrier()
+    seen = float(cuda_ipc.attach(handles[1 - rank], (1, values), device).double().sum())
+    dist.barrier()
+    return seen
+
+
+@pytest.mark.parametrize("values", [5, 2**19 - 1, 2**19, 3 * 2**19 + 7, 2**24])
+def test_memory_of_any_size_is_shared(run_distributed: Any, values: int) -> None:
+    assert run_distributed(exchange_memory, 2, values) == [2.0 * values, 1.0 * values]
