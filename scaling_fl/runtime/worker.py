@@ -28,6 +28,11 @@ from scaling_fl.state_file import TensorFiles
 
 def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     """Run worker `rank`. Worker 0 is the coordinator: it reports the rounds and writes the checkpoints."""
+    with out_of_memory.explained(plan.config, plan.devices[rank]):
+        _work(send, plan, rank, memory)
+
+
+def _work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     loading.silence_library()
     torch.set_num_threads(plan.threads)
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
@@ -116,8 +121,7 @@ def work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
             coordinator.report(results)
 
     progress.restart(state.round + plan.reported)
-    with out_of_memory.explained(config, plan.devices[rank]):
-        rounds.run(config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
+    rounds.run(config, worker_sites, collectives, state, optimiser, on_round_end, plan.reported, progress)
     if coordinator is not None:
         coordinator.finish()
     collectives.close()
