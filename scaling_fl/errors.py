@@ -13,5 +13,9 @@ class NodeLost(JobFailed):
     """Another node of the job is gone, so restarting the processes here can't help."""
 
 
+class OutOfMemory(JobFailed):
+    """A process needs more memory than there is, so restarting it can't help."""
+
+
 class PeerLost(JobFailed):
     """A collective failed because another process is gone: a consequence, never the cause of a failure."""

@@ -18,7 +18,7 @@ from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.run import CHECKPOINTS
-from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 from scaling_fl.runtime import job_page, launcher
@@ -113,7 +113,7 @@ class Job:
                 launcher.train(plan, self._on_event, self.link)
                 return
             except JobFailed as error:
-                if attempt > plan.config.max_restarts or isinstance(error, NodeLost):
+                if attempt > plan.config.max_restarts or isinstance(error, NodeLost | OutOfMemory):
                     raise
                 self.link.announce_end(error)
                 self.link.restart()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from scaling_fl.config.schema import Config
-from scaling_fl.errors import UserError
+from scaling_fl.errors import JobFailed, OutOfMemory, UserError
 
 # torch's words: "Tried to allocate 2.00 GiB. GPU 0 has …" on GPUs, "you tried to allocate 400 bytes" on CPUs.
 _TRIED = re.compile(
@@ -16,17 +16,17 @@ _TRIED = re.compile(
 
 
 @contextlib.contextmanager
-def explained(config: Config, device: str) -> Iterator[None]:
-    """Raise `UserError` in the place of the error of an allocation that failed: a restart would fail as well."""
+def explained(config: Config, device: str, kind: type[UserError] | type[JobFailed] = OutOfMemory) -> Iterator[None]:
+    """Raise an error of the class `kind` in the place of that of torch's allocators."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)):
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
         found = _TRIED.search(str(error))
         wanted = f"; {found[1]} more were needed{f', of a {found[2]}' if found[2] else ''}" if found else ""
         where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        raise UserError(f"{device}: out of memory{where}{wanted}; {_remedy(config, device)}") from error
+        raise kind(f"{device}: out of memory{where}{wanted}; {_remedy(config, device)}") from error
 
 
 def _remedy(config: Config, device: str) -> str:

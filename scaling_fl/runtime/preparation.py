@@ -208,7 +208,7 @@ def _try_model(
     fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
     for attempt in dict.fromkeys((chosen, *fallback)):
         try:
-            with out_of_memory.explained(config, device):
+            with out_of_memory.explained(config, device, UserError):
                 probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
         except UserError:
             raise

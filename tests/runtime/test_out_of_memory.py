@@ -1,11 +1,10 @@
 """Errors of allocations, in the user's terms."""
 
-import numpy as np
 import pytest
 import torch
 
 from scaling_fl.config.schema import Config
-from scaling_fl.errors import UserError
+from scaling_fl.errors import OutOfMemory, UserError
 from scaling_fl.runtime import coordinator, out_of_memory
 
 # As torch says it.
@@ -16,7 +15,7 @@ ON_GPU = (
 
 
 def explained(error: Exception, config: Config, device: str = "cuda:1") -> str:
-    with pytest.raises(UserError) as refusal, out_of_memory.explained(config, device):
+    with pytest.raises(OutOfMemory) as refusal, out_of_memory.explained(config, device):
         raise error
     return str(refusal.value)
 
@@ -40,14 +39,9 @@ def test_the_error_of_an_allocation_on_the_cpu_is_explained_as_well() -> None:
         pytest.raises(
             UserError, match=r"^cpu: out of memory; 4611686018427387904 bytes more were needed; .*fewer site_ids"
         ),
-        out_of_memory.explained(Config(site_ids=(-1, -1)), "cpu"),
+        out_of_memory.explained(Config(site_ids=(-1, -1)), "cpu", UserError),
     ):
         torch.empty(2**60)
-    with (
-        pytest.raises(UserError, match=r"^cpu: out of memory; set gradient"),
-        out_of_memory.explained(Config(site_ids=(-1,)), "cpu"),
-    ):
-        np.empty(2**50)
 
 
 def test_other_errors_pass() -> None:

@@ -18,7 +18,7 @@ from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.worker_sites import Shards
-from scaling_fl.runtime import launcher
+from scaling_fl.runtime import launcher, token_files
 from scaling_fl.runtime import preparation as prepare_module
 from scaling_fl.state_file import read_state
 from scaling_fl.tracking.round_progress import RoundProgress
@@ -192,10 +192,9 @@ def test_truncated_texts_are_counted_among_those_that_sites_train_on(tmp_path: P
     """Texts of 3, 4, 5 and 6 tokens, cut at 5; the last is held back."""
     texts = ["river", "river stone", "river stone forest", "river stone forest meadow"]
     token_store.write(tmp_path / "train", builders.tokenizer(), texts, np.zeros(4, np.int64), 5)
-    config = Config(max_seq_len=5)
-    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2]), config, 0) == 1
-    assert prepare_module._num_truncated(tmp_path, np.array([0, 1, 2, 3]), config, 0) == 2
-    assert prepare_module._num_truncated(tmp_path, np.array([0, 1]), config, 0) == 0
+    assert token_files.num_truncated(tmp_path, np.array([0, 1, 2]), 5) == 1
+    assert token_files.num_truncated(tmp_path, np.array([0, 1, 2, 3]), 5) == 2
+    assert token_files.num_truncated(tmp_path, np.array([0, 1]), 5) == 0
 
 
 def test_automatic_precision_falls_back_and_a_chosen_one_is_refused(
