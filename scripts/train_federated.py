@@ -59,7 +59,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling_fl.config import key_help
+from scaling_fl.config import flags, key_help
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +69,6 @@ if __name__ == "__main__" and (_text := key_help.asked_for(sys.argv[1:], __doc__
     sys.exit(0 if sys.argv[1:] else 2)
 
 from scaling_fl import env_file, host  # noqa: E402
-from scaling_fl.config import flags  # noqa: E402
 from scaling_fl.config.command_line import NAMED_CONFIGS, check_config_file, check_words, keep_text  # noqa: E402
 from scaling_fl.errors import JobFailed, UserError  # noqa: E402
 from scaling_fl.runtime import fork_server  # noqa: E402
@@ -83,8 +82,7 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(for_stderr(f"Refused: {error}"))
     if "with" in sys.argv and not {"print_config", "sync"} & set(sys.argv):
-        # torch is imported there while Sacred is imported here, and peft if the command says that the job needs it.
-        fork_server.start(adapters=any("lora" in word for word in sys.argv))
+        fork_server.start(adapters=any("lora" in word for word in sys.argv))  # imports while Sacred is imported here
 
 from sacred import Experiment  # noqa: E402
 from sacred.run import Run  # noqa: E402

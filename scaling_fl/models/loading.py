@@ -178,21 +178,6 @@ def build(kind: Any, config: Any) -> Any:
     return module
 
 
-def disable_mask_inspection() -> None:
-    """Keep transformers from checking every mask for padding: the check makes the CPU wait for the GPU.
-
-    `Resident.to_device` checks on the CPU.
-    """
-    masking = transformers.masking_utils
-    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
-        inspect_mask = getattr(masking, name)
-
-        def without_mask(mask: Any, *others: Any, inspect_mask: Any = inspect_mask, **more: Any) -> bool:
-            return mask is None and inspect_mask(None, *others, **more)
-
-        setattr(masking, name, without_mask)
-
-
 def predicts_tokens(module: Any) -> bool:
     """Whether it is a language model, not a classifier."""
     output_embeddings = getattr(module, "get_output_embeddings", None)

@@ -12,7 +12,7 @@ import torch
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.models import loading
+from scaling_fl.models import masks
 
 _OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}  # by the major version of the CUDA that torch is built with
 _INDEX = "https://download.pytorch.org/whl/"
@@ -73,7 +73,7 @@ def set_up(device: torch.device, config: Config) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads memory that it hasn't written
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass sums in any order
     torch.cuda.set_device(device)
-    loading.disable_mask_inspection()
+    masks.disable_inspection()
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     # cuDNN's attention makes a plan for each new shape of batches in each process, which takes as long as many steps.
     torch.backends.cuda.enable_cudnn_sdp(False)

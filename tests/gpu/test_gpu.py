@@ -20,7 +20,7 @@ from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.site import Site
-from scaling_fl.models import loading
+from scaling_fl.models import masks
 from tests import builders
 from tests.distributed import aggregation
 
@@ -118,7 +118,7 @@ def test_the_cpu_never_waits_for_the_gpu_between_steps(
     monkeypatch.setattr(
         transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
     )  # restored at the end
-    loading.disable_mask_inspection()
+    masks.disable_inspection()
     config = Config(batch_size=5, learning_rate=0.001, precision=precision, max_grad_norm=1.0, optimiser=optimiser)
     resident = builders.resident(tmp_path, config, builders.bert(), device="cuda:0")
     steps: list[int] = []

@@ -18,7 +18,7 @@ from scaling_fl.federated import resident as resident_module
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
-from scaling_fl.models import loading
+from scaling_fl.models import masks
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.runtime import gpus
 from tests import builders
@@ -60,7 +60,7 @@ def test_no_step_reads_a_value_from_the_device(
     for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
         inspect_mask = getattr(transformers.masking_utils, name)
         monkeypatch.setattr(transformers.masking_utils, name, inspect_mask)  # restored at the end
-    loading.disable_mask_inspection()
+    masks.disable_inspection()
     # The meta device has neither autocast nor fused optimisers.
     for module in (training_module, resident_module):
         monkeypatch.setattr(module, "precision", lambda config, device: "fp32")

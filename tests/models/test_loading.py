@@ -10,6 +10,7 @@ import transformers
 
 from scaling_fl.errors import UserError
 from scaling_fl.models import loading
+from scaling_fl.models.masks import disable_inspection
 from tests import builders
 
 NAMES = ("World", "Sports", "Sci/Tech")
@@ -169,7 +170,7 @@ def test_disabling_mask_inspection_does_not_change_the_logits(
     for looks in (True, False):
         asked: list[str] = []
         if not looks:
-            loading.disable_mask_inspection()
+            disable_inspection()
         with torch.no_grad(), Asked():
             results.append([module(input_ids=ids, attention_mask=mask).logits for mask in masks])
         assert ("aten._local_scalar_dense.default" in asked) == looks
