@@ -10,6 +10,7 @@ import pandas as pd
 
 from scaling_fl.config.key_help import as_command_line
 from scaling_fl.config.schema import Config
+from scaling_fl.reporting import outcomes
 from scaling_fl.reporting.frames import Frames
 from scaling_fl.tracking.record import Record
 
@@ -27,11 +28,6 @@ class Figure(NamedTuple):
 class Table(NamedTuple):
     columns: list[str]
     rows: list[list[Any]]
-
-
-_OF_LANGUAGE_MODELS = {
-    "choice_accuracy": "right choices", "perplexity": "test perplexity", "bits_per_byte": "test bits per byte",
-}  # fmt: skip
 
 
 class Facts(NamedTuple):
@@ -106,9 +102,9 @@ def _figures(record: Record, frames: Frames, keys: dict[str, Any]) -> Iterator[F
     labels = len(record.info.get("label_names", ()))
     rows = frames.confusion[frames.confusion["set"] == "validation"].groupby("label", sort=False)["examples"].sum()
     majority = f"most frequent label: {rows.max() / rows.sum():.3f}" if len(rows) and rows.sum() else ""
-    beside = {"accuracy": majority, "loss": f"chance: {math.log(labels):.3f}" if labels else "", "macro_f1": ""}
-    titles = {"accuracy": "test accuracy", "macro_f1": "test macro F1", "loss": "test loss"} | _OF_LANGUAGE_MODELS
-    for measure, title in titles.items():
+    beside = {"accuracy": majority, "loss": f"chance: {math.log(labels):.3f}" if labels else ""}
+    for metric, title in outcomes.titles(frames.runs).items():
+        measure = metric.removeprefix("validation.")
         if of_metric := result.get("validation", {}).get(measure):
             best = f"best: {of_metric['best']:.4f}, round {of_metric['best_round']}" if "best" in of_metric else ""
             yield Figure(
@@ -179,8 +175,7 @@ def _shards(frames: Frames) -> Table:
 def _rounds(frames: Frames) -> Table:
     wide = frames.rounds.pivot_table(index="round", columns="metric", values="value", dropna=False)
     titles = {
-        "train.loss": "training loss", "train.accuracy": "training accuracy", "validation.loss": "test loss",
-        "validation.accuracy": "test accuracy", "validation.macro_f1": "test macro F1",
+        "train.loss": "training loss", "train.accuracy": "training accuracy", **outcomes.titles(wide.columns),
         "held_back.loss": "held-back loss", "held_back.accuracy": "held-back accuracy",
     }  # fmt: skip
     shown = [name for name in titles if name in wide.columns]

@@ -12,13 +12,12 @@ import jinja2
 import vl_convert
 
 from scaling_fl.errors import UserError
-from scaling_fl.reporting import facts, figures, frames
+from scaling_fl.reporting import facts, figures, frames, outcomes
 from scaling_fl.reporting.charts import differences
 from scaling_fl.reporting.records import Found
 from scaling_fl.tracking.record import Record
 
 _MAX_JOBS = 12  # that have a section each; more jobs are only compared
-_RESULTS = ("validation.accuracy", "validation.macro_f1", "validation.loss")
 
 
 class _Picture(NamedTuple):
@@ -91,15 +90,17 @@ def _pictures(prefix: str, data: frames.Frames) -> list[_Picture]:
 
 def _picture(id_: str, name: str, chart: Any) -> _Picture:
     module = figures.module(name)
-    specification = chart.to_dict() | {"description": f"{module.TITLE}. {module.CAPTION}"}
-    del specification["title"]  # the page's heading says it
+    specification = chart.to_dict()
+    title = specification.pop("title")  # the page's heading says it
+    specification["description"] = f"{title}. {module.CAPTION}"
     text = json.dumps(specification, default=str).replace("<", "\\u003c")  # no text of a user's ends the script
-    return _Picture(id_, module.TITLE, module.CAPTION, text)
+    return _Picture(id_, title, module.CAPTION, text)
 
 
 def _table(data: frames.Frames) -> facts.Table:
     """A row for each job: what differs, and the results."""
-    keys, results = differences.differing_keys(data.runs), [name for name in _RESULTS if name in data.runs]
+    keys, titles = differences.differing_keys(data.runs), outcomes.titles(data.runs)
+    results = [name for name in titles if name in data.runs]
     if (
         "num_sites" in keys
         and "sites_per_round" in keys
@@ -111,5 +112,4 @@ def _table(data: frames.Frames) -> facts.Table:
          *(facts.as_cell(row[name]) for name in results), facts.duration(row["seconds"])]
         for row in data.runs.to_dict("records")
     ]  # fmt: skip
-    titles = [name.replace("validation.", "test ").replace("_", " ") for name in results]
-    return facts.Table(["job", "status", *keys, "round", *titles, "time"], rows)
+    return facts.Table(["job", "status", *keys, "round", *(titles[name] for name in results), "time"], rows)

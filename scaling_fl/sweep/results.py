@@ -9,21 +9,18 @@ from typing import Any
 import pandas as pd
 
 from scaling_fl.config.key_help import as_command_line
-from scaling_fl.reporting import frames, page
+from scaling_fl.reporting import frames, outcomes, page
 from scaling_fl.reporting.charts.groups import REPLICATES
 from scaling_fl.reporting.records import Found
 from scaling_fl.sweep import cells
 from scaling_fl.sweep.cells import Cell
 
 _METRICS = (
-    "validation.accuracy", "validation.macro_f1", "validation.loss", "validation.accuracy.best",
+    *outcomes.titles(()), "validation.choice_accuracy.best", "validation.accuracy.best",
     "site_test.mean_site.accuracy", "site_test.worst_site.accuracy", "personal.mean_site.accuracy",
     "personal.worst_site.accuracy", "dp.epsilon_pld", "bytes", "seconds",
 )  # fmt: skip
-_TITLES = {
-    "validation.accuracy": "test accuracy",
-    "validation.macro_f1": "test macro F1",
-    "validation.loss": "test loss",
+_TITLES_OF_SITES = {
     "site_test.mean_site.accuracy": "mean site",
     "site_test.worst_site.accuracy": "worst site",
     "personal.mean_site.accuracy": "own models: mean site",
@@ -74,6 +71,7 @@ def aggregated(rows: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
 def as_table(summary: pd.DataFrame) -> pd.DataFrame:
     """A row for each setting, with text such as 0.912 ± 0.004 for each metric; (2 of 3) if a seed's isn't a number."""
     keys = [name for name in summary if name not in ("metric", "mean", "std", "n")]
+    titles = outcomes.titles(set(summary["metric"])) | _TITLES_OF_SITES
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     seeds_of: dict[tuple[str, ...], int] = defaultdict(int)
     for row in summary.to_dict("records"):
@@ -83,12 +81,12 @@ def as_table(summary: pd.DataFrame) -> pd.DataFrame:
         setting = tuple(_plain(row[key]) for key in keys)
         of_setting = rows.setdefault(setting, dict(zip(keys, setting, strict=True)))
         absent = row["n"] == 0 and not row["metric"].endswith("loss")  # only a loss can be another thing than a number
-        if absent and row["metric"] in _TITLES:
-            of_setting.setdefault(_TITLES[row["metric"]], "")
-        elif row["metric"] in _TITLES:
+        if absent and row["metric"] in titles:
+            of_setting.setdefault(titles[row["metric"]], "")
+        elif row["metric"] in titles:
             seeds = of_setting.setdefault("seeds", str(seeds_of[setting]))
             fewer = "" if str(row["n"]) == seeds else f" ({row['n']} of {seeds})"  # the others aren't numbers
-            of_setting[_TITLES[row["metric"]]] = _with_deviation(row["mean"], row["std"]) + fewer
+            of_setting[titles[row["metric"]]] = _with_deviation(row["mean"], row["std"]) + fewer
     return pd.DataFrame(list(rows.values())).fillna("")
 
 

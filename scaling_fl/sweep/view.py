@@ -11,16 +11,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scaling_fl.reporting import outcomes
 from scaling_fl.sweep import cells
 from scaling_fl.sweep.cells import Cell
 
 _ORDER = ("running", "failed", "elsewhere", "complete", "waiting")
 _STYLES = {"running": "bold", "failed": "red", "elsewhere": "yellow", "complete": "green", "waiting": "dim"}
-_ACCURACY = "validation.accuracy"
 
 
 class CellTable:
-    """Status, round, test accuracy and time of each cell."""
+    """Status, round, result and time of each cell."""
 
     def __init__(
         self,
@@ -74,7 +74,9 @@ class CellTable:
         by_status = sorted(self._cells, key=lambda cell: _ORDER.index(self._status[cell.name]))
         shown = by_status[:room]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("cell", "status", "round", "accuracy", "time"):
+        measured = next((result for cell in self._cells if (result := self._outcome(cell.name))), None)
+        heading = measured[0].heading if measured else "accuracy"
+        for title in ("cell", "status", "round", heading, "time"):
             table.add_column(title, justify="left" if title in ("cell", "status") else "right", no_wrap=True)
         for cell in shown:
             status, state = self._status[cell.name], self._state.get(cell.name)
@@ -82,15 +84,22 @@ class CellTable:
             began = self._began.get(cell.name)
             seconds = f"{time.monotonic() - began:.0f} s" if status == "running" and began is not None else ""
             label = Text(cell.name.removeprefix(f"{self._sweep}."), overflow="ellipsis")
-            table.add_row(label, Text(status, _STYLES[status]), round_, self._accuracy(cell.name), seconds)
+            table.add_row(label, Text(status, _STYLES[status]), round_, self._value(cell.name), seconds)
         rest = f"… and {len(by_status) - len(shown)} more" if len(by_status) > len(shown) else ""
         return Group(table, Text(rest, "dim"), Text(f"sweep {self._sweep}: {self.counts()} of {len(self._cells)}"))
 
-    def _accuracy(self, name: str) -> str:
+    def _outcome(self, name: str) -> tuple[outcomes.Outcome, str] | None:
+        """What the cell's task measures, and its value after the last round that was evaluated."""
         state = self._state.get(name)
-        points = state.record.metrics.get(_ACCURACY) if state is not None and state.record is not None else None
-        return f"{points[max(points)][0]:.4f}" if points else ""
+        metrics = state.record.metrics if state is not None and state.record is not None else {}
+        outcome = outcomes.of_job(metrics)
+        points = metrics.get(outcome.metric)
+        return (outcome, f"{points[max(points)][0]:.4f}") if points else None
+
+    def _value(self, name: str) -> str:
+        found = self._outcome(name)
+        return found[1] if found else ""
 
     def _result(self, name: str) -> str:
-        accuracy = self._accuracy(name)
-        return f"test accuracy {accuracy}" if accuracy else ""
+        found = self._outcome(name)
+        return f"{found[0].title} {found[1]}" if found else ""

@@ -70,7 +70,7 @@ def test_every_chart_is_listed() -> None:
 def test_axes_have_titles_with_units(tmp_path: Path, name: str, texts: list[str]) -> None:
     module = importlib.import_module(f"{charts.__name__}.{name}")
     shown = texts_of(module.draw(frames.load(builders.job(tmp_path, each="accuracy"))))
-    assert module.TITLE in shown
+    assert module.TITLE.format(Measure="Test accuracy") in shown
     for text in texts:
         assert text in shown.split(" | "), f"{text}: {shown}"
 

@@ -55,7 +55,7 @@ def test_a_cell_weighs_settings_equally_however_many_seeds_they_have(tmp_path: P
         for seed, end in enumerate(all_)
     ]
     chart = sweep_heat_map.draw(builders.sweep(tmp_path, *cells))
-    found = {(row["num_sites"], row["model"]): (row["accuracy"], row["groups"]) for row in data_of(chart)}
+    found = {(row["num_sites"], row["model"]): (row["result"], row["groups"]) for row in data_of(chart)}
     # One site: 0.5 from three seeds of iid and 0.125 from the only one of by_label; 0.40625 if jobs weighed equally.
     assert found == {
         (n, model): value
@@ -81,7 +81,7 @@ def test_jobs_that_have_not_completed_have_no_final_accuracy(tmp_path: Path) -> 
     assert {row["group"]: row["mean"] for row in rows if row["mean"]} == {
         f"num_sites={n}, model={model}": n / 8 for n in (1, 2, 4) for model in ("bert", "albert")
     }
-    assert max(row["accuracy"] for row in data_of(sweep_heat_map.draw(found))) == 0.5
+    assert max(row["result"] for row in data_of(sweep_heat_map.draw(found))) == 0.5
     assert max(row["mean"] for row in data_of(sweep_coordinates.draw(found)) if "mean" in row) == 0.5
 
 

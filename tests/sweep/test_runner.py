@@ -179,19 +179,34 @@ def test_many_cells_are_summarised_and_the_running_ones_come_first(tmp_path: Pat
     assert max(map(len, lines)) <= 80
 
 
-def test_the_accuracy_of_a_cell_is_that_of_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("others", "title", "heading", "value"),
+    [
+        ({}, "test accuracy", "accuracy", "0.6250"),
+        ({"validation.perplexity": [9.0, 8.5]}, "test perplexity", "perplexity", "8.5000"),
+    ],
+)
+def test_the_result_of_a_cell_is_that_of_its_last_round(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    others: dict[str, list[float]],
+    title: str,
+    heading: str,
+    value: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     todo = cells.named_cells("s", {"num_rounds": 3}, [{"seed": 1}])
     (tmp_path / "runs" / "_events").mkdir(parents=True)
-    builders.cell(tmp_path / "runs" / "_events", todo[0].name, [0.25, 0.75, 0.625], seed=1, num_rounds=3)
+    builders.cell(tmp_path / "runs" / "_events", todo[0].name, [0.25, 0.75, 0.625], others=others, seed=1, num_rounds=3)
     console = Console(width=80, file=io.StringIO())
     table = CellTable("s", todo, {todo[0].name: cells.state(todo[0])}, console)
     with console.capture() as captured:
         table.change(todo[0], "complete")
         console.print(table.render())
-    told, _, row, *_ = captured.get().splitlines()
-    assert told.endswith("complete (test accuracy 0.6250)")
-    assert row.split() == ["seed-1", "complete", "2/3", "0.6250"]
+    told, head, row, *_ = captured.get().splitlines()
+    assert told.endswith(f"complete ({title} {value})")
+    assert head.split() == ["cell", "status", "round", heading, "time"]
+    assert row.split() == ["seed-1", "complete", "2/3", value]
 
 
 class Job:

@@ -7,12 +7,13 @@ from typing import Any
 
 import altair as alt
 
+from scaling_fl.reporting import outcomes
 from scaling_fl.reporting.charts import differences, groups, panels, style
 from scaling_fl.reporting.frames import Frames
 
-TITLE = "Test accuracy against rounds, work, time and traffic"
+TITLE = "{Measure} against rounds, work, time and traffic"
 CAPTION = (
-    "The same accuracy against five costs. Bytes are what a network would carry to the sites of each cohort and back."
+    "The same results against five costs. Bytes are what a network would carry to the sites of each cohort and back."
 )
 SEVERAL = True  # jobs in one picture
 _MAX_NAMES = 10  # of jobs, in the legend
@@ -27,8 +28,9 @@ _AXES = {
 
 def draw(frames: Frames) -> alt.ConcatChart | None:
     """A panel for each cost, with the jobs' differing keys as legend, or the values of one key if the jobs are many."""
-    accuracy = frames.rounds[frames.rounds["metric"] == "validation.accuracy"][["job", "round", "value"]]
-    values = accuracy.merge(frames.costs, on=["job", "round"])
+    metric, measure, _ = outcomes.compared(frames)
+    results = frames.rounds[frames.rounds["metric"] == metric][["job", "round", "value"]]
+    values = results.merge(frames.costs, on=["job", "round"])
     if values.empty:
         return None
     values["name"] = values["job"].map(differences.names(frames.runs))
@@ -46,13 +48,13 @@ def draw(frames: Frames) -> alt.ConcatChart | None:
         .mark_line(**look)
         .encode(
             x=alt.X(f"{column}:Q", title=title, axis=alt.Axis(format="~s", tickCount=3)),
-            y=alt.Y("value:Q", title="test accuracy", scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=measure, scale=alt.Scale(zero=False)),
             color=colour,
             detail="job:N",
-            tooltip=["name", alt.Tooltip("value", format=".4f", title="test accuracy"), *_AXES],
+            tooltip=["name", alt.Tooltip("value", format=".4f", title=measure), *_AXES],
         )
         .properties(width=style.SMALL, height=style.SMALL)
         for column, title in _AXES.items()
         if column == "round" or values[column].max() > 0
     ]
-    return style.apply(alt.concat(*shown, columns=3, spacing=20), TITLE)
+    return style.apply(alt.concat(*shown, columns=3, spacing=20), TITLE.format(Measure=measure.capitalize()))

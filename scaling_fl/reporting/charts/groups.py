@@ -13,6 +13,7 @@ import pandas as pd
 
 from scaling_fl.config.key_help import as_command_line
 from scaling_fl.config.partition_keys import PARTITION_OF_KEY, chosen_partition
+from scaling_fl.reporting import outcomes
 from scaling_fl.reporting.charts import differences
 from scaling_fl.reporting.frames import Frames
 
@@ -72,12 +73,13 @@ def title(key: str) -> str:
     return _TITLES.get(key, key.replace("_", " "))
 
 
-def final_accuracy(frames: Frames, sweep: Sweep) -> pd.DataFrame:
-    """`sweep.jobs` with the test accuracy after the last round as `value`. Jobs that haven't completed are left out."""
-    if "validation.accuracy" not in frames.runs:
+def final_results(frames: Frames, sweep: Sweep) -> pd.DataFrame:
+    """`sweep.jobs` with the outcome after the last round as `value`. Jobs that haven't completed are left out."""
+    metric = outcomes.compared(frames).metric
+    if metric not in frames.runs:
         return sweep.jobs.assign(value=math.nan).iloc[:0]
     done = frames.runs[frames.runs["status"] == "COMPLETED"]
-    values = done[["job", "validation.accuracy"]].rename(columns={"validation.accuracy": "value"}).dropna()
+    values = done[["job", metric]].rename(columns={metric: "value"}).dropna()
     return sweep.jobs.merge(values, on="job")
 
 

@@ -1,4 +1,4 @@
-"""A sweep as parallel coordinates: an axis for each key, and one for the final test accuracy."""
+"""A sweep as parallel coordinates: an axis for each key, and one for the final result."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from scaling_fl.reporting import outcomes
 from scaling_fl.reporting.charts import groups, style
 from scaling_fl.reporting.frames import Frames
 
-TITLE = "Keys and final test accuracy"
-CAPTION = "A line is the jobs that differ only in their seeds. The axis on the right is their mean test accuracy, which also colours the line; lines with the same value of a key lie side by side. Point at a line to see it alone."
+TITLE = "Keys and final {measure}"
+CAPTION = "A line is the jobs that differ only in their seeds. The axis on the right is their mean result, which also colours the line; lines with the same value of a key lie side by side. Point at a line to see it alone."
 SEVERAL = True  # jobs in one picture
 _MAX_KEYS = 7  # those with the most values
 _MAX_TICKS = 8  # values that all have a tick
@@ -60,25 +61,26 @@ class _Axis(NamedTuple):
 
 def draw(frames: Frames) -> alt.LayerChart | None:
     """Axes in the order of the documentation, each over the range of its values: numbers on a logarithmic scale where
-    `groups.is_log`, words equally far apart. Lines that meet in a value spread out a little around its tick, the most
-    accurate on top. `None` unless two keys differ: the other charts show one.
+    `groups.is_log`, words equally far apart. Lines that meet in a value spread out a little around its tick, the
+    highest on top. `None` unless two keys differ: the other charts show one.
     """
     sweep = groups.find(frames)
     if sweep is None or len(sweep.keys) < 2:
         return None
-    means = groups.over_seeds(groups.final_accuracy(frames, sweep), sweep)
+    means = groups.over_seeds(groups.final_results(frames, sweep), sweep)
+    measure = outcomes.compared(frames).title
     if len(means) < 2:
         return None
     keys = [key for key in sweep.keys if key in sweep.by_number_of_values()[:_MAX_KEYS]]
     axes = {key: _Axis(groups.title(key), sweep.keys[key], sweep.is_numeric(key)) for key in keys}
-    axes["mean"] = _Axis("final test accuracy", sorted(means["mean"]), is_numeric=True, is_key=False)
+    axes["mean"] = _Axis(f"final {measure}", sorted(means["mean"]), is_numeric=True, is_key=False)
     points = [
         means[["group", "mean", "seeds"]].assign(at=at, place=means[name].map(axis.place) + _spread(means, name, axis))
         for at, (name, axis) in enumerate(axes.items())
     ]
-    chart = alt.layer(*_scales(list(axes.values())), _lines(pd.concat(points)), *_labels(list(axes.values())))
+    chart = alt.layer(*_scales(list(axes.values())), _lines(pd.concat(points), measure), *_labels(list(axes.values())))
     width = max(_MIN_WIDTH, _MIN_GAP * (len(axes) - 1))
-    return style.apply(chart.properties(width=width, height=_HEIGHT), TITLE)
+    return style.apply(chart.properties(width=width, height=_HEIGHT), TITLE.format(measure=measure))
 
 
 def _spread(means: pd.DataFrame, name: str, axis: _Axis) -> pd.Series | float:
@@ -94,7 +96,7 @@ _X = alt.X("at:Q", axis=None, scale=alt.Scale(nice=False))
 _Y = alt.Y("place:Q", axis=None, scale=alt.Scale(domain=[-_MAX_SPREAD, 1 + _MAX_SPREAD]))
 
 
-def _lines(data: pd.DataFrame) -> alt.Chart:
+def _lines(data: pd.DataFrame, measure: str) -> alt.Chart:
     pointed = alt.selection_point(name="group", fields=["group"], on="pointerover", empty=False)
     opacity = 0.85 if data["group"].nunique() <= _MAX_OPAQUE else 0.5
     return (
@@ -107,7 +109,7 @@ def _lines(data: pd.DataFrame) -> alt.Chart:
             color=alt.Color("mean:Q", legend=None, scale=alt.Scale(range=list(style.ORDERED), interpolate="rgb")),
             opacity=alt.condition(pointed, alt.value(1.0), alt.value(opacity)),
             strokeWidth=alt.condition(pointed, alt.value(4), alt.value(1.3)),
-            tooltip=["group", alt.Tooltip("mean", format=".4f", title="mean test accuracy"), "seeds"],
+            tooltip=["group", alt.Tooltip("mean", format=".4f", title=f"mean {measure}"), "seeds"],
         )
         .add_params(pointed)
     )

@@ -1,13 +1,14 @@
-"""A sweep as a heat map: final test accuracy by the two keys with the most values."""
+"""A sweep as a heat map: the final result by the two keys with the most values."""
 
 from typing import Any
 
 import altair as alt
 
+from scaling_fl.reporting import outcomes
 from scaling_fl.reporting.charts import groups, panels, style
 from scaling_fl.reporting.frames import Frames
 
-TITLE = "Final test accuracy by two keys"
+TITLE = "Final {measure} by two keys"
 CAPTION = "The two keys with the most values. A cell is the mean over all else that differs; seeds are averaged first."
 SEVERAL = True  # jobs in one picture
 _MAX_VALUES = 24  # of a key
@@ -21,16 +22,17 @@ def draw(frames: Frames) -> alt.LayerChart | None:
     if sweep is None:
         return None
     keys = [key for key in sweep.by_number_of_values() if len(sweep.keys[key]) <= _MAX_VALUES][:2]
-    of_group = groups.over_seeds(groups.final_accuracy(frames, sweep), sweep)
+    of_group = groups.over_seeds(groups.final_results(frames, sweep), sweep)
+    measure = outcomes.compared(frames).title
     if len(keys) < 2 or of_group.empty:
         return None
     cells = of_group.groupby(keys, sort=False)["mean"].agg(["mean", "size"]).reset_index()
-    cells = cells.rename(columns={"mean": "accuracy", "size": "groups"})
+    cells = cells.rename(columns={"mean": "result", "size": "groups"})
     columns, rows = (sweep.keys[key] for key in keys)
     if len(cells) < max(2, _MIN_FILLED * len(columns) * len(rows)):
         return None
-    low, high = cells["accuracy"].min(), cells["accuracy"].max()
-    cells["dark"] = cells["accuracy"] > low + 0.65 * (high - low)
+    low, high = cells["result"].min(), cells["result"].max()
+    cells["dark"] = cells["result"] > low + 0.65 * (high - low)
     look: dict[str, Any] = {"labelOverlap": "greedy", "labelLimit": 110, "labelExpr": panels.LABEL}
     digits = ".2f" if high - low >= 0.1 or len(columns) > 7 else ".3f"
     flat = all(len(groups.as_text(value)) <= 5 for value in columns)
@@ -42,14 +44,16 @@ def draw(frames: Frames) -> alt.LayerChart | None:
         y=alt.Y(f"{keys[1]}:O", title=groups.title(keys[1]), sort=rows, axis=alt.Axis(**look)),
     )  # fmt: skip
     colour = alt.Color(
-        "accuracy:Q", title="test accuracy", scale=alt.Scale(scheme=style.AMOUNTS, domain=[low, high]),
+        "result:Q", title=measure, scale=alt.Scale(scheme=style.AMOUNTS, domain=[low, high]),
         legend=alt.Legend(gradientLength=200, format=digits, tickCount=4),
     )  # fmt: skip
-    tooltip = [*keys, alt.Tooltip("accuracy", format=".4f", title="mean test accuracy"), alt.Tooltip("groups")]
+    tooltip = [*keys, alt.Tooltip("result", format=".4f", title=f"mean {measure}"), alt.Tooltip("groups")]
     layers: list[alt.Chart] = [base.mark_rect().encode(color=colour, tooltip=tooltip)]
     if len(columns) <= _MAX_NUMBERS:
         ink = alt.condition("datum.dark", alt.value("white"), alt.value("black"))
-        layers.append(base.mark_text(fontSize=11).encode(text=alt.Text("accuracy:Q", format=digits), color=ink))
+        layers.append(base.mark_text(fontSize=11).encode(text=alt.Text("result:Q", format=digits), color=ink))
     width, height = max(120, min(style.WIDTH, 40 * len(columns))), max(70, min(340, 26 * len(rows)))
     room = {"left": 8, "top": 8, "bottom": 8, "right": 40}  # pixels: on the page, a button is in the corner
-    return style.apply(alt.layer(*layers).properties(width=width, height=height, padding=room), TITLE)
+    return style.apply(
+        alt.layer(*layers).properties(width=width, height=height, padding=room), TITLE.format(measure=measure)
+    )
