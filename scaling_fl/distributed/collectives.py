@@ -198,9 +198,9 @@ class Collectives(ControlPlane):
             if not terms:
                 summed.zero_()
             for number, (row, scale) in enumerate(terms):
-                if row.dtype != summed.dtype:
-                    extremes.append(max_abs(row[chunk]))
-                accumulate(summed, row[chunk], scale, first=number == 0)
+                converted = accumulate(summed, row[chunk], scale, first=number == 0)
+                if converted is not None:
+                    extremes.append(converted)
             yield chunk, summed if raw else to_float(summed)
 
     def _reduce_across_domains(

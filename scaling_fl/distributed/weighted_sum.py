@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from scaling_fl.distributed import fused_sum
 from scaling_fl.errors import JobFailed
 
 _FIXED_POINT_SCALE = 2.0**48
@@ -39,11 +40,12 @@ class WeightedSum:
             self.scale = weight
         else:
             delta = delta.to(self.buffer.device)
-            self.largest_delta[site] = max_abs(delta).item()
-            length = CHUNK[self.buffer.device.type]
+            length, largest = CHUNK[self.buffer.device.type], []
             for start in range(0, len(delta), length):
                 chunk = slice(start, start + length)
-                accumulate(self.buffer[chunk], delta[chunk], weight, first=not self.sites)
+                found = accumulate(self.buffer[chunk], delta[chunk], weight, first=not self.sites)
+                largest.append(max_abs(delta[chunk]) if found is None else found)
+            self.largest_delta[site] = torch.stack(largest).max().item()
             self.scale = 1.0
         self.sites.append(site)
 
@@ -65,21 +67,36 @@ def divergence_error(sites: Sequence[int], limit: float = float("inf")) -> JobFa
     )
 
 
-def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> None:
+def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor | None:
     """total ← total + scale × addend, or scale × addend if `first`; (n,) each.
 
-    If `total` is int64, a float32 `addend` is converted to fixed point; an int64 `addend` must have scale 1.
+    If `total` is int64, a float32 `addend` is converted to fixed point, and its largest |value| is returned, NaN if any
+    is NaN; an int64 `addend` must have scale 1.
     """
-    if total.dtype == torch.int64:
-        scaled = addend if addend.dtype == torch.int64 else addend.mul(scale * _FIXED_POINT_SCALE)
+    if total.dtype == addend.dtype == torch.int64:
         if first:
-            total.copy_(scaled)  # truncates, as long() does
+            total.copy_(addend)
         else:
-            _add_int64(total, scaled.long())
+            _add_int64(total, addend)
+    elif total.dtype == torch.int64:
+        return _add_fixed(total, addend, scale * _FIXED_POINT_SCALE, first)
     elif first:
         torch.mul(addend, scale, out=total)
     else:
         total.add_(addend, alpha=scale)
+    return None
+
+
+def _add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+    """total (n,) int64 ← total + scale × addend, truncated; returns the largest |addend|."""
+    if total.is_cuda and not fused_sum.refusal(total.device):
+        return fused_sum.add_fixed(total, addend, scale, first)
+    scaled = addend.mul(scale)
+    if first:
+        total.copy_(scaled)  # truncates, as long() does
+    else:
+        _add_int64(total, scaled.long())
+    return max_abs(addend)
 
 
 def _add_int64(total: torch.Tensor, addend: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from scaling_fl.data import choices, token_store
-from scaling_fl.distributed import shared_tensors
+from scaling_fl.distributed import fused_sum, shared_tensors
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated import algorithms, cohort, rounds, server
@@ -59,6 +59,8 @@ def _work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     )  # fmt: skip
     if rank == 0 and collectives.transport_note:
         send({"event": "said", "text": f"note: {collectives.transport_note}"})
+    if rank == 0 and config.exact_sum and device.type == "cuda" and (why := fused_sum.refusal(device)):
+        send({"event": "said", "text": f"note: sums of deltas take several passes over GPU memory: no Triton ({why})"})
     if device.type == "cuda" and config.trainable != "all":
         frozen = base.tensors(module)
         placed, shared = shared_tensors.share(collectives, frozen, device)

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,13 @@ def all_reduce_over_nccl(rank: int, num_workers: int, memory: SharedMemory, fold
     dist.all_reduce(values, group=group)
     dist.destroy_process_group()
     return list(values.cpu().tolist())
+
+
+def test_the_kernel_sums_to_the_same_bits_as_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.compared_sums", "cuda:0"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 def test_nccl_sums_whole_numbers_beside_gloo(run_distributed: Any) -> None:

@@ -1,0 +1,50 @@
+"""Compare the kernel with torch's operations on the device in the command line, and print what differs.
+
+With TRITON_INTERPRET=1, the device may be the CPU.
+"""
+
+import math
+import sys
+
+import torch
+
+from scaling_fl.distributed import fused_sum
+from scaling_fl.distributed.weighted_sum import max_abs
+
+SCALE = 0.3 * 2.0**48
+
+
+def rows(size: int) -> list[torch.Tensor]:
+    """Three rows of values of all magnitudes up to 2^14, some of them zeros of either sign and subnormal."""
+    generator = torch.Generator().manual_seed(size)
+    magnitudes = torch.rand(3, size, generator=generator).mul_(60).sub_(46).exp2_()
+    values = magnitudes * torch.randn(3, size, generator=generator).sign_()
+    values[0, ::7], values[1, ::5], values[2, -1] = 0.0, -0.0, 1e-44
+    return list(values)
+
+
+def main(device: str) -> None:
+    for size in (1, 2, fused_sum.BLOCK - 1, fused_sum.BLOCK, 2 * fused_sum.BLOCK + 5):
+        total, expected = torch.full((size + 1,), 7, device=device), torch.zeros(size, dtype=torch.int64)
+        for number, row in enumerate(rows(size)):
+            largest = fused_sum.add_fixed(total[:size], row.to(device), SCALE, first=number == 0)
+            expected += row.mul(SCALE).long()
+            if largest.item() != max_abs(row).item():
+                print(f"{size} values: the largest is {largest.item()}, not {max_abs(row).item()}")
+        if different := int((total[:size].cpu() != expected).sum()):
+            print(f"{size} values: {different} sums differ")
+        if total[-1] != 7:
+            print(f"{size} values: the value behind them was overwritten")
+    for value in (math.inf, -math.inf, math.nan):
+        row = rows(2000)[0]
+        row[1500] = value
+        total = torch.zeros(2000, dtype=torch.int64, device=device)
+        largest = fused_sum.add_fixed(total, row.to(device), SCALE, first=False).item()
+        if not (math.isnan(largest) if math.isnan(value) else largest == math.inf):
+            print(f"{value} among the addends: the largest is {largest}")
+    if refusal := fused_sum.refusal(torch.device(device)):
+        print(f"the trial refuses the kernel: {refusal}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
