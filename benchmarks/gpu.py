@@ -7,7 +7,8 @@
 The models are BERT-base and DistilBERT with random weights, trained with AdamW on texts of 8 to 128 tokens, in bf16 if the
 GPU supports it. Model FLOPs are 6 × (parameters outside the embeddings) × (tokens without padding), compared with the rate
 of large matrix products in the same precision. Aggregation needs N reads and 1 write; a copy is 1 read and 1 write. Sites
-are measured with NVIDIA's Multi-Process Service as well, where it can be started. Rows are printed as they come; a part that
+are measured with NVIDIA's Multi-Process Service as well, where it can be started. LoRA sites run the real command on a decoder
+of SmolLM2-135M's shape. Rows are printed as they come; a part that
 fails is named, and the others go on.
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_lora
 import measure
 import torch
 from gpu_training import DEVICE, SHAPES
@@ -165,6 +167,10 @@ def main() -> None:
             for number in options.sites if variables else ():
                 service = here | (variables or {})
                 show(f"{number} sites, MPS", sites(number, options.texts, precision, bandwidth, service, ", MPS"))
+        with tempfile.TemporaryDirectory() as name:
+            model = gpu_lora.model_folder(Path(name))
+            for number in options.sites:
+                show(f"{number} LoRA sites", gpu_lora.rows(number, Path(name), model))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -65,14 +65,14 @@ FLOWER = (
     + round_peers.FLOWER_SIMULATION
     + """
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-@functools.cache
 def resident(place, folder):
     torch.set_num_threads(1)
     return adapted(place), torch.from_numpy(np.load(f"{folder}/batches.npy"))
+kept = functools.cache(resident)
 @client.train()
 def train(message, context):
     config = message.content["config"]
-    model, batches = resident(config["place"], config["folder"])
+    model, batches = (kept if config["keep"] else resident)(config["place"], config["folder"])
     set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
     ids = batches[context.node_config["partition-id"]]
     step(model, optimiser_of(model, config["rate"]), ids)
@@ -81,10 +81,10 @@ def train(message, context):
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 @server.main()
 def serve(grid, context):
-    place, folder, rounds, rate = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    place, folder, rounds, rate, keep = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5] == "True"
     Clocked(fraction_evaluate=0.0).start(
         grid, ArrayRecord(get_peft_model_state_dict(adapted(place))), rounds,
-        train_config=ConfigRecord({"place": place, "folder": folder, "rate": rate}))
+        train_config=ConfigRecord({"place": place, "folder": folder, "rate": rate, "keep": keep}))
 """
 )
 
@@ -96,13 +96,16 @@ def bare(model: Path, folder: Path, num_rounds: int, processes: int, **settings:
     return found
 
 
-def flower(python: str, model: Path, folder: Path, num_rounds: int, num_sites: int) -> list[float]:
-    """End times of Flower's rounds on the batches (site, row, token) in `folder`."""
+def flower(python: str, model: Path, folder: Path, num_rounds: int, num_sites: int, keep: bool) -> list[float]:
+    """End times of Flower's rounds on the batches (site, row, token) in `folder`.
+
+    FlowerTune's client loads the model at each call; with `keep`, an actor keeps it.
+    """
     (folder / "flower_lora.py").write_text(
         FLOWER
     )  # a module, since actors would unpickle code given by `-c` at each call
     ends: list[float] = measure.script(
-        python, "import flower_lora; flower_lora.main()", model, folder, num_rounds, LEARNING_RATE, num_sites,
+        python, "import flower_lora; flower_lora.main()", model, folder, num_rounds, LEARNING_RATE, keep, num_sites,
         PYTHONPATH=str(folder), FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0",
     )  # fmt: skip
     return ends
