@@ -58,6 +58,22 @@ def test_six_sites_on_three_machines_equal_six_sites_on_one(
     assert [process.returncode for process in processes] == [0, 0, 0]
 
 
+def test_adapters_and_what_they_add_to_the_base_are_the_same_on_two_machines(
+    machines: list[Machine], files: Path, tmp_path: Path
+) -> None:
+    """Each machine holds its own copy of the frozen base and of the residual that the aggregation adds to it."""
+    lora = ("trainable=lora", "lora_rank=2", "lora_aggregation=exact", "num_rounds=2")
+    alone = start(tmp_path, "with", *keys(files, *lora), "site_ids=[-1,-1,-1]")
+    out = alone.communicate()[0]
+    assert alone.returncode == 0, out
+    processes = start_all(machines[:2], files, *lora)
+    outputs = outputs_of(processes)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    expected = state(tmp_path, 2)
+    assert [name for name in expected if ".delta." in name], list(expected)
+    assert_same(state(machines[0].folder, 2), expected)
+
+
 def test_latency_between_machines_does_not_change_the_result(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:
