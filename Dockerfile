@@ -12,7 +12,7 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS train
 
-# compile=True and Triton call a C++ compiler when training starts. Its version doesn't affect results.
+# compile=True and Triton call a C++ compiler when training starts; sums of deltas are compiled below. Its version doesn't affect results.
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -qy --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
@@ -32,7 +32,9 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
 
 COPY . .
 # Any user must be able to read the code, however strict the builder's umask was.
-RUN python -m compileall -q scaling_fl scripts && chmod -R a+rX .
+RUN python -m compileall -q scaling_fl scripts && \
+    python -c "from scaling_fl.distributed import fused_sum_c; fused_sum_c.library()" && \
+    chmod -R a+rX .
 
 # docker-compose.yaml runs the container with the caller's ids, so that results belong to the caller. A user without an
 # entry in /etc/passwd needs USER and HOME. /cache is for a volume, /workspace for the caller's folder.

@@ -88,8 +88,8 @@ def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: b
 
 
 def _add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
-    """total (n,) int64 ← total + scale × addend, truncated; returns the largest |addend|."""
-    if total.is_cuda and not fused_sum.refusal(total.device):
+    """total (n,) int64 ← total + scale × addend, truncated; returns the largest |addend|, NaN if any is NaN."""
+    if total.is_contiguous() and addend.is_contiguous() and not fused_sum.refusal(total.device):
         return fused_sum.add_fixed(total, addend, scale, first)
     scaled = addend.mul(scale)
     if first:

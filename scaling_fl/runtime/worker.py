@@ -59,8 +59,9 @@ def _work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     )  # fmt: skip
     if rank == 0 and collectives.transport_note:
         send({"event": "said", "text": f"note: {collectives.transport_note}"})
-    if rank == 0 and config.exact_sum and device.type == "cuda" and (why := fused_sum.refusal(device)):
-        send({"event": "said", "text": f"note: sums of deltas take several passes over GPU memory: no Triton ({why})"})
+    if rank == 0 and config.exact_sum and (why := fused_sum.refusal(device)):
+        needed = "Triton" if device.type == "cuda" else "a C compiler"
+        send({"event": "said", "text": f"note: sums of deltas are slower than with {needed}: {why}"})
     if device.type == "cuda" and config.trainable != "all":
         frozen = base.tensors(module)
         placed, shared = shared_tensors.share(collectives, frozen, device)

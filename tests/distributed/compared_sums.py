@@ -1,14 +1,14 @@
-"""Compare the kernel with torch's operations on the device in the command line, and print what differs.
+"""Compare a kernel with torch's operations, and print what differs: the module and the device are in the command line.
 
-With TRITON_INTERPRET=1, the device may be the CPU.
+With TRITON_INTERPRET=1, Triton's device may be the CPU.
 """
 
+import importlib
 import math
 import sys
 
 import torch
 
-from scaling_fl.distributed import fused_sum
 from scaling_fl.distributed.weighted_sum import max_abs
 
 SCALE = 0.3 * 2.0**48
@@ -23,11 +23,12 @@ def rows(size: int) -> list[torch.Tensor]:
     return list(values)
 
 
-def main(device: str) -> None:
-    for size in (1, 2, fused_sum.BLOCK - 1, fused_sum.BLOCK, 2 * fused_sum.BLOCK + 5):
+def main(name: str, device: str) -> None:
+    add_fixed = importlib.import_module(f"scaling_fl.distributed.{name}").add_fixed
+    for size in (1, 2, 15, 1023, 1024, 2053):
         total, expected = torch.full((size + 1,), 7, device=device), torch.zeros(size, dtype=torch.int64)
         for number, row in enumerate(rows(size)):
-            largest = fused_sum.add_fixed(total[:size], row.to(device), SCALE, first=number == 0)
+            largest = add_fixed(total[:size], row.to(device), SCALE, first=number == 0)
             expected += row.mul(SCALE).long()
             if largest.item() != max_abs(row).item():
                 print(f"{size} values: the largest is {largest.item()}, not {max_abs(row).item()}")
@@ -39,12 +40,10 @@ def main(device: str) -> None:
         row = rows(2000)[0]
         row[1500] = value
         total = torch.zeros(2000, dtype=torch.int64, device=device)
-        largest = fused_sum.add_fixed(total, row.to(device), SCALE, first=False).item()
+        largest = add_fixed(total, row.to(device), SCALE, first=False).item()
         if not (math.isnan(largest) if math.isnan(value) else largest == math.inf):
             print(f"{value} among the addends: the largest is {largest}")
-    if refusal := fused_sum.refusal(torch.device(device)):
-        print(f"the trial refuses the kernel: {refusal}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,6 +1,7 @@
-"""Sums in fixed point by one kernel: the same bits as torch's operations, in Triton's interpreter."""
+"""Sums in fixed point by one kernel: the same bits as torch's operations. Triton's runs in its interpreter."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,44 +10,97 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling_fl.distributed import fused_sum, weighted_sum
+from scaling_fl.distributed import fused_sum, fused_sum_c, weighted_sum
+from tests.distributed import compared_sums
 
 REPOSITORY = Path(__file__).parents[2]
 TRITON = (
     Path(sys.prefix) / "triton"
 )  # apart: torch imports it where it is installed, which takes 80 MB and half a second
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
     """What a test finds out isn't kept."""
     yield
-    fused_sum.kernel.cache_clear()
     fused_sum.refusal.cache_clear()
+    fused_sum_c.library.cache_clear()
 
 
-def test_the_kernel_sums_to_the_same_bits_as_torch() -> None:
+def test_tritons_kernel_sums_to_the_same_bits_as_torch() -> None:
     if not TRITON.is_dir():
         pytest.skip(f"needs Triton: pip install --no-deps --target {TRITON} triton==3.7.1")
-    script = [sys.executable, "-m", "tests.distributed.compared_sums", "cpu"]
+    script = [sys.executable, "-m", "tests.distributed.compared_sums", "fused_sum_triton", "cpu"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(TRITON)}
     done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-def test_without_triton_sums_take_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    assert fused_sum.refusal(torch.device("cpu")).startswith(("ModuleNotFoundError: ", "ImportError: "))
+def test_the_c_function_sums_to_the_same_bits_as_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fused_sum.refusal(CPU) == ""
+    compared_sums.main("fused_sum_c", "cpu")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_sums_of_values_that_do_not_lie_side_by_side(dimension: int) -> None:
+    """The kernels take contiguous memory."""
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    total = torch.zeros(50, 4, dtype=torch.int64)
+    places = (rows[:, 0], total[:, 0]) if dimension == 0 else (rows[0], total[0])
+    largest = weighted_sum.accumulate(places[1], places[0], 0.5, first=False)
+    assert largest == places[0].abs().max()
+    assert torch.equal(places[1], places[0].mul(0.5 * 2.0**48).long())
+    assert total.count_nonzero() == len(places[0])
+
+
+@pytest.mark.parametrize("compiler", ["none", "fails", "hangs"])
+def test_without_a_working_compiler_sums_take_torchs_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    source = tmp_path / "fixed_sum.c"
+    shutil.copy(fused_sum_c._SOURCE, source)
+    monkeypatch.setattr(fused_sum_c, "_SOURCE", source)
+    monkeypatch.setattr(fused_sum_c, "_TIMEOUT", 0.5)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if compiler != "none":
+        (tmp_path / "cc").write_text(f"#!/bin/sh\nexec {'/bin/false' if compiler == 'fails' else '/bin/sleep 60'}\n")
+        (tmp_path / "cc").chmod(0o755)
+    expected = {"none": "FileNotFoundError", "fails": "CalledProcessError", "hangs": "TimeoutExpired"}[compiler]
+    assert fused_sum.refusal(CPU).startswith(expected)
+    assert sorted(path.name for path in tmp_path.rglob("*.so")) == []
+    total, row = torch.ones(3, dtype=torch.int64), torch.tensor([0.5, -2.0, 0.25])
+    assert weighted_sum.accumulate(total, row, 1.0, first=False) == 2.0
+    assert total.tolist() == [1 + 2**47, 1 - 2**49, 1 + 2**46]
+
+
+def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    package = tmp_path / "copy"
+    package.mkdir()
+    for name in ("fixed_sum.c", "fused_sum_c.py"):
+        shutil.copy(fused_sum_c._SOURCE.parent / name, package)
+    code = "import torch, fused_sum_c as c; print(c.add_fixed(torch.ones(2).long(), torch.ones(2), 1.0, False).item())"
+    script = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(script, cwd=package, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0] for process in processes] == ["1.0\n"] * 3
+    assert len(list(package.rglob("*.so"))) == 1
 
 
 def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
-        largest = weighted_sum._add_fixed(total, addend, scale, first)
+        largest = fused_sum_c.add_fixed(total, addend, scale, first)
         total[-1] += 1
         return largest
 
     monkeypatch.setattr(fused_sum, "add_fixed", wrong)
-    assert fused_sum.refusal(torch.device("cpu")) == "its sums differ from torch's"
-    fused_sum.refusal.cache_clear()
-    monkeypatch.setattr(fused_sum, "add_fixed", weighted_sum._add_fixed)
-    assert fused_sum.refusal(torch.device("cpu")) == ""
+    assert fused_sum.refusal(CPU) == "its sums differ from torch's"
+
+
+def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(fused_sum, "add_fixed", fused_sum.fused_sum_triton.add_fixed)
+    assert fused_sum.refusal(CPU).startswith(("ModuleNotFoundError: ", "ImportError: "))

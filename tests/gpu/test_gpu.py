@@ -18,7 +18,7 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.distributed import cuda_ipc
+from scaling_fl.distributed import cuda_ipc, fused_sum
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.site import Site
@@ -195,10 +195,10 @@ def all_reduce_over_nccl(rank: int, num_workers: int, memory: SharedMemory, fold
 
 
 def test_the_kernel_sums_to_the_same_bits_as_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.distributed.compared_sums", "cuda:0"], capture_output=True, text=True, check=False
-    )
+    script = [sys.executable, "-m", "tests.distributed.compared_sums", "fused_sum_triton", "cuda:0"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert fused_sum.refusal(torch.device("cuda:0")) == ""
 
 
 def test_nccl_sums_whole_numbers_beside_gloo(run_distributed: Any) -> None:
