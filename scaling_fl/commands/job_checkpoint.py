@@ -16,7 +16,7 @@ from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
 from scaling_fl.federated import algorithms, site_state
 from scaling_fl.federated.server_state import parameters
-from scaling_fl.models import base, fingerprints, loading
+from scaling_fl.models import base, fingerprints, four_bit, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 from scaling_fl.text import one_line
@@ -91,6 +91,8 @@ class JobCheckpoint:
                 f"{self.title}: it belongs to another model than model={config.model} ({error}); set model=… to the one "
                 "the job started with"
             ) from error
+        if config.base_precision == "nf4":
+            four_bit.check(torch.device("cpu"))
         base.convert(loaded.module, config)
         if config.site is not None:
             self._fill_with_own_model(config, model)

@@ -27,14 +27,17 @@ _REASONS = {
     "lora_ranks": "it would move the parameters beyond a site's rank",
 }
 _CONFLICTS = {
-    "alternate": ("keep_optimiser", "weight_decay", "scaffold", "feddyn_alpha", "lora_ranks"),
+    "alternate": (
+        "keep_optimiser", "weight_decay", "scaffold", "feddyn_alpha", "lora_ranks", "server_optimiser", "server_momentum",
+        "dp_clip",
+    ),
     "share_a": ("personal",),
     "products": (
         "personal", "aggregation", "secure_aggregation", "dp_clip", "fairness_q", "fednova", "feddyn_alpha",
         "server_optimiser", "server_learning_rate", "server_momentum",
     ),
     "stack": ("keep_optimiser", "scaffold", "ditto_lambda"),
-    "lora_ranks": ("scaffold", "feddyn_alpha", "ditto_lambda", "fine_tune_steps"),
+    "lora_ranks": ("scaffold", "feddyn_alpha", "ditto_lambda", "fine_tune_steps", "upload", "download"),
 }  # fmt: skip
 
 
@@ -57,6 +60,11 @@ def check(config: "Config") -> None:
             f"base_precision={config.base_precision}: every parameter is trained, so there is no frozen base; set trainable=lora "
             "or another part, or leave out base_precision"
         )
+    if config.base_precision != "fp32" and config.model == "tiny":
+        raise UserError(
+            f"base_precision={config.base_precision} model=tiny: it has no pre-trained weights, so there is no base; leave out "
+            "base_precision"
+        )
     if config.base_precision == "nf4" and config.trainable != "lora":
         raise UserError(
             f"base_precision=nf4 trainable={config.trainable}: four bits hold the layers that have adapters; set trainable=lora, "
@@ -72,6 +80,11 @@ def check(config: "Config") -> None:
         _refuse(config, name, how)
     for name in _CONFLICTS["products"] if how in OF_PRODUCTS else ():
         _refuse(config, name, "products")
+    if how == "alternate" and is_set(config, "upload") and config.error_feedback:
+        raise UserError(
+            f"lora_aggregation=alternate upload={config.upload}: what is left out is sent in the next round, in which the matrix "
+            "rests; set error_feedback=False, or leave out upload"
+        )
     if config.lora_ranks is not None:
         for name in _CONFLICTS["lora_ranks"]:
             _refuse(config, name, "lora_ranks")

@@ -68,7 +68,7 @@ def write(
     if split.choices is None:
         return
     texts = [choice for choices in split.choices for choice in choices]
-    conversations.write(folder, tokenizer, texts, max_seq_len, template, report)
+    conversations.write(folder, tokenizer, texts, max_seq_len, template, report, last_alone=True)
     counts = [len(choices) for choices in split.choices]
     np.save(folder / "rows.npy", np.repeat(np.arange(len(split)), counts))
     own = [choice == text for text, choices in zip(split.texts, split.choices, strict=True) for choice in choices]

@@ -26,6 +26,12 @@ def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
         )
 
 
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Those with a role, such as the end token, and all others that the tokenizer never splits and calls special."""
+    others = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *others]))
+
+
 def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[str, list[tuple[int, int]]]:
     """Return the whole text, and where the assistant's messages are in it, end tokens included.
 
@@ -33,7 +39,7 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
     """
     end: str = tokenizer.eos_token
     for message in messages:
-        found = [token for token in tokenizer.all_special_tokens if token in message["content"]]
+        found = [token for token in special_tokens(tokenizer) if token in message["content"]]
         if found:
             raise UserError(
                 f"the text {one_line(message['content'], 80)!r}: {found[0]} is a special token of the model; remove it from "
@@ -81,30 +87,37 @@ def write(
     max_seq_len: int,
     template: str | None,
     report: Progress = lambda done, total, unit: None,
+    last_alone: bool = False,
 ) -> None:
     """Tokenise conversations, each a JSON list of messages, into a new store at `folder`.
 
-    A conversation that is longer than `max_seq_len` loses its beginning, and then the end of its first response.
+    `last_alone`: the model predicts the last response, rather than all. A conversation that is longer than `max_seq_len`
+    loses its beginning, and then the end of the first response that is predicted.
     """
     dtype = np.min_scalar_type(max(*tokenizer.get_vocab().values(), len(tokenizer) - 1))
     lengths = list[int]()
     folder.mkdir(parents=True)
     with open(folder / "tokens.bin", "wb") as tokens, open(folder / "predicted.bin", "wb") as predicted:
-        for start in range(0, len(texts), _CHUNK):
-            found = [render(tokenizer, json.loads(text), template) for text in texts[start : start + _CHUNK]]
+        for begin in range(0, len(texts), _CHUNK):
+            found = [render(tokenizer, json.loads(text), template) for text in texts[begin : begin + _CHUNK]]
+            if last_alone:
+                found = [(text, spans[-1:]) for text, spans in found]
             encoded = tokenizer(
                 [text for text, _ in found], add_special_tokens=False, split_special_tokens=False,
                 return_offsets_mapping=True, return_attention_mask=False,
             )  # fmt: skip
             for (_, spans), ids, places in zip(found, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                of_response = np.array([any(first <= place < last for first, last in spans) for place, _ in places])
+                # By overlap: many tokenizers count the space before a word as a part of it.
+                of_response = np.array(
+                    [any(start < last and first < stop for first, last in spans) for start, stop in places]
+                )
                 of_response[0] = False
                 first = max(0, min(len(ids) - max_seq_len, int(of_response.argmax()) - 1))
                 kept = slice(first, first + max_seq_len)
                 tokens.write(np.array(ids[kept], dtype).data)
                 predicted.write(of_response[kept].astype(np.uint8).data)
                 lengths.append(len(ids[kept]))
-            report(min(start + _CHUNK, len(texts)), len(texts), "texts")
+            report(min(begin + _CHUNK, len(texts)), len(texts), "texts")
     np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", np.zeros(len(lengths), np.int64))

@@ -22,7 +22,7 @@ def scored(resident: Resident, params: torch.Tensor, worker: int, num_workers: i
         labels = choices.store.batch(rows).labels.to(logits.device)
         of_tokens = -cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
         ends = np.cumsum(choices.store.num_predictions[rows])
-        indices.append(rows)
+        indices.append(rows)  # after the last line that may run out of memory
         sums.append(np.array([part.sum() for part in np.split(of_tokens, ends[:-1])]))
 
     everything = Examples(choices.store, np.arange(len(choices.store)))

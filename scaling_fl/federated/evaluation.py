@@ -45,15 +45,17 @@ def evaluate(
             try:
                 batch = resident.to_device(store.batch(rest[:fitting]))
                 logits = resident.logits(batch)
+                of_batch = cross_entropy(logits, batch.labels, reduction="none").double().sum()
+                guesses = logits.argmax(-1)
+                if on_logits is not None:
+                    on_logits(rest[:fitting], logits)
             except torch.OutOfMemoryError:
                 if fitting == 1:
                     raise
                 fitting = -(-min(fitting, len(rest)) // 2)
                 continue
-            if on_logits is not None:
-                on_logits(rest[:fitting], logits)
-            loss_sum += cross_entropy(logits, batch.labels, reduction="none").double().sum()
-            guesses = logits.argmax(-1)
+            del logits  # those of a language model are large
+            loss_sum += of_batch
             num_correct += (guesses == batch.labels).sum()
             if num_labels:
                 cells = batch.labels * num_labels + guesses

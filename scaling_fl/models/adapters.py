@@ -72,6 +72,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
         {name.partition(".lora_embedding_")[0] for name in names(module) if ".lora_embedding_" in name}
     ):
         raise UserError(f"lora_targets={config.lora_targets}: selects {tables[0]}, a table of embeddings; {layers}")
+    if other := [name for name, layer in _layers(module) if layer.lora_A[_NAME].weight.ndim != 2]:
+        raise UserError(f"lora_targets={config.lora_targets}: selects {other[0]}, which isn't a linear layer; {layers}")
     for layer in head:  # by the layer: tied weights have one name of several
         for parameter in module.get_submodule(layer).parameters(recurse=False):
             parameter.requires_grad_(True)
@@ -146,17 +148,17 @@ def on_output(module: Any) -> bool:
 
 @torch.no_grad()
 def merged(module: Any) -> dict[str, torch.Tensor]:
-    """The state of the model without adapters that computes the same, by tensor name: W + (alpha / rank) B A."""
+    """The state of the model without adapters that computes the same, by tensor name, on the CPU: W + (alpha / rank) B A."""
     packed = four_bit.weights(module)
     state = {
-        plain_name(name): tensor.float()
+        plain_name(name): tensor.float().cpu()
         for name, tensor in module.state_dict().items()
         if not _is_adapter(name) and not name.startswith(tuple(packed))
     }
     state |= {plain_name(name): matrix for name, matrix in packed.items()}
     for name, layer in _layers(module):
         for adapter in layer.active_adapters:
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter)
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter).cpu()
     return state
 
 
@@ -165,7 +167,9 @@ def save(module: Any, folder: Path) -> None:
 
     Where aggregation adds to the base, the adapters hold that as well: their rank is the sum of both.
     """
-    head = {name for name, parameter in module.named_parameters() if parameter.requires_grad} - names(module)
+    # Tied weights have several names, and peft ties none that it loads.
+    everything = module.named_parameters(remove_duplicate=False)
+    head = {name for name, parameter in everything if parameter.requires_grad} - names(module)
     lora = copy.copy(module.peft_config[_NAME])
     lora.inference_mode = True
     lora.modules_to_save = sorted({name.rpartition(".")[0] for name in head})
@@ -179,7 +183,7 @@ def save(module: Any, folder: Path) -> None:
         lora.rank_pattern = lora.alpha_pattern = {re.escape(name): rank for name, rank in ranks.items()}
     lora.save_pretrained(folder)
     saved = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in sorted(tensors.items())
     }
     safetensors.torch.save_file(saved, folder / "adapter_model.safetensors", {"format": "pt"})

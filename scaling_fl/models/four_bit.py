@@ -37,14 +37,15 @@ def check(device: torch.device) -> None:
 
 
 def names(module: Any) -> set[str]:
-    """The names of the matrices that can be quantised: those of linear layers that have adapters."""
+    """The names of the matrices that can be quantised: those of the base in linear layers that have adapters."""
     from peft.tuners.lora import LoraLayer
 
-    return {
+    layers = {
         f"{name}.base_layer.weight"
         for name, layer in module.named_modules()
         if isinstance(layer, LoraLayer) and isinstance(layer.base_layer, torch.nn.Linear)
     }
+    return layers & getattr(module, "base_names", layers)  # not the table of embeddings, if the output layer shares it
 
 
 def pack(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,9 +84,9 @@ def attach(module: Any, stored: Mapping[str, torch.Tensor]) -> None:
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:
-    """The matrices of layers with four bits, in float32, by the name of the packed one."""
+    """The matrices of layers with four bits, in float32 on the CPU, by the name of the packed one."""
     return {
-        f"{name}.weight": unpack(layer.weight, layer.scales, layer.shape)
+        f"{name}.weight": unpack(layer.weight, layer.scales, layer.shape).cpu()
         for name, layer in module.named_modules()
         if isinstance(layer, FourBitLinear)
     }

@@ -190,13 +190,21 @@ def _padding_notes(model: str, padding: Padding, longest: int, failure: Exceptio
     ]
 
 
-def check_step(module: Any, texts: Texts, padding: Padding, device: torch.device, dtype: torch.dtype | None) -> None:
+def check_step(
+    module: Any, texts: Texts, padding: Padding, device: torch.device, dtype: torch.dtype | None,
+    frozen: bool = False, reduced: bool = False,
+) -> None:  # fmt: skip
     """Evaluate the longest text, and take the gradient on two short ones, under autocast to `dtype`.
 
-    Raises whatever the model raises, and `FloatingPointError` if a logit is NaN or infinite. `module` is unchanged.
+    `frozen`: matrices, which may be too large for it, have no gradient. `reduced`: they are in `dtype`. Raises what the model
+    raises, and `FloatingPointError` if a logit is NaN or infinite. `module` is unchanged.
     """
     for batch, train in (([texts.longest], False), ([texts.short, texts.shortest], True)):
-        tensors = {name: p.detach().to(device).requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+        tensors = dict[str, torch.Tensor]()
+        for name, parameter in module.named_parameters():
+            matrix = parameter.ndim >= 2
+            tensor = parameter.detach().to(device, dtype if reduced and matrix else None)
+            tensors[name] = tensor.requires_grad_(parameter.requires_grad and not (frozen and matrix))
         trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
         tensors |= {name: buffer.to(device, copy=True) for name, buffer in module.named_buffers()}
         module.train(train)

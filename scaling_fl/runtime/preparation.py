@@ -209,7 +209,10 @@ def _try_model(
     for attempt in dict.fromkeys((chosen, *fallback)):
         try:
             with out_of_memory.explained(config, device, UserError):
-                probe.check_step(loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt])
+                probe.check_step(
+                    loaded.module, texts, padding, torch.device(device), AUTOCAST[attempt],
+                    frozen=config.trainable != "all", reduced=config.base_precision != "fp32",
+                )  # fmt: skip
         except UserError:
             raise
         except Exception as error:  # architectures raise anything

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
+from tokenizers import AddedToken, Tokenizer
 
 from scaling_fl.data import conversations
 from scaling_fl.data.token_store import TokenStore
@@ -89,6 +92,47 @@ def test_a_chat_template_that_rewrites_earlier_messages_is_refused() -> None:
     words = tokenizer("{% for m in messages %}{{ loop.length }} {{ m['content'] }} [SEP]{% endfor %}")
     with pytest.raises(UserError, match="writes a message otherwise if others follow"):
         conversations.render(words, CHAT, None)
+
+
+def byte_level() -> Any:
+    """A tokenizer for which a word's token begins with the space before it, as those of most decoders."""
+    words = ["[UNK]", "[END]", "river", "Ġriver", "Ġbrake", ":", "Ġforest", "forest"]
+    made = Tokenizer(tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    made.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="[END]", pad_token="[END]", unk_token="[UNK]"
+    )
+
+
+@pytest.mark.parametrize("template", ["{prompt} brake: {response}", "{prompt} brake:{response}"])
+def test_a_word_is_predicted_with_the_space_before_it(tmp_path: Path, template: str) -> None:
+    words = byte_level()
+    chat = [{"role": "user", "content": "river"}, {"role": "assistant", "content": "forest river"}]
+    conversations.write(tmp_path / "store", words, [json.dumps(chat)], 64, template)
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    first = "Ġforest" if ": " in template else "forest"
+    assert words.convert_ids_to_tokens(store.tokens.tolist()) == ["river", "Ġbrake", ":", first, "Ġriver", "[END]"]
+    assert asked_for(store, 0, words) == [first, "Ġriver", "[END]"]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(64, 13), (6, 6)])
+def test_of_a_chat_the_last_response_alone_can_be_predicted(tmp_path: Path, length: int, kept: int) -> None:
+    words = tokenizer()
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT)], length, None, last_alone=True)
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert asked_for(store, 0, words) == ["wheel", "brake", "[SEP]"]
+    assert len(store.tokens) <= length
+    assert (len(store.tokens) == length) == (length == kept)
+
+
+def test_tokens_that_are_never_split_are_refused_in_a_message() -> None:
+    words = tokenizer()
+    words.add_tokens([AddedToken("<file>", special=True), AddedToken("<plain>", special=False)])
+    assert "<file>" not in words.all_special_tokens
+    conversations.render(words, [CHAT[0], {"role": "assistant", "content": "a <plain> word"}], None)
+    with pytest.raises(UserError, match=r"the text 'a <file> b': <file> is a special token of the model"):
+        conversations.render(words, [CHAT[0], {"role": "assistant", "content": "a <file> b"}], None)
 
 
 def test_special_tokens_in_a_message_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
-from scaling_fl.federated import metrics
+from scaling_fl.federated import evaluation, metrics
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.resident import Resident
 from tests import builders
@@ -49,6 +49,34 @@ def test_an_evaluation_batch_that_exceeds_memory_is_split(tmp_path: Path, fits: 
         assert np.array_equal(batch.confusion, whole.confusion)
     # 23 texts in batches of 10, 10 and 3; once a part fits, later parts stay as small.
     assert sizes == {5: [5, 5, 5, 5, 3], 2: [2] * 5 + [2] * 5 + [2, 1], 1: [1] * 23}[fits]
+
+
+@pytest.mark.parametrize("where", ["the loss", "what is done with the logits"])
+def test_a_batch_whose_loss_exceeds_memory_is_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    resident = builders.resident(tmp_path, Config(val_batch_size=10), builders.bert())
+    params = resident.model.flat.clone()
+    expected = evaluate(resident, params, 0, 1)
+
+    def large(logits: torch.Tensor, *args: Any, **keywords: Any) -> Any:
+        if len(logits) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.nn.functional.cross_entropy(logits, *args, **keywords)
+
+    seen: list[int] = []
+
+    def look(rows: Any, logits: torch.Tensor) -> None:
+        large(logits, torch.zeros(len(logits), dtype=torch.int64))
+        seen.extend(rows.tolist())
+
+    if where == "the loss":
+        monkeypatch.setattr(evaluation, "cross_entropy", large)
+    found = evaluate(resident, params, 0, 1, on_logits=look)
+    assert sorted(seen) == list(range(23)), "each once"
+    for batch, whole in zip(found, expected, strict=True):
+        assert batch.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+        assert np.array_equal(batch.confusion, whole.confusion)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5])

@@ -118,11 +118,22 @@ def test_frozen_matrices_do_not_travel() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"keep_optimiser": True}, {"weight_decay": 0.1}, {"feddyn_alpha": 0.1, "weighting": "uniform"}]
-)
+    "more",
+    [
+        {"keep_optimiser": True}, {"weight_decay": 0.1}, {"feddyn_alpha": 0.1, "weighting": "uniform"},
+        {"server_momentum": 0.9}, {"server_optimiser": "adam"}, {"dp_clip": 1.0, "dp_noise_multiplier": 0.1, "dp_delta": 1e-5},
+    ],
+)  # fmt: skip
 def test_what_would_move_a_resting_matrix_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"lora_aggregation=alternate \w+=.*: it would move the matrix that rests"):
         Config.from_mapping(KEYS | {"lora_aggregation": "alternate"} | more)
+
+
+def test_what_an_upload_left_out_is_not_sent_while_the_matrix_rests() -> None:
+    keys = KEYS | {"lora_aggregation": "alternate", "upload": "topk"}
+    with pytest.raises(UserError, match=r"alternate upload=topk: what is left out is sent .* set error_feedback=False"):
+        Config.from_mapping(keys)
+    Config.from_mapping(keys | {"error_feedback": False})
 
 
 def dense_error(resident: Any, states: list[torch.Tensor], shares: list[float]) -> float:

@@ -268,6 +268,8 @@ def test_the_result_does_not_depend_on_the_workers(run_distributed: Any, tmp_pat
         ({"lora_ranks": [1, 4]}, "lora_ranks=1,4: lora_rank=3 is the largest .* set lora_rank=4"),
         ({"lora_ranks": [1, 2], "ditto_lambda": 0.1, "site_test": "held_back"}, "lora_ranks ditto_lambda=0.1: it would move .* leave out lora_ranks"),
         ({"lora_aggregation": "alternate", "lora_ranks": [1]}, "alternate lora_ranks="),
+        ({"lora_ranks": [1, 2], "upload": "topk"}, "lora_ranks upload=topk: it would move the parameters beyond"),
+        ({"lora_ranks": [1, 2], "download": "int8"}, "lora_ranks download=int8: it would move the parameters beyond"),
         ({"lora_delta_rank": 2}, "lora_delta_rank=2: belongs to lora_aggregation=exact or stack"),
         ({"lora_ranks": [0]}, r"lora_ranks=.*expected whole numbers, 1 or more"),
     ],

@@ -189,6 +189,14 @@ def test_targets_that_cannot_be_adapted_are_refused(targets: str, message: str) 
         freeze(builders.bert(), dataclasses.replace(LORA, lora_targets=targets))
 
 
+def test_convolutions_are_refused() -> None:
+    module = classifier(transformers.ConvBertConfig(embedding_size=16, **SIZES))
+    with pytest.raises(
+        UserError, match=r"lora_targets=pointwise: selects .*pointwise, which isn't a linear layer; the m"
+    ):
+        freeze(module, dataclasses.replace(LORA, lora_targets="pointwise"))
+
+
 @pytest.mark.parametrize("name", ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"])
 def test_its_keys_need_it(name: str) -> None:
     value = {"lora_targets": "query", "lora_dropout": 0.1}.get(name, 4)

@@ -91,6 +91,10 @@ def test_a_job_trains_beside_a_base_in_bf16(small_config: Config, tmp_path: Path
             {"base_precision": "bf16", "trainable": "lora", "precision": "fp32"},
             "base_precision=bf16 precision=fp32: products of bf16 matrices are computed in bf16; leave out precision",
         ),
+        (
+            {"base_precision": "nf4", "trainable": "lora", "model": "tiny"},
+            "base_precision=nf4 model=tiny: it has no pre-trained weights, so there is no base; leave out base_precision",
+        ),
         ({"modules_to_save": "lm_head"}, "modules_to_save=lm_head: belongs to trainable=lora"),
         ({"merge": False}, "merge=False: belongs to trainable=lora"),
     ],
@@ -148,6 +152,28 @@ def test_adapters_are_exported_alone(small_config: Config, tmp_path: Path) -> No
     ids = torch.arange(4, 20).view(2, 8)
     with torch.inference_mode():
         expected = load(tmp_path / "merged" / "model").eval()(input_ids=ids).logits
+        torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("selected", ["lm_head", "embed_tokens", "lm_head|embed_tokens"])
+def test_tied_weights_that_are_trained_whole_stand_in_the_adapter_for_each_of_their_names(
+    tmp_path: Path, selected: str
+) -> None:
+    from peft import PeftModel
+
+    builders.pretrained(tmp_path / "base", "llama")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    module = load(tmp_path / "base")
+    base.freeze(module, dataclasses.replace(LORA, modules_to_save=selected))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) / 4)
+    adapters.save(module, tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter").eval()
+    ids = torch.arange(4, 20).view(2, 8)
+    with torch.inference_mode():
+        expected = module.eval()(input_ids=ids).logits
         torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -210,6 +236,18 @@ def test_four_bits_compute_what_their_values_do(tmp_path: Path, kind: str) -> No
     packed = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.uint8}
     assert packed.keys() == four_bit.names(plain)
     assert all(2 * tensor.numel() == plain.get_parameter(name).numel() for name, tensor in packed.items())
+
+
+def test_an_output_layer_that_is_the_table_of_embeddings_is_not_quantised(tmp_path: Path) -> None:
+    config = dataclasses.replace(LORA, base_precision="nf4", lora_targets="q_proj|lm_head")
+    plain, four = builders.decoder(), builders.decoder()
+    base.freeze(plain, config)
+    base.write(tmp_path, plain, config)
+    base.attach(tmp_path, four, config)
+    base.convert(plain, config)
+    assert all(".q_proj." in name for name in four_bit.names(plain))
+    ids = torch.arange(4, 24).view(2, 10)
+    torch.testing.assert_close(*(m.eval()(input_ids=ids).logits for m in (four, plain)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_job_trains_beside_a_base_in_four_bits(small_config: Config, tmp_path: Path, command: Any) -> None:

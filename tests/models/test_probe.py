@@ -129,6 +129,27 @@ def test_a_step_finds_what_reduced_precision_breaks_and_changes_nothing() -> Non
         probe.check_step(module, extremes(), probe.Padding(), cpu, None)
 
 
+def test_beside_a_frozen_base_a_step_needs_neither_its_gradient_nor_all_its_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A base that is quantised fits into a GPU that can't hold its float32 values, let alone their gradient."""
+    module, cpu = builders.bert(), torch.device("cpu")
+    seen: list[tuple[int, torch.dtype, bool]] = []
+    call = probe.functional_call
+
+    def look(module: Any, tensors: Any, *rest: Any) -> Any:
+        parameters = dict(module.named_parameters())
+        seen.extend((t.ndim, t.dtype, t.requires_grad) for name, t in tensors.items() if name in parameters)
+        return call(module, tensors, *rest)
+
+    monkeypatch.setattr(probe, "functional_call", look)
+    probe.check_step(module, extremes(), probe.Padding(), cpu, torch.bfloat16, frozen=True, reduced=True)
+    assert set(seen) == {(2, torch.bfloat16, False), (1, torch.float32, True)}
+    seen.clear()
+    probe.check_step(module, extremes(), probe.Padding(), cpu, None)
+    assert set(seen) == {(2, torch.float32, True), (1, torch.float32, True)}
+
+
 def test_a_step_leaves_running_statistics_alone() -> None:
     class Normalised(torch.nn.Module):
         def __init__(self) -> None:
