@@ -107,7 +107,7 @@ def test_the_key_depends_on_everything_that_the_tokens_depend_on(
     changed = {token_cache.key(*arguments) for arguments in (("c", files, 128, False), ("content", files, 64, False), ("content", files, 128, True))}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text("[]")
     changed.add(token_cache.key("content", files, 128, False))
-    monkeypatch.setattr(token_cache, "_FORMAT_VERSION", 3)
+    monkeypatch.setattr(token_cache, "_FORMAT_VERSION", token_cache._FORMAT_VERSION + 1)
     changed.add(token_cache.key("content", files, 128, False))
     for library in (tokenizers, transformers):
         monkeypatch.setattr(library, "__version__", "0.0.1")

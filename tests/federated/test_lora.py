@@ -121,7 +121,7 @@ def test_frozen_matrices_do_not_travel() -> None:
     "more",
     [
         {"keep_optimiser": True}, {"weight_decay": 0.1}, {"feddyn_alpha": 0.1, "weighting": "uniform"},
-        {"server_momentum": 0.9}, {"server_optimiser": "adam"}, {"dp_clip": 1.0, "dp_noise_multiplier": 0.1, "dp_delta": 1e-5},
+        {"server_momentum": 0.9}, {"server_optimiser": "adam"}, {"dp_clip": 1.0, "dp_noise_multiplier": 0.1, "dp_delta": 1e-5, "weighting": "uniform"},
     ],
 )  # fmt: skip
 def test_what_would_move_a_resting_matrix_is_refused(more: dict[str, Any]) -> None:
