@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scaling_fl.distributed import cuda_ipc
+from scaling_fl.distributed import cuda_ipc, fused_sum
 from scaling_fl.distributed.control_plane import TIMEOUT, ControlPlane
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.distributed.weighted_sum import (
     CHUNK,
+    FIXED_POINT_SCALE,
     MAX_DELTA,
     WeightedSum,
     accumulate,
@@ -82,6 +83,12 @@ class Collectives(ControlPlane):
             self._sum = _as_int64_rows(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
+
+    @property
+    def _has_kernel(self) -> bool:
+        """Whether the mean in fixed point of this domain's rows is one pass over memory."""
+        row = self.worker_row
+        return self._exact and row.dtype == torch.float32 and not row.is_cuda and not fused_sum.refusal(row.device)
 
     @property
     def is_first_on_device(self) -> bool:
@@ -191,10 +198,17 @@ class Collectives(ControlPlane):
         The max |value| of what is converted to fixed point is appended to `extremes`.
         """
         length = CHUNK[self.worker_row.device.type]
-        buffer = torch.empty(length, device=self.worker_row.device, dtype=torch.int64 if self._exact else torch.float32)
+        one_pass = bool(terms) and not raw and self._has_kernel
+        dtype = torch.int64 if self._exact and not one_pass else torch.float32
+        buffer = torch.empty(length, device=self.worker_row.device, dtype=dtype)
         for start in range(self.owned_slice.start, self.owned_slice.stop, length):
             chunk = slice(start, min(start + length, self.owned_slice.stop))
             summed = buffer[: chunk.stop - chunk.start]
+            if one_pass:
+                parts, scales = [row[chunk] for row, _ in terms], [FIXED_POINT_SCALE * scale for _, scale in terms]
+                extremes.append(fused_sum.mean_fixed(summed, parts, scales))
+                yield chunk, summed
+                continue
             if not terms:
                 summed.zero_()
             for number, (row, scale) in enumerate(terms):

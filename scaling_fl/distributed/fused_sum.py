@@ -13,6 +13,9 @@ from scaling_fl.distributed import fused_sum_c, fused_sum_triton
 _NUM_TRIED = 5000  # values of the trial
 
 
+mean_fixed = fused_sum_c.mean_fixed
+
+
 def add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
     """total ← total + scale × addend, truncated, or without total if `first`; int64 and float32, contiguous, (n,) each.
 
@@ -33,6 +36,10 @@ def refusal(device: torch.device) -> str:
         found = [add_fixed(total, row, scale, first=number == 0) for number, row in enumerate(values)]
         same = torch.equal(total, values.mul(scale).long().sum(0))
         same &= [value.item() for value in found] == values.abs().amax(1).tolist()
+        if device.type == "cpu":
+            mean = torch.empty(_NUM_TRIED)
+            same &= mean_fixed(mean, list(values), [scale, scale]).item() == values.abs().max().item()
+            same &= torch.equal(mean, total.mul(2.0**-48))
     except Exception as error:  # neither Triton nor torch say what they raise where there is no compiler
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if same else "its sums differ from torch's"

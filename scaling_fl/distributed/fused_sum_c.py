@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ def library() -> ctypes.CDLL:
         _compile(built)
     found = ctypes.CDLL(str(built))
     found.add_fixed.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int)
-    found.add_fixed.restype = ctypes.c_uint32
+    found.mean_fixed.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+    found.add_fixed.restype = found.mean_fixed.restype = ctypes.c_uint32
     return found
 
 
@@ -44,5 +46,18 @@ def _compile(target: Path) -> None:
 
 def add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
     """As `fused_sum.add_fixed`, on the CPU, by the calling thread."""
-    largest = library().add_fixed(total.data_ptr(), addend.data_ptr(), len(total), scale, first)
-    return torch.tensor(largest, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    return _value(library().add_fixed(total.data_ptr(), addend.data_ptr(), len(total), scale, first))
+
+
+def mean_fixed(mean: torch.Tensor, rows: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
+    """mean ← Σ scale × row, float32 (n,) each, with the sum in fixed point: scales are 2^48 times as large as weights.
+
+    Returns the largest |value| of the rows, NaN if any is NaN.
+    """
+    count = len(rows)
+    places = (ctypes.c_void_p * count)(*(row.data_ptr() for row in rows))
+    return _value(library().mean_fixed(mean.data_ptr(), places, (ctypes.c_float * count)(*scales), count, len(mean)))
+
+
+def _value(bits: int) -> torch.Tensor:
+    return torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)

@@ -13,7 +13,7 @@ import torch
 from scaling_fl.distributed import fused_sum
 from scaling_fl.errors import JobFailed
 
-_FIXED_POINT_SCALE = 2.0**48
+FIXED_POINT_SCALE = 2.0**48
 MAX_DELTA = 2.0**14
 # float32 values per chunk. On CPUs 1 MiB, which stays in a core's cache while addends stream through; on GPUs 16 MiB,
 # because every chunk costs kernel launches.
@@ -79,7 +79,7 @@ def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: b
         else:
             _add_int64(total, addend)
     elif total.dtype == torch.int64:
-        return _add_fixed(total, addend, scale * _FIXED_POINT_SCALE, first)
+        return _add_fixed(total, addend, scale * FIXED_POINT_SCALE, first)
     elif first:
         torch.mul(addend, scale, out=total)
     else:
@@ -113,7 +113,7 @@ def _add_int64(total: torch.Tensor, addend: torch.Tensor) -> None:
 
 def to_float(total: torch.Tensor) -> torch.Tensor:
     """Convert a sum to float32."""
-    return total.mul(1 / _FIXED_POINT_SCALE) if total.dtype == torch.int64 else total
+    return total.mul(1 / FIXED_POINT_SCALE) if total.dtype == torch.int64 else total
 
 
 def max_abs(values: torch.Tensor) -> torch.Tensor:

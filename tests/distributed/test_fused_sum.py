@@ -100,6 +100,21 @@ def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert fused_sum.refusal(CPU) == "its sums differ from torch's"
 
 
+@pytest.mark.parametrize("size", [1, 15, 2047, 2048, 2049, 6000])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_mean_in_one_pass_is_that_of_one_sum_after_the_other(size: int, count: int) -> None:
+    rows = [compared_sums.rows(size + seed)[0][:size].clone() for seed in range(count)]
+    weights = [(number + 1) / (count * (count + 1) / 2) for number in range(count)]
+    scales = [weight * weighted_sum.FIXED_POINT_SCALE for weight in weights]
+    total = sum(row.mul(scale).long() for row, scale in zip(rows, scales, strict=True))
+    mean = torch.full((size + 1,), 7.0)
+    assert fused_sum.mean_fixed(mean[:size], rows, scales).item() == max(row.abs().max().item() for row in rows)
+    assert torch.equal(mean[:size], weighted_sum.to_float(total))
+    assert mean[size] == 7.0
+    rows[-1][size // 2] = float("nan")
+    assert fused_sum.mean_fixed(mean[:size], rows, scales).isnan()
+
+
 def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(fused_sum, "add_fixed", fused_sum.fused_sum_triton.add_fixed)
