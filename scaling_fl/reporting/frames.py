@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated import local_work
 from scaling_fl.reporting import records
+from scaling_fl.tracking import predictions_file
 from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.record import Record
 
@@ -185,4 +185,4 @@ def _confusion(job: str, record: Record) -> list[dict[str, Any]]:
 def _predictions(job: str, record: Record) -> list[dict[str, Any]]:
     if not record.predictions:
         return []
-    return [{"job": job} | row for row in pq.read_table(io.BytesIO(record.predictions)).to_pylist()]
+    return [{"job": job} | row for row in predictions_file.table(io.BytesIO(record.predictions)).to_pylist()]

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,14 @@ def write_texts(work: Path, test: Split) -> None:
     pq.write_table(pa.table(columns), work / _TEXTS)
 
 
+def table(file: Path | BinaryIO) -> pa.Table:
+    """The rows of a Parquet file.
+
+    By the calling thread alone: a process that ends while pyarrow's threads for datasets still start is aborted.
+    """
+    return pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+
+
 def content(work: Path, label_names: Sequence[str], predictions: Predictions) -> bytes:
     """The file: row (from 1), label, predicted, probability, text, and text_pair where texts are pairs.
 
@@ -32,7 +41,7 @@ def content(work: Path, label_names: Sequence[str], predictions: Predictions) ->
     wrong = predictions.labels != labels
     order = np.lexsort((-predictions.probabilities, ~wrong))[:_MAX_ROWS]
     shown = order[: min(_MAX_TEXTS, int(wrong.sum()))]
-    texts = pq.read_table(work / _TEXTS).take(predictions.rows[shown])
+    texts = table(work / _TEXTS).take(predictions.rows[shown])
     names = pa.array(label_names, pa.string())
     columns: dict[str, pa.Array] = {
         "row": pa.array(predictions.rows[order] + 1, pa.int32()),

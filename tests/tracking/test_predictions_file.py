@@ -1,6 +1,8 @@
 """The predictions as a Parquet file."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from scaling_fl.data.examples import Predictions, Split
 from scaling_fl.tracking import predictions_file
+from tests.conftest import ROOT
 
 LABELS = np.array([0, 1, 1, 0, 1])
 PREDICTED = np.array([0, 0, 1, 1, 0])  # rows 2, 4 and 5 are wrong
@@ -49,3 +52,16 @@ def test_labels_and_texts_are_those_of_the_rows(tmp_path: Path) -> None:
     some = Predictions(np.array([1, 3]), np.array([1, 1]), np.array([0.5, 0.75], np.float32))
     rows = pq.read_table(io.BytesIO(predictions_file.content(tmp_path, ("no", "yes"), some))).to_pylist()
     assert [(row["row"], row["label"], row["text"]) for row in rows] == [(2, "no", "two"), (4, "yes", None)]
+
+
+def test_reading_starts_no_threads(tmp_path: Path) -> None:
+    """Those that still start when a process ends abort it, about once in 30 times on a busy machine."""
+    predictions_file.write_texts(tmp_path, Split(["a", "b"], np.array([0, 1])))
+    code = (
+        "import os, sys, pathlib; from scaling_fl.tracking import predictions_file\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count(); table = predictions_file.table(pathlib.Path(sys.argv[1])); print(len(table), count() - before)"
+    )
+    path = tmp_path / predictions_file._TEXTS
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "2 0\n"
