@@ -1,18 +1,18 @@
 """Sites that train adapters of one language model on a GPU, by the real command: tokens per second, and their memory."""
 
 import statistics
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import command
+import hosting
 import numpy as np
 import torch
 import transformers
 
 BATCH_SIZE, LENGTH, NUM_ROUNDS = 8, 256, 4
-_INTERVAL = 0.05  # seconds between looks at the memory
 
 
 def model_folder(folder: Path) -> Path:
@@ -27,29 +27,6 @@ def model_folder(folder: Path) -> Path:
     transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
     return folder / "decoder"
-
-
-class Used:
-    """The least free memory of the GPU while the context is open, against that before it, in bytes."""
-
-    def __enter__(self) -> "Used":
-        self._before = self._least = torch.cuda.mem_get_info()[0]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(_INTERVAL):
-            self._least = min(self._least, torch.cuda.mem_get_info()[0])
-
-    @property
-    def bytes(self) -> int:
-        return self._before - self._least
 
 
 def run(folder: Path, model: Path, device: int, processes: int, steps: int, **keys: Any) -> tuple[float, str]:
@@ -71,8 +48,10 @@ def run(folder: Path, model: Path, device: int, processes: int, steps: int, **ke
 
 def rows(number: int, folder: Path, model: Path, steps: int = 20) -> Iterator[tuple[str, str, str, str, str]]:
     """The rows of `number` sites that share the GPU."""
-    with Used() as used:
+    free, start = torch.cuda.mem_get_info()[0], time.time()
+    with hosting.Memory(lambda: free - torch.cuda.mem_get_info()[0]) as memory:
         speed, output = run(folder, model, 0, number, steps)
+    used = memory.highest(start, time.time())
     how = "a copy of the base each" if "its own copy of the frozen weights" in output else "one base"
     yield (
         f"{number} LoRA sites of SmolLM2-135M's shape on the GPU, {how}: training",
@@ -81,4 +60,4 @@ def rows(number: int, folder: Path, model: Path, steps: int = 20) -> Iterator[tu
         "",
         "",
     )
-    yield "… memory of the GPU", f"{used.bytes / 2**30:.1f} GiB", "", "", ""
+    yield "… memory of the GPU", f"{used / 2**30:.1f} GiB", "", "", ""

@@ -34,9 +34,10 @@ _INTERVAL = 0.25  # seconds between samples
 
 
 class Memory:
-    """Sample the memory of all child processes while the context is open."""
+    """Sample memory while the context is open: by default, that of all child processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, used: Callable[[], int] = lambda: command.memory(os.getpid(), itself=False)) -> None:
+        self._used = used
         self._looks: list[tuple[float, int]] = []  # time, bytes
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -51,7 +52,7 @@ class Memory:
 
     def _look(self) -> None:
         while not self._over.wait(_INTERVAL):
-            self._looks.append((time.time(), command.memory(os.getpid(), itself=False)))
+            self._looks.append((time.time(), self._used()))
 
     def highest(self, start: float, end: float) -> int:
         """Peak bytes between two times."""
