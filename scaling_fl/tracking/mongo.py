@@ -3,6 +3,7 @@
 No other module imports pymongo.
 """
 
+import datetime
 import hashlib
 import random
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bson
 import gridfs
 import pymongo
 from pymongo import errors
@@ -80,8 +82,7 @@ class MongoEntry:
         if whole or "output" in kinds:
             entry["captured_out"] = record.output
         if whole or "started" in kinds:
-            sources = [[name, self._store(name, text.encode())] for name, text in record.sources.items()]
-            entry["experiment"] = experiment | {"sources": sources}
+            entry["experiment"] = experiment | {"sources": self._store_sources(record.sources)}
             entry |= {"format": "MongoObserver-0.7.0", "config": record.config}
         if not kinds <= {"output"}:
             changed = None if whole or "started" in kinds else {event["round"] for event in events if "round" in event}
@@ -127,6 +128,36 @@ class MongoEntry:
             files["cout.txt"] = "".join(f"{text}\n" for text in texts).encode()
         prefix = f"artifact://{self.address.collection}/{self._id}"
         return [{"name": name, "file_id": self._store(f"{prefix}/{name}", data)} for name, data in files.items()]
+
+    def _store_sources(self, sources: dict[str, str]) -> list[list[Any]]:
+        """Store the sources that aren't there yet; returns names and ids.
+
+        Three operations for all of them: GridFS's own `put` needs six for each file, and a program has hundreds.
+        """
+        database = self._database()
+        contents = {name: text.encode() for name, text in sources.items()}
+        digests = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        found = database["fs.files"].find(
+            {"metadata.md5": {"$in": list(digests.values())}}, {"filename": 1, "metadata": 1}
+        )
+        ids = {(file["filename"], file["metadata"]["md5"]): file["_id"] for file in found}
+        files, chunks = [], []
+        for name, content in contents.items():
+            if (name, digests[name]) in ids:
+                continue
+            new = ids[name, digests[name]] = bson.ObjectId()
+            files.append({
+                "_id": new, "filename": name, "metadata": {"md5": digests[name]}, "chunkSize": gridfs.DEFAULT_CHUNK_SIZE,
+                "length": len(content), "uploadDate": datetime.datetime.now(datetime.UTC),
+            })  # fmt: skip
+            for n, start in enumerate(range(0, len(content), gridfs.DEFAULT_CHUNK_SIZE)):
+                data = content[start : start + gridfs.DEFAULT_CHUNK_SIZE]
+                chunks.append({"files_id": new, "n": n, "data": data})
+        if chunks:
+            database["fs.chunks"].insert_many(chunks)
+        if files:  # last: a file without its chunks can't be read
+            database["fs.files"].insert_many(files)
+        return [[name, ids[name, digest]] for name, digest in digests.items()]
 
     def _store(self, name: str, content: bytes) -> Any:
         """Store this content under this name, unless it is there; returns its id. An artifact's old content is removed."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import gridfs
 import pymongo
+import pymongo.monitoring
 import pytest
 from bson import ObjectId
 
@@ -16,6 +17,20 @@ from scaling_fl.tracking.mongo_address import Address
 from scaling_fl.tracking.record import OUTPUT_END, Record
 from scaling_fl.tracking.replay import Replay
 from tests.tracking import builders
+
+
+class Commands(pymongo.monitoring.CommandListener):
+    """The names of the commands that were sent."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def started(self, event: pymongo.monitoring.CommandStartedEvent) -> None:
+        self.names.append(event.command_name)
+
+    def succeeded(self, event: pymongo.monitoring.CommandSucceededEvent) -> None: ...
+
+    def failed(self, event: pymongo.monitoring.CommandFailedEvent) -> None: ...
 
 
 def database(server: str) -> Any:
@@ -127,6 +142,27 @@ def test_what_one_job_stores_anew_stays_as_it_was_in_the_others(tmp_path: Path, 
 
     for log, source in zip(logs, (b"print(2)\n", b"print()\n"), strict=True):
         assert stored(log.path.stem) == (Record.from_events(events.read(log.path)[0]).artifacts(), [source])
+
+
+def test_hundreds_of_sources_are_stored_in_a_few_operations(tmp_path: Path, mongo: str) -> None:
+    log, texts = builders.job(tmp_path), {f"{n}.py": f"print({n})\n" for n in range(100)}
+    texts |= {"empty.py": "", "long.py": "é" * 300_000, "same.py": "print(0)\n"}
+    for name, text in texts.items():
+        log.append("source", name=name, text=text)
+    builders.start(log, after_round=0)
+    log.append("completed")
+    commands = Commands()
+    pymongo.monitoring.register(commands)
+    for _ in range(2):
+        replay = Replay(log.path, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
+        replay.step()
+        assert replay.trouble is None
+    assert len(commands.names) < 60
+    base = database(mongo)
+    files, (entry,) = gridfs.GridFS(base), list(base.runs.find())
+    stored = {name: files.get(id_).read().decode() for name, id_ in entry["experiment"]["sources"]}
+    assert stored == texts | {"m.py": "print()\n"}
+    assert sum(file["filename"].endswith(".py") for file in base["fs.files"].find()) == len(stored), "none twice"
 
 
 def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str) -> None:
