@@ -35,6 +35,13 @@ started()
 table = pandas.read_csv(sys.argv[1], header=None, names=["stars", "text"])
 assert len(table) == int(sys.argv[3])
 """,
+    "pandas.read_csv and its texts as a list": """
+import pandas
+pandas.read_csv(sys.argv[2], header=None)[1].to_list()
+started()
+table = pandas.read_csv(sys.argv[1], header=None, names=["stars", "text"])
+assert len(table["text"].to_list()) == int(sys.argv[3])
+""",
     "datasets, csv": """
 import datasets
 datasets.disable_progress_bars()

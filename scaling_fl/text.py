@@ -7,7 +7,7 @@ import sys
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 NOT_TEXT = "expected text, found a NUL or bytes that are not UTF-8; save the file as UTF-8 text"
 
@@ -18,6 +18,11 @@ _JOINERS = "\u200c\u200d"  # unprintable for Python, but part of words (Persian,
 def is_text(value: str) -> bool:
     """Whether `value` is text, rather than decoded binary data or another encoding."""
     return "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
+
+
+def are_texts(values: Collection[str]) -> bool:
+    """Whether `is_text` holds for all values; several times faster than one by one."""
+    return not any("\0" in value for value in values) and all(map(is_text, itertools.filterfalse(str.isascii, values)))
 
 
 def one_line(text: str, width: int) -> str:

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
 from scaling_fl.data.readers import formats
+from scaling_fl.data.readers.batches import Wanted
 from scaling_fl.data.readers.paths import expand
+from scaling_fl.data.readers.separated import OTHER_COLUMNS
 from scaling_fl.errors import UserError
-from scaling_fl.text import NOT_TEXT, is_text, one_line
+from scaling_fl.text import NOT_TEXT, are_texts, is_text, one_line
 
 # Characters that are drawn alike: dashes and the minus sign, apostrophes, quotation marks.
 _DRAWN_ALIKE = str.maketrans(
@@ -46,6 +48,8 @@ class Table:
     def texts(self, column: str) -> list[str]:
         """The column as texts, which may be empty. Raises `UserError` at the first value that is not text."""
         texts = self.columns[column]
+        if set(map(type, texts)) == {str} and are_texts(texts):
+            return texts
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 what = "nothing" if text is None else type(text).__name__
@@ -77,8 +81,14 @@ class Table:
         return self._strings(column, "the value is empty, so the row belongs to no site; fill it in, or remove the row")
 
     def _strings(self, column: str, if_empty: str) -> list[str]:
+        values = self.columns[column]
+        if set(map(type, values)) == {str}:  # few different ones, as a rule: each is looked at once
+            distinct = {value: value.strip() for value in set(values)}
+            if all(distinct.values()) and are_texts(distinct):
+                words_of = {value: _normalised(word) for value, word in distinct.items()}
+                return [words_of[value] for value in values]
         words = []
-        for index, value in enumerate(self.columns[column]):
+        for index, value in enumerate(values):
             if isinstance(value, str):
                 value = value.strip()
             if value is None or value == "" or value != value:  # the last: NaN
@@ -103,21 +113,22 @@ class Table:
         `exact`: the column holds names verbatim, so numbers are not normalised. Raises `UserError` at unknown labels.
         """
         labels = self.columns[column] if exact else self.labels(column)
-        for index, label in enumerate(labels):
-            if label not in names:
-                if label is None:
-                    what = _NO_LABEL
-                elif known_from is None:
-                    what = self._unknown(index, labels, names)
-                else:
-                    alike = [name for name in names if _fold(name) == _fold(label)]
-                    this, *others = _told_apart([label, *alike[:1]])
-                    what = (
-                        f"the label {this} doesn't occur in {known_from}{f' (but {others[0]} does)' if others else ''}, "
-                        "so no site can learn it; correct it, or remove the row"
-                    )
-                raise UserError(f"{self.location(index, column)}: {what}")
-        return np.array([names[label] for label in labels], np.int64)
+        index = next((index for index, label in enumerate(labels) if label not in names), None)
+        if index is None:
+            return np.fromiter(map(names.__getitem__, labels), np.int64, len(labels))
+        label = labels[index]
+        if label is None:
+            what = _NO_LABEL
+        elif known_from is None:
+            what = self._unknown(index, labels, names)
+        else:
+            alike = [name for name in names if _fold(name) == _fold(label)]
+            this, *others = _told_apart([label, *alike[:1]])
+            what = (
+                f"the label {this} doesn't occur in {known_from}{f' (but {others[0]} does)' if others else ''}, "
+                "so no site can learn it; correct it, or remove the row"
+            )
+        raise UserError(f"{self.location(index, column)}: {what}")
 
     def _unknown(self, index: int, labels: list[str], names: Mapping[str, int]) -> str:
         """What is wrong with a label that is not one of the fixed `names`, and the remedy."""
@@ -127,7 +138,7 @@ class Table:
             fields = ", ".join(str(column[index]) for column in self.columns.values())
             return (
                 f"expected the header {','.join(self.headerless)} or a label ({expected}), found {one_line(fields, 100)}; "
-                f"{formats.OTHER_COLUMNS}"
+                f"{OTHER_COLUMNS}"
             )
         one_less = {str(int(name) - 1) for name in names if name.isdecimal()}
         shifted = len(one_less) == len(names) and {min(one_less)} < set(labels) <= one_less
@@ -135,28 +146,24 @@ class Table:
         return f"expected {expected}, found {found!r}; {remedy}, or use task_name=csv, which takes any labels"
 
 
-def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str] | None = None) -> Table:
+def read(paths: str, key: str, wanted: Wanted, headerless: Sequence[str] | None = None) -> Table:
     """Read the wanted columns of the files that the configuration key `key` names.
 
-    Raises `UserError` if a file can't be read as rows of text; see `formats.rows` for `headerless`.
+    Raises `UserError` if a file can't be read as rows of text; see `formats.batches` for `headerless`.
     """
     kept: dict[str, list[Any]] = {}
     files, notes = list[tuple[str, Sequence[int]]](), list[str]()
     expanded = expand(paths, key)
     remedy = "name another" + ", or remove it from the list" * (len(expanded) > 1)
     for path in expanded:
-        numbers, num_blank = array("q"), 0
-        columns: list[tuple[str, list[Any]]] = []
-        for number, values in formats.rows(path, key, wanted, headerless):
-            if values is None:
-                num_blank += 1
-            elif not columns:
-                columns = [(name, kept.setdefault(name, [])) for name in values]
-            else:
-                for (_, column), value in zip(columns, values, strict=True):
-                    column.append(value)
-                numbers.append(number)
-        if not columns:
+        numbers, num_blank, has_columns = array("q"), 0, False
+        for batch in formats.batches(path, key, wanted, headerless):
+            for name, values in batch.columns.items():
+                kept.setdefault(name, []).extend(values)
+                has_columns = True
+            numbers.extend(batch.numbers)
+            num_blank += batch.num_blank
+        if not has_columns:
             raise UserError(f"{key}={path!r}: the file is empty; {remedy}")
         if not numbers:
             raise UserError(f"{key}={path!r}: it has columns, but no rows; {remedy}")
@@ -166,7 +173,7 @@ def read(paths: str, key: str, wanted: formats.Wanted, headerless: Sequence[str]
     return Table(kept, files, tuple(notes), headerless)
 
 
-def wanted(config: Config, key: str, columns: formats.Wanted) -> dict[str, str | None]:
+def wanted(config: Config, key: str, columns: Wanted) -> dict[str, str | None]:
     """The columns to read from the files that `key` names; for training files, `partition_column` is added."""
     training = key in ("train_path", "train_split")
     sites = {config.partition_column: "partition_column"} if training and config.partition_column is not None else {}

@@ -9,7 +9,9 @@ import huggingface_hub
 from scaling_fl import hf_hub, host
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Task
-from scaling_fl.data.readers import formats, tables
+from scaling_fl.data.readers import tables
+from scaling_fl.data.readers.batches import Wanted
+from scaling_fl.data.readers.columns import check_columns
 from scaling_fl.data.tasks import csv
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
@@ -23,7 +25,7 @@ def load(config: Config, report: Report) -> Task:
     return csv.classification(config, train, test, f"train_split={config.train_split}", names)
 
 
-def read(config: Config, columns: formats.Wanted) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
+def read(config: Config, columns: Wanted) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
     """The columns of both splits, and the label names in order if the training split has them. Raises `UserError`."""
     try:
         import datasets
@@ -81,7 +83,7 @@ def _load(datasets: Any, name: str, configuration: str | None) -> dict[str, Any]
 
 
 def _table(
-    datasets: Any, config: Config, splits: dict[str, Any], key: str, named: formats.Wanted
+    datasets: Any, config: Config, splits: dict[str, Any], key: str, named: Wanted
 ) -> tuple[tables.Table, list[str] | None]:
     """The examples that a split specification selects, and the label names in order if every part has names."""
     spec, labels = getattr(config, key), config.label_column
@@ -99,7 +101,7 @@ def _table(
     for part in parts:
         split = splits[part.splitname]
         where = f"dataset={config.dataset}, split {part.splitname}"
-        formats.check_columns(where, split.column_names, wanted)
+        check_columns(where, split.column_names, wanted)
         rows = range(min(part.from_, len(split)), min(part.to, len(split)))
         if not rows:
             continue

@@ -21,9 +21,7 @@ def _split(config: Config, key: str) -> Split:
         return NO_EXAMPLES
     wanted = tables.wanted(config, key, dict.fromkeys(COLUMNS))
     table = tables.read(getattr(config, key), key, wanted, headerless=COLUMNS)
-    texts = table.texts("text")
-    for index, text in enumerate(texts):  # in place, because the files are large
-        if "\\n" in text:
-            texts[index] = text.replace("\\n", "\n")  # the distribution escapes line breaks
+    # The distribution escapes line breaks. Searching for one character is several times faster than for two.
+    texts = [text.replace("\\n", "\n") if "\\" in text else text for text in table.texts("text")]
     labels, sites = table.classes("stars", CLASSES), table.sites(config.partition_column)
     return Split(texts, labels, notes=table.notes, sites=sites)
