@@ -96,6 +96,17 @@ def test_what_is_not_plainly_written_is_left_to_the_careful_reader(text: str) ->
     assert csv_blocks.take(text, 2, last=True) is None
 
 
+def test_a_blank_line_is_no_empty_field() -> None:
+    assert csv_blocks.take("a\n\nb\n", 1, last=True) is None
+    assert csv_blocks.take('a\n""\nb\n', 1, last=True) == ([["a", "", "b"]], "")
+
+
+def test_a_header_may_look_blank(tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", "\n \na\nb\n")
+    start, rows, *_ = formats.batches(str(tmp_path / "a.csv"), "train_path", {" ": None})
+    assert (start.num_blank, rows.columns, list(rows.numbers)) == (1, {" ": ["a", "b"]}, [3, 4])
+
+
 def test_a_record_that_never_ends_is_not_searched_again_with_every_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
