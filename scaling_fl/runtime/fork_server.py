@@ -1,5 +1,6 @@
 """The fork server: a process that has imported torch and transformers once, from which all children are forked."""
 
+import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -42,10 +43,11 @@ _ALTERNATIVES = {"GOMP_SPINCOUNT": "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF": "PYT
 
 
 def start(adapters: bool = False) -> None:
-    """Start the fork server early, without waiting for it. Otherwise `running` starts it.
+    """Start the fork server early, without waiting for it. Otherwise `running` starts it. It ends with this process.
 
     `adapters`: whether the job needs peft. What the server hasn't imported, each process must, with memory of its own.
     """
+    atexit.register(_end)
     with contextlib.suppress(UserError):  # `running` reports it
         running(adapters)
 
@@ -79,6 +81,14 @@ def running(adapters: bool = False) -> Any:
             os.environ["PYTHONPATH"] = before
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last, because a pending signal is raised here
     return context
+
+
+def _end() -> None:
+    """End the fork server, which may still be importing: until it ends, readers of the command's output wait for more."""
+    pid = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The command exits in time, even if the object store and MongoDB are down or don't answer."""
 
+import contextlib
 import os
 import signal
 import time
@@ -99,6 +100,18 @@ def test_an_unreachable_store_does_not_delay_the_exit(
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_refusal_does_not_wait_for_imports_in_the_background(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "torch.py").write_text("import time; time.sleep(1000)")
+    process = start(tmp_path, "with", "demo", "num_rounds=-3", cold=True, PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}")
+    try:
+        assert process.communicate(timeout=TIMEOUT)[0] == "Refused: num_rounds=-3: expected a whole number, 1 or more\n"
+        assert process.returncode == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 # A sitecustomize.py that presses Ctrl-C when the command imports the module $AT.
