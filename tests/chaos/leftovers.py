@@ -4,6 +4,9 @@ import os
 import time
 from pathlib import Path
 
+# Seconds for another program's shared memory to go: the semaphores of a process that was killed stay until its job ends.
+_PATIENCE = 90.0
+
 
 def left_behind(folder: Path) -> list[str]:
     """Temporary files, partial files and named shared memory that the job has left behind."""
@@ -18,10 +21,11 @@ def shared_memory_since(since: float) -> list[Path]:
         mapped = "".join(map(memory_maps, Path("/proc").glob("[0-9]*")))
         return {path for path in Path("/dev/shm").glob("*") if modified(path) > since and str(path) not in mapped}
 
-    found = unmapped()
-    if found:  # it may be another program's, and short-lived
-        time.sleep(3)
-    return sorted(found & unmapped())
+    found, deadline = unmapped(), time.monotonic() + _PATIENCE
+    while found and time.monotonic() < deadline:
+        time.sleep(1)
+        found &= unmapped()
+    return sorted(found)
 
 
 def modified(path: Path) -> float:
