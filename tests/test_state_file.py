@@ -19,7 +19,7 @@ HEADER = {"round": 3, "config": {"learning_rate": 5e-5, "site_ids": [0, 1]}, "me
 def test_a_state_round_trips_bitwise_with_its_header(tmp_path: Path) -> None:
     write_state(tmp_path / "state", TENSORS, HEADER)
     tensors, header = read_state(tmp_path / "state")
-    assert header == HEADER | {"format_version": 1}
+    assert header == HEADER | {"format_version": 2}
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
@@ -53,7 +53,7 @@ def test_any_flipped_bit_and_any_truncation_is_detected(tmp_path: Path, data: st
     except Damaged:
         return
     # Safetensors pads its JSON with spaces, and white space in JSON is insignificant.
-    assert header == HEADER | {"format_version": 1}
+    assert header == HEADER | {"format_version": 2}
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
@@ -74,11 +74,11 @@ def test_the_same_bytes_in_another_shape_or_of_another_type_are_damage(
 
 
 def test_unknown_versions_and_foreign_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    for version in (0, 2):
+    for version in (0, 3):
         monkeypatch.setattr(state_file, "FORMAT_VERSION", version)
         write_state(tmp_path / "other", TENSORS, HEADER)
         monkeypatch.undo()
-        with pytest.raises(Damaged, match=f"format version {version}; this program reads version 1"):
+        with pytest.raises(Damaged, match=f"format version {version}; this program reads versions 1 and 2"):
             read_state(tmp_path / "other")
     safetensors.numpy.save_file(TENSORS, tmp_path / "foreign")
     with pytest.raises(Damaged):

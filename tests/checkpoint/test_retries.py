@@ -189,7 +189,7 @@ def test_damaged_files_in_a_store_are_skipped_and_set_aside(
     checkpoints: CheckpointStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as future:
-        future.setattr(state_file, "FORMAT_VERSION", 2)
+        future.setattr(state_file, "FORMAT_VERSION", 3)
         checkpoints.save(2, TENSORS, HEADER)
     for round_ in (3, 4):
         checkpoints.save(round_, TENSORS, HEADER)
@@ -200,7 +200,7 @@ def test_damaged_files_in_a_store_are_skipped_and_set_aside(
     found = checkpoints.fetch_newest(tmp_path / "newest")
     assert found is not None
     assert found[1]["round"] == 1
-    for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 2"), strict=True):
+    for text, round_, reason in zip(found[2], "5432", ("", "", "checksum", "format version 3"), strict=True):
         assert text.startswith(f"round-00000{round_}.safetensors is damaged (")
         assert reason in text
     assert checkpoints.rounds() == [5, 4, 3, 2, 1]
