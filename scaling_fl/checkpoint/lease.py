@@ -39,6 +39,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.runs: Callable[[], str] = lambda: ""  # where this run is recorded, for the message that refuses others
+        self._dead: dict[str, Any] | None = None  # the lease of a run that is gone
         self.taken_over_by: str | None = None  # the host of a run that acquired it after it had expired
 
     def wait_until_free(self, say: Callable[[str], None]) -> None:
@@ -46,7 +47,7 @@ class Lease:
 
         A holder on this machine is known to be dead, because this run has its lock file: no need to wait.
         """
-        found = self._read()
+        found = self._dead = self._read()
         if not found or found["place"] == self._identity["place"]:
             return
         age = time.time() - found["time"]
@@ -63,24 +64,34 @@ class Lease:
             if not again:
                 return
             if again != found:
-                recorded = f", recorded in {again['runs']}" if again.get("runs") else ""
-                raise UserError(
-                    f"checkpoints_dir={self._storage.url}: a run on {again['host']} (process {again['process']}"
-                    f"{recorded}) is still writing to it; wait for it to end, or choose another job_name and "
-                    "checkpoints_dir"
-                )
+                raise self._refusal(again, "is still writing")
 
     def is_live_elsewhere(self) -> bool:
         """Whether a run on another machine has renewed the lease lately."""
-        found = self._read()
+        return self._is_live(self._read())
+
+    def _is_live(self, found: dict[str, Any] | None) -> bool:
         return (
             found is not None
             and found["place"] != self._identity["place"]
             and abs(time.time() - found["time"]) < DURATION
         )
 
+    def _refusal(self, found: dict[str, Any], what: str) -> UserError:
+        recorded = f", recorded in {found['runs']}" if found.get("runs") else ""
+        return UserError(
+            f"checkpoints_dir={self._storage.url}: a run on {found['host']} (process {found['process']}{recorded}) {what} "
+            "to it; wait for it to end, or choose another job_name and checkpoints_dir"
+        )
+
     def acquire(self) -> None:
-        """Write the lease, and renew it in the background until `release`."""
+        """Write the lease, and renew it in the background until `release`.
+
+        Raises `UserError` if a run on another machine has acquired it since `wait_until_free`.
+        """
+        found = self._read()
+        if found and found != self._dead and self._is_live(found):
+            raise self._refusal(found, "has meanwhile begun to write")
         self._write()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()

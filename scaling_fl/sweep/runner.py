@@ -77,11 +77,11 @@ class Runner:
         """Take complete cells off the list; return those that nobody runs any more."""
         free = []
         for cell in list(elsewhere):
-            state = cells.state(cell)
+            held, state = _held_and_state(cell)
             self._view.progress(cell, state)
             if state.status == "complete":
                 self._view.change(cell, "complete")
-            elif not cells.is_held(cell):
+            elif not held:
                 free.append(cell)
             else:
                 continue
@@ -93,8 +93,8 @@ class Runner:
             if self.stopped or (environ := self._slots.take(cell)) is None:
                 return  # in order: a large cell isn't overtaken for ever by small ones
             waiting.remove(cell)
-            state = cells.state(cell)
-            if state.status == "complete" or cells.is_held(cell):
+            held, state = _held_and_state(cell)
+            if state.status == "complete" or held:
                 self._slots.release(cell)
                 if state.status != "complete":
                     elsewhere.append(cell)
@@ -118,11 +118,11 @@ class Runner:
 
     def _ended(self, cell: Cell, status: int) -> bool:
         """Note how the cell ended. Returns whether another run has it."""
-        state = cells.state(cell)
+        held, state = _held_and_state(cell)
         self._view.progress(cell, state)
         if state.status == "complete":
             self._view.change(cell, "complete")
-        elif cells.is_held(cell):
+        elif held:
             self._view.change(cell, "elsewhere")
             return True
         elif self.stopped:
@@ -131,6 +131,11 @@ class Runner:
             self.failures[cell.name] = _reason(self.folder / f"{cell.name}.log", status)
             self._view.change(cell, "failed", self.failures[cell.name])
         return False
+
+
+def _held_and_state(cell: Cell) -> tuple[bool, cells.State]:
+    """Whether a run has the cell, and then its state: a run that ends in between has completed it."""
+    return cells.is_held(cell), cells.state(cell)
 
 
 def _reason(log: Path, status: int) -> str:

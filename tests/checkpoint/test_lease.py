@@ -141,6 +141,31 @@ def test_a_run_ends_after_another_has_taken_over(tmp_path: Path, monkeypatch: py
     assert json.loads((tmp_path / FILE).read_text()) == theirs, "the lease is still theirs"
 
 
+def test_of_two_runs_that_prepare_at_once_one_acquires_the_lease(tmp_path: Path) -> None:
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
+    lease.wait_until_free(pytest.fail)
+    other = write_other_lease(tmp_path, 1)
+    with pytest.raises(UserError, match=r"a run on far \(process 7\) has meanwhile begun to write to it; wait for it"):
+        lease.acquire()
+    assert json.loads((tmp_path / FILE).read_text()) == other
+    write_other_lease(tmp_path, lease_module.DURATION)  # it has died since
+    lease.acquire()
+    lease.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_run_whose_clock_is_fast_is_not_taken_for_a_live_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_other_lease(tmp_path, -20)
+    lease = Lease(CheckpointStore(str(tmp_path)), "news")
+    monkeypatch.setattr(lease_module, "DURATION", 0.1)
+    lease.wait_until_free(lambda line: None)
+    monkeypatch.undo()
+    lease.acquire()
+    lease.release()
+
+
 def test_a_run_that_has_not_noticed_the_takeover_removes_nothing(tmp_path: Path) -> None:
     lease = Lease(CheckpointStore(str(tmp_path)), "news")
     lease.acquire()

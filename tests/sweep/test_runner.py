@@ -87,6 +87,30 @@ def test_the_reason_of_a_failure_is_the_last_error_that_the_job_has_printed(
     assert runner._reason(tmp_path / "cell.log", 9) == reason
 
 
+def test_a_cell_that_a_run_elsewhere_completes_at_this_moment_has_not_failed(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = cells.named_cells("s", base, [{"seed": 1}])
+    looks = []  # the run elsewhere completes after the first look
+
+    def is_held(cell: Cell) -> bool:
+        looks.append("held")
+        return len(looks) == 1
+
+    def state(cell: Cell) -> cells.State:
+        looks.append("state")
+        return cells.State("complete" if len(looks) > 1 else "started")
+
+    monkeypatch.setattr(cells, "is_held", is_held)
+    monkeypatch.setattr(cells, "state", state)
+    found = runner.Runner(
+        tmp_path, slots.Slots(8, (), 100e9), CellTable("s", [cell], console=Console(file=io.StringIO()))
+    )
+    (tmp_path / f"{cell.name}.log").touch()
+    assert not found._ended(cell, 1)
+    assert found.failures == {}
+
+
 @pytest.mark.usefixtures("forked")
 def test_two_sweeps_at_once_divide_the_cells(base: dict[str, Any], tmp_path: Path) -> None:
     todo = cells.named_cells("s", base, [{"seed": seed} for seed in range(5)])
