@@ -3,8 +3,8 @@
 
     ./run-local.sh benchmarks/lora.py --model models/smollm2
 
-The real command trains LoRA of rank 8 on all linear layers with AdamW, on 2 blocks of 64 tokens a step. There is no
-checkpoint, and no evaluation in the rounds that count. Memory is the peak over these rounds of all processes together, memory
+The real command trains LoRA of rank 8 on all linear layers with AdamW, on 2 blocks of 64 tokens a step, and then on one of
+32. There is no checkpoint, and no evaluation in the rounds that count. Memory is the peak over these rounds of all processes together, memory
 that they share counted once. "What a step takes" is the growth of a bare peft process from the loaded model to the peak of its
 steps: gradients, the optimiser's state and activations. The peers are bare peft processes, each with its own copy of the
 model, and Flower's simulation with an actor per core: with FlowerTune's client, which loads the model at each call, and with
@@ -27,21 +27,23 @@ import measure
 import numpy as np
 import transformers
 
-NUM_SITES, BATCH_SIZE, LENGTH = 8, 2, 64
+NUM_SITES = 8
+STEPS = ((2, 64), (1, 32))  # blocks, and tokens of each
 
 
-def make(folder: Path, model: Path) -> dict[str, Any]:
+def make(folder: Path, model: Path, batch_size: int, length: int) -> dict[str, Any]:
     """Write texts of one block's length, and blocks of as many tokens for the peers. Returns the keys of the job."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     words = [tokenizer.decode([number]) for number in rng.integers(1000, 20000, 2000)]
     plain = [word.strip() for word in words if word.strip().isalpha()]
-    for name, number in (("train.txt", NUM_SITES * BATCH_SIZE), ("test.txt", 1)):
-        (folder / name).write_text("".join(" ".join(rng.choice(plain, 2 * LENGTH)) + "\n" for _ in range(number)))
-    np.save(folder / "batches.npy", rng.integers(1000, 20000, (NUM_SITES, BATCH_SIZE, LENGTH)))
+    for name, number in (("train.txt", NUM_SITES * batch_size), ("test.txt", 1)):
+        (folder / name).write_text("".join(" ".join(rng.choice(plain, 2 * length)) + "\n" for _ in range(number)))
+    np.save(folder / "batches.npy", rng.integers(1000, 20000, (NUM_SITES, batch_size, length)))
     return {
         "task_name": "lm", "train_path": folder / "train.txt", "test_path": folder / "test.txt", "model": model,
-        "trainable": "lora", "lora_rank": lora_peers.RANK, "max_seq_len": LENGTH, "batch_size": BATCH_SIZE,
+        "trainable": "lora", "lora_rank": lora_peers.RANK, "max_seq_len": length, "batch_size": batch_size,
         "num_local_steps": 1, "num_sites": NUM_SITES, "learning_rate": lora_peers.LEARNING_RATE,
     }  # fmt: skip
 
@@ -99,18 +101,20 @@ def main() -> None:
     options = parser.parse_args()
     model, num_rounds = options.model.resolve(), options.rounds
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        keys = make(folder, model)
+        folders = {size: Path(name) / f"{size[0] * size[1]}" for size in STEPS}
+        keys = {size: make(folder, model, *size) for size, folder in folders.items()}
         rows = []
         if options.leave_out != "memory":
-            rows += memory_rows(folder, model, keys, options.processes)
+            rows += memory_rows(folders[STEPS[0]], model, keys[STEPS[0]], options.processes)
         if options.leave_out != "times":
-            rows += time_rows(folder, model, keys, num_rounds, options.repeats)
+            for size, folder in folders.items():
+                print(f"steps of {size[0]} × {size[1]} tokens", flush=True)
+                rows += time_rows(folder, model, keys[size], num_rounds, options.repeats, size[0] * size[1])
     measure.table(rows)
 
 
 def time_rows(
-    folder: Path, model: Path, keys: dict[str, Any], num_rounds: int, repeats: int
+    folder: Path, model: Path, keys: dict[str, Any], num_rounds: int, repeats: int, tokens: int
 ) -> list[tuple[str, str, str, str, str]]:
     flower = measure.peer("flower-lora", *lora_peers.FLOWER_REQUIREMENTS)
     measure.wait_until_quiet()
@@ -124,7 +128,7 @@ def time_rows(
     seconds = {name: statistics.median(s for row in rows for s in row["rounds"]) for name, rows in results.items()}
     first = {name: statistics.median(row["first"] for row in rows) for name, rows in results.items()}
     mine, start = seconds["scaling_fl"], first["scaling_fl"]
-    claim = f"a round of {NUM_SITES} sites, one LoRA step each"
+    claim = f"a round of {NUM_SITES} sites, one LoRA step of {tokens} tokens each"
 
     def row(claim: str, ours: float, theirs: float, ratio: float, bar: str) -> tuple[str, str, str, str, str]:
         return claim, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.2f}", bar

@@ -27,6 +27,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 SCRIPTS = (
     "aggregation",
     "checkpoint",
+    "evaluation",
     "hosting",
     "local_training",
     "lora",
@@ -42,8 +43,10 @@ SCRIPTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a pre-trained model's folder: local_training, token_store")
-    parser.add_argument("--train-path", required=True, help="AG News: local_training")
+    parser.add_argument(
+        "--model", required=True, help="a pre-trained model's folder: evaluation, local_training, token_store"
+    )
+    parser.add_argument("--train-path", required=True, help="AG News: evaluation, local_training")
     parser.add_argument("--language-model", help="folder of SmolLM2-135M: lora, lora_training; left out without it")
     parser.add_argument(
         "--conversations", help="JSON lines with prompt and response: lora_training; left out without it"
@@ -53,6 +56,7 @@ def main() -> None:
     needed = {"lora": [options.language_model], "lora_training": [options.language_model, options.conversations]}
     chosen = [name for name in options.only if all(needed.get(name, []))]
     arguments = {
+        "evaluation": ["--model", options.model, "--train-path", options.train_path],
         "local_training": ["--model", options.model, "--train-path", options.train_path],
         "token_store": ["--model", options.model],
         "lora": ["--model", options.language_model],

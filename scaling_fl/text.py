@@ -1,6 +1,7 @@
 """Checks on text that is read, and formatting of text that is shown."""
 
 import itertools
+import operator
 import re
 import shutil
 import sys
@@ -22,7 +23,8 @@ def is_text(value: str) -> bool:
 
 def are_texts(values: Collection[str]) -> bool:
     """Whether `is_text` holds for all values; several times faster than one by one."""
-    return not any("\0" in value for value in values) and all(map(is_text, itertools.filterfalse(str.isascii, values)))
+    has_nul = any(map(operator.contains, values, itertools.repeat("\0")))
+    return not has_nul and all(map(is_text, itertools.filterfalse(str.isascii, values)))
 
 
 def one_line(text: str, width: int) -> str:
