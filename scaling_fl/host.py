@@ -53,9 +53,12 @@ def free_memory() -> float:
     with contextlib.suppress(OSError):  # not Linux
         values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = float(values["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit
         group = Path("/sys/fs/cgroup")
-        free = min(free, float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files that nobody has open lately are in memory only as long as nobody needs it.
+        in_use = float((group / "memory.current").read_text()) - float(used["inactive_file"])
+        free = min(free, float((group / "memory.max").read_text()) - in_use)
     return free
 
 

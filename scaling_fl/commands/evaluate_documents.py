@@ -53,7 +53,8 @@ def lines(trained: TrainedModel, task: Task, report: Report) -> list[str]:
         resident = trained_model.resident(trained, store)
         batches = evaluate(resident, resident.model.flat.clone(), 0, 1)
         num_bytes = int(store.num_bytes.sum())
-        results = metrics.validation(batches) | metrics.by_bytes(batches, num_bytes)
+        results = metrics.validation(batches)
+        results |= metrics.by_bytes(results["validation.loss"], int(store.lengths.sum()), num_bytes)
         if (given := data.read(folder / "choices", tokenizer.pad_token_id)) is not None:
             part = choices.scored(resident, resident.model.flat.clone(), 0, 1, given)
             results |= choices.accuracies([part], given)

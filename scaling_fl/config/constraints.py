@@ -38,7 +38,7 @@ def check(config: "Config") -> None:
         )
     if config.export != "last" and not config.has_global_model:
         raise UserError(f"export={config.export}: {config.no_global_model} has no global model; leave out export")
-    if str(config.keep_best).endswith("choice_accuracy") and config.choices_column is None:
+    if "choice_accuracy" in str(config.keep_best) and config.choices_column is None:
         raise UserError(f"keep_best={config.keep_best}: there are no choices; set choices_column as well")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:
         raise UserError(

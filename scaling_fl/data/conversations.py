@@ -1,5 +1,6 @@
 """Token stores of conversations: the model predicts the assistant's messages, each with its end token, and nothing else."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from scaling_fl.text import one_line
 
 Messages = Sequence[dict[str, str]]
 _CHUNK = 1000  # conversations per tokenizer call
+_DAY = "26 Jul 2024"  # Llama's templates write it in the place of today, so that tokens don't depend on the day
 
 
 def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
@@ -47,32 +49,54 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
             )
     if template is not None:
         before, _, _ = template.partition("{response}")
-        asked = before.replace("{prompt}", messages[0]["content"])
+        asked = _beginning(tokenizer) + before.replace("{prompt}", messages[0]["content"])
         return asked + messages[-1]["content"] + end, [
             (len(asked), len(asked) + len(messages[-1]["content"]) + len(end))
         ]
 
     def rendered(count: int, prompt: bool) -> str:
-        text: str = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt)
+        try:
+            text: str = tokenizer.apply_chat_template(
+                list(messages[:count]), tokenize=False, add_generation_prompt=prompt, date_string=_DAY
+            )
+        except Exception as error:  # templates raise anything
+            raise UserError(
+                f"the conversation that begins with {one_line(messages[0]['content'], 80)!r}: the model's chat template "
+                f"refuses it ({one_line(str(error), 200)}); correct the conversation, or set prompt_template"
+            ) from error
         return text
 
     whole, spans = rendered(len(messages), prompt=False), list[tuple[int, int]]()
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = rendered(number, prompt=True), rendered(number + 1, prompt=False)
+        after = rendered(number + 1, prompt=False)
+        content = after.find(message["content"].strip())
+        # Templates don't write a conversation without messages.
+        before = rendered(number, prompt=True) if number else after[: max(0, content)]
         if not (after.startswith(before) and whole.startswith(after)):
             raise UserError(
                 "the model's chat template writes a message otherwise if others follow, so the responses can't be told apart; "
                 "set prompt_template"
             )
-        place = after.find(end, len(before))
-        if place < 0 and number + 1 < len(messages):
-            raise UserError("the model's chat template doesn't end each response; set prompt_template")
-        if place < 0:
-            whole, place = after + end, len(after)
-        spans.append((len(before), place + len(end)))
+        ends = [after.find(end, len(before)) + len(end)] if end in after[len(before) :] else []
+        if not ends and number + 1 < len(messages):  # some templates end turns with a token of their own
+            content = max(after.find(message["content"].strip(), len(before)), len(before))
+            others = [(after.find(token, content), token) for token in special_tokens(tokenizer)]
+            ends = [place + len(token) for place, token in sorted(others) if place >= 0]
+            if not ends:
+                raise UserError("the model's chat template doesn't end each response; set prompt_template")
+        if not ends:
+            whole, ends = after + end, [len(after) + len(end)]
+        spans.append((len(before), ends[0]))
     return whole, spans
+
+
+@functools.cache
+def _beginning(tokenizer: Any) -> str:
+    """What the tokenizer puts before each text: its token for the beginning, or nothing. A chat template writes it itself."""
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if begins else ""
 
 
 def rendered(tokenizer: Any, template: str | None, texts: Sequence[str]) -> list[str]:
@@ -92,7 +116,7 @@ def write(
     """Tokenise conversations, each a JSON list of messages, into a new store at `folder`.
 
     `last_alone`: the model predicts the last response, rather than all. A conversation that is longer than `max_seq_len`
-    loses its beginning, and then the end of the first response that is predicted.
+    loses its beginning, and then whatever is too long after the beginning of the first response that is predicted.
     """
     dtype = np.min_scalar_type(max(*tokenizer.get_vocab().values(), len(tokenizer) - 1))
     lengths = list[int]()

@@ -37,7 +37,7 @@ _TEST_KEYS = ("test_path", "test_split")  # replaced by `test_fraction`
 
 def reads_over_network(config: Config) -> bool:
     """Whether a library that reports no progress may read the data over a network."""
-    return config.task_name == "hub" or any("://" in path for path in (config.train_path, config.test_path) if path)
+    return config.dataset is not None or any("://" in path for path in (config.train_path, config.test_path) if path)
 
 
 def load_task(config: Config, report: Report = unreported) -> Task:

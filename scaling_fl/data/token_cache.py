@@ -15,7 +15,7 @@ import transformers
 from scaling_fl import host
 from scaling_fl.progress import Report
 
-_FORMAT_VERSION = 3  # of the files in a store, and of what is refused before one is written
+_FORMAT_VERSION = 4  # of the files in a store, and of what is refused before one is written
 _MANIFEST = "seal.json"  # written last; holds the other files' checksums
 _KEPT_DAYS = 30  # since the last use
 

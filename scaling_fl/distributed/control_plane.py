@@ -20,6 +20,8 @@ from scaling_fl.errors import PeerLost, UserError
 # one that is held in a debugger.
 TIMEOUT = datetime.timedelta(days=7)
 _OF_THE_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeErrors that no other worker has caused
+# In NCCL's words for errors of this worker's GPU.
+_OF_NCCL_ON_THE_DEVICE = ("unhandled cuda error", "out of memory", "Failed to CUDA")
 
 
 class ControlPlane:
@@ -99,6 +101,8 @@ class ControlPlane:
         except _OF_THE_DEVICE:
             raise
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
+            if any(sign in str(error) for sign in _OF_NCCL_ON_THE_DEVICE):
+                raise
             if shortage := nccl_shared_memory_shortage(str(error)):
                 raise UserError(shortage) from error
             raise PeerLost(f"the connection to another worker broke: {error}") from error

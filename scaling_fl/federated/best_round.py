@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scaling_fl.data.examples import Task
+from scaling_fl.errors import UserError
+
+_LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+
 
 @dataclass(frozen=True)
 class BestRound:
@@ -14,10 +19,23 @@ class BestRound:
     value: float
 
 
+def check(metric: str | None, task: Task) -> None:
+    """Raises `UserError` if the rounds of the task have no such metric."""
+    kind = str(metric).partition(".")[2]
+    if (kind == "perplexity" and not task.predicts_tokens) or (
+        kind == "bits_per_byte" and (task.conversations or not task.predicts_tokens)
+    ):
+        what = "conversations are" if task.conversations else "a classifier is"
+        raise UserError(
+            f"keep_best={metric}: {what} not measured by {kind}; choose another metric, such as validation.loss"
+        )
+
+
 def best_so_far(
     metric: str | None, before: BestRound | None, round_: int, results: Mapping[str, float | str]
 ) -> BestRound | None:
-    """Return the better of `before` and `round_`; the earlier wins a tie. Lower is better for losses, higher otherwise.
+    """Return the better of `before` and `round_`; the earlier wins a tie. Lower is better for losses, perplexities
+    and bits per byte, higher otherwise.
 
     A round without a finite value doesn't count: it was not evaluated, or its value was NaN or infinite, which
     is stored as text. Returns None if there is no metric, or no such round yet.
@@ -25,7 +43,7 @@ def best_so_far(
     value = None if metric is None else results.get(metric)
     if metric is None or not isinstance(value, int | float):
         return before
-    sign = -1 if metric.endswith("loss") else 1
+    sign = -1 if metric.endswith(_LOWER_IS_BETTER) else 1
     return BestRound(metric, round_, value) if before is None or sign * value > sign * before.value else before
 
 

@@ -50,6 +50,6 @@ def _parts(resident: Resident, row: int) -> tuple[npt.NDArray[Any], npt.NDArray[
     flags = np.array(predicted[span])
     end = int(np.flatnonzero(flags)[-1]) + 1  # of the last response; a template may write more after it
     start = int(np.flatnonzero(flags[:end] == 0)[-1]) + 1
-    if start == 1:  # a block: all but its first token are predicted
+    if store.num_bytes.any():  # a block of documents: all but its first token are predicted
         start = max(1, len(tokens) // 2)
     return tokens[:start], tokens[start:end]

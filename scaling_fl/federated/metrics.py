@@ -81,10 +81,12 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))  # exp(710) overflows
 
 
-def by_bytes(batches: Iterable[BatchMetrics], num_bytes: int, name: str = "validation") -> dict[str, float]:
-    """Return `<name>.bits_per_byte` of documents of `num_bytes` bytes: comparable between tokenizers."""
-    loss_sum = sum(b.loss_sum for b in sorted(batches, key=lambda b: b.batch))
-    return {f"{name}.bits_per_byte": loss_sum / math.log(2) / num_bytes} if num_bytes else {}
+def by_bytes(loss: float, num_tokens: int, num_bytes: int, name: str = "validation") -> dict[str, float]:
+    """Return `<name>.bits_per_byte` of documents of `num_tokens` tokens and `num_bytes` bytes.
+
+    It is comparable between tokenizers. `loss` is per predicted token; the few that begin a block count as the others do.
+    """
+    return {f"{name}.bits_per_byte": loss * num_tokens / math.log(2) / num_bytes} if num_bytes else {}
 
 
 def confusion_matrix(batches: Iterable[BatchMetrics]) -> npt.NDArray[np.int64]:

@@ -90,15 +90,22 @@ def _of_global_model(
     whole = [batch for of_worker in collectives.all_gather(batches) for batch in of_worker]
     if examples.store.predicted is None:
         state.confusion[name] = metrics.confusion_matrix(whole)
-    num_bytes = int(examples.store.num_bytes[examples.rows].sum())
-    return metrics.validation(whole, name) | metrics.by_bytes(whole, num_bytes, name)
+    return _with_bits(metrics.validation(whole, name), examples, name)
+
+
+def _with_bits(found: dict[str, float], examples: Examples, name: str) -> dict[str, float]:
+    """The metrics, and bits per byte of documents."""
+    store, rows = examples
+    return found | metrics.by_bytes(
+        found[f"{name}.loss"], int(store.lengths[rows].sum()), int(store.num_bytes[rows].sum()), name
+    )
 
 
 def _of_own_models(
     worker_sites: WorkerSites, collectives: Collectives, state: ServerState, name: str, examples: Examples
 ) -> dict[str, float]:
     by_site = [
-        (metrics.validation(batches, name), metrics.confusion_matrix(batches))
+        (_with_bits(metrics.validation(batches, name), examples, name), metrics.confusion_matrix(batches))
         for site in worker_sites.everyone()
         for batches in [evaluate(worker_sites.resident, site.own_params(state.params), 0, 1, examples)]
     ]

@@ -6,10 +6,12 @@ from transformers import masking_utils
 
 
 def disable_inspection() -> None:
-    """Keep transformers from checking every mask for padding: the check makes the CPU wait for the GPU.
+    """Keep transformers from checking every mask for padding, and the positions in every batch of a decoder for several texts
+    in a row: the checks make the CPU wait for the GPU.
 
-    `Resident.to_device` checks on the CPU.
+    `Resident.to_device` checks masks on the CPU. A row is one text, or one block of documents.
     """
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
     for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
         inspect_mask = getattr(masking_utils, name)
 

@@ -213,7 +213,7 @@ def check_step(
             logits = functional_call(module, tensors, (), arguments).logits.float()
         if not logits.isfinite().all():
             raise FloatingPointError("its logits are not finite")
-        if train:
+        if train and trained:  # of a frozen base, some architectures train nothing here
             logits = logits.flatten(0, -2)
             labels = torch.zeros(len(logits), dtype=torch.int64, device=device)
             torch.autograd.grad(cross_entropy(logits, labels), trained, allow_unused=True)

@@ -58,7 +58,11 @@ def running(adapters: bool = False) -> Any:
         if name not in os.environ and _ALTERNATIVES.get(name, name) not in os.environ:
             os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["scaling_fl.runtime.preparation", "scaling_fl.runtime.worker", *["peft"] * adapters]
+    preloaded = [
+        "scaling_fl.runtime.preparation",
+        "scaling_fl.runtime.worker",
+        *["scaling_fl.runtime.preloaded_peft"] * adapters,
+    ]
     context.set_forkserver_preload([*preloaded, "scaling_fl.runtime.preloaded"])
     before = os.environ.get("PYTHONPATH")
     multiprocessing.resource_tracker.ensure_running()  # first, because it changes the blocked signals

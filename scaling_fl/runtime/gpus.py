@@ -24,7 +24,7 @@ def check_fork() -> None:
     if torch.cuda._is_in_bad_fork():
         raise UserError(
             "CUDA is in use in the process that the sites are forked from, so they can't use a GPU: a package that "
-            "transformers or torch imports has started CUDA, such as flash-attn or xformers; uninstall the package, or "
+            "transformers, peft or torch imports has started CUDA, such as flash-attn or xformers; uninstall the package, or "
             f"{_ON_CPU}"
         )
 
@@ -53,12 +53,15 @@ def check_visible() -> None:
         )
     raise UserError(
         f"this machine has {gpus} (driver {version}), but {build} with CUDA {torch.version.cuda} can't use any: "
-        f"{_reason()}; correct it, or {_ON_CPU}"
+        f"{_reason() or 'torch.cuda.is_available() is False'}; correct it, or {_ON_CPU}"
     )
 
 
 def check(devices: Sequence[str]) -> None:
-    """Raise `UserError` if torch has no code for one of `devices`, such as "cuda:0", or if it admits too few processes."""
+    """Raise `UserError` if torch can't use one of `devices`, such as "cuda:0", or if it admits too few processes."""
+    if reason := _reason():  # the driver's library counted them, which says nothing about the driver's age
+        check_visible()
+        raise UserError(f"{devices[0]}: PyTorch {torch.__version__} can't use it: {reason}; correct it, or {_ON_CPU}")
     for device, count in Counter(devices).items():
         _check_architecture(device)
         _check_compute_mode(device, count)
@@ -132,10 +135,10 @@ def _driver() -> Iterator[bool]:
 
 
 def _reason() -> str:
-    """Why torch can't use CUDA, in its own words."""
+    """Why torch can't use CUDA, in its own words; empty if it can."""
     try:
         initialise: Any = torch.cuda.init
         initialise()
     except Exception as error:  # torch raises several kinds
         return str(error).strip().split("\n")[0]
-    return "torch.cuda.is_available() is False"
+    return ""

@@ -43,12 +43,12 @@ def find_devices(config: Config, notes: list[str]) -> tuple[str, ...]:
         )
     if -1 in config.site_ids:
         return ("cpu",) * len(config.site_ids)
-    gpus.check_fork()
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
         gpus.check_visible()
         notes.append("this machine has no GPU that torch can use: the sites run on the CPU")
         return ("cpu",) * len(config.site_ids)
+    gpus.check_fork()
     if max(config.site_ids) >= num_gpus:
         raise UserError(
             f"site_ids={list(config.site_ids)}: there is no GPU {max(config.site_ids)}; "

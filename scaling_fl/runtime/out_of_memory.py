@@ -13,6 +13,8 @@ from scaling_fl.errors import JobFailed, OutOfMemory, UserError
 _TRIED = re.compile(
     r"tried to allocate ([\d.]+ \w+)(?:\. GPU \d+ has a (total capacity of [\d.]+ \w+))?", re.IGNORECASE
 )
+# In the errors of torch's CPU allocator, of CUDA (a process that starts on a full GPU), of cuBLAS, and of NCCL.
+_SIGNS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to CUDA calloc")
 
 
 @contextlib.contextmanager
@@ -21,7 +23,7 @@ def explained(config: Config, device: str, kind: type[UserError] | type[JobFaile
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)):
             raise
         found = _TRIED.search(str(error))
         wanted = f"; {found[1]} more were needed{f', of a {found[2]}' if found[2] else ''}" if found else ""

@@ -22,8 +22,7 @@ from scaling_fl.data.examples import Split
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.task_loader import load_task, reads_over_network
 from scaling_fl.errors import UserError
-from scaling_fl.federated import algorithms, cohort, server
-from scaling_fl.federated.best_round import best_in_header
+from scaling_fl.federated import algorithms, best_round, cohort, server
 from scaling_fl.federated.metrics import label_entropy
 from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
@@ -57,6 +56,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     method_constraints.check_cohort(config, len(shards), cohort.size(config, len(shards)))
     shards, tests = site_tests.make(config, shards, task.train.labels, task.test.labels, notes)
     rows = token_files.Rows(held_back, shards, tests)
+    best_round.check(config.keep_best, task)
     notes += _selection_notes(config, len(held_back), len(task.train))
     notes += duplicates.notes(task.train, task.test)
     if len(held_back):
@@ -116,7 +116,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             resume.check(config, header, digest, origin, tensors, initial | of_sites, len(shards))
             round_, metrics, reported = header["round"], header["metrics"], header["reported"]
             history = header["history"] | ({str(round_): metrics} if reported else {})
-            best = best_in_header(header, config.keep_best)
+            best = best_round.best_in_header(header, config.keep_best)
             threads = resume.agree_on_threads(config, threads, header, notes)
             resume.compare_environments(header["environment"], environment(resolved, devices), notes)
             exported = all(
@@ -169,7 +169,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
                 num_train=sum(map(len, rows.shards)),
                 num_test=num_test,
                 num_truncated=0
-                if finished or task.predicts_tokens
+                if finished or (task.predicts_tokens and not task.conversations)
                 else token_files.num_truncated(work, trained, config.max_seq_len),
                 data_digest=digest,
                 pad_token_id=loaded.tokenizer.pad_token_id,

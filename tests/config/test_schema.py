@@ -58,7 +58,11 @@ def test_every_key_has_a_default_and_the_defaults_are_valid() -> None:
         ("job_name", "../x", "letters, digits"),
         ("checkpoints_dir", " ", "an unset shell variable?"),
         ("keep_checkpoints", -1, "a whole number, 0 or more"),
-        ("keep_best", "accuracy", "one of validation.loss, validation.accuracy, validation.macro_f1, held_back.loss"),
+        (
+            "keep_best",
+            "accuracy",
+            "one of validation.loss, validation.accuracy, validation.macro_f1, validation.perplexity",
+        ),
         ("keep_best", "held_back.loss", "no training rows are held back; set validation_fraction=0.1 as well"),
         ("validation_fraction", 1, "a number from 0 to less than 1"),
         ("validation_fraction", -0.1, "a number from 0 to less than 1"),

@@ -88,6 +88,42 @@ def test_a_chat_template_without_end_tokens_gets_one_at_the_end() -> None:
         conversations.render(words, CHAT, None)
 
 
+def test_some_templates_end_turns_with_a_token_of_their_own() -> None:
+    words = tokenizer(CHATML.replace("[SEP]", "[MASK]"))
+    text, spans = conversations.render(words, CHAT, None)
+    assert [text[first:last] for first, last in spans] == ["forest [MASK]", "wheel brake [MASK]\n[SEP]"]
+
+
+def test_a_chat_may_begin_with_the_assistant(tmp_path: Path) -> None:
+    words = tokenizer("{{ messages[0]['role'] }}" + CHATML)  # which needs a message
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT[1:])], 64, None)
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert asked_for(store, 0, words) == ["forest", "[SEP]", "wheel", "brake", "[SEP]"]
+
+
+def test_what_a_template_refuses_is_named() -> None:
+    words = tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(
+        UserError, match=r"begins with 'river stone': the model's chat template refuses it \(roles must al"
+    ):
+        conversations.render(words, CHAT, None)
+
+
+def test_tokens_do_not_depend_on_the_day() -> None:
+    words = tokenizer("{{ date_string | default(strftime_now('%d %b %Y')) }} " + CHATML)
+    assert conversations.render(words, CHAT, None)[0].startswith("26 Jul 2024 <|user|>")
+
+
+def test_a_template_begins_as_the_tokenizer_begins_texts() -> None:
+    words, template = tokenizer(None), "{prompt} : {response}"
+    assert conversations.render(words, CHAT[:2], template)[0] == "river stone : forest[SEP]"
+    words = tokenizer(None)
+    words.bos_token = "[CLS]"  # which this tokenizer puts before every text
+    text, spans = conversations.render(words, CHAT[:2], template)
+    assert text == "[CLS]river stone : forest[SEP]"
+    assert [text[first:last] for first, last in spans] == ["forest[SEP]"]
+
+
 def test_a_chat_template_that_rewrites_earlier_messages_is_refused() -> None:
     words = tokenizer("{% for m in messages %}{{ loop.length }} {{ m['content'] }} [SEP]{% endfor %}")
     with pytest.raises(UserError, match="writes a message otherwise if others follow"):

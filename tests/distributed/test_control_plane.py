@@ -76,6 +76,7 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
     [
         (NO_ROOM, "DistBackendError", r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, expected 1024 MiB; set SHM_SIZE=1g"),
         ("NCCL error: remote process exited", "DistBackendError", "PeerLost: the connection to another worker broke: NCCL error"),
+        ("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'", "DistBackendError", "DistBackendError: NCCL error"),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", "OutOfMemoryError", "OutOfMemoryError: CUDA out of memory"),
         ("CUDA error: an illegal memory access", "AcceleratorError", "AcceleratorError: CUDA error: an illegal"),
     ],

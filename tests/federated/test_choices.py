@@ -155,7 +155,7 @@ def test_examples_are_what_the_exported_model_writes(config: Config, tmp_path: P
         ([0, 0, 1, 1], [10, 11], [12, 13]),
         ([0, 0, 1, 1, 0, 0], [10, 11], [12, 13]),  # the template writes more after the end token
         ([0, 1, 0, 0, 1, 0], [10, 11, 12, 13], [14]),  # the last of two responses
-        ([0, 1, 1, 1, 1], [10, 11], [12, 13, 14]),  # a block of documents
+        ([0, 1, 1, 1, 1], [10], [11, 12, 13, 14]),  # of a long conversation, one token of the prompt is left
         ([0, 1], [10], [11]),
     ],
 )
@@ -166,9 +166,14 @@ def test_the_prompt_ends_where_the_last_response_begins(
         offsets = np.array([0, 2, 2 + len(flags)])
         tokens = np.array([1, 2, *range(10, 10 + len(flags))])
         predicted = np.array([0, 1, *flags], np.uint8)
+        num_bytes = np.zeros(2, np.int64)
 
     found = generation._parts(SimpleNamespace(test=Test), 1)  # type: ignore[arg-type]
     assert [part.tolist() for part in found] == [prompt, expected]
+    if flags == [0, 1, 1, 1, 1]:
+        Test.num_bytes = np.array([0, 9])
+        found = generation._parts(SimpleNamespace(test=Test), 1)  # type: ignore[arg-type]
+        assert [part.tolist() for part in found] == [[10, 11], [12, 13, 14]], "the first half of a block of documents"
 
 
 def test_without_a_global_model_choices_are_the_mean_over_own_models(config: Config, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def test_a_gpu_is_set_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch, tf3
     inspect_mask, devices = transformers.masking_utils._ignore_bidirectional_mask_sdpa, list[torch.device]()
     causal = transformers.masking_utils._ignore_causal_mask_sdpa
     monkeypatch.setattr(transformers.masking_utils, "_ignore_causal_mask_sdpa", causal)
+    find = transformers.masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", find)
     monkeypatch.setattr(
         transformers.masking_utils, "_ignore_bidirectional_mask_sdpa", inspect_mask
     )  # restored at the end
@@ -57,7 +59,7 @@ def write_blocks(folder: Path) -> None:
 def test_no_step_reads_a_value_from_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[], Any], write: Callable[[Path], None]
 ) -> None:
-    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
+    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa", "find_packed_sequence_indices"):
         inspect_mask = getattr(transformers.masking_utils, name)
         monkeypatch.setattr(transformers.masking_utils, name, inspect_mask)  # restored at the end
     masks.disable_inspection()
@@ -76,6 +78,7 @@ def test_no_step_reads_a_value_from_the_device(
     write(tmp_path)
     train, test = (token_store.TokenStore(tmp_path / name, 0) for name in ("train", "test"))
     module, steps = build().to("meta"), list[int]()
+    module.config.use_cache = False  # as in jobs
     model = FlatModel(module, torch.zeros(Layout(module).size, device="meta"))
     config = Config(batch_size=3, max_grad_norm=1.0, gradient_accumulation_steps=2)
     resident = Resident(config, model, train, test, torch.device("meta"), on_step=lambda: steps.append(1))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,19 @@ launcher.run_children(target, [()], ["child"], "/none", lambda event: print(even
 def report(send: Any) -> None:
     found = {"peft": "peft" in sys.modules, "worker": "scaling_fl.runtime.worker" in sys.modules}
     send({"event": "found", "found": json.dumps(found | {"frozen": gc.get_freeze_count() > 10_000})})
+
+
+def test_peft_is_imported_without_bitsandbytes_which_would_start_cuda(tmp_path: Path) -> None:
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes" / "__init__.py").write_text("import pathlib\npathlib.Path(__file__ + '.ran').touch()\n")
+    script = (
+        "import sys\nfrom scaling_fl.runtime import preloaded_peft\nassert 'peft' in sys.modules\n"
+        "assert 'bitsandbytes' not in sys.modules\nimport pathlib\n"
+        "ran = pathlib.Path(sys.argv[1])\nassert not ran.exists()\nimport bitsandbytes\nassert ran.exists()\n"
+    )
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ran = str(tmp_path / "bitsandbytes" / "__init__.py.ran")
+    subprocess.run([sys.executable, "-c", script, ran], cwd=tmp_path, env=environ, check=True, timeout=600)
 
 
 @pytest.mark.parametrize("adapters", [True, False])

@@ -108,6 +108,7 @@ def cards(driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dr
     """Two GPUs that torch can use."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an accelerator")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"of-{device}"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -115,6 +116,33 @@ def cards(driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dr
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     driver.modes = {"GPU-of-cuda:0": pynvml.NVML_COMPUTEMODE_DEFAULT, "GPU-of-cuda:1": pynvml.NVML_COMPUTEMODE_DEFAULT}
     return driver
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [("535.183.01", "driver 535.183.01 is too old"), ("595.71.05", r"can't use any: no kernel module; correct it")],
+)
+def test_gpus_that_the_management_library_counts_may_be_unusable(
+    cards: Driver, monkeypatch: pytest.MonkeyPatch, version: str, message: str
+) -> None:
+    """PYTORCH_NVML_BASED_CUDA_CHECK makes `is_available` such a count."""
+
+    def fail() -> None:
+        raise RuntimeError("no kernel module\nand more lines")
+
+    cards.version = version
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(UserError, match=message):
+        find_devices(Config(site_ids=(0, 1)), [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # which the management library doesn't read
+    with pytest.raises(UserError, match=r"cuda:0: PyTorch .* can't use it: no kernel module; correct it, or site_ids"):
+        find_devices(Config(site_ids=(0, 1)), [])
+
+
+def test_a_process_without_gpus_may_be_forked_from_any(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    driver.count = 0
+    assert find_devices(Config(site_ids=(0,)), []) == ("cpu",)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +255,9 @@ def test_a_package_that_starts_cuda_in_the_fork_server_is_found_out(tmp_path: Pa
         "import os, sys\n"
         "def poison():\n"
         "    if 'torch' in sys.modules:\n"
-        "        sys.modules['torch'].cuda._is_in_bad_fork = lambda: True\n"
+        "        cuda = sys.modules['torch'].cuda\n"
+        "        cuda._is_in_bad_fork = cuda.is_available = lambda: True\n"
+        "        cuda.device_count = lambda: 4\n"
         "os.register_at_fork(after_in_child=poison)\n"
     )
     done = subprocess.run(

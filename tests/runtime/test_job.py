@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.errors import UserError
+from scaling_fl.errors import JobFailed, OutOfMemory, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.job import Job
@@ -73,6 +73,24 @@ def test_an_interrupted_job_says_what_is_saved(
     assert job.after_interrupt() == message
     job.plan = replace(job.plan, node=1)
     assert job.after_interrupt() == "", "node 0 says it"
+
+
+def test_a_job_that_is_out_of_memory_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def fail(error: Exception) -> None:
+        attempts.append(error)
+        raise error
+
+    job, plan = Job(contextlib.ExitStack()), builders.plan("out")
+    job.plan = replace(plan, config=replace(plan.config, max_restarts=3))
+    monkeypatch.setattr(job, "_prepare", lambda config: job.plan)
+    for error, expected in ((OutOfMemory("cuda:0: out of memory"), 1), (JobFailed("a bug"), 4)):
+        attempts.clear()
+        monkeypatch.setattr(launcher, "train", lambda *_, error=error: fail(error))
+        with pytest.raises(type(error)):
+            job.train()
+        assert len(attempts) == expected
 
 
 def test_the_work_folder_of_a_failed_attempt_is_removed_before_the_next_is_filled(

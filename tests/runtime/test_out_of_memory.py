@@ -44,6 +44,21 @@ def test_the_error_of_an_allocation_on_the_cpu_is_explained_as_well() -> None:
         torch.empty(2**60)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("NCCL error: unhandled cuda error, Failed to CUDA calloc 1048576 bytes"),
+    ],
+    ids=str,
+)
+def test_libraries_on_a_gpu_say_it_in_their_own_words(error: RuntimeError) -> None:
+    assert explained(error, Config(site_ids=(1,))).startswith(
+        "cuda:1: out of memory; set gradient_accumulation_steps=2"
+    )
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match=r"^size mismatch$"), out_of_memory.explained(Config(), "cpu"):
         raise RuntimeError("size mismatch")

@@ -9,8 +9,13 @@ VERBOSITIES = ("quiet", "normal", "verbose")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CHECKPOINTS = "checkpoints/{job_name}"  # the default, relative to the current folder, as runs/ is
 BEST_BY = (
-    *(f"{split}.{metric}" for split in ("validation", "held_back") for metric in ("loss", "accuracy", "macro_f1")),
+    *(
+        f"{split}.{metric}"
+        for split in ("validation", "held_back")
+        for metric in ("loss", "accuracy", "macro_f1", "perplexity", "bits_per_byte")
+    ),
     "validation.choice_accuracy",
+    "validation.choice_accuracy_per_token",
 )
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from scaling_fl.errors import NodeLost, UserError
+from scaling_fl.errors import NodeLost, OutOfMemory, UserError
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.peer import Peer
@@ -219,7 +219,9 @@ class ControlLink:
             else:
                 heard = any(error is other.failure for other in self.peers)
                 said = str(error) if heard else f"on node {self.node.rank} ({socket.gethostname()}): {error}"
-                peer.send("refused" if isinstance(error, UserError) else "failed", [peer.attempt, said])
+                kinds = {UserError: "refused", OutOfMemory: "exhausted"}
+                kind = next((kind for of_kind, kind in kinds.items() if isinstance(error, of_kind)), "failed")
+                peer.send(kind, [peer.attempt, said])
 
     def close(self) -> None:
         """Close all connections."""

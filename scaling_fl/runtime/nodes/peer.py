@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.progress import Event
 from scaling_fl.runtime import signals
 
 HEARTBEAT_TIMEOUT = 10.0  # seconds without a heartbeat after which a node is lost
+_FAILURES: dict[str, type[Exception]] = {"failed": JobFailed, "refused": UserError, "exhausted": OutOfMemory}
 _MAX_MESSAGE_BYTES = 2**24  # bytes of a message
 
 
@@ -85,8 +86,8 @@ class Peer:
                 self.values.append(value)
             case "done":
                 self.done = value
-            case "failed" | "refused" if value[0] >= self.attempt:  # not a failure from before this node's restart
-                self.failure = self.failure or (UserError if kind == "refused" else JobFailed)(value[1])
+            case "failed" | "refused" | "exhausted" if value[0] >= self.attempt:  # not from before this node's restart
+                self.failure = self.failure or _FAILURES[kind](value[1])
             case "stop":
                 signals.receive_remote(value)
             case "stopped":

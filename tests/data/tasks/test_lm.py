@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data.task_loader import load_task, load_test
+from scaling_fl.data.task_loader import load_task, load_test, reads_over_network
 from scaling_fl.errors import UserError
 
 ROWS = [("a river", "x", "Oslo"), ("  stone\t", "y", "Lund"), ("", "x", "Lund")]
@@ -48,6 +51,25 @@ def test_each_line_of_a_text_file_is_a_document(tmp_path: Path) -> None:
     task = load_task(config(train_path=f"{tmp_path}/*.txt", test_path=str(tmp_path / "b.txt")))
     assert task.train.texts == ["one", "  two ", "three"]
     assert task.test.texts == ["three"]
+
+
+def test_documents_come_from_parquet_and_from_data_sets_of_the_hub(tmp_path: Path) -> None:
+    keys = files(tmp_path)
+    rows = {
+        name: [json.loads(line) for line in Path(keys[f"{name}_path"]).read_text().splitlines()]
+        for name in ("train", "test")
+    }
+    for name, of_file in rows.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(of_file), tmp_path / f"{name}.parquet")
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_list(of_file) for name, of_file in rows.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    expected = load_task(config(**keys))
+    parquet = {name: str(Path(path).with_suffix(".parquet")) for name, path in keys.items()}
+    for more in (parquet, {"dataset": str(tmp_path / "saved")}):
+        task = load_task(config(**more))
+        assert (task.train.texts, task.test.texts) == (expected.train.texts, expected.test.texts)
+    assert reads_over_network(config(dataset="owner/name"))
+    assert not reads_over_network(config(**keys))
 
 
 def test_the_test_documents_load_alone(tmp_path: Path) -> None:

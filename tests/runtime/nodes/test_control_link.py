@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.errors import JobFailed, NodeLost, UserError
+from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.runtime import signals
 from scaling_fl.runtime.nodes import control_link as link_module
 from scaling_fl.runtime.nodes import peer as peer_module
@@ -120,10 +120,15 @@ def test_a_stop_request_reaches_all_nodes(monkeypatch: pytest.MonkeyPatch) -> No
     assert signals.stop_requested(), "so the exit status is the signal's"
 
 
-def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [UserError("job_name=news: another run"), OutOfMemory("cuda:0: out of memory"), JobFailed("a bug")],
+    ids=str,
+)
+def test_a_failure_reaches_nodes_that_have_begun_the_first_phase(error: Exception) -> None:
     def act(link: ControlLink) -> Any:
         if link.node.rank == 0:
-            link.announce_end(UserError("job_name=news: another run of this job is in progress"))
+            link.announce_end(error)
             time.sleep(0.3)
             return None
         link.begin_phase()
@@ -133,8 +138,8 @@ def test_a_refusal_reaches_nodes_that_have_begun_the_first_phase() -> None:
         return peer.failure
 
     failure = run_nodes(2, act)[1].result(240)
-    assert isinstance(failure, UserError)
-    assert "another run of this job is in progress" in str(failure)
+    assert type(failure) is type(error), "so that a node knows whether a restart helps"
+    assert str(error) in str(failure)
 
 
 def test_a_failure_before_a_restart_is_forgotten() -> None:
