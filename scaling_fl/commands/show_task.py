@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scaling_fl.config.schema import Config
-from scaling_fl.data import conversations, duplicates, token_store
+from scaling_fl.data import conversations, duplicates, encoding
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.subsets import stratified
 from scaling_fl.data.task_loader import load_task, reads_over_network
@@ -110,5 +110,5 @@ def describe(
 
 
 def _lengths(tokenizer: Any, split: Split, report: Any) -> npt.NDArray[np.int64]:
-    chunks = token_store.encode(tokenizer, split.texts, split.pairs, None, report=report)
+    chunks = encoding.encode(tokenizer, split.texts, split.pairs, None, report=report)
     return np.array([len(ids) for chunk in chunks for ids in chunk["input_ids"]], np.int64)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 from scaling_fl import seeding
+from scaling_fl.data.encoding import encode
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Progress
 from scaling_fl.text import one_line
 
 WINDOW = 50  # batches per length-grouped window, as in the Hugging Face Trainer
-_CHUNK = 1000  # texts per tokenizer call, which spreads them over its threads
 
 
 class Batch(NamedTuple):
@@ -116,30 +116,6 @@ class TokenStore:
         )
 
 
-def encode(
-    tokenizer: Any,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    max_seq_len: int | None,
-    token_types: bool = False,
-    report: Progress = lambda done, total, unit: None,
-) -> Iterator[Any]:
-    """Tokenise in chunks. Each has lists of "input_ids", and with `token_types` also of "token_type_ids".
-
-    Texts or pairs are truncated to `max_seq_len` tokens, the longer text of a pair first; None: no truncation.
-    """
-    for start in range(0, len(texts), _CHUNK):
-        yield tokenizer(
-            list(texts[start : start + _CHUNK]),
-            None if pairs is None else list(pairs[start : start + _CHUNK]),
-            truncation=max_seq_len is not None,
-            max_length=max_seq_len,
-            return_attention_mask=False,
-            return_token_type_ids=token_types,
-        )
-        report(min(start + _CHUNK, len(texts)), len(texts), "texts")
-
-
 def write(
     folder: Path,
     tokenizer: Any,
@@ -157,7 +133,8 @@ def write(
     a special token in it, which models take for the end of a text, for instance.
     """
     special = np.array([number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id], np.int64)
-    empty = next(encode(tokenizer, [""], None if pairs is None else [""], max_seq_len))["input_ids"]
+    (empty,) = next(encode(tokenizer, [""], None if pairs is None else [""], max_seq_len))["input_ids"]
+    num_special, padding = np.isin(empty, special).sum(), np.array([tokenizer.pad_token_id])
     highest = max(tokenizer.get_vocab().values(), default=0)  # vocabularies with gaps have fewer tokens
     dtype = np.min_scalar_type(max(highest, len(tokenizer) - 1))  # uint16 for vocabularies up to 65,536
     lengths: list[int] = []
@@ -166,18 +143,20 @@ def write(
         tokens = files.enter_context(open(folder / "tokens.bin", "wb"))
         types = files.enter_context(open(folder / "types.bin", "wb")) if token_types else None
         for encoded in encode(tokenizer, texts, pairs, max_seq_len, token_types, report):
-            for number in np.flatnonzero(_count(encoded["input_ids"], special) > _count(empty, special))[:1]:
+            rows = [np.array(ids, np.int64) for ids in encoded["input_ids"]]
+            for number in np.flatnonzero(_count(rows, special) > num_special)[:1]:
                 text = texts[len(lengths) + number] + (
                     f" … {pairs[len(lengths) + number]}" if pairs is not None else ""
                 )
-                raise UserError(_has_special_token(tokenizer, encoded["input_ids"][number], empty[0], special, text))
+                raise UserError(_has_special_token(tokenizer, rows[number].tolist(), empty, special, text))
+            if end_token is not None:
+                rows = [row if len(row) and row[-1] == end_token else np.append(row, end_token) for row in rows]
             # A tokenizer without special tokens yields no token for an empty text; models reject an empty batch.
-            last = [] if end_token is None else [end_token]
-            input_ids = [[*ids, *last[ids[-1:] == last :]] or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
-            tokens.write(np.concatenate([np.array(ids, dtype) for ids in input_ids]).data)
+            rows = [row if len(row) else padding for row in rows]
+            tokens.write(np.concatenate(rows).astype(dtype).data)
             if types is not None:
                 types.write(np.concatenate([np.array(ids or [0], np.uint8) for ids in encoded["token_type_ids"]]).data)
-            lengths.extend(map(len, input_ids))
+            lengths.extend(map(len, rows))
     np.save(folder / "dtype.npy", np.empty(0, dtype))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "labels.npy", labels)
@@ -185,12 +164,11 @@ def write(
         np.save(folder / "bytes.npy", np.array([len(text.encode()) for text in texts], np.int64))
 
 
-def _count(rows: Sequence[Sequence[int]], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _count(rows: Sequence[npt.NDArray[np.int64]], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """How many of the ids in each row are `wanted` ones."""
-    ends = np.cumsum([len(row) for row in rows])
-    found = np.isin(np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in rows)]), wanted)
+    found = np.isin(np.concatenate([np.empty(0, np.int64), *rows]), wanted)
     before = np.concatenate([[0], np.cumsum(found)])
-    return np.diff(before[np.concatenate([[0], ends])])
+    return np.diff(before[np.concatenate([[0], np.cumsum([len(row) for row in rows])])])
 
 
 def _has_special_token(

@@ -117,15 +117,6 @@ def test_pairs_are_joined_and_truncated_by_the_tokenizer_with_token_types_on_req
     assert plain.tokens.tolist() == typed.tokens.tolist()
 
 
-def test_texts_are_encoded_without_truncation_on_request() -> None:
-    seen: list[tuple[float, float, str]] = []
-    chunks = token_store.encode(
-        builders.tokenizer(), ["river " * 20] * 1500, None, None, report=lambda *a: seen.append(a)
-    )
-    assert [len(ids) for chunk in chunks for ids in chunk["input_ids"]] == [22] * 1500
-    assert seen == [(1000, 1500, "texts"), (1500, 1500, "texts")]
-
-
 def test_the_batches_of_one_window_are_shuffled_and_come_in_another_order_each_epoch(store: TokenStore) -> None:
     """50 batches are one window, sorted by length. Unshuffled, the batch with the empty text would always be last."""
     shard = np.arange(token_store.WINDOW * 4)
