@@ -115,7 +115,14 @@ def multi_process_service() -> Iterator[dict[str, str] | None]:
         variables = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
         control, environ = "nvidia-cuda-mps-control", os.environ | variables
         try:
-            subprocess.run([control, "-d"], env=environ, check=True, capture_output=True, timeout=30)
+            subprocess.run(
+                [control, "-d"],
+                env=environ,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+            )
         except (OSError, subprocess.SubprocessError) as error:
             print(f"note: without the Multi-Process Service: {error}", flush=True)
             yield None

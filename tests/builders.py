@@ -63,12 +63,12 @@ def tokenizer() -> Any:
     return tiny_tokenizer([" ".join(words) for words in WORDS.values()])
 
 
-def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3) -> Any:
+def bert(dropout: float = 0.1, seed: int = 1, num_labels: int = 3, positions: int = 64) -> Any:
     """A BERT with a few thousand parameters, whose large initial weights make differences show."""
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer()),
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         num_labels=num_labels,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,

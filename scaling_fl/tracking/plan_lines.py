@@ -43,6 +43,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
         + f"max_seq_len={config.max_seq_len}"
         + " tokens" * (not plan.label_names)
+        + f"; {plan.num_truncated:,} training conversations are as long" * (plan.unit == "conversations")
     )
     sizes, entropies, attackers = plan.shard_sizes, plan.shard_entropies, plan.attackers
     device = "  device" if plan.one_site_per_worker else ""

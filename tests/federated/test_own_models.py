@@ -19,6 +19,7 @@ from scaling_fl.federated.metrics import SiteMetrics
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
+from scaling_fl.models import adapters, base
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
 from tests.federated.training import SHARDS, by_name, loss
@@ -163,6 +164,43 @@ def test_fedper_keeps_the_head_at_the_sites(alone: Callable[..., Any], tmp_path:
     assert "site_test.loss" not in seen[-1], "the server has no whole model"
     whole = [measured(resident, model, np.arange(23)) for model in own]
     assert seen[-1]["validation.loss"] == pytest.approx(np.mean([value for value, _ in whole]), rel=1e-3)
+
+
+def test_share_a_averages_one_factor_and_keeps_the_other_at_the_sites(
+    alone: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Against a plain loop (FedSA-LoRA, Guo et al. 2024). Two of three sites take part, and B isn't 0 at the start."""
+    keys = {"trainable": "lora", "lora_rank": 3, "lora_aggregation": "share_a", "sites_per_round": 2}
+    config = Config.from_mapping(KEYS | keys)
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    torch.manual_seed(2)
+    for name in adapters.names(module):
+        torch.nn.init.normal_(module.get_parameter(name), std=0.1)
+    start = copy.deepcopy(module)
+    worker_sites, state, _ = run(alone, tmp_path, config, module)
+    resident, own = worker_sites.resident, [copy.deepcopy(start) for _ in SHARDS]
+    trained = {name: value.detach().clone() for name, value in start.named_parameters() if value.requires_grad}
+    shared = {name: value for name, value in trained.items() if ".lora_A." in name}
+    for round_ in (1, 2, 3):
+        total = {name: torch.zeros_like(value) for name, value in shared.items()}
+        for site, weight in cohort.sample(config, [len(shard) for shard in SHARDS], round_).items():
+            own[site].load_state_dict(shared, strict=False)
+            steps(config, resident, own[site], local_batches(config, resident.train, SHARDS[site], round_, site))
+            for name in shared:
+                total[name] += weight * own[site].get_parameter(name).detach()
+        shared = total
+    found = by_name(resident, state.params)
+    assert found.keys() == trained.keys()
+    for name, value in trained.items():
+        torch.testing.assert_close(found[name], shared.get(name, value), rtol=1e-3, atol=1e-5)
+    for site, model in enumerate(own):
+        params = by_name(resident, Site(site, SHARDS[site], resident).own_params(state.params))
+        for name in trained:
+            expected = shared[name] if name in shared else model.get_parameter(name).detach()
+            torch.testing.assert_close(params[name], expected, rtol=1e-3, atol=1e-5)
+    moved = [(model.classifier.weight - own[0].classifier.weight).abs().max() for model in own]
+    assert min(moved[1:]) > 1e-3, "each site has a head of its own"
 
 
 @pytest.mark.parametrize(("dropout", "schedule"), [(0.0, "constant"), (0.2, "linear")])

@@ -152,11 +152,11 @@ def test_a_compiled_model_learns_in_bf16(tmp_path: Path) -> None:
 
 def test_long_texts_train_like_on_the_cpu(tmp_path: Path) -> None:
     """More tokens than a block of attention kernels."""
-    long = builders.bert(dropout=0.0)
+    long = builders.bert(dropout=0.0, positions=128)
     texts, labels = builders.texts_and_labels(24, 5)
     for name in ("train", "test"):
-        token_store.write(tmp_path / name, builders.tokenizer(), [(text + " ") * 40 for text in texts], labels, 64)
-    config = Config(batch_size=8, learning_rate=0.1, optimiser="sgd", precision="fp32", max_seq_len=64)
+        token_store.write(tmp_path / name, builders.tokenizer(), [(text + " ") * 40 for text in texts], labels, 128)
+    config = Config(batch_size=8, learning_rate=0.1, optimiser="sgd", precision="fp32", max_seq_len=128)
     found = []
     for device in ("cpu", "cuda:0"):
         resident = builders.resident(tmp_path, config, copy.deepcopy(long), device=device)

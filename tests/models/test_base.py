@@ -53,6 +53,13 @@ def test_a_selection_of_nothing_is_refused() -> None:
         base.freeze(builders.bert(), Config(trainable="lyra"))
 
 
+def is_mapped(folder: Path, address: int) -> bool:
+    """Whether the memory is a file of the folder, which all processes that map it share."""
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    bounds = [[int(bound, 16) for bound in words[0].split("-")] for words in maps]
+    return any(first <= address < last for first, last in bounds)
+
+
 def test_workers_share_the_file_and_cannot_change_each_others_base(tmp_path: Path) -> None:
     module, workers = builders.bert(seed=1), [builders.bert(seed=2), builders.bert(seed=3)]
     base.freeze(module, Config(trainable="head"))
@@ -62,6 +69,7 @@ def test_workers_share_the_file_and_cannot_change_each_others_base(tmp_path: Pat
         assert names(worker) == names(module)
         for name, array in base.arrays(worker).items():
             assert (array == base.arrays(module)[name]).all(), name
+            assert is_mapped(tmp_path, array.ctypes.data), name
     dict(workers[0].named_parameters())["bert.pooler.dense.weight"].data.zero_()
     assert base.arrays(workers[1])["bert.pooler.dense.weight"].any()
 

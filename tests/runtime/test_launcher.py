@@ -206,6 +206,14 @@ def test_variables_of_libraries_that_the_user_has_set_are_kept(
     assert found == expected | ({"PYTORCH_ALLOC_CONF": None} if "PYTORCH_CUDA_ALLOC_CONF" in mine else {})
 
 
+def test_what_gpus_need_is_set_for_all_children() -> None:
+    needed = {
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    }  # fmt: skip
+    assert needed.items() <= fork_server.LIBRARY_ENVIRONMENT.items()
+
+
 def test_a_child_that_cannot_be_killed_does_not_hold_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that hangs in a driver neither ends nor runs; here, one is suspended instead of killed."""
     events: list[dict[str, Any]] = []
