@@ -15,8 +15,8 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
+from scaling_fl.models import gpus
 from scaling_fl.models.flat_parameters import FlatModel, Layout
-from scaling_fl.runtime import gpus
 
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}

@@ -6,8 +6,8 @@
 The real command trains LoRA of rank 8 on all linear layers with AdamW, on 2 blocks of 64 tokens a step, and then on one of
 32. There is no checkpoint, and no evaluation in the rounds that count. Memory is the peak over these rounds of all processes together, memory
 that they share counted once. "What a step takes" is the growth of a bare peft process from the loaded model to the peak of its
-steps: gradients, the optimiser's state and activations. The peers are bare peft processes, each with its own copy of the
-model, and Flower's simulation with an actor per core: with FlowerTune's client, which loads the model at each call, and with
+steps: gradients, the optimiser's state and activations. The peers are bare peft processes, which load the model's file each,
+and Flower's simulation with an actor per core: with FlowerTune's client, which loads the model at each call, and with
 one that keeps it.
 """
 

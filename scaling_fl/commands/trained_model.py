@@ -14,7 +14,8 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import Resident
-from scaling_fl.models import loading
+from scaling_fl.models import gpus, loading
+from scaling_fl.models.devices import find_devices
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Report, Send, waiting
 
@@ -53,13 +54,21 @@ def resident(trained: TrainedModel, store: TokenStore) -> Resident:
     config, module = trained.config, trained.loaded.module
     if config.threads_per_site is not None:
         torch.set_num_threads(config.threads_per_site)
-    on_gpu = config.site_ids[0] >= 0 and torch.cuda.is_available()
-    device = torch.device(f"cuda:{config.site_ids[0] % torch.cuda.device_count()}" if on_gpu else "cpu")
+    device = torch.device(_device(config))
+    if device.type == "cuda":
+        gpus.set_up(device, config)
     module.to(device)
     model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
     # Only evaluated: nothing is compiled for it, and there is no backward pass.
     plain = dataclasses.replace(config, compile=False, gradient_checkpointing=False)
     return Resident(plain, model, store, store, device)
+
+
+def _device(config: Config) -> str:
+    """That of the first entry of `site_ids`; of a job that had more GPUs than this machine, the first. Raises `UserError`."""
+    first = config.site_ids[0] if config.site_ids[0] < torch.cuda.device_count() else min(config.site_ids[0], 0)
+    (device,) = find_devices(dataclasses.replace(config, site_ids=(first,)), [])
+    return device
 
 
 def _from_folder(config: Config, name: str, path: Path) -> TrainedModel:

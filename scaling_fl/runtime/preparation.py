@@ -29,10 +29,11 @@ from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
 from scaling_fl.models import adapters, base, export, fingerprints, four_bit, loading, probe, selection
+from scaling_fl.models.devices import find_devices
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
 from scaling_fl.runtime import out_of_memory, token_files
-from scaling_fl.runtime.hardware import check_compiler, environment, find_devices, free_port, threads_per_site
+from scaling_fl.runtime.hardware import check_compiler, environment, free_port, threads_per_site
 from scaling_fl.tracking import predictions_file
 
 

@@ -17,10 +17,10 @@ from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, fill_state
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.federated.worker_sites import Shards, SiteTests, WorkerSites
-from scaling_fl.models import base, loading
+from scaling_fl.models import base, gpus, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.progress import Send
-from scaling_fl.runtime import gpus, out_of_memory
+from scaling_fl.runtime import out_of_memory
 from scaling_fl.runtime.coordinator import Coordinator
 from scaling_fl.runtime.worker_progress import WorkerProgress
 from scaling_fl.state_file import TensorFiles

@@ -22,7 +22,7 @@ from scaling_fl.distributed import cuda_ipc, fused_sum
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.site import Site
-from scaling_fl.models import masks
+from scaling_fl.models import gpus, masks
 from tests import builders
 from tests.distributed import aggregation
 
@@ -148,6 +148,13 @@ def test_a_compiled_model_learns_in_bf16(tmp_path: Path) -> None:
         for compile_ in (False, True)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _set_up() -> None:
+    """As workers do before they use the GPU."""
+    if torch.cuda.is_available():
+        gpus.set_up(torch.device("cuda:0"), Config())
 
 
 def test_long_texts_train_like_on_the_cpu(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from scaling_fl.federated import resident as resident_module
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
-from scaling_fl.models import masks
+from scaling_fl.models import gpus, masks
 from scaling_fl.models.flat_parameters import FlatModel, Layout
-from scaling_fl.runtime import gpus
 from tests import builders
 
 

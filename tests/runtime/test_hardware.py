@@ -6,7 +6,8 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import precision
-from scaling_fl.runtime.hardware import environment, find_devices, num_cores, resolved, threads_per_site
+from scaling_fl.models.devices import find_devices, num_cores
+from scaling_fl.runtime.hardware import environment, resolved, threads_per_site
 
 
 @pytest.fixture
@@ -16,8 +17,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[int(device[-1])])
-    monkeypatch.setattr("scaling_fl.runtime.hardware.gpus.check", lambda devices: None)
-    monkeypatch.setattr("scaling_fl.runtime.hardware.gpus.mps_is_running", lambda: True)
+    monkeypatch.setattr("scaling_fl.models.devices.gpus.check", lambda devices: None)
+    monkeypatch.setattr("scaling_fl.models.devices.gpus.mps_is_running", lambda: True)
     return capabilities
 
 

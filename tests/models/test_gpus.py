@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 
+from scaling_fl.commands import trained_model
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.runtime import gpus
-from scaling_fl.runtime.hardware import find_devices
+from scaling_fl.models import gpus
+from scaling_fl.models.devices import find_devices
 from tests.conftest import ROOT
 
 
@@ -216,6 +217,15 @@ def test_a_process_that_was_forked_after_cuda_began_is_refused(cards: Driver, mo
     with pytest.raises(UserError, match=r"CUDA is in use in the process that the sites are forked from.*flash-attn"):
         find_devices(Config(site_ids=(0,)), [])
     assert find_devices(Config(site_ids=(-1,)), []) == ("cpu",), "the CPU is always there"
+
+
+def test_a_model_is_evaluated_on_a_gpu_that_is_there(cards: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's own configuration may name more GPUs than this machine has."""
+    devices = [trained_model._device(Config(site_ids=entries)) for entries in ((1, 0), (0,), (5,), (-1, -1))]
+    assert devices == ["cuda:1", "cuda:0", "cuda:0", "cpu"]
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with pytest.raises(UserError, match="CUDA is in use in the process"):
+        trained_model._device(Config(site_ids=(0,)))
 
 
 def test_the_default_place_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
