@@ -27,7 +27,19 @@ def config_of(small_config: Config, tmp_path: Path, **more: Any) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [{}, {"trainable": "lora", "lora_rank": 2}])
+LORA = {"trainable": "lora", "lora_rank": 2}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        LORA,
+        LORA | {"lora_aggregation": "exact"},
+        pytest.param(LORA | {"lora_aggregation": "stack"}, marks=pytest.mark.thorough),
+    ],
+    ids=str,
+)
 def test_the_export_generates_text_and_computes_the_last_round_s_perplexity(
     small_config: Config, tmp_path: Path, more: dict[str, Any]
 ) -> None:

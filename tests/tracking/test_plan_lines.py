@@ -19,6 +19,14 @@ def of(num_sites: int, **keys: Any) -> Plan:
     )
 
 
+def test_long_conversations_are_counted() -> None:
+    made = dataclasses.replace(of(2), label_names=(), unit="conversations", num_truncated=1234)
+    (line,) = [line for line in plan_lines(made) if line.startswith("task ")]
+    assert line.endswith("conversations of up to max_seq_len=128 tokens; 1,234 training conversations are as long")
+    (line,) = [line for line in plan_lines(dataclasses.replace(made, unit="blocks")) if line.startswith("task ")]
+    assert line.endswith("blocks of up to max_seq_len=128 tokens")
+
+
 @pytest.mark.parametrize("num_sites", [8, 40])
 def test_attackers_are_named_in_the_table_of_sites_or_below_it(num_sites: int) -> None:
     made = of(num_sites, attack="sign_flip", attackers=num_sites // 2)

@@ -42,6 +42,22 @@ def test_a_plain_job_has_all_columns_in_85_characters_and_all_but_one_in_80() ->
     assert {len(line) for line in (*table.head(), table.row(1, RESULTS))} == {80}
 
 
+def test_a_language_model_has_perplexity_and_tokens_in_the_place_of_f1_and_examples() -> None:
+    results = {name: value for name, value in RESULTS.items() if name != "validation.macro_f1"} | {
+        "validation.perplexity": 37.8412, "validation.choice_accuracy": 0.625, "tokens_per_second": 233.1,
+    }  # fmt: skip
+    table = RoundTable(of({"choices_column": "options"}, label_names=()), 120)
+    table.row(0, {"validation.accuracy": 0.75})
+    head, row = table.head(), table.row(1, results)
+    columns = dict(zip(head[1].replace("per s", "speed").split(), row.split(), strict=True))
+    assert columns["perpl"] == "37.84"
+    assert columns["choice"] == "0.625"
+    assert columns["speed"] == "233.1"
+    assert "F1" not in columns
+    assert "tokens" in head[0]
+    assert "choice" not in RoundTable(of(label_names=()), 120).head()[1]
+
+
 @pytest.mark.parametrize(
     ("results", "shown"),
     [({"dp.epsilon_pld": 3.25, "dp.epsilon_rdp": 4.5}, "3.250"), ({"dp.epsilon_rdp": 412.5}, "412.500")],
