@@ -35,9 +35,8 @@ def add(module: Any, config: Config, new_parameters: Collection[str]) -> None:
     The head of a classifier is what lies outside the base model, and the layers of `new_parameters`: random weights that
     stay as they are would be of no use. `modules_to_save` adds layers to it. Raises `UserError` if nothing is selected.
     """
+    from scaling_fl.models import lean_lora  # isort: skip  # first: see `peft_alone`
     from peft import LoraConfig, inject_adapter_in_model
-
-    from scaling_fl.models import lean_lora  # it imports peft, too
 
     language_model = predicts_tokens(module)
     head = sorted({*([] if language_model else _head(module, new_parameters)), *_saved(module, config)})

@@ -7,6 +7,8 @@ which has as many values as the rank, and the product with B adds to W x: the sa
 from typing import Any
 
 import torch
+
+from scaling_fl.models import peft_alone  # noqa: F401  # isort: skip  # first
 from peft.tuners import lora
 
 

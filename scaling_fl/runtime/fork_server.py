@@ -61,7 +61,7 @@ def running(adapters: bool = False) -> Any:
     preloaded = [
         "scaling_fl.runtime.preparation",
         "scaling_fl.runtime.worker",
-        *["scaling_fl.runtime.preloaded_peft"] * adapters,
+        *["scaling_fl.models.peft_alone"] * adapters,
     ]
     context.set_forkserver_preload([*preloaded, "scaling_fl.runtime.preloaded"])
     before = os.environ.get("PYTHONPATH")

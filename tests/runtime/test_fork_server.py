@@ -29,8 +29,10 @@ def test_peft_is_imported_without_bitsandbytes_which_would_start_cuda(tmp_path: 
     (tmp_path / "bitsandbytes").mkdir()
     (tmp_path / "bitsandbytes" / "__init__.py").write_text("import pathlib\npathlib.Path(__file__ + '.ran').touch()\n")
     script = (
-        "import sys\nfrom scaling_fl.runtime import preloaded_peft\nassert 'peft' in sys.modules\n"
-        "assert 'bitsandbytes' not in sys.modules\nimport pathlib\n"
+        "import sys\nfrom scaling_fl.models import peft_alone\nassert 'peft' in sys.modules\n"
+        "assert 'bitsandbytes' not in sys.modules\nimport pathlib, torch\n"
+        "from peft import LoraConfig, inject_adapter_in_model\n"
+        "inject_adapter_in_model(LoraConfig(target_modules=['0']), torch.nn.Sequential(torch.nn.Linear(2, 2)))\n"
         "ran = pathlib.Path(sys.argv[1])\nassert not ran.exists()\nimport bitsandbytes\nassert ran.exists()\n"
     )
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
