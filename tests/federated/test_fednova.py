@@ -13,9 +13,8 @@ from scaling_fl.federated import local_work
 from scaling_fl.federated.algorithms import fednova
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.federated.server_state import ServerState
-from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, loss, train_federated
+from tests.federated.training import ADAPTERS, SHARDS, by_name, loss, model, train_federated, trained
 
 SIZES = [len(shard) for shard in SHARDS]
 
@@ -54,15 +53,20 @@ def test_only_trained_parameters_are_scaled() -> None:
         assert state.scaled(torch.ones(9)[chunk], 3.0, chunk).tolist() == expected
 
 
-@pytest.mark.parametrize(("mu", "schedule"), [(0.0, "constant"), (8.0, "constant"), (8.0, "linear")])
-def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: float, schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("mu", "schedule", "more"),
+    [(0.0, "constant", {}), (8.0, "constant", {}), (8.0, "linear", {}), (8.0, "linear", ADAPTERS)],
+)
+def test_it_is_algorithm_1_of_wang_et_al_2020(
+    alone: Callable[..., Any], mu: float, schedule: str, more: dict[str, Any]
+) -> None:
     """x ← x − τ_eff Σ p_i delta_i / ‖a_i‖₁ over three rounds, each site with one to three epochs of its own number."""
     rate = 0.02
     config = Config(
         num_sites=3, num_rounds=3, local_epochs_range=(1, 3), batch_size=4, optimiser="sgd", learning_rate=rate, seed=4,
-        fednova=True, proximal_mu=mu, lr_schedule=schedule,
+        fednova=True, proximal_mu=mu, lr_schedule=schedule, **more,
     )  # fmt: skip
-    module = builders.bert(dropout=0.0)
+    module = model(config)
     server, start = copy.deepcopy(module), copy.deepcopy(module)
     worker_sites, collectives, state = alone(config, module, SHARDS)
     resident = worker_sites.resident
@@ -71,11 +75,11 @@ def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: flo
     epochs = [[local_work.of_site(config, size, r, site).epochs for site, size in enumerate(SIZES)] for r in (1, 2, 3)]
     assert len({tuple(of_round) for of_round in epochs}) > 1
     for round_ in (1, 2, 3):
-        per_step = [torch.zeros_like(p) for p in server.parameters()]
+        per_step = [torch.zeros_like(p) for p in trained(server)]
         effective = 0.0
         for site, shard in enumerate(SHARDS):
             local = copy.deepcopy(server).train()
-            optimiser = torch.optim.SGD(local.parameters(), lr=rate)
+            optimiser = torch.optim.SGD(trained(local), lr=rate)
             batches = list(local_batches(config, resident.train, shard, round_, site))
             rates = [rate] * len(batches)
             if schedule == "linear":  # from the full rate at the start of round 1 to 0 at the end of round 3
@@ -91,9 +95,9 @@ def test_it_is_algorithm_1_of_wang_et_al_2020(alone: Callable[..., Any], mu: flo
             )
             share = SIZES[site] / sum(SIZES)
             effective += share * norm
-            for total, before, after in zip(per_step, server.parameters(), local.parameters(), strict=True):
+            for total, before, after in zip(per_step, trained(server), trained(local), strict=True):
                 total += share * (before - after).detach() / norm
         with torch.no_grad():
-            for parameter, total in zip(server.parameters(), per_step, strict=True):
+            for parameter, total in zip(trained(server), per_step, strict=True):
                 parameter.sub_(effective * total)
     assert_same_movement(by_name(resident, state.params), server, start)

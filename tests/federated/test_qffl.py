@@ -14,7 +14,7 @@ from scaling_fl.federated.aggregation import qffl
 from scaling_fl.federated.local_batches import local_batches
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, loss, train_federated
+from tests.federated.training import ADAPTERS, SHARDS, by_name, loss, model, train_federated, trained
 
 KEYS = {
     "num_sites": 3, "num_rounds": 3, "batch_size": 4, "optimiser": "sgd", "learning_rate": 0.02, "seed": 4,
@@ -27,25 +27,25 @@ def plain_loop(config: Config, resident: Any, w: Any) -> list[list[float]]:
     seen = []
     for round_ in range(1, config.num_rounds + 1):
         shares = cohort.sample(config, [len(shard) for shard in SHARDS], round_)
-        numerator, denominator = [torch.zeros_like(p) for p in w.parameters()], 0.0
+        numerator, denominator = [torch.zeros_like(p) for p in trained(w)], 0.0
         losses = []
         for site, share in shares.items():
             with torch.no_grad():
                 F = float(loss(resident, w.eval(), SHARDS[site]))
             losses.append(F)
             local = copy.deepcopy(w).train()
-            optimiser = torch.optim.SGD(local.parameters(), lr=config.learning_rate)
+            optimiser = torch.optim.SGD(trained(local), lr=config.learning_rate)
             for indices in local_batches(config, resident.train, SHARDS[site], round_, site):
                 optimiser.zero_grad()
                 loss(resident, local, indices).backward()
                 optimiser.step()
-            moves = [(L * (a - b)).detach() for a, b in zip(w.parameters(), local.parameters(), strict=True)]  # Δw_k
+            moves = [(L * (a - b)).detach() for a, b in zip(trained(w), trained(local), strict=True)]  # Δw_k
             norm = float(sum(move.square().sum() for move in moves))
             for at, move in enumerate(moves):
                 numerator[at] += share * F**q * move
             denominator += share * (q * F ** (q - 1) * norm + L * F**q)
         with torch.no_grad():
-            for p, update in zip(w.parameters(), numerator, strict=True):
+            for p, update in zip(trained(w), numerator, strict=True):
                 p.sub_(update / denominator)
         seen.append(losses)
     return seen
@@ -53,11 +53,16 @@ def plain_loop(config: Config, resident: Any, w: Any) -> list[list[float]]:
 
 @pytest.mark.parametrize(
     "more",
-    [{"fairness_q": 5.0}, {"fairness_q": 0.5, "weighting": "uniform"}, {"fairness_q": 1.0, "sites_per_round": 2}],
+    [
+        {"fairness_q": 5.0},
+        {"fairness_q": 0.5, "weighting": "uniform"},
+        {"fairness_q": 1.0, "sites_per_round": 2},
+        {"fairness_q": 1.0} | ADAPTERS,
+    ],
 )
 def test_it_is_algorithm_2_of_li_et_al_2020(alone: Callable[..., Any], more: dict[str, Any]) -> None:
     config = Config.from_mapping(KEYS | more)
-    module = builders.bert(dropout=0.0)
+    module = model(config)
     start, w = copy.deepcopy(module), copy.deepcopy(module)
     worker_sites, collectives, state = alone(config, module, SHARDS)
     resident = worker_sites.resident

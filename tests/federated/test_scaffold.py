@@ -19,43 +19,45 @@ from scaling_fl.federated.server_state import fill_state, initial_extra, paramet
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from tests import builders
 from tests.federated.test_numerics import assert_same_movement
-from tests.federated.training import SHARDS, by_name, loss, train_federated
+from tests.federated.training import ADAPTERS, SHARDS, by_name, loss, model, train_federated, trained, trained_names
 
 Tensors = list[torch.Tensor]
 
 
 def plain_loop(config: Config, resident: Any, x: Any) -> Tensors:
     """Train `x` in place by algorithm 1; return the server's control variate."""
-    c = [torch.zeros_like(p) for p in x.parameters()]
-    own = [[torch.zeros_like(p) for p in x.parameters()] for _ in SHARDS]
+    c = [torch.zeros_like(p) for p in trained(x)]
+    own = [[torch.zeros_like(p) for p in trained(x)] for _ in SHARDS]
     for round_ in range(1, config.num_rounds + 1):
         chosen = list(cohort.sample(config, [len(shard) for shard in SHARDS], round_))
-        moves, changes = ([torch.zeros_like(p) for p in x.parameters()] for _ in range(2))
+        moves, changes = ([torch.zeros_like(p) for p in trained(x)] for _ in range(2))
         for site in chosen:
             y = copy.deepcopy(x).train()
             batches = list(local_batches(config, resident.train, SHARDS[site], round_, site))
             rates = [learning_rate(config, round_, (step + 0.5) / len(batches)) for step in range(len(batches))]
             for rate, indices in zip(rates, batches, strict=True):
-                gradients = torch.autograd.grad(loss(resident, y, indices), list(y.parameters()))
+                gradients = torch.autograd.grad(loss(resident, y, indices), list(trained(y)))
                 with torch.no_grad():
-                    for p, g, c_i, c_all in zip(y.parameters(), gradients, own[site], c, strict=True):
+                    for p, g, c_i, c_all in zip(trained(y), gradients, own[site], c, strict=True):
                         p.sub_(rate * (g - c_i + c_all))
-            whole = torch.autograd.grad(loss(resident, x, SHARDS[site]), list(x.parameters()))
-            for at, (before, after) in enumerate(zip(x.parameters(), y.parameters(), strict=True)):
+            whole = torch.autograd.grad(loss(resident, x, SHARDS[site]), list(trained(x)))
+            for at, (before, after) in enumerate(zip(trained(x), trained(y), strict=True)):
                 move = (after - before).detach()
                 new = whole[at] if config.scaffold == "I" else own[site][at] - c[at] - move / sum(rates)
                 moves[at] += move / len(chosen)
                 changes[at] += (new - own[site][at]) / len(SHARDS)
                 own[site][at] = new.clone()
         with torch.no_grad():
-            for at, p in enumerate(x.parameters()):
+            for at, p in enumerate(trained(x)):
                 p.add_(moves[at])
                 c[at] += changes[at]
     return c
 
 
 @pytest.mark.parametrize("option", ["I", "II"])
-@pytest.mark.parametrize("more", [{"sites_per_round": 2}, {"lr_schedule": "linear", "local_epochs_range": (1, 3)}])
+@pytest.mark.parametrize(
+    "more", [{"sites_per_round": 2}, {"lr_schedule": "linear", "local_epochs_range": (1, 3)}, ADAPTERS]
+)
 def test_it_is_algorithm_1_of_karimireddy_et_al_2020(
     alone: Callable[..., Any], option: str, more: dict[str, Any]
 ) -> None:
@@ -65,7 +67,7 @@ def test_it_is_algorithm_1_of_karimireddy_et_al_2020(
             "weighting": "uniform", "scaffold": option,
         } | more
     )  # fmt: skip
-    module = builders.bert(dropout=0.0)
+    module = model(config)
     start, x = copy.deepcopy(module), copy.deepcopy(module)
     worker_sites, collectives, state = alone(config, module, SHARDS)
     resident = worker_sites.resident
@@ -73,8 +75,8 @@ def test_it_is_algorithm_1_of_karimireddy_et_al_2020(
     c = plain_loop(config, resident, x)
     assert_same_movement(by_name(resident, state.params), x, start)
     found = resident.model.layout.views(state.extra)
-    for (name, parameter), expected in zip(x.named_parameters(), c, strict=True):
-        assert found[name].shape == parameter.shape
+    for name, expected in zip(trained_names(x), c, strict=True):
+        assert found[name].shape == expected.shape
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5, msg=name)
     assert max(float(value.abs().max()) for value in c) > 1e-2
 

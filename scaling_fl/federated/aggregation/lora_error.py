@@ -6,6 +6,7 @@ With site k's matrices A_k, B_k and its weight w_k:
 
 over all adapted layers together (Frobenius norms). The products are as large as the base, so they are never formed. Each
 layer has 16 random vectors u and 16 z, and E (uᵀ M z)² = ‖M‖² for any M. Sites add (uᵀ B_k) (A_k z), uᵀ B_k and A_k z.
+Personal matrices count as well: the error is what averaging them would cost.
 """
 
 import functools
@@ -19,6 +20,8 @@ import torch
 
 from scaling_fl import seeding
 from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated.algorithms import personal
+from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
 from scaling_fl.models.adapters import MATRIX_A, MATRIX_B
@@ -78,6 +81,7 @@ class WithLoraError:
     """An aggregation whose results have the error, too."""
 
     inner: Any  # an `Aggregation`
+    resident: Resident
     collectives: Collectives
     state: ServerState
     weights: Mapping[int, float]
@@ -91,8 +95,11 @@ class WithLoraError:
 
     def add(self, site: int, delta: torch.Tensor) -> None:
         """See `Aggregation`."""
-        size = len(self.state.params)
-        self.sketches.add(self.state.params.to(delta.device) - delta[:size], self.weights[site])
+        params, resident = self.state.params.to(delta.device) - delta[: len(self.state.params)], self.resident
+        if resident.config.personal is not None and resident.store is not None:
+            kept = resident.store.load(site)
+            params = personal.own_params(resident.config, resident.model.layout, params, kept)
+        self.sketches.add(params, self.weights[site])
         self.inner.add(site, delta)
 
     def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -104,12 +111,12 @@ class WithLoraError:
 
 
 def watch(inner: Any, worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Any:
-    """The aggregation `inner` with the error, if A and B of all sites are averaged."""
-    config = worker_sites.resident.config
-    if config.trainable != "lora" or config.personal is not None or config.baseline is not None:
+    """The aggregation `inner` with the error, if sites have adapters that are federated."""
+    resident, config = worker_sites.resident, worker_sites.resident.config
+    if config.trainable != "lora" or config.baseline is not None:
         return inner
     weights = worker_sites.cohort(round_)
     total = sum(weights.values())  # not 1 with a fixed denominator
     weights = {site: weight / total for site, weight in weights.items()}
-    sketches = Sketches(worker_sites.resident.model.layout, config.seed)
-    return WithLoraError(inner, collectives, state, weights, sketches)
+    sketches = Sketches(resident.model.layout, config.seed)
+    return WithLoraError(inner, resident, collectives, state, weights, sketches)
