@@ -1,5 +1,6 @@
 """Token stores of conversations: the model predicts the assistant's messages, each with its end token, and nothing else."""
 
+import datetime
 import functools
 import json
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import chat_template_utils
 
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Progress
@@ -14,7 +16,16 @@ from scaling_fl.text import one_line
 
 Messages = Sequence[dict[str, str]]
 _CHUNK = 1000  # conversations per tokenizer call
-_DAY = "26 Jul 2024"  # Llama's templates write it in the place of today, so that tokens don't depend on the day
+_TODAY = datetime.datetime(2024, 7, 26)  # for templates, so that tokens don't depend on the day; Llama's have this one
+
+
+class _Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        return _TODAY
+
+
+chat_template_utils.datetime = _Clock  # type: ignore[attr-defined]  # what a template's strftime_now asks
 
 
 def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
@@ -57,7 +68,7 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
     def rendered(count: int, prompt: bool) -> str:
         try:
             text: str = tokenizer.apply_chat_template(
-                list(messages[:count]), tokenize=False, add_generation_prompt=prompt, date_string=_DAY
+                list(messages[:count]), tokenize=False, add_generation_prompt=prompt, date_string=f"{_TODAY:%d %b %Y}"
             )
         except Exception as error:  # templates raise anything
             raise UserError(

@@ -18,7 +18,7 @@ from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.adapters import ADDING
 from scaling_fl.errors import UserError
-from scaling_fl.models import four_bit
+from scaling_fl.models import four_bit, memory
 from scaling_fl.models.aliases import hub_id
 from scaling_fl.models.loading import predicts_tokens
 from scaling_fl.models.selection import select
@@ -97,6 +97,11 @@ def _add_delta(module: Any, config: Config) -> None:
         name: min(layer.in_features, layer.out_features, config.lora_delta_rank or layer.in_features)
         for name, layer in layers.items()
     }
+    count = sum(ranks[name] * (layer.in_features + layer.out_features) for name, layer in layers.items())
+    memory.check(
+        f"lora_aggregation={config.lora_aggregation}: what is added to the base has {count / 1e9:.2f} B values, which take",
+        4 * count, f"set lora_delta_rank={8 * config.lora_rank}, or a lower one",
+    )  # fmt: skip
     pattern = {re.escape(name): rank for name, rank in ranks.items()}
     lora = LoraConfig(target_modules=list(layers), rank_pattern=pattern, alpha_pattern=pattern)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there are two kinds of adapters now

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from scaling_fl.errors import UserError
-from scaling_fl.models import adapters
+from scaling_fl.models import adapters, memory
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.models.loading import LoadedModel, build, predicts_tokens, rebuild_model
 
@@ -29,6 +29,8 @@ def export_errors(model: str) -> Iterator[None]:
     """Turn any error into one line: a model that can't be saved or loaded is refused before training."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # the library's classes raise anything
         reason = textwrap.shorten(str(error), 250, placeholder=" …")
         raise UserError(
@@ -111,6 +113,12 @@ def check_export(loaded: LoadedModel, prepared: Path, texts: Sequence[str], pair
     `loaded` is as workers rebuild it, see `as_rebuilt`. Raises `ValueError`, or what the library raises. Takes about two
     seconds for 110 M parameters.
     """
+    adapted = adapters.has(loaded.module)
+    memory.check(  # what is merged, in float32 and as it is saved; or what is loaded again
+        "export: to write the model and load it again, which is tried before training, takes",
+        (6 if adapted else 4) * sum(parameter.numel() for parameter in loaded.module.parameters()),
+        "use a smaller model, or a machine with more memory",
+    )
     config = json.loads((prepared / "tokenizer_config.json").read_text())
     names, max_length = config["model_input_names"], config["model_max_length"]
     with tempfile.TemporaryDirectory(dir=prepared.parent) as folder:

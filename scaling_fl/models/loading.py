@@ -94,7 +94,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
                     + "; use another model"
                 )
             if not label_names:
-                memory.check(model, auto_class, config)
+                memory.check_model(model, auto_class, config)
             torch.manual_seed(seeding.torch_seed(seed, "head"))
             module, report = auto_class.from_pretrained(
                 source,

@@ -1,4 +1,4 @@
-"""Whether a model's weights fit into memory."""
+"""Whether values fit into memory: refuse before they are made, rather than leave it to the out-of-memory killer."""
 
 from typing import Any
 
@@ -8,13 +8,17 @@ from scaling_fl import host
 from scaling_fl.errors import UserError
 
 
-def check(model: str, auto_class: Any, config: Any) -> None:
-    """Raise `UserError` if the weights don't fit into memory, rather than leave it to the out-of-memory killer."""
+def check_model(model: str, auto_class: Any, config: Any) -> None:
+    """Raise `UserError` if the model's weights don't fit into memory."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto_class.from_config(config).parameters())
-    needed, free = 4 * count, host.free_memory()
-    if needed > free:
+    remedy = "use a smaller model, or a machine with more memory"
+    check(f"model={model}: its {count / 1e9:.2f} B parameters take", 4 * count, remedy)
+
+
+def check(what: str, needed: float, remedy: str) -> None:
+    """Raise `UserError` if `needed` bytes of float32 values don't fit into memory; `what` names them, up to a verb."""
+    if needed > (free := host.free_memory()):
         raise UserError(
-            f"model={model}: its {count / 1e9:.2f} B parameters take {needed / 2**30:.1f} GiB in float32, and "
-            f"{free / 2**30:.1f} GiB of memory are free; use a smaller model, or a machine with more memory"
+            f"{what} {needed / 2**30:.1f} GiB in float32, and {free / 2**30:.1f} GiB of memory are free; {remedy}"
         )

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import fsspec
+import peft
 import pytest
 import torch
 import transformers
@@ -18,6 +19,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
 from scaling_fl.federated.server_state import parameters
 from scaling_fl.federated.site_state import tensor_name
+from scaling_fl.models import base, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.selection import personal_positions
 from scaling_fl.runtime import launcher
@@ -160,6 +162,39 @@ def test_the_own_model_of_a_site_is_exported_on_request(
     else:
         with pytest.raises(UserError, match=r"has no global model; add site=… for the own model of a site"):
             export(MagicMock(), Config.from_mapping(typed))
+
+
+def test_a_site_s_own_adapters_are_exported_with_what_it_shares(small_config: Config, tmp_path: Path) -> None:
+    """FedSA-LoRA: A is the server's; B and the head are the site's. Merged, and as peft loads them."""
+    keys = {"trainable": "lora", "lora_rank": 2, "lora_aggregation": "share_a", "site_test": "held_back"}
+    config = Config.from_mapping(small_config.to_mapping() | keys)
+    (tmp_path / "work").mkdir()
+    plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
+    tensors = dict(state_file.read_state(tmp_path / "work" / "state.safetensors")[0])
+    module = loading.rebuild_model(tmp_path / "work" / "model")
+    base.attach(tmp_path / "work", module, config, plan.new_parameters)
+    layout = Layout(module)
+    model = FlatModel(module, torch.zeros(layout.size))
+    model.fill(model.flat, parameters(tensors))
+    own = torch.randn(len(at := personal_positions(layout, str(config.personal))))
+    model.flat[at] -= own
+    store = CheckpointStore(str(config.checkpoints_dir))
+    store.probe()
+    store.save(4, tensors | {tensor_name(1, "personal"): own.numpy()}, checkpoint_header(plan, {}, None))
+    export(MagicMock(), Config(checkpoints_dir=config.checkpoints_dir, job_name="j", site=1))
+
+    folder, load = (
+        Path(store.url) / "model-round-000004-site-1",
+        transformers.AutoModelForSequenceClassification.from_pretrained,
+    )
+    adapted = peft.PeftModel.from_pretrained(load(config.model, num_labels=len(plan.label_names)), folder / "adapter")
+    ids = torch.arange(4, 20).view(2, 8)
+    with torch.inference_mode():
+        expected = module.eval()(input_ids=ids).logits
+        for found in (load(folder), adapted):
+            torch.testing.assert_close(found.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        model.flat[at] += own
+        assert (module(input_ids=ids).logits - expected).abs().max() > 0.1, "its own part counts"
 
 
 def test_sites_without_own_models_are_refused(job: tuple[Config, Any]) -> None:

@@ -210,6 +210,32 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, row: dict[str, Any], 
         load_task(config)
 
 
+def test_only_the_rows_that_are_tested_need_choices(config: Config, tmp_path: Path) -> None:
+    """From files and from a data set; training rows that become test rows need them too."""
+    import datasets
+
+    from scaling_fl.data.task_loader import load_task
+
+    given = load_task(config)
+    rows = [json.loads(line) for line in Path(str(config.train_path)).read_text().splitlines()]
+    without = tmp_path / "without.jsonl"
+    without.write_text("".join(json.dumps({"prompt": r["prompt"], "response": r["response"]}) + "\n" for r in rows))
+    of_files = dataclasses.replace(config, train_path=str(without))
+    splits = {
+        name: datasets.Dataset.from_json(path)
+        for name, path in (("train", str(without)), ("test", str(config.test_path)))
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "hub")
+    of_hub = dataclasses.replace(config, train_path=None, test_path=None, dataset=str(tmp_path / "hub"))
+    for lacking in (of_files, of_hub):
+        task = load_task(lacking)
+        assert task.test.choices == given.test.choices is not None
+        assert task.train.choices is None
+        assert task.train.texts == given.train.texts
+    with pytest.raises(UserError, match=r"choices_column='options': .* has no column options"):
+        load_task(dataclasses.replace(of_files, test_path=None, test_fraction=0.2))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

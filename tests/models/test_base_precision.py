@@ -201,6 +201,21 @@ def test_a_model_beyond_the_memory_is_refused_with_what_it_needs(
         loading.load_model(model, (), [], 16, 1)
 
 
+def test_a_delta_of_the_base_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's second adapter has as many values as its two matrices."""
+    config = dataclasses.replace(LORA, lora_aggregation="exact", lora_delta_rank=3)
+    module = builders.bert()
+    base.freeze(module, config)
+    count = sum(p.numel() for name, p in module.named_parameters() if adapters.is_delta(name))
+    monkeypatch.setattr(host, "free_memory", lambda: 4.0 * count)
+    base.freeze(builders.bert(), config)
+    monkeypatch.setattr(host, "free_memory", lambda: 4.0 * count - 1)
+    with pytest.raises(
+        UserError, match=r"lora_aggregation=exact: .* take 0\.0 GiB .* free; set lora_delta_rank=16, or"
+    ):
+        base.freeze(builders.bert(), config)
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_four_bits_compute_what_their_values_do(tmp_path: Path, kind: str) -> None:
     """Forward and backward, against the same model whose matrices were rounded to four bits."""

@@ -12,11 +12,12 @@ import pytest
 import torch
 import transformers
 
+from scaling_fl import host
 from scaling_fl.config.schema import Config
 from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
 from scaling_fl.federated.resident import Resident
-from scaling_fl.models import export, loading
+from scaling_fl.models import base, export, loading
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.runtime import preparation
 from scaling_fl.state_file import TensorFiles
@@ -161,6 +162,30 @@ def test_what_would_fail_at_the_end_is_refused_before_training(
 
         monkeypatch.setattr(export, "write_folder", damaged)
         assert refusal(f"damaged {number}").startswith(f"{message}(ValueError: {what}); ")
+
+
+def test_an_export_beyond_the_memory_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters, what is merged stands beside a copy in the type of the base, of two bytes at least."""
+    for trainable, of_each in (("all", 4), ("lora", 6)):
+        config = Config(model=str(builders.pretrained(tmp_path / "saved")), max_seq_len=16, trainable=trainable)
+        loaded = loading.load_model(config.model, ("a", "b"), [], 16, 1)
+        prepared = tmp_path / trainable
+        prepared.mkdir()
+        loaded.module.config.save_pretrained(prepared)
+        export.save_tokenizer(loaded.tokenizer, prepared, 16, ["input_ids", "attention_mask"])
+        base.freeze(loaded.module, config, loaded.new_parameters)
+        needed = of_each * sum(parameter.numel() for parameter in loaded.module.parameters())
+        monkeypatch.setattr(host, "free_memory", lambda needed=needed: float(needed))
+        with export.export_errors(config.model):
+            export.check_export(loaded, prepared, ["river"], None)
+        monkeypatch.setattr(host, "free_memory", lambda needed=needed: needed - 1.0)
+        refused = pytest.raises(
+            UserError, match=r"^export: .* takes 0\.0 GiB in float32, and 0\.0 GiB of memory are free"
+        )
+        with refused, export.export_errors(config.model):
+            export.check_export(loaded, prepared, ["river"], None)
 
 
 @pytest.mark.parametrize(("place", "noticed"), [(0, True), (99, True), (100, False), (130, False)])

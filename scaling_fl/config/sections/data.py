@@ -50,7 +50,7 @@ class DataKeys:
     choices_column: str | None = key(
         None,
         "column that holds the possible responses, as a JSON list, of which the response is one: the test set is then also "
-        "measured by the response that the model finds most probable (task instructions)",
+        "measured by the response that the model finds most probable; training data may lack it (task instructions)",
     )
     dataset: str | None = key(
         None,

@@ -11,7 +11,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Task
 from scaling_fl.data.readers import tables
 from scaling_fl.data.readers.batches import Wanted
-from scaling_fl.data.readers.columns import check_columns
+from scaling_fl.data.readers.columns import check_columns, with_optional
 from scaling_fl.data.tasks import csv
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
@@ -25,8 +25,14 @@ def load(config: Config, report: Report) -> Task:
     return csv.classification(config, train, test, f"train_split={config.train_split}", names)
 
 
-def read(config: Config, columns: Wanted) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
-    """The columns of both splits, and the label names in order if the training split has them. Raises `UserError`."""
+def read(
+    config: Config, columns: Wanted, of_test: Wanted | None = None
+) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
+    """The columns of both splits, and the label names in order if the training split has them. Raises `UserError`.
+
+    The training split may lack the columns `of_test`.
+    """
+    of_test = of_test or {}
     try:
         import datasets
     except ImportError as error:
@@ -34,8 +40,12 @@ def read(config: Config, columns: Wanted) -> tuple[tables.Table, tables.Table | 
     datasets.disable_progress_bars()
     try:
         splits = _load(datasets, str(config.dataset), config.dataset_config)
-        train, names = _table(datasets, config, splits, "train_split", columns)
-        test = None if config.test_fraction else _table(datasets, config, splits, "test_split", columns)[0]
+
+        def table(key: str, wanted: Wanted) -> tuple[tables.Table, list[str] | None]:
+            return _table(datasets, config, splits, key, wanted)
+
+        train, names = with_optional(lambda wanted: table("train_split", wanted), columns, of_test)
+        test = None if config.test_fraction else table("test_split", {**columns, **of_test})[0]
     except UserError:
         raise
     except Exception as error:  # configurations, files and features can fail in any way

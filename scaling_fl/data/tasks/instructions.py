@@ -39,22 +39,26 @@ def load(config: Config, report: Report) -> Task:
         columns = {prompt: "prompt_column", response: "response_column"}
     if config.label_column is not None:
         columns[config.label_column] = "label_column"
-    if config.choices_column is not None:
-        columns[config.choices_column] = "choices_column"
-    train, test = lm.both_tables(config, columns)
+    of_test = {} if config.choices_column is None else {config.choices_column: "choices_column"}
+    if config.test_fraction:
+        columns |= of_test
+    train, test = lm.both_tables(config, columns, of_test)
     column = next(iter(columns))
     for table in (train, test):
         if table is not None:
             table.columns[column] = _conversations(config, table)
     task = lm.of_tables(config, train, test, column)
     if config.choices_column is not None:
-        of_train, of_test = (
-            None if table is None else choices.of_table(table, config.choices_column, column) for table in (train, test)
+        train_choices, test_choices = (
+            choices.of_table(table, config.choices_column, column)
+            if table is not None and config.choices_column in table.columns
+            else None
+            for table in (train, test)
         )
         task = dataclasses.replace(
             task,
-            train=dataclasses.replace(task.train, choices=of_train),
-            test=dataclasses.replace(task.test, choices=of_test),
+            train=dataclasses.replace(task.train, choices=train_choices),
+            test=dataclasses.replace(task.test, choices=test_choices),
         )
     return dataclasses.replace(task, conversations=True)
 

@@ -1,7 +1,6 @@
 """Any text, to predict each token from those before it: text files, CSV, TSV, JSON lines and Parquet, or a hub data set."""
 
 import os
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,6 +8,8 @@ from scaling_fl.config.partition_keys import chosen_partition
 from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import NO_EXAMPLES, Split, Task
 from scaling_fl.data.readers import tables
+from scaling_fl.data.readers.batches import Wanted
+from scaling_fl.data.readers.columns import with_optional
 from scaling_fl.data.readers.paths import expand
 from scaling_fl.data.readers.text_lines import read_lines
 from scaling_fl.data.tasks import hub
@@ -35,12 +36,15 @@ def load(config: Config, report: Report) -> Task:
     return of_tables(config, train, test, config.text_column or "text")
 
 
-def both_tables(config: Config, columns: Mapping[str, str]) -> tuple[tables.Table | None, tables.Table | None]:
-    """The training and the test table, from files or from a hub data set."""
+def both_tables(
+    config: Config, columns: Wanted, of_test: Wanted | None = None
+) -> tuple[tables.Table | None, tables.Table | None]:
+    """The training and the test table, from files or from a hub data set. Training data may lack the columns `of_test`."""
+    of_test = of_test or {}
     if config.dataset is not None:
-        train, test, _ = hub.read(config, columns)
-        return train, test
-    return _table(config, "train_path", columns), _table(config, "test_path", columns)
+        return hub.read(config, columns, of_test)[:2]
+    train = with_optional(lambda wanted: _table(config, "train_path", wanted), columns, of_test)
+    return train, _table(config, "test_path", {**columns, **of_test})
 
 
 def of_tables(config: Config, train: tables.Table | None, test: tables.Table | None, column: str) -> Task:
@@ -70,7 +74,7 @@ def of_tables(config: Config, train: tables.Table | None, test: tables.Table | N
     return Task(split(train), split(test), tuple(names), predicts_tokens=True)
 
 
-def _table(config: Config, key: str, columns: Mapping[str, str]) -> tables.Table | None:
+def _table(config: Config, key: str, columns: Wanted) -> tables.Table | None:
     if getattr(config, key) is None:
         return None
     paths = expand(getattr(config, key), key)
