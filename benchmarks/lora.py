@@ -77,17 +77,24 @@ def memory_rows(
     folder: Path, model: Path, keys: dict[str, Any], counts: list[int]
 ) -> list[tuple[str, str, str, str, str]]:
     grown = lora_peers.bare(model, folder, 1, 1)["grown"]
-    found: dict[str, list[float]] = {"scaling_fl": [], "bare peft processes": []}
+    python = measure.peer("flower-lora", *lora_peers.FLOWER_REQUIREMENTS)
+    runs: dict[str, Callable[[int], list[float]]] = {
+        "scaling_fl": lambda number: ours(folder, keys, number, 2),
+        "bare peft processes": lambda number: lora_peers.bare(model, folder, 2, number)["ends"],
+        "FlowerTune": lambda number: lora_peers.flower(python, model, folder, 2, NUM_SITES, keep=False, actors=number),
+    }
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for processes in counts:
-        found["scaling_fl"].append(peak(lambda n=processes: ours(folder, keys, n, 2)))
-        found["bare peft processes"].append(peak(lambda n=processes: lora_peers.bare(model, folder, 2, n)["ends"]))
+        for name, run in runs.items():
+            found[name].append(peak(lambda run=run, number=processes: run(number)))
         print(f"  {processes} processes: {[f'{values[-1] / 1e6:,.0f} MB' for values in found.values()]}", flush=True)
     further = {name: (values[-1] - values[0]) / (counts[-1] - counts[0]) for name, values in found.items()}
-    mine, theirs = further.values()
+    mine, theirs, flower = further.values()
     return [
         ("memory of a further process with LoRA, against what a step takes", f"{mine / 1e6:,.0f} MB", f"{grown / 1e6:,.0f} MB",
          f"{mine / grown:.2f}", "≤ 1.25"),
         ("… against a further bare peft process", f"{mine / 1e6:,.0f} MB", f"{theirs / 1e6:,.0f} MB", f"{theirs / mine:.2f}", ""),
+        ("… against a further actor of FlowerTune", f"{mine / 1e6:,.0f} MB", f"{flower / 1e6:,.0f} MB", f"{flower / mine:.2f}", ""),
     ]  # fmt: skip
 
 

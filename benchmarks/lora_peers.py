@@ -96,7 +96,9 @@ def bare(model: Path, folder: Path, num_rounds: int, processes: int, **settings:
     return found
 
 
-def flower(python: str, model: Path, folder: Path, num_rounds: int, num_sites: int, keep: bool) -> list[float]:
+def flower(
+    python: str, model: Path, folder: Path, num_rounds: int, num_sites: int, keep: bool, actors: int = measure.CORES
+) -> list[float]:
     """End times of Flower's rounds on the batches (site, row, token) in `folder`.
 
     FlowerTune's client loads the model at each call; with `keep`, an actor keeps it.
@@ -107,5 +109,6 @@ def flower(python: str, model: Path, folder: Path, num_rounds: int, num_sites: i
     ends: list[float] = measure.script(
         python, "import flower_lora; flower_lora.main()", model, folder, num_rounds, LEARNING_RATE, keep, num_sites,
         PYTHONPATH=str(folder), FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0",
+        CORES_PER_ACTOR=str(measure.CORES / actors),
     )  # fmt: skip
     return ends

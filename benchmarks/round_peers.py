@@ -90,7 +90,7 @@ if pytorch_ops.distributed.global_rank == 0:
 FLOWER_REQUIREMENTS = ("flwr[simulation]==1.41.0", "transformers==5.23.0")
 # The arguments of a script that uses it end with the number of sites.
 FLOWER_SIMULATION = """
-import functools, json, sys, time
+import functools, json, os, sys, time
 import numpy as np, torch, transformers
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -106,7 +106,7 @@ class Clocked(FedAvg):
         ends.append(time.time())
         return aggregated
 def main():
-    resources = {"num_cpus": 1, "num_gpus": 0.0}
+    resources = {"num_cpus": float(os.environ.get("CORES_PER_ACTOR", 1)), "num_gpus": 0.0}
     run_simulation(server, client, int(sys.argv[-1]), backend_config={"client_resources": resources})
     print(json.dumps(ends))
 """

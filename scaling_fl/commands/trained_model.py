@@ -55,8 +55,7 @@ def resident(trained: TrainedModel, store: TokenStore) -> Resident:
     if config.threads_per_site is not None:
         torch.set_num_threads(config.threads_per_site)
     device = torch.device(_device(config))
-    if device.type == "cuda":
-        gpus.set_up(device, config)
+    gpus.set_up(device, config)
     module.to(device)
     model = FlatModel(module, torch.zeros(Layout(module).size, device=device))
     # Only evaluated: nothing is compiled for it, and there is no backward pass.

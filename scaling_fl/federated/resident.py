@@ -122,11 +122,14 @@ class Resident:
     def to_device(self, batch: token_store.Batch) -> token_store.Batch:
         """Copy the batch to the device; to a GPU in one copy from pinned memory, so that the CPU doesn't wait.
 
-        On a GPU, a batch without padding has no mask: attention is faster then.
+        WSL2 and limits on locked memory may refuse that memory; then the CPU waits. On a GPU, a batch without padding has
+        no mask: attention is faster then.
         """
         if self.device.type != "cuda":
             return batch
         mask = self._mask(batch)
         batch = batch._replace(attention_mask=None if mask is None or mask.all() else mask)
         values, restored = batch.packed()
-        return restored(values.pin_memory().to(self.device, non_blocking=True))
+        with contextlib.suppress(RuntimeError):
+            values = values.pin_memory()
+        return restored(values.to(self.device, non_blocking=True))

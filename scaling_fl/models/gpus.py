@@ -68,7 +68,9 @@ def check(devices: Sequence[str]) -> None:
 
 
 def set_up(device: torch.device, config: Config) -> None:
-    """Settings of a process that trains on a GPU, before anything else uses the GPU there."""
+    """Settings of a process that trains on a GPU, before anything else uses the GPU there. A CPU needs none."""
+    if device.type != "cuda":
+        return
     check_fork()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

@@ -28,7 +28,7 @@ from scaling_fl.federated.privacy import guarantee
 from scaling_fl.federated.resident import AUTOCAST, precision
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import initial_extra, initial_moments
-from scaling_fl.models import adapters, base, export, fingerprints, four_bit, loading, probe, selection
+from scaling_fl.models import adapters, base, export, fingerprints, four_bit, gpus, loading, probe, selection
 from scaling_fl.models.devices import find_devices
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.progress import Send, waiting
@@ -205,6 +205,7 @@ def _try_model(
     """Return how to pad, and `config` with the precision in which the model works. Raises `UserError` if none does."""
     paired = train.pairs is not None
     padding, texts = probe.prepare_padding(config.model, loaded, train.texts, paired, config.max_seq_len, notes)
+    gpus.set_up(torch.device(device), config)  # for the kernels that the workers will use
     chosen = precision(config, torch.device(device))
     fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
     for attempt in dict.fromkeys((chosen, *fallback)):
@@ -224,7 +225,7 @@ def _try_model(
             notes[-1] += f"; {attempt} is used"
         return padding, replace(config, precision=attempt)
     remedy = "use another model" if attempt == "fp32" else "set precision=fp32"
-    raise UserError(f"{notes[-1]}; {remedy}")
+    raise UserError(f"{notes[-1]}; {remedy}{', or leave out deterministic' * config.deterministic}")
 
 
 def _initial_state(config: Config, module: torch.nn.Module) -> dict[str, Any]:

@@ -37,8 +37,7 @@ def _work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     torch.set_num_threads(plan.threads)
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
-    if device.type == "cuda":
-        gpus.set_up(device, plan.config)
+    gpus.set_up(device, plan.config)
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(

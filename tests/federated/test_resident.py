@@ -63,10 +63,11 @@ def test_logits_are_float32_in_any_precision(tmp_path: Path) -> None:
         assert resident.logits(resident.train.batch(SHARD)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("rows", [[1, 1], [1, 2]])
+@pytest.mark.parametrize(("rows", "pinned"), [([1, 1], True), ([1, 2], True), ([1, 2], False)])
 def test_a_batch_goes_to_a_gpu_in_one_copy_and_without_a_mask_if_nothing_is_padded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int], pinned: bool
 ) -> None:
+    """`pinned`: whether the system has memory that it keeps in its place. Without a GPU, this torch has none."""
     resident = builders.resident(tmp_path, Config(), builders.bert())
     batch = resident.train.batch(np.array(rows))
     assert batch.attention_mask is not None
@@ -75,7 +76,11 @@ def test_a_batch_goes_to_a_gpu_in_one_copy_and_without_a_mask_if_nothing_is_padd
     resident.model.module.eval()
     expected = resident.logits(batch)
     copies: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    if pinned:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    elif not torch.cuda.is_available():
+        with pytest.raises(RuntimeError):
+            torch.ones(1).pin_memory()
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: copies.append(self) or self.clone())
     on_gpu = dataclasses.replace(resident, device=torch.device("cuda:0")).to_device(batch)
     monkeypatch.undo()

@@ -18,6 +18,7 @@ from scaling_fl.data.token_store import TokenStore
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.worker_sites import Shards
+from scaling_fl.models import probe
 from scaling_fl.runtime import launcher, token_files
 from scaling_fl.runtime import preparation as prepare_module
 from scaling_fl.state_file import read_state
@@ -229,3 +230,32 @@ def test_a_model_that_works_in_no_precision_is_refused(
     (tmp_path / "work").mkdir()
     with pytest.raises(UserError, match=r"precision=fp32: model=.* \(FloatingPointError: .*\); use another model$"):
         prepare_module.prepare(Mock(), small_config, str(tmp_path / "work"))
+
+
+def test_a_model_without_deterministic_kernels_is_refused_before_training(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial runs with the settings of the workers, which only a GPU needs."""
+
+    def set_up(device: torch.device, config: Config) -> None:
+        assert device == torch.device("cpu")
+        torch.use_deterministic_algorithms(config.deterministic)
+
+    check_step = probe.check_step
+
+    def lacking(*arguments: Any, **more: Any) -> None:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+        check_step(*arguments, **more)
+
+    monkeypatch.setattr(prepare_module.gpus, "set_up", set_up)
+    monkeypatch.setattr(probe, "check_step", lacking)
+    config = dataclasses.replace(small_config, deterministic=True)
+    try:
+        with pytest.raises(
+            UserError, match=r"a deterministic implementation\); use another model, or leave out determin"
+        ):
+            prepare(config, tmp_path / "refused")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    prepare(small_config, tmp_path / "accepted")
