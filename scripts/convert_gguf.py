@@ -29,12 +29,17 @@ def main() -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # a file that is damaged can fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        parser.error(f"{file}: cannot load it: {reason}; is it complete, and a language model that transformers knows?")
     # The weights are plain floats now, but the library takes them for quantised ones, and refuses to save them.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     print(f"{folder}: {model.num_parameters() / 1e6:.1f} M parameters")
     return 0
 
