@@ -46,10 +46,11 @@ class BatchMetrics:
 def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float]:
     """Return `train.*` over all sites of a round, of the worst and the best site, and, if `each`, `site.N.train.*`.
 
-    Nothing if no site takes part.
+    Nothing if no site takes part. Sums run in the order of the sites: the number of workers doesn't affect the result.
     """
     if not sites:
         return {}
+    sites = sorted(sites, key=lambda s: s.site)
     count = sum(site.count for site in sites)
     result = {
         "train.loss": sum(site.loss_sum for site in sites) / count,
@@ -59,7 +60,7 @@ def training(sites: Sequence[SiteMetrics], each: bool = True) -> dict[str, float
         "train.worst_site.accuracy": min(site.accuracy for site in sites),
         "train.best_site.accuracy": max(site.accuracy for site in sites),
     }
-    for site in sorted(sites, key=lambda s: s.site) if each else ():
+    for site in sites if each else ():
         result[f"site.{site.site}.train.loss"] = site.loss
         result[f"site.{site.site}.train.accuracy"] = site.accuracy
     return result

@@ -105,11 +105,12 @@ def _of_own_models(
     worker_sites: WorkerSites, collectives: Collectives, state: ServerState, name: str, examples: Examples
 ) -> dict[str, float]:
     by_site = [
-        (_with_bits(metrics.validation(batches, name), examples, name), metrics.confusion_matrix(batches))
+        (site.number, _with_bits(metrics.validation(batches, name), examples, name), metrics.confusion_matrix(batches))
         for site in worker_sites.everyone()
         for batches in [evaluate(worker_sites.resident, site.own_params(state.params), 0, 1, examples)]
     ]
-    sites = [site for of_worker in collectives.all_gather(by_site) for site in of_worker]
+    # In the order of the sites: the number of workers doesn't affect the sums.
+    sites = sorted((site for of_worker in collectives.all_gather(by_site) for site in of_worker), key=lambda s: s[0])
     if examples.store.predicted is None:
-        state.confusion[name] = np.sum([confusion for _, confusion in sites], axis=0)
-    return metrics.mean_over_sites([of_site for of_site, _ in sites])
+        state.confusion[name] = np.sum([confusion for _, _, confusion in sites], axis=0)
+    return metrics.mean_over_sites([of_site for _, of_site, _ in sites])

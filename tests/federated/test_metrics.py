@@ -60,6 +60,12 @@ def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
     assert metrics.validation(reversed(batches)) == metrics.validation(batches)
 
 
+def test_the_order_in_which_sites_arrive_does_not_matter_bitwise() -> None:
+    sites = [SiteMetrics(number, loss, 2, 2) for number, loss in enumerate((0.1, 0.2, 0.3))]
+    assert (0.1 + 0.2) + 0.3 != (0.3 + 0.2) + 0.1
+    assert metrics.training(sites[::-1]) == metrics.training(sites)
+
+
 def test_macro_f1_counts_a_class_that_never_occurs_as_zero() -> None:
     assert metrics.macro_f1(np.array([[3, 0, 0], [0, 2, 0], [0, 0, 0]])) == pytest.approx(2 / 3)
 

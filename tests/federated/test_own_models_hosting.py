@@ -1,4 +1,4 @@
-"""Results on sites' own test rows don't depend on which worker trains and evaluates which site."""
+"""Results of sites' own models, and on their own test rows, don't depend on which worker trains and evaluates which site."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.federated.test_own_models import KEYS, TESTS
 from tests.federated.training import SHARDS
 
 
-def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
+def all_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path, keys: dict[str, Any]) -> Any:
     torch.set_num_threads(1)
     config, folder = Config.from_mapping(KEYS | keys), folder / str(num_workers)
     module = builders.bert()
@@ -34,8 +34,8 @@ def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path
     seen: list[dict[str, Any]] = []
     rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
     collectives.close()
-    own = {name: value for name, value in seen[-1].items() if "site_test" in name or "personal" in name}
-    return own, state.params.numpy().copy()
+    own = [{name: value for name, value in of_round.items() if "second" not in name} for of_round in seen]
+    return own, {name: value.tolist() for name, value in state.confusion.items()}, state.params.numpy().copy()
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,9 @@ def last_metrics(rank: int, num_workers: int, memory: SharedMemory, folder: Path
 def test_results_do_not_depend_on_the_workers(run_distributed: Any, tmp_path: Path, keys: dict[str, Any]) -> None:
     for num_workers in (1, 3):
         builders.resident(tmp_path / str(num_workers), Config.from_mapping(KEYS | keys), builders.bert())
-    (alone,) = run_distributed(last_metrics, 1, keys)
-    assert alone[0]["personal.accuracy"] >= 0
-    for own, params in run_distributed(last_metrics, 3, keys):
+    (alone,) = run_distributed(all_metrics, 1, keys)
+    assert alone[0][-1].keys() > {"personal.accuracy", "validation.loss", "train.loss"}
+    for own, confusion, params in run_distributed(all_metrics, 3, keys):
         assert own == alone[0]
-        assert np.array_equal(params, alone[1])
+        assert confusion == alone[1]
+        assert np.array_equal(params, alone[2])
