@@ -50,7 +50,7 @@ class Job(NamedTuple):
             "status": run["status"],
             "metrics": reproducible,
             "shards": info["shards"],
-            "model": info["files"]["model"],
+            "model": info["files"].get("model"),  # without a global model, none is published
         }
 
 
