@@ -251,11 +251,12 @@ def test_a_model_without_deterministic_kernels_is_refused_before_training(
     monkeypatch.setattr(prepare_module.gpus, "set_up", set_up)
     monkeypatch.setattr(probe, "check_step", lacking)
     config = dataclasses.replace(small_config, deterministic=True)
+    (tmp_path / "work").mkdir()
     try:
         with pytest.raises(
             UserError, match=r"a deterministic implementation\); use another model, or leave out determin"
         ):
-            prepare(config, tmp_path / "refused")
+            prepare_module.prepare(Mock(), config, str(tmp_path / "work"))
     finally:
         torch.use_deterministic_algorithms(False)
-    prepare(small_config, tmp_path / "accepted")
+    prepare_module.prepare(Mock(), small_config, str(tmp_path / "work"))
