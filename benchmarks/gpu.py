@@ -30,7 +30,10 @@ import torch
 from gpu_training import DEVICE, SHAPES
 
 # Each in its own process, which frees the memory.
-OURS = "import sys, json, gpu_training as gpu; print(json.dumps(gpu.ours(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4])))"
+OURS = (
+    "import sys, json, gpu_training as gpu; "
+    "print(json.dumps(gpu.ours(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], sys.argv[5] == 'True')))"
+)
 LIMITS = "import sys, json, gpu; print(json.dumps(gpu.limits(sys.argv[1])))"
 TRAINER = (
     "import sys, json, gpu_training as gpu; "
@@ -38,7 +41,7 @@ TRAINER = (
 )
 SITES = (
     "import sys, json, gpu_sites as gpu; "
-    "print(json.dumps(gpu.colocated(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))"
+    "print(json.dumps(gpu.colocated(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5] == 'True')))"
 )
 BATCHES = {"BERT-base": (32, 256), "DistilBERT": (32,)}  # texts per step
 SITE_BATCH = 32
@@ -67,22 +70,39 @@ def training(
     count = options.texts // batch
     arguments = (shape, count, batch, precision)
     runs: dict[str, Callable[[], Any]] = {
-        "scaling_fl": lambda: measure.script(sys.executable, OURS, *arguments, **here)
+        "scaling_fl": lambda: measure.script(sys.executable, OURS, *arguments, False, **here),
+        "deterministic": lambda: measure.script(sys.executable, OURS, *arguments, True, **here),
     }
     for name in samplings:
         runs[name] = lambda name=name: measure.script(python, TRAINER, *arguments, name, **here)  # type: ignore[misc]
-    results = measure.in_turn(runs, options.repeats)
+    results = measure.in_turn({name: (lambda run=run: attempt(run)) for name, run in runs.items()}, options.repeats)
+    results = {name: rows for name, rows in results.items() if None not in rows}
+    if "scaling_fl" not in results:
+        raise RuntimeError("no figures of scaling_fl")
+    samplings = {name: title for name, title in samplings.items() if name in results}
     speed = {name: statistics.median(row[0] for row in rows) for name, rows in results.items()}
     used = {name: statistics.median(row[1] for row in rows) for name, rows in results.items()}
     what, mine = f"{shape}, {batch} texts a step, {precision}", f"{speed['scaling_fl']:.0f}/s"
     for peer, name in samplings.items():
         bar = "≥ 1.5" if peer == "group_by_length" else ""
         yield f"{what}, against {name}", mine, f"{speed[peer]:.0f}/s", f"{speed['scaling_fl'] / speed[peer]:.2f}", bar
+    if "deterministic" in speed:
+        ratio = f"{speed['deterministic'] / speed['scaling_fl']:.2f}"
+        yield f"{what}, deterministic=True against the default", f"{speed['deterministic']:.0f}/s", mine, ratio, ""
     theirs = ", ".join(f"{used[name] / rate:.2f}" for name in samplings)
     share = f"{used['scaling_fl'] / rate:.2f}" + f" (Trainer {theirs})" * bool(theirs)
     bar = {("BERT-base", 32): "≥ 0.25", ("BERT-base", 256): "≥ 0.45"}.get((shape, batch), "")
     flops = f"{used['scaling_fl'] / 1e12:.0f} TFLOP/s"
     yield f"{what}, against the GPU's matrix products", flops, f"{rate / 1e12:.0f} TFLOP/s", share, bar
+
+
+def attempt(run: Callable[[], Any]) -> Any:
+    """What the run yields, or None if its process fails, which takes nothing from the others."""
+    try:
+        return run()
+    except SystemExit as error:  # `measure.script` exits
+        print(error, flush=True)
+        return None
 
 
 def trainer() -> tuple[str, dict[str, str]]:
@@ -97,15 +117,29 @@ def trainer() -> tuple[str, dict[str, str]]:
         return sys.executable, {}
 
 
-def sites(number: int, texts: int, precision: str, bandwidth: float, here: dict[str, str], how: str) -> Iterator[Row]:
-    """Several sites that share the GPU: their training and memory, and aggregation as a share of memory bandwidth."""
-    found = measure.script(sys.executable, SITES, number, precision, texts, SITE_BATCH, **here)
-    moved = (number + 1) * found["bytes"] / found["aggregate"]
-    what = f"{number} DistilBERT sites on the GPU, {found['through']}{how}"
-    yield f"{what}: training", f"{texts / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB", "", "", ""
-    milliseconds = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s"
-    share = f"{moved / bandwidth:.2f}"
-    yield f"{what}: aggregation", milliseconds, f"{bandwidth / 1e9:.0f} GB/s", share, ""
+def sites(
+    number: int, texts: int, precision: str, bandwidth: float, here: dict[str, str], how: str, alone: dict[str, float]
+) -> Iterator[Row]:
+    """Several sites that share the GPU: their training and memory, and aggregation as a share of memory bandwidth.
+
+    `alone` holds the seconds of training with one site, by `how`, once they are known.
+    """
+    for exact in (True, False) if not how else (True,):
+        found = measure.script(sys.executable, SITES, number, precision, texts, SITE_BATCH, exact, **here)
+        what = f"{number} DistilBERT sites on the GPU, {found['through']}{how}"
+        if exact:
+            if number == 1:
+                alone[how] = found["train"]
+            against = alone.get(how)
+            yield (
+                f"{what}: training, against one site", f"{texts / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB",
+                f"{texts / against:.0f}/s" if against else "", f"{against / found['train']:.2f}" if against else "",
+                "≥ 0.9" if number == 8 else "",
+            )  # fmt: skip
+        moved = (number + 1) * found["bytes"] / found["aggregate"]
+        milliseconds, share = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s", f"{moved / bandwidth:.2f}"
+        kind, bar = ("fixed point", "") if exact else ("floats", "≥ 0.5")
+        yield f"{what}: aggregation in {kind}", milliseconds, f"{bandwidth / 1e9:.0f} GB/s", share, bar
 
 
 @contextlib.contextmanager
@@ -168,12 +202,15 @@ def main() -> None:
             for batch in BATCHES[shape]:
                 show(f"{shape}, {batch}", training(shape, batch, options, precision, rate, here))
     if options.part != "training":
+        alone: dict[str, float] = {}
         for number in options.sites:
-            show(f"{number} sites", sites(number, options.texts, precision, bandwidth, here, ""))
+            show(f"{number} sites", sites(number, options.texts, precision, bandwidth, here, "", alone))
         with multi_process_service() as variables:
             for number in options.sites if variables else ():
                 service = here | (variables or {})
-                show(f"{number} sites, MPS", sites(number, options.texts, precision, bandwidth, service, ", MPS"))
+                show(
+                    f"{number} sites, MPS", sites(number, options.texts, precision, bandwidth, service, ", MPS", alone)
+                )
         with tempfile.TemporaryDirectory() as name:
             model = gpu_lora.model_folder(Path(name))
             for number in options.sites:

@@ -29,13 +29,17 @@ def work(
     precision: str,
     count: int,
     batch: int,
+    exact: bool,
     free: int,
 ) -> None:
-    """One of several sites on the GPU: time three rounds and check the mean. `free`: free bytes before the start."""
+    """One of several sites on the GPU: time three rounds and check the mean. `free`: free bytes before the start.
+
+    `exact`: whether sums are in fixed point, rather than in floats.
+    """
     torch.set_num_threads(max(1, measure.CORES // num_sites))
     torch.cuda.set_device(DEVICE)
     size = Layout(module("DistilBERT")).size
-    collectives = Collectives(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous")
+    collectives = Collectives(rank, [str(DEVICE)] * num_sites, size, memory, f"file://{folder}/rendezvous", exact=exact)
     shared = collectives.worker_row.is_cuda
     home = resident(
         Path(folder) / str(rank), "DistilBERT", count, batch, precision, collectives.worker_row if shared else None
@@ -75,7 +79,7 @@ def work(
     collectives.close()
 
 
-def colocated(num_sites: int, precision: str, count: int, batch: int) -> dict[str, Any]:
+def colocated(num_sites: int, precision: str, count: int, batch: int, exact: bool) -> dict[str, Any]:
     """Seconds of training and aggregation, and bytes, of `num_sites` sites with `count` texts together."""
     results: list[dict[str, Any]] = []
 
@@ -88,7 +92,7 @@ def colocated(num_sites: int, precision: str, count: int, batch: int) -> dict[st
     memory = SharedMemory()
     with tempfile.TemporaryDirectory() as folder:
         free = torch.cuda.mem_get_info(DEVICE)[0]
-        jobs = [(rank, num_sites, memory, folder, precision, count, batch, free) for rank in range(num_sites)]
+        jobs = [(rank, num_sites, memory, folder, precision, count, batch, exact, free) for rank in range(num_sites)]
         launcher.run_children("gpu_sites:work", jobs, [f"site {rank}" for rank in range(num_sites)], folder, keep)
     memory.close()
     return results[0] | {name: statistics.median(results[0][name]) for name in ("train", "aggregate")}

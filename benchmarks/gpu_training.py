@@ -21,7 +21,6 @@ from scaling_fl.models.flat_parameters import FlatModel, Layout
 DEVICE = torch.device("cuda:0")
 SHAPES = {"BERT-base": transformers.BertConfig, "DistilBERT": transformers.DistilBertConfig}
 VOCABULARY = 30522
-WARM_UP = 4  # batches that don't count
 
 
 def module(shape: str) -> Any:
@@ -39,7 +38,7 @@ def examples(count: int) -> tuple[list[list[int]], np.ndarray]:
 class Tokenized:
     """A tokenizer whose input is token ids already."""
 
-    all_special_ids, unk_token_id = (), None
+    all_special_ids, unk_token_id, pad_token_id = (), None, 0
 
     def __len__(self) -> int:
         return VOCABULARY
@@ -52,12 +51,13 @@ class Tokenized:
 
 
 def resident(
-    folder: Path, shape: str, count: int, batch: int, precision: str, flat: torch.Tensor | None = None
-) -> Resident:
+    folder: Path, shape: str, count: int, batch: int, precision: str, flat: torch.Tensor | None = None,
+    deterministic: bool = False,
+) -> Resident:  # fmt: skip
     if not (folder / "train").exists():
         token_store.write(folder / "train", Tokenized(), *examples(count), 128)
     store = token_store.TokenStore(folder / "train", 0, multiple=8)  # as workers on a GPU
-    config = Config(batch_size=batch, precision=precision)
+    config = Config(batch_size=batch, precision=precision, deterministic=deterministic)
     gpus.set_up(DEVICE, config)
     built = module(shape).to(DEVICE)
     flat = torch.zeros(Layout(built).size, device=DEVICE) if flat is None else flat
@@ -68,10 +68,10 @@ def flops(built: Any, num_tokens: int) -> float:
     return 6.0 * num_tokens * sum(p.numel() for name, p in built.named_parameters() if "embeddings" not in name)
 
 
-def ours(shape: str, batches: int, batch: int, precision: str) -> tuple[float, float]:
+def ours(shape: str, batches: int, batch: int, precision: str, deterministic: bool = False) -> tuple[float, float]:
     """Examples and model FLOPs per second of one site."""
     with tempfile.TemporaryDirectory() as folder:
-        home = resident(Path(folder), shape, batches * batch, batch, precision)
+        home = resident(Path(folder), shape, batches * batch, batch, precision, deterministic=deterministic)
         params, everything = home.model.flat.clone(), np.arange(batches * batch)
         Site(0, everything, home).train(params, 1)  # warm up, with batches of the same lengths
         torch.cuda.synchronize()
@@ -82,7 +82,7 @@ def ours(shape: str, batches: int, batch: int, precision: str) -> tuple[float, f
 
 
 def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str) -> tuple[float, float]:
-    """Examples and model FLOPs per second of the Hugging Face Trainer."""
+    """Examples and model FLOPs per second of the Hugging Face Trainer, in the second of two epochs."""
     ids, labels = examples(batches * batch)
     rows = [
         {"input_ids": i, "attention_mask": [1] * len(i), "labels": int(n)} for i, n in zip(ids, labels, strict=True)
@@ -91,7 +91,7 @@ def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str)
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            if len(times) < WARM_UP:
+            if len(times) == batches - 1:
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
@@ -105,7 +105,7 @@ def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str)
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            folder, per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=5e-5, max_grad_norm=0.0,
+            folder, per_device_train_batch_size=batch, num_train_epochs=2, learning_rate=5e-5, max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
             train_sampling_strategy=sampling, bf16=precision == "bf16", dataloader_num_workers=4,
         )  # fmt: skip
@@ -113,6 +113,5 @@ def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str)
         transformers.Trainer(
             built, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]
         ).train()  # training ends with a read of the loss, which synchronises
-        seconds = time.perf_counter() - times[WARM_UP - 1]
-    part = (len(times) - WARM_UP) / len(times)
-    return part * len(rows) / seconds, part * flops(built, sum(map(len, ids))) / seconds
+        seconds = time.perf_counter() - times[batches - 1]
+    return len(rows) / seconds, flops(built, sum(map(len, ids))) / seconds
