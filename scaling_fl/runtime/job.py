@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl import host
-from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
@@ -21,7 +20,7 @@ from scaling_fl.config.sections.run import CHECKPOINTS
 from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
-from scaling_fl.runtime import job_page, launcher
+from scaling_fl.runtime import finished, job_page, launcher
 from scaling_fl.runtime.job_page import JobPage
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
@@ -81,9 +80,14 @@ class Job:
         config = agreement.agree_on_config(config, self.link)
         config = config.named(str(config.job_name))
         history = self._claim(config) if self.link.node.rank == 0 else None
+        if history is not None and self.link.node.count == 1 and (said := finished.recall(history, config)):
+            self._say_finished(config, said, history)
+            sys.exit(0)
         self.plan = self._prepare(config)
         if self.plan.finished:
-            self._say_finished(self.plan, history)
+            self._say_finished(config, finished.sentence(config, self.plan.round), history, self.plan)
+            if history is not None:
+                finished.remember(history, config, self.plan.round)
             sys.exit(0)
         if history is not None and self.plan.round == 0 and history.exists():
             self._check_recorded(self.plan, history)
@@ -111,6 +115,8 @@ class Job:
         for attempt in itertools.count(1):
             try:
                 launcher.train(plan, self._on_event, self.link)
+                if self._tracker is not None:
+                    finished.remember(events.path_of(RUNS, plan.config), plan.config, plan.config.num_rounds)
                 return
             except JobFailed as error:
                 if attempt > plan.config.max_restarts or isinstance(error, NodeLost | OutOfMemory):
@@ -192,15 +198,8 @@ class Job:
         folder = self._attempt.enter_context(host.work_folder())
         return launcher.prepare(config, folder, self.console.event, self.link)
 
-    def _say_finished(self, plan: Plan, history: Path | None) -> None:
-        config = plan.config
-        folder = CheckpointStore(config.checkpoints_dir).url if config.checkpoints_dir else "node 0's checkpoints_dir"
-        models = " and ".join(f"{folder}/{name}" for name in final_model.folders(config, plan.round, plan.best))
-        model = f"the model is in {models}" if models else f"checkpoints are in {folder}"
-        self.console.line(
-            f"job {config.job_name} is finished: {_rounds_done(plan.round)}, and {model}; for more rounds, set num_rounds "
-            f"above {plan.round}"
-        )
+    def _say_finished(self, config: Config, said: str, history: Path | None, plan: Plan | None = None) -> None:
+        self.console.line(said)
         if history is not None and history.exists():
             self._bring_up_to_date(config, history, plan)
 
@@ -221,9 +220,7 @@ class Job:
         compatibility.check_config(config, record.config)
         compatibility.check_data(config, str(record.info["data_digest"]), plan.data_digest)
         if record.entry["status"] == "COMPLETED":
-            said = (
-                f"{_rounds_done(done)} and recorded, but there is no checkpoint; to train again, use another job_name"
-            )
+            said = f"{finished.rounds_done(done)} and recorded, but there is no checkpoint; to train again, use another job_name"
             if config.checkpoints_dir not in (None, Config().named(str(config.job_name)).checkpoints_dir):
                 # The user expects the model there.
                 raise UserError(f"checkpoints_dir={config.checkpoints_dir}: job {config.job_name} is finished: {said}")
@@ -244,7 +241,3 @@ class Job:
         if event["event"] == "checkpoint":
             self._saved = event["round"]
         self.console.event(event, self.plan)
-
-
-def _rounds_done(number: int) -> str:
-    return "1 round is done" if number == 1 else f"{number} rounds are done"
