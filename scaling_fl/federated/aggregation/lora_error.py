@@ -4,12 +4,12 @@ With site k's matrices A_k, B_k and its weight w_k:
 
     lora.product_error = ‖Σ w_k B_k A_k − (Σ w_k B_k) (Σ w_k A_k)‖ / ‖Σ w_k B_k A_k‖
 
-over all adapted layers together (Frobenius norms). The products are as large as the base, so they are never formed. Each
-layer has 16 random vectors u and 16 z, and E (uᵀ M z)² = ‖M‖² for any M. Sites add (uᵀ B_k) (A_k z), uᵀ B_k and A_k z.
+over all adapted layers together (Frobenius norms). The products are as large as the base, so they are never formed. With
+random vectors u and z, E (uᵀ M z)² = ‖M‖² for any M. Sites add (uᵀ B_k) (A_k z), uᵀ B_k and A_k z, for 16 vectors each. All
+layers have the same ones, cut to their size: drawing others for each would take as long as a short step.
 Personal matrices count as well: the error is what averaging them would cost.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,16 +39,20 @@ class Sketches:
     products: dict[str, torch.Tensor] = field(default_factory=dict)  # (K, K): Σ w_k (uᵀ B_k) (A_k z)
     left: dict[str, torch.Tensor] = field(default_factory=dict)  # (K, R): Σ w_k uᵀ B_k
     right: dict[str, torch.Tensor] = field(default_factory=dict)  # (R, K): Σ w_k A_k z
+    probes: torch.Tensor | None = None  # (2, length, K): u and z, drawn at the first site
 
     def add(self, params: torch.Tensor, weight: float) -> None:
         """Add a site's parameters (size,)."""
         views = self.layout.views(params)
-        for number, name in enumerate(sorted(name for name in views if MATRIX_A in name)):
-            a, b = views[name].double(), views[name.replace(MATRIX_A, MATRIX_B)].double()
-            generator = torch.Generator(params.device).manual_seed(seeding.torch_seed(self.seed, "lora error", number))
-            draw = functools.partial(torch.randn, dtype=torch.float64, device=params.device, generator=generator)
-            left = draw(_PROBES, len(b)) @ b
-            right = a @ draw(a.shape[1], _PROBES)
+        names = {name: name.replace(MATRIX_A, MATRIX_B) for name in sorted(views) if MATRIX_A in name}
+        if self.probes is None:
+            longest = max(max(views[a].shape[1], len(views[b])) for a, b in names.items())
+            generator = torch.Generator().manual_seed(seeding.torch_seed(self.seed, "lora error"))
+            drawn = torch.randn(2, longest, _PROBES, dtype=torch.float64, generator=generator)
+            self.probes = drawn.to(params.device)
+        for name, name_b in names.items():
+            a, b = views[name].double(), views[name_b].double()
+            left, right = self.probes[0, : len(b)].T @ b, a @ self.probes[1, : a.shape[1]]
             for sums, value in ((self.products, left @ right), (self.left, left), (self.right, right)):
                 sums[name] = sums.get(name, 0) + weight * value
 
