@@ -108,9 +108,7 @@ class WithLoraError:
 
     def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Aggregation`."""
-        error = relative_error(self.collectives.all_gather(self.sketches.arrays()))
-        if self.collectives.rank == 0:
-            self.inner.results["lora.product_error"] = error
+        self.inner.results["lora.product_error"] = relative_error(self.collectives.all_gather(self.sketches.arrays()))
         yield from self.inner.combined()
 
 

@@ -122,8 +122,7 @@ class OfProducts:
             new, errors = change(Layer(number, name, server, pairs))
             deltas |= {key: server[key].cpu() - value for key, value in new.items()}
             cut, whole = cut + errors[0], whole + errors[1]
-        if self.collectives.rank == 0:
-            self.results["lora.truncation_error"] = (cut / whole) ** 0.5 if whole else 0.0
+        self.results["lora.truncation_error"] = (cut / whole) ** 0.5 if whole else 0.0
         return deltas
 
     def _svd(self, layer: Layer) -> Change:
