@@ -134,7 +134,7 @@ def sites(
             yield (
                 f"{what}: training, against one site", f"{texts / found['train']:.0f}/s, {found['memory'] / 2**30:.1f} GiB",
                 f"{texts / against:.0f}/s" if against else "", f"{against / found['train']:.2f}" if against else "",
-                "≥ 0.9" if number == 8 else "",
+                "≥ 0.9" if number == 8 and against else "",
             )  # fmt: skip
         moved = (number + 1) * found["bytes"] / found["aggregate"]
         milliseconds, share = f"{1e3 * found['aggregate']:.1f} ms, {moved / 1e9:.0f} GB/s", f"{moved / bandwidth:.2f}"

@@ -108,6 +108,7 @@ def trainer(shape: str, batches: int, batch: int, precision: str, sampling: str)
             folder, per_device_train_batch_size=batch, num_train_epochs=2, learning_rate=5e-5, max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
             train_sampling_strategy=sampling, bf16=precision == "bf16", dataloader_num_workers=4,
+            dataloader_persistent_workers=True,
         )  # fmt: skip
         built = module(shape)
         transformers.Trainer(

@@ -109,6 +109,6 @@ def flower(
     ends: list[float] = measure.script(
         python, "import flower_lora; flower_lora.main()", model, folder, num_rounds, LEARNING_RATE, keep, num_sites,
         PYTHONPATH=str(folder), FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0",
-        CORES_PER_ACTOR=str(measure.CORES / actors),
+        CORES_PER_ACTOR=str(measure.CORES / actors if actors > measure.CORES else measure.CORES // actors),
     )  # fmt: skip
     return ends

@@ -100,7 +100,7 @@ def _add_delta(module: Any, config: Config) -> None:
     count = sum(ranks[name] * (layer.in_features + layer.out_features) for name, layer in layers.items())
     memory.check(
         f"lora_aggregation={config.lora_aggregation}: what is added to the base has {count / 1e9:.2f} B values, which take",
-        4 * count, f"set lora_delta_rank={8 * config.lora_rank}, or a lower one",
+        4 * count, "lower lora_delta_rank" if config.lora_delta_rank else f"set lora_delta_rank={8 * config.lora_rank}",
     )  # fmt: skip
     pattern = {re.escape(name): rank for name, rank in ranks.items()}
     lora = LoraConfig(target_modules=list(layers), rank_pattern=pattern, alpha_pattern=pattern)

@@ -107,16 +107,18 @@ def write_folder(module: Any, prepared: Path, target: Path, merge: bool = True, 
         module.config.use_cache = False
 
 
-def check_export(loaded: LoadedModel, prepared: Path, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+def check_export(
+    loaded: LoadedModel, prepared: Path, texts: Sequence[str], pairs: Sequence[str] | None, merge: bool = True
+) -> None:
     """Export the model once and load it back: the tensors' names, tokens and logits must stay the same.
 
     `loaded` is as workers rebuild it, see `as_rebuilt`. Raises `ValueError`, or what the library raises. Takes about two
-    seconds for 110 M parameters.
+    seconds for 110 M parameters. `merge`: whether the job will merge adapters into the weights.
     """
-    adapted = adapters.has(loaded.module)
-    memory.check(  # what is merged, in float32 and as it is saved; or what is loaded again
+    two_copies = merge and adapters.has(loaded.module) and loaded.dtype != "float32"
+    memory.check(  # at the end, merged weights in float32 and as they are saved; here, what is loaded again
         "export: to write the model and load it again, which is tried before training, takes",
-        (6 if adapted else 4) * sum(parameter.numel() for parameter in loaded.module.parameters()),
+        (6 if two_copies else 4) * sum(parameter.numel() for parameter in loaded.module.parameters()),
         "use a smaller model, or a machine with more memory",
     )
     config = json.loads((prepared / "tokenizer_config.json").read_text())

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scaling_fl.data.readers.paths import expand
 from scaling_fl.errors import UserError
 from scaling_fl.tracking import events
 
-_INPUTS = ("train_path", "test_path", "dataset", "model")
+Files = dict[str, list[int]]  # by path, size and time of change
 _EXPORTED = {"last": ("model",), "best": ("model-best",), "both": ("model", "model-best")}
 
 
@@ -23,37 +23,63 @@ def rounds_done(number: int) -> str:
     return "1 round is done" if number == 1 else f"{number} rounds are done"
 
 
-def sentence(config: Config, round_: int) -> str:
-    """What is said of a job that has nothing left to do after this round."""
-    where = "checkpoints are in node 0's checkpoints_dir"
-    if config.checkpoints_dir is not None:
-        store = CheckpointStore(config.checkpoints_dir)
-        names = [name for name in _EXPORTED[config.export] if store.read_json(f"{name}/{final_model.COMPLETE}")]
-        models = " and ".join(f"{store.url}/{name}" for name in names)
-        where = f"the model is in {models}" if models else f"checkpoints are in {store.url}"
+def sentence(config: Config, round_: int, models: Sequence[str]) -> str:
+    """What is said of a job that has nothing left to do after this round, and has written the folders `models`."""
+    folder = CheckpointStore(config.checkpoints_dir).url if config.checkpoints_dir else "node 0's checkpoints_dir"
+    places = " and ".join(f"{folder}/{name}" for name in models)
+    where = f"the model is in {places}" if models else f"checkpoints are in {folder}"
     return (
         f"job {config.job_name} is finished: {rounds_done(round_)}, and {where}; for more rounds, set num_rounds above "
         f"{round_}"
     )
 
 
-def remember(history: Path, config: Config, round_: int) -> None:
-    """Keep the sentence beside the event file, with what it depends on. Without it, the next command takes longer."""
-    with contextlib.suppress(OSError, UserError):
-        if (state := _state(config)) is not None:
-            temporary = _place(history).with_suffix(".partial")
-            temporary.write_text(json.dumps({"state": state, "said": sentence(config, round_)}))
-            temporary.replace(_place(history))
+def inputs(config: Config) -> Files | None:
+    """The files that the job reads; None if some aren't on this machine, or not there. A model on the hub is no file."""
+    found: Files = {}
+    try:
+        for key in ("train_path", "test_path", "dataset", "model"):
+            value = getattr(config, key)
+            folder = os.path.expanduser(value or "")
+            if value is None or (key == "model" and not os.path.isdir(folder)):
+                continue
+            if "://" in value or (key == "dataset" and not os.path.isdir(folder)):
+                return None
+            for path in expand(value, key) if key.endswith("_path") else [folder]:
+                found |= _stat(Path(path).expanduser())
+    except (OSError, UserError):
+        return None
+    return found
 
 
-def recall(history: Path, config: Config) -> str | None:
+def remember(history: Path, config: Config, read: Files | None, round_: int) -> None:
+    """Keep the sentence beside the event file, if it depends on files of this machine alone.
+
+    `read`: the `inputs` from before the job read them. Without the sentence, the next command only takes longer.
+    """
+    with contextlib.suppress(OSError):
+        if read is None or (written := _written(config)) is None:
+            return
+        store = CheckpointStore(str(config.checkpoints_dir))
+        models = [name for name in _EXPORTED[config.export] if store.read_json(f"{name}/{final_model.COMPLETE}")]
+        kept = {
+            "job": _job(config), "read": read, "written": written, "said": sentence(config, round_, models)
+        }  # fmt: skip
+        temporary = _place(history).with_suffix(".partial")
+        temporary.write_text(json.dumps(kept))
+        temporary.replace(_place(history))
+
+
+def recall(history: Path, config: Config, read: Files | None) -> str | None:
     """What was said of the job, if it would be said again; None if that has to be found out."""
     try:
         kept = json.loads(_place(history).read_text())
+        same = kept["job"] == _job(config) and kept["read"] == read and kept["written"] == _written(config)
+        if not same:
+            return None
         ends = [event["event"] for event in events.read(history)[0] if event["event"] in ("started", *events.ENDS)]
-        same = ends[-1:] == ["completed"] and kept["state"] == _state(config)
-        return str(kept["said"]) if same else None
-    except (OSError, ValueError, TypeError, KeyError, UserError):
+        return str(kept["said"]) if ends[-1:] == ["completed"] else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -61,38 +87,28 @@ def _place(history: Path) -> Path:
     return history.with_suffix(".finished.json")
 
 
-def _state(config: Config) -> Any:
-    """All that the sentence depends on, as JSON; None where that can't be told without reading the data."""
-    if config.checkpoints_dir is None or not CheckpointStore(config.checkpoints_dir).local:
+def _job(config: Config) -> Any:
+    return {"version": scaling_fl.__version__, "config": json.loads(json.dumps(config.to_mapping()))}
+
+
+def _written(config: Config) -> Files | None:
+    """The checkpoints and models that the job has written; None if they aren't on this machine."""
+    if config.checkpoints_dir is None or not (store := CheckpointStore(config.checkpoints_dir)).local:
         return None
-    inputs = list(_inputs(config))
-    if None in inputs:
-        return None
-    folder = Path(config.checkpoints_dir).expanduser()
-    files = [*map(Path, filter(None, inputs)), *folder.glob("round-*"), *folder.glob("model*")]
-    stats = {name: stat for path in files for name, stat in _stat(path)}
-    return {"version": scaling_fl.__version__, "config": json.loads(json.dumps(config.to_mapping())), "files": stats}
+    folder = Path(store.root)
+    return {
+        name: stat for path in (*folder.glob("round-*"), *folder.glob("model*")) for name, stat in _stat(path).items()
+    }
 
 
-def _inputs(config: Config) -> Iterator[str | None]:
-    """The files and folders that the job reads; None for what isn't on this machine, and may have changed.
+def _stat(path: Path) -> Files:
+    """Of a file, or of all files in a folder."""
 
-    A model on the hub is no part of a finished job.
-    """
-    for key in _INPUTS:
-        value = getattr(config, key)
-        if value is None:
-            continue
-        if key in ("dataset", "model"):
-            folder = os.path.expanduser(value)
-            if os.path.isdir(folder) or key == "dataset":
-                yield folder if os.path.isdir(folder) else None
-        else:
-            yield from (None if "://" in path else os.path.expanduser(path) for path in expand(value, key))
+    def files() -> Iterator[str]:
+        for folder, _, names in os.walk(path, followlinks=True):
+            yield from (os.path.join(folder, name) for name in names)
 
-
-def _stat(path: Path) -> Iterator[tuple[str, list[int]]]:
-    """Size and time of a file, or of each file in a folder."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_dir():
-            yield str(file), [(found := file.stat()).st_size, found.st_mtime_ns]
+    return {
+        name: [(found := os.stat(name)).st_size, found.st_mtime_ns]
+        for name in sorted(files() if path.is_dir() else [str(path)])
+    }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_fl import host
+from scaling_fl.checkpoint import final_model
 from scaling_fl.checkpoint.lease import Lease
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config import compatibility
@@ -54,6 +55,7 @@ class Job:
         self._written: dict[str, str] = {}
         self._saved: int | None = None  # the round of the last checkpoint
         self._unnamed = False  # whether the command had no job_name
+        self._read: finished.Files | None = None  # what the job reads, from before
 
     def config_of(self, values: Mapping[str, Any]) -> Config:
         """The typed configuration; the defaults of some folders are those that Vertex AI names, if any."""
@@ -80,14 +82,16 @@ class Job:
         config = agreement.agree_on_config(config, self.link)
         config = config.named(str(config.job_name))
         history = self._claim(config) if self.link.node.rank == 0 else None
-        if history is not None and self.link.node.count == 1 and (said := finished.recall(history, config)):
+        self._read = None if history is None else finished.inputs(config)
+        if history is not None and self.link.node.count == 1 and (said := finished.recall(history, config, self._read)):
             self._say_finished(config, said, history)
             sys.exit(0)
-        self.plan = self._prepare(config)
-        if self.plan.finished:
-            self._say_finished(config, finished.sentence(config, self.plan.round), history, self.plan)
+        self.plan = plan = self._prepare(config)
+        if plan.finished:
+            models = list(final_model.folders(config, plan.round, plan.best))
+            self._say_finished(config, finished.sentence(config, plan.round, models), history, plan)
             if history is not None:
-                finished.remember(history, config, self.plan.round)
+                finished.remember(history, config, self._read, plan.round)
             sys.exit(0)
         if history is not None and self.plan.round == 0 and history.exists():
             self._check_recorded(self.plan, history)
@@ -116,7 +120,9 @@ class Job:
             try:
                 launcher.train(plan, self._on_event, self.link)
                 if self._tracker is not None:
-                    finished.remember(events.path_of(RUNS, plan.config), plan.config, plan.config.num_rounds)
+                    finished.remember(
+                        events.path_of(RUNS, plan.config), plan.config, self._read, plan.config.num_rounds
+                    )
                 return
             except JobFailed as error:
                 if attempt > plan.config.max_restarts or isinstance(error, NodeLost | OutOfMemory):

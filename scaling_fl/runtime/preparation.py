@@ -42,6 +42,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
     loading.silence_library()
     work, notes = Path(folder), list[str]()
     devices = find_devices(config, notes)
+    gpus.set_up(torch.device(devices[0]), config)  # the trial step needs the kernels of the workers
 
     def report(what: str, done: float, total: float, unit: str) -> None:
         send({"event": "working", "what": what, "done": done, "total": total, "unit": unit})
@@ -128,7 +129,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
             checkpoints.probe()
             if config.has_global_model:
                 with export.export_errors(config.model):
-                    export.check_export(loaded, work / "model", task.train.texts, task.train.pairs)
+                    export.check_export(loaded, work / "model", task.train.texts, task.train.pairs, config.merge)
 
     if previous is None:
         state_file.write_state(work / "state.safetensors", initial, {"round": 0})
@@ -205,7 +206,6 @@ def _try_model(
     """Return how to pad, and `config` with the precision in which the model works. Raises `UserError` if none does."""
     paired = train.pairs is not None
     padding, texts = probe.prepare_padding(config.model, loaded, train.texts, paired, config.max_seq_len, notes)
-    gpus.set_up(torch.device(device), config)  # for the kernels that the workers will use
     chosen = precision(config, torch.device(device))
     fallback = ("fp32",) if config.precision == "auto" and config.base_precision == "fp32" else ()
     for attempt in dict.fromkeys((chosen, *fallback)):
@@ -225,7 +225,7 @@ def _try_model(
             notes[-1] += f"; {attempt} is used"
         return padding, replace(config, precision=attempt)
     remedy = "use another model" if attempt == "fp32" else "set precision=fp32"
-    raise UserError(f"{notes[-1]}; {remedy}{', or leave out deterministic' * config.deterministic}")
+    raise UserError(f"{notes[-1]}; {remedy}{', or leave out deterministic' * ('deterministic' in failure)}")
 
 
 def _initial_state(config: Config, module: torch.nn.Module) -> dict[str, Any]:

@@ -227,7 +227,9 @@ def test_only_the_rows_that_are_tested_need_choices(config: Config, tmp_path: Pa
     }
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "hub")
     of_hub = dataclasses.replace(config, train_path=None, test_path=None, dataset=str(tmp_path / "hub"))
-    for lacking in (of_files, of_hub):
+    rows[0]["options"] = ["one"]  # and none has to be right
+    (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for lacking in (of_files, of_hub, dataclasses.replace(config, train_path=str(tmp_path / "wrong.jsonl"))):
         task = load_task(lacking)
         assert task.test.choices == given.test.choices is not None
         assert task.train.choices is None

@@ -167,11 +167,18 @@ def test_what_would_fail_at_the_end_is_refused_before_training(
 def test_an_export_beyond_the_memory_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With adapters, what is merged stands beside a copy in the type of the base, of two bytes at least."""
-    for trainable, of_each in (("all", 4), ("lora", 6)):
+    """With adapters, what is merged stands beside a copy in the type of the base, if it is another, of two bytes."""
+    cases = (
+        ("all", "bfloat16", True, 4),
+        ("lora", "float32", True, 4),
+        ("lora", "bfloat16", True, 6),
+        ("lora", "bfloat16", False, 4),
+    )
+    for number, (trainable, dtype, merge, of_each) in enumerate(cases):
         config = Config(model=str(builders.pretrained(tmp_path / "saved")), max_seq_len=16, trainable=trainable)
         loaded = loading.load_model(config.model, ("a", "b"), [], 16, 1)
-        prepared = tmp_path / trainable
+        loaded = loaded._replace(dtype=dtype)
+        prepared = tmp_path / str(number)
         prepared.mkdir()
         loaded.module.config.save_pretrained(prepared)
         export.save_tokenizer(loaded.tokenizer, prepared, 16, ["input_ids", "attention_mask"])
@@ -179,13 +186,13 @@ def test_an_export_beyond_the_memory_is_refused_before_training(
         needed = of_each * sum(parameter.numel() for parameter in loaded.module.parameters())
         monkeypatch.setattr(host, "free_memory", lambda needed=needed: float(needed))
         with export.export_errors(config.model):
-            export.check_export(loaded, prepared, ["river"], None)
+            export.check_export(loaded, prepared, ["river"], None, merge)
         monkeypatch.setattr(host, "free_memory", lambda needed=needed: needed - 1.0)
         refused = pytest.raises(
             UserError, match=r"^export: .* takes 0\.0 GiB in float32, and 0\.0 GiB of memory are free"
         )
         with refused, export.export_errors(config.model):
-            export.check_export(loaded, prepared, ["river"], None)
+            export.check_export(loaded, prepared, ["river"], None, merge)
 
 
 @pytest.mark.parametrize(("place", "noticed"), [(0, True), (99, True), (100, False), (130, False)])

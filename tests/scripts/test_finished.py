@@ -56,40 +56,69 @@ def history(small_config: Config, tmp_path: Path) -> tuple[Path, Config]:
     place.write_text("".join(json.dumps({"time": t, "event": e}) + "\n" for t, e in ((1, "started"), (2, "completed"))))
     (Path(str(config.checkpoints_dir))).mkdir(parents=True)
     (Path(str(config.checkpoints_dir)) / "round-000003.safetensors").write_bytes(b"abc")
-    finished.remember(place, config, 3)
+    finished.remember(place, config, finished.inputs(config), 3)
     return place, config
+
+
+def recall(place: Path, config: Config) -> str | None:
+    return finished.recall(place, config, finished.inputs(config))
 
 
 def test_a_changed_setting_or_file_is_noticed(history: tuple[Path, Config], tmp_path: Path) -> None:
     place, config = history
-    assert str(finished.recall(place, config)).startswith(
-        "job j is finished: 3 rounds are done, and checkpoints are in"
-    )
-    assert finished.recall(place, dataclasses.replace(config, seed=config.seed + 1)) is None
+    assert str(recall(place, config)).startswith("job j is finished: 3 rounds are done, and checkpoints are in")
+    assert recall(place, dataclasses.replace(config, seed=config.seed + 1)) is None
     checkpoint = Path(str(config.checkpoints_dir)) / "round-000003.safetensors"
     checkpoint.with_name("round-000004.safetensors").write_bytes(b"")
-    assert finished.recall(place, config) is None
+    assert recall(place, config) is None
     checkpoint.with_name("round-000004.safetensors").unlink()
     for path in (checkpoint, Path(str(config.test_path)), Path(config.model) / "config.json"):
         content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-        assert finished.recall(place, config) is not None
+        assert recall(place, config) is not None
         path.write_bytes(content + b"\n")
         os.utime(path, ns=times)
-        assert finished.recall(place, config) is None, "another size"
+        assert recall(place, config) is None, "another size"
         path.write_bytes(content)
         os.utime(path, ns=times)
     for path in (place.with_suffix(".finished.json"), Path(str(config.train_path))):
-        assert finished.recall(place, config) is not None
+        assert recall(place, config) is not None
         path.rename(tmp_path / "away")
-        assert finished.recall(place, config) is None
+        assert recall(place, config) is None
         (tmp_path / "away").rename(path)
+
+
+def test_data_that_change_while_the_job_runs_are_not_those_that_it_has_read(history: tuple[Path, Config]) -> None:
+    place, config = history
+    before = finished.inputs(config)
+    with open(str(config.train_path), "a") as file:
+        file.write("class 0,river\n")
+    finished.remember(place, config, before, 3)
+    assert recall(place, config) is None
+
+
+def test_folders_are_found_by_url_and_behind_links(history: tuple[Path, Config], tmp_path: Path) -> None:
+    place, config = history
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "saved" / "train").symlink_to(tmp_path / "elsewhere")
+    data = tmp_path / "elsewhere" / "data.arrow"
+    data.write_bytes(b"a")
+    config = dataclasses.replace(
+        config, checkpoints_dir=f"file://{config.checkpoints_dir}", dataset=str(tmp_path / "saved")
+    )
+    checkpoint = Path(config.checkpoints_dir.removeprefix("file://")) / "round-000003.safetensors"
+    for path in (data, checkpoint):
+        finished.remember(place, config, finished.inputs(config), 3)
+        assert recall(place, config) is not None
+        path.write_bytes(b"another size")
+        assert recall(place, config) is None, path
 
 
 def test_a_run_that_was_begun_again_is_not_done(history: tuple[Path, Config]) -> None:
     place, config = history
     with open(place, "a") as file:
         file.write(json.dumps({"time": 3, "event": "started"}) + "\n")
-    assert finished.recall(place, config) is None
+    assert recall(place, config) is None
 
 
 def test_what_other_machines_have_is_never_remembered(
@@ -105,7 +134,8 @@ def test_what_other_machines_have_is_never_remembered(
         dataclasses.replace(config, dataset="someone/something"),
     ):
         place.with_suffix(".finished.json").unlink(missing_ok=True)
-        finished.remember(place, changed, 3)
+        finished.remember(place, changed, finished.inputs(changed), 3)
         assert not place.with_suffix(".finished.json").exists()
-    finished.remember(place, dataclasses.replace(config, model="someone/something"), 3)
+    of_hub = dataclasses.replace(config, model="someone/something")
+    finished.remember(place, of_hub, finished.inputs(of_hub), 3)
     assert place.with_suffix(".finished.json").exists(), "its weights have no part in what is said"

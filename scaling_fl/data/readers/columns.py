@@ -1,30 +1,9 @@
 """The names of a file's columns: whether the wanted ones are there, once each."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from scaling_fl.data.readers.batches import Wanted
 from scaling_fl.errors import UserError
-
-T = TypeVar("T")
-
-
-class MissingColumn(UserError):
-    """A file has no such column."""
-
-    def __init__(self, message: str, column: str):
-        super().__init__(message)
-        self.column = column
-
-
-def with_optional(read: Callable[[Wanted], T], columns: Wanted, optional: Wanted) -> T:
-    """What `read` reads of the columns, and of the optional ones if they are there."""
-    try:
-        return read({**columns, **optional})
-    except MissingColumn as missing:
-        if missing.column not in optional:
-            raise
-        return read(columns)
 
 
 def check_columns(path: str, header: list[str], wanted: Wanted) -> None:
@@ -38,7 +17,7 @@ def check_columns(path: str, header: list[str], wanted: Wanted) -> None:
             alike = next((other for other in header if plain(other) == plain(name)), None)
             hint = "" if alike is None else f" (did you mean {alike!r}?)"
             remedy = f"choose from {found}" if key is not None else f"it has {found}; rename the one that is meant"
-            raise MissingColumn(f"{start} no column {_shown(name)}{hint}; {remedy}", name)
+            raise UserError(f"{start} no column {_shown(name)}{hint}; {remedy}")
 
 
 def plain(name: str) -> str:

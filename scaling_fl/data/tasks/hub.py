@@ -11,7 +11,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import Task
 from scaling_fl.data.readers import tables
 from scaling_fl.data.readers.batches import Wanted
-from scaling_fl.data.readers.columns import check_columns, with_optional
+from scaling_fl.data.readers.columns import check_columns
 from scaling_fl.data.tasks import csv
 from scaling_fl.errors import UserError
 from scaling_fl.progress import Report
@@ -30,9 +30,8 @@ def read(
 ) -> tuple[tables.Table, tables.Table | None, list[str] | None]:
     """The columns of both splits, and the label names in order if the training split has them. Raises `UserError`.
 
-    The training split may lack the columns `of_test`.
+    `of_test`: columns that only the test split has to have.
     """
-    of_test = of_test or {}
     try:
         import datasets
     except ImportError as error:
@@ -40,12 +39,9 @@ def read(
     datasets.disable_progress_bars()
     try:
         splits = _load(datasets, str(config.dataset), config.dataset_config)
-
-        def table(key: str, wanted: Wanted) -> tuple[tables.Table, list[str] | None]:
-            return _table(datasets, config, splits, key, wanted)
-
-        train, names = with_optional(lambda wanted: table("train_split", wanted), columns, of_test)
-        test = None if config.test_fraction else table("test_split", {**columns, **of_test})[0]
+        train, names = _table(datasets, config, splits, "train_split", columns)
+        of_test = {**columns, **(of_test or {})}
+        test = None if config.test_fraction else _table(datasets, config, splits, "test_split", of_test)[0]
     except UserError:
         raise
     except Exception as error:  # configurations, files and features can fail in any way

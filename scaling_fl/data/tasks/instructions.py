@@ -48,17 +48,15 @@ def load(config: Config, report: Report) -> Task:
         if table is not None:
             table.columns[column] = _conversations(config, table)
     task = lm.of_tables(config, train, test, column)
-    if config.choices_column is not None:
-        train_choices, test_choices = (
-            choices.of_table(table, config.choices_column, column)
-            if table is not None and config.choices_column in table.columns
-            else None
+    if (name := config.choices_column) is not None:
+        of_train, of_tests = (  # with test_fraction, the training rows have both
+            None if table is None or name not in table.columns else choices.of_table(table, name, column)
             for table in (train, test)
         )
         task = dataclasses.replace(
             task,
-            train=dataclasses.replace(task.train, choices=train_choices),
-            test=dataclasses.replace(task.test, choices=test_choices),
+            train=dataclasses.replace(task.train, choices=of_train),
+            test=dataclasses.replace(task.test, choices=of_tests),
         )
     return dataclasses.replace(task, conversations=True)
 

@@ -9,7 +9,6 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.examples import NO_EXAMPLES, Split, Task
 from scaling_fl.data.readers import tables
 from scaling_fl.data.readers.batches import Wanted
-from scaling_fl.data.readers.columns import with_optional
 from scaling_fl.data.readers.paths import expand
 from scaling_fl.data.readers.text_lines import read_lines
 from scaling_fl.data.tasks import hub
@@ -39,12 +38,10 @@ def load(config: Config, report: Report) -> Task:
 def both_tables(
     config: Config, columns: Wanted, of_test: Wanted | None = None
 ) -> tuple[tables.Table | None, tables.Table | None]:
-    """The training and the test table, from files or from a hub data set. Training data may lack the columns `of_test`."""
-    of_test = of_test or {}
+    """The training and the test table, from files or from a hub data set. `of_test`: columns that the latter has besides."""
     if config.dataset is not None:
         return hub.read(config, columns, of_test)[:2]
-    train = with_optional(lambda wanted: _table(config, "train_path", wanted), columns, of_test)
-    return train, _table(config, "test_path", {**columns, **of_test})
+    return _table(config, "train_path", columns), _table(config, "test_path", {**columns, **(of_test or {})})
 
 
 def of_tables(config: Config, train: tables.Table | None, test: tables.Table | None, column: str) -> Task:

@@ -5,8 +5,8 @@ With site k's matrices A_k, B_k and its weight w_k:
     lora.product_error = ‖Σ w_k B_k A_k − (Σ w_k B_k) (Σ w_k A_k)‖ / ‖Σ w_k B_k A_k‖
 
 over all adapted layers together (Frobenius norms). The products are as large as the base, so they are never formed. With
-random vectors u and z, E (uᵀ M z)² = ‖M‖² for any M. Sites add (uᵀ B_k) (A_k z), uᵀ B_k and A_k z, for 16 vectors each. All
-layers have the same ones, cut to their size: drawing others for each would take as long as a short step.
+random vectors u and z, E (uᵀ M z)² = ‖M‖² for any M. Sites add (uᵀ B_k) (A_k z), uᵀ B_k and A_k z, for 16 vectors each. Those of a
+layer begin one number after those of the layer before it: drawing others for each would take as long as a short step.
 Personal matrices count as well: the error is what averaging them would cost.
 """
 
@@ -48,11 +48,12 @@ class Sketches:
         if self.probes is None:
             longest = max(max(views[a].shape[1], len(views[b])) for a, b in names.items())
             generator = torch.Generator().manual_seed(seeding.torch_seed(self.seed, "lora error"))
-            drawn = torch.randn(2, longest, _PROBES, dtype=torch.float64, generator=generator)
+            drawn = torch.randn(2, longest + len(names), _PROBES, dtype=torch.float64, generator=generator)
             self.probes = drawn.to(params.device)
-        for name, name_b in names.items():
+        for number, (name, name_b) in enumerate(names.items()):
             a, b = views[name].double(), views[name_b].double()
-            left, right = self.probes[0, : len(b)].T @ b, a @ self.probes[1, : a.shape[1]]
+            of_left, of_right = self.probes[:, number:]
+            left, right = of_left[: len(b)].T @ b, a @ of_right[: a.shape[1]]
             for sums, value in ((self.products, left @ right), (self.left, left), (self.right, right)):
                 sums[name] = sums.get(name, 0) + weight * value
 
