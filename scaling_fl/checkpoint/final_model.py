@@ -12,12 +12,20 @@ from scaling_fl.federated.best_round import BestRound
 COMPLETE = "scaling_fl.json"  # published last
 
 
+_NAMES = {"last": ("model",), "best": ("model-best",), "both": ("model", "model-best")}  # by the key `export`
+
+
 def folders(config: Config, round_: int, best: BestRound | None) -> dict[str, int]:
     """The folders that a finished job has, and the round of each: `model` of the last round, `model-best` of the best."""
     if not config.has_global_model:
         return {}
-    last = {"model": round_} if config.export in ("last", "both") else {}
-    return last | ({"model-best": best.round} if config.export in ("best", "both") and best is not None else {})
+    rounds = {"model": round_} | ({} if best is None else {"model-best": best.round})
+    return {name: rounds[name] for name in _NAMES[config.export] if name in rounds}
+
+
+def complete_folders(config: Config, checkpoints: Storage) -> list[str]:
+    """The folders that a job, which has ended, has written."""
+    return [name for name in _NAMES[config.export] if checkpoints.read_json(f"{name}/{COMPLETE}")]
 
 
 def is_exported(checkpoints: Storage, name: str, round_: int) -> bool:

@@ -16,7 +16,6 @@ from scaling_fl.errors import UserError
 from scaling_fl.tracking import events
 
 Files = dict[str, list[int]]  # by path, size and time of change
-_EXPORTED = {"last": ("model",), "best": ("model-best",), "both": ("model", "model-best")}
 
 
 def rounds_done(number: int) -> str:
@@ -57,11 +56,10 @@ def remember(history: Path, config: Config, read: Files | None, round_: int) -> 
 
     `read`: the `inputs` from before the job read them. Without the sentence, the next command only takes longer.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         if read is None or (written := _written(config)) is None:
             return
-        store = CheckpointStore(str(config.checkpoints_dir))
-        models = [name for name in _EXPORTED[config.export] if store.read_json(f"{name}/{final_model.COMPLETE}")]
+        models = final_model.complete_folders(config, CheckpointStore(str(config.checkpoints_dir)))
         kept = {
             "job": _job(config), "read": read, "written": written, "said": sentence(config, round_, models)
         }  # fmt: skip
@@ -79,7 +77,7 @@ def recall(history: Path, config: Config, read: Files | None) -> str | None:
             return None
         ends = [event["event"] for event in events.read(history)[0] if event["event"] in ("started", *events.ENDS)]
         return str(kept["said"]) if ends[-1:] == ["completed"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, UserError):
         return None
 
 
