@@ -49,14 +49,14 @@ def load(config: Config, report: Report) -> Task:
             table.columns[column] = _conversations(config, table)
     task = lm.of_tables(config, train, test, column)
     if (name := config.choices_column) is not None:
-        of_train, of_tests = (  # with test_fraction, the training rows have both
+        train_choices, test_choices = (  # with test_fraction, the training rows have both
             None if table is None or name not in table.columns else choices.of_table(table, name, column)
             for table in (train, test)
         )
         task = dataclasses.replace(
             task,
-            train=dataclasses.replace(task.train, choices=of_train),
-            test=dataclasses.replace(task.test, choices=of_tests),
+            train=dataclasses.replace(task.train, choices=train_choices),
+            test=dataclasses.replace(task.test, choices=test_choices),
         )
     return dataclasses.replace(task, conversations=True)
 
