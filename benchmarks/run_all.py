@@ -27,6 +27,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 SCRIPTS = (
     "aggregation",
     "checkpoint",
+    "cohorts",
     "evaluation",
     "hosting",
     "local_training",

@@ -59,7 +59,7 @@ def sample(config: Config, sizes: Sequence[int], round_: int, tokens: Sequence[i
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if config.sampling == "by_examples":
-        drawn = rng.choice(len(sizes), count, p=np.array(sizes) / sum(sizes))
+        drawn = rng.choice(len(sizes), count, p=np.asarray(sizes) / np.sum(sizes))
         sites, times = np.unique(drawn, return_counts=True)
         return dict(zip(sites.tolist(), (times / count).tolist(), strict=True))
     if config.sampling == "poisson":

@@ -1,5 +1,6 @@
 """The sites that a worker trains in each round. Any worker can train any site: it can read all shards."""
 
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +29,9 @@ class Shards:
         return np.asarray(self._indices[self._bounds[site] : self._bounds[site + 1]])
 
     @cached_property
-    def sizes(self) -> list[int]:
-        """Number of examples, by site."""
-        sizes: list[int] = np.diff(self._bounds).tolist()
-        return sizes
+    def sizes(self) -> "array[int]":
+        """Number of examples, by site: numbers of Python's that numpy reads without a copy."""
+        return array("q", np.diff(self._bounds).tobytes())
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_shards_round_trip_through_their_files(tmp_path: Path, sizes: list[int])
     parts = np.split(np.random.default_rng(1).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
     write_shards(tmp_path, parts)
     shards = Shards(tmp_path)
-    assert shards.sizes == sizes
+    assert list(shards.sizes) == sizes
     for site, part in enumerate(parts):
         assert np.array_equal(shards[site], part)
 
