@@ -8,7 +8,7 @@ one GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,20 @@ from scaling_fl.distributed.weighted_sum import (
     MAX_DELTA,
     WeightedSum,
     accumulate,
+    as_int64_rows,
     divergence_error,
     max_abs,
     to_float,
 )
+
+
+class _Term(NamedTuple):
+    """A row of this worker's memory domain."""
+
+    row: torch.Tensor  # (size,)
+    member: int  # the rank of its worker
+    scale: float
+    of_params: bool  # whether the row holds a site's parameters, and the delta is the server's − them
 
 
 class Collectives(ControlPlane):
@@ -71,7 +81,7 @@ class Collectives(ControlPlane):
         self._members = [other for other, domain in enumerate(domains) if domain == domains[rank]]
         me, count = self._members.index(rank), len(self._members)
         own, others = rows[: count * self._width], rows[count * self._width :]
-        self._rows = own if self._width == 1 else _as_int64_rows(own)
+        self._rows = own if self._width == 1 else as_int64_rows(own)
         self.worker_row, self.state = self._rows[me], others[: 1 + num_moments]
         bounds = [size * i // count for i in range(count + 1)]
         self.owned_slice = slice(bounds[me], bounds[me + 1])
@@ -80,7 +90,7 @@ class Collectives(ControlPlane):
         self._sum: torch.Tensor | None = None
         self._leaders: Any = None
         if len(leaders) > 1:
-            self._sum = _as_int64_rows(rows[-2:])[0] if exact else rows[-1]
+            self._sum = as_int64_rows(rows[-2:])[0] if exact else rows[-1]
             with self._collective():
                 self._leaders = dist.new_group(leaders, TIMEOUT, "nccl" if rows.is_cuda else "gloo")
 
@@ -172,30 +182,33 @@ class Collectives(ControlPlane):
         if a delta isn't finite or is too large for fixed point.
         """
         self._synchronise_gpu()
-        scales = self.all_gather_numbers(total.scale)
+        heard = self.all_gather_numbers(total.scale, total.of_params)
         terms = [
-            (row, scales[member][0])
+            _Term(row, member, heard[member][0], bool(heard[member][1]))
             for row, member in zip(self._rows, self._members, strict=True)
-            if scales[member][0] > 0
+            if heard[member][0] > 0
         ]
         limit = MAX_DELTA if self._exact else float("inf")
+        largest = torch.zeros(len(terms), device=self.worker_row.device)
         extremes = [torch.tensor([0.0, *total.largest_delta.values()], device=self.worker_row.device).max()]
         reduce = self._reduce_in_domain if self._sum is None else self._reduce_across_domains
-        for chunk, delta in reduce(terms, extremes):
+        for chunk, delta in reduce(terms, largest):
             extremes.append(max_abs(delta))
             yield chunk, delta
-        finite = (torch.stack(extremes) < limit).all().item()
+        finite = (torch.cat([largest, torch.stack(extremes)]) < limit).all().item()
         self._synchronise_gpu()
         if not all(ok for (ok,) in self.all_gather_numbers(finite)):
-            bad = sorted(site for sites in self.all_gather(total.diverged_sites(limit)) for site in sites)
+            of_slices = self.all_gather(dict(zip((term.member for term in terms), largest.tolist(), strict=True)))
+            own = [values[self.rank] for values in of_slices if self.rank in values] if self._exact else None
+            bad = sorted(site for sites in self.all_gather(total.diverged_sites(limit, own)) for site in sites)
             raise divergence_error(bad, limit)
 
     def _reduce_in_domain(
-        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor], raw: bool = False
+        self, terms: list[_Term], largest: torch.Tensor, raw: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield Σ scale × row over the rows of this domain; `raw`: in the dtype of the sum, rather than float32.
+        """Yield Σ scale × delta over the rows of this domain; `raw`: in the dtype of the sum, rather than float32.
 
-        The max |value| of what is converted to fixed point is appended to `extremes`.
+        `largest` (terms,) becomes the max |delta| of what is converted to fixed point.
         """
         length = CHUNK[self.worker_row.device.type]
         one_pass = bool(terms) and not raw and self._has_kernel
@@ -204,25 +217,25 @@ class Collectives(ControlPlane):
         for start in range(self.owned_slice.start, self.owned_slice.stop, length):
             chunk = slice(start, min(start + length, self.owned_slice.stop))
             summed = buffer[: chunk.stop - chunk.start]
+            parts = [term.row[chunk] for term in terms]
+            servers = [self.state[0, chunk] if term.of_params else None for term in terms]
             if one_pass:
-                parts, scales = [row[chunk] for row, _ in terms], [FIXED_POINT_SCALE * scale for _, scale in terms]
-                extremes.append(fused_sum.mean_fixed(summed, parts, scales))
+                scales = [FIXED_POINT_SCALE * term.scale for term in terms]
+                torch.maximum(largest, fused_sum.mean_fixed(summed, parts, scales, servers), out=largest)
                 yield chunk, summed
                 continue
             if not terms:
                 summed.zero_()
-            for number, (row, scale) in enumerate(terms):
-                converted = accumulate(summed, row[chunk], scale, first=number == 0)
+            for number, (term, part, server) in enumerate(zip(terms, parts, servers, strict=True)):
+                converted = accumulate(summed, part, term.scale, number == 0, server)
                 if converted is not None:
-                    extremes.append(converted)
+                    largest[number] = torch.maximum(largest[number], converted)
             yield chunk, summed if raw else to_float(summed)
 
-    def _reduce_across_domains(
-        self, terms: list[tuple[torch.Tensor, float]], extremes: list[torch.Tensor]
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _reduce_across_domains(self, terms: list[_Term], largest: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the same over all domains, by one all-reduce among their leaders."""
         assert self._sum is not None
-        for chunk, summed in self._reduce_in_domain(terms, extremes, raw=True):
+        for chunk, summed in self._reduce_in_domain(terms, largest, raw=True):
             self._sum[chunk] = summed
         self.barrier()
         if self.is_leader:
@@ -233,8 +246,3 @@ class Collectives(ControlPlane):
         for start in range(self.owned_slice.start, self.owned_slice.stop, length):
             chunk = slice(start, min(start + length, self.owned_slice.stop))
             yield chunk, to_float(self._sum[chunk])
-
-
-def _as_int64_rows(rows: torch.Tensor) -> torch.Tensor:
-    """View float32 rows as half as many int64 rows."""
-    return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)

@@ -1,7 +1,7 @@
 """One pass over memory for sums in fixed point.
 
 Operation by operation, torch moves about 48 bytes a value: it looks for the largest delta, scales, converts and adds.
-The kernels read a delta (4 bytes) and the sum (8), and write the sum (8).
+The kernels read a delta (4 bytes), or what it is the difference of, and the sum (8), and write the sum (8).
 """
 
 import functools
@@ -16,13 +16,16 @@ _NUM_TRIED = 5000  # values of the trial
 mean_fixed = fused_sum_c.mean_fixed
 
 
-def add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
-    """total ← total + scale × addend, truncated, or without total if `first`; int64 and float32, contiguous, (n,) each.
+def add_fixed(
+    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None = None
+) -> torch.Tensor:
+    """total ← total + scale × delta, truncated, or without total if `first`; int64 and float32, contiguous, (n,) each.
 
-    Returns the largest |addend|, NaN if any is NaN, as a tensor of one value on the same device.
+    The delta is `row`, or `server` − `row`. Returns the largest |delta|, NaN if any is NaN, as a tensor of one value on
+    the same device.
     """
     of_device = fused_sum_triton if total.is_cuda else fused_sum_c
-    return of_device.add_fixed(total, addend, scale, first)
+    return of_device.add_fixed(total, row, scale, first, server)
 
 
 @functools.cache
@@ -37,9 +40,10 @@ def refusal(device: torch.device) -> str:
         same = torch.equal(total, values.mul(scale).long().sum(0))
         same &= [value.item() for value in found] == values.abs().amax(1).tolist()
         if device.type == "cpu":
-            mean = torch.empty(_NUM_TRIED)
-            same &= mean_fixed(mean, list(values), [scale, scale]).item() == values.abs().max().item()
-            same &= torch.equal(mean, total.mul(2.0**-48))
+            mean, delta = torch.empty(_NUM_TRIED), values[0] - values[1]
+            largest = mean_fixed(mean, list(values), [scale, scale], [None, values[0]])
+            same &= torch.equal(largest, torch.stack([values[0], delta]).abs().amax(1))
+            same &= torch.equal(mean, (values[0].mul(scale).long() + delta.mul(scale).long()).mul(2.0**-48))
     except Exception as error:  # neither Triton nor torch say what they raise where there is no compiler
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if same else "its sums differ from torch's"

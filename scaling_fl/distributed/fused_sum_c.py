@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +26,11 @@ def library() -> ctypes.CDLL:
     if not built.exists():
         _compile(built)
     found = ctypes.CDLL(str(built))
-    found.add_fixed.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int)
-    found.mean_fixed.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-    found.add_fixed.restype = found.mean_fixed.restype = ctypes.c_uint32
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    found.add_fixed.argtypes = (pointer, pointer, pointer, size, ctypes.c_float, ctypes.c_int)
+    found.add_fixed.restype = ctypes.c_uint32
+    found.mean_fixed.argtypes = (pointer, pointer, pointer, pointer, pointer, ctypes.c_int, size)
+    found.mean_fixed.restype = None
     return found
 
 
@@ -44,20 +46,38 @@ def _compile(target: Path) -> None:
         os.replace(made, target)
 
 
-def add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+def add_fixed(
+    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None = None
+) -> torch.Tensor:
     """As `fused_sum.add_fixed`, on the CPU, by the calling thread."""
-    return _value(library().add_fixed(total.data_ptr(), addend.data_ptr(), len(total), scale, first))
+    bits = library().add_fixed(total.data_ptr(), row.data_ptr(), _place(server), len(total), scale, first)
+    return _values([bits])[0]
 
 
-def mean_fixed(mean: torch.Tensor, rows: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
-    """mean ← Σ scale × row, float32 (n,) each, with the sum in fixed point: scales are 2^48 times as large as weights.
+def mean_fixed(
+    mean: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    scales: Sequence[float],
+    servers: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """mean ← Σ scale × delta, float32 (n,) each, with the sum in fixed point: scales are 2^48 times as large as weights.
 
-    Returns the largest |value| of the rows, NaN if any is NaN.
+    The delta of a row is the row itself, or its server − row if it has a server. Returns the largest |delta| of each row
+    (rows,), NaN if any is NaN.
     """
     count = len(rows)
-    places = (ctypes.c_void_p * count)(*(row.data_ptr() for row in rows))
-    return _value(library().mean_fixed(mean.data_ptr(), places, (ctypes.c_float * count)(*scales), count, len(mean)))
+    places = ctypes.c_void_p * count
+    largest = (ctypes.c_uint32 * count)()
+    library().mean_fixed(
+        mean.data_ptr(), places(*map(_place, rows)), places(*map(_place, servers)), (ctypes.c_float * count)(*scales),
+        largest, count, len(mean),
+    )  # fmt: skip
+    return _values(largest)
 
 
-def _value(bits: int) -> torch.Tensor:
-    return torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+def _place(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _values(bits: Iterable[int]) -> torch.Tensor:
+    return torch.tensor(list(bits), dtype=torch.int64).to(torch.int32).view(torch.float32)

@@ -29,8 +29,11 @@ def kernel() -> Any:
     return add
 
 
-def add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+def add_fixed(
+    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None = None
+) -> torch.Tensor:
     """As `fused_sum.add_fixed`, on a GPU."""
+    addend = row if server is None else server - row
     largest = torch.zeros((), dtype=torch.int32, device=total.device)
     size = len(total)
     kernel()[(-(-size // BLOCK),)](total, addend, largest, scale, size, FIRST=first, WIDTH=BLOCK)

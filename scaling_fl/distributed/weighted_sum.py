@@ -29,30 +29,39 @@ class WeightedSum:
 
     def __init__(self, buffer: torch.Tensor, single_site: bool):
         self.buffer, self.single_site, self.scale = buffer, single_site, 0.0  # 0: empty
+        self.of_params = False  # whether `buffer` holds the one site's parameters, of which the reader makes the delta
         self.sites: list[int] = []
         self.largest_delta: dict[int, float] = {}  # max |delta| by site, unless `buffer` still holds the one delta
 
-    def add(self, site: int, delta: torch.Tensor, weight: float) -> None:
-        """Add a site's delta (size,). With `single_site` it may be `buffer` itself."""
+    def add(self, site: int, row: torch.Tensor, weight: float, server: torch.Tensor | None = None) -> None:
+        """Add a site's delta: `row` (size,), or `server` − `row`. With `single_site`, `row` may be `buffer` itself."""
         if self.single_site:
-            if delta.data_ptr() != self.buffer.data_ptr():
-                self.buffer.copy_(delta)
-            self.scale = weight
+            if row.data_ptr() != self.buffer.data_ptr():
+                self.buffer.copy_(row)
+            self.scale, self.of_params = weight, server is not None
         else:
-            delta = delta.to(self.buffer.device)
+            row = row.to(self.buffer.device)
             length, largest = CHUNK[self.buffer.device.type], []
-            for start in range(0, len(delta), length):
+            for start in range(0, len(row), length):
                 chunk = slice(start, start + length)
-                found = accumulate(self.buffer[chunk], delta[chunk], weight, first=not self.sites)
-                largest.append(max_abs(delta[chunk]) if found is None else found)
+                part, of_server = row[chunk], None if server is None else server[chunk]
+                if self.buffer.dtype != torch.int64 and of_server is not None:
+                    part, of_server = of_server - part, None
+                found = accumulate(self.buffer[chunk], part, weight, not self.sites, of_server)
+                largest.append(max_abs(part) if found is None else found)
             self.largest_delta[site] = torch.stack(largest).max().item()
             self.scale = 1.0
         self.sites.append(site)
 
-    def diverged_sites(self, limit: float) -> list[int]:
-        """Return the sites whose delta isn't finite or reaches `limit`."""
+    def diverged_sites(self, limit: float, largest: Sequence[float] | None) -> list[int]:
+        """Return the sites whose delta isn't finite or reaches `limit`.
+
+        `largest`: max |delta| of a single site, by slices. Without, `limit` is infinite, and the delta is taken to be finite
+        if the buffer is: the server's parameters have changed meanwhile.
+        """
         if self.single_site:
-            return [site for site in self.sites if not max_abs(self.buffer).item() < limit]
+            values = [max_abs(self.buffer).item()] if largest is None else largest
+            return self.sites if any(not value < limit for value in values) else []
         return [site for site, value in self.largest_delta.items() if not value < limit]
 
 
@@ -67,36 +76,43 @@ def divergence_error(sites: Sequence[int], limit: float = float("inf")) -> JobFa
     )
 
 
-def accumulate(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor | None:
-    """total ← total + scale × addend, or scale × addend if `first`; (n,) each.
+def accumulate(
+    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """total ← total + scale × delta, or scale × delta if `first`; (n,) each. The delta is `row`, or `server` − `row`.
 
-    If `total` is int64, a float32 `addend` is converted to fixed point, and its largest |value| is returned, NaN if any
-    is NaN; an int64 `addend` must have scale 1.
+    If `total` is int64, a float32 delta is converted to fixed point, and its largest |value| is returned, NaN if any is
+    NaN; an int64 `row` must have scale 1.
     """
-    if total.dtype == addend.dtype == torch.int64:
+    if total.dtype == row.dtype == torch.int64:
         if first:
-            total.copy_(addend)
+            total.copy_(row)
         else:
-            _add_int64(total, addend)
-    elif total.dtype == torch.int64:
-        return _add_fixed(total, addend, scale * FIXED_POINT_SCALE, first)
-    elif first:
-        torch.mul(addend, scale, out=total)
+            _add_int64(total, row)
+        return None
+    if total.dtype == torch.int64:
+        return _add_fixed(total, row, scale * FIXED_POINT_SCALE, first, server)
+    delta = row if server is None else server - row
+    if first:
+        torch.mul(delta, scale, out=total)
     else:
-        total.add_(addend, alpha=scale)
+        total.add_(delta, alpha=scale)
     return None
 
 
-def _add_fixed(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
-    """total (n,) int64 ← total + scale × addend, truncated; returns the largest |addend|, NaN if any is NaN."""
-    if total.is_contiguous() and addend.is_contiguous() and not fused_sum.refusal(total.device):
-        return fused_sum.add_fixed(total, addend, scale, first)
-    scaled = addend.mul(scale)
+def _add_fixed(
+    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None
+) -> torch.Tensor:
+    """total (n,) int64 ← total + scale × delta, truncated; returns the largest |delta|, NaN if any is NaN."""
+    if total.is_contiguous() and row.is_contiguous() and not fused_sum.refusal(total.device):
+        return fused_sum.add_fixed(total, row, scale, first, server)
+    delta = row if server is None else server - row
+    scaled = delta.mul(scale)
     if first:
         total.copy_(scaled)  # truncates, as long() does
     else:
         _add_int64(total, scaled.long())
-    return max_abs(addend)
+    return max_abs(delta)
 
 
 def _add_int64(total: torch.Tensor, addend: torch.Tensor) -> None:
@@ -120,3 +136,8 @@ def max_abs(values: torch.Tensor) -> torch.Tensor:
     """Return the largest |value|; NaN if any value is NaN."""
     low, high = torch.aminmax(values)
     return torch.maximum(-low, high)
+
+
+def as_int64_rows(rows: torch.Tensor) -> torch.Tensor:
+    """View float32 rows as half as many int64 rows."""
+    return rows.reshape(-1).view(torch.int64).view(len(rows) // 2, -1)

@@ -59,7 +59,9 @@ def sample(config: Config, sizes: Sequence[int], round_: int, tokens: Sequence[i
     """
     count, rng = size(config, len(sizes)), seeding.generator(config.seed, "cohort", round_)
     if config.sampling == "by_examples":
-        drawn = rng.choice(len(sizes), count, p=np.asarray(sizes) / np.sum(sizes))
+        bounds = np.cumsum(np.asarray(sizes) / np.sum(sizes))  # as `rng.choice` draws, without its checks
+        bounds /= bounds[-1]
+        drawn = bounds.searchsorted(rng.random(count), side="right")
         sites, times = np.unique(drawn, return_counts=True)
         return dict(zip(sites.tolist(), (times / count).tolist(), strict=True))
     if config.sampling == "poisson":

@@ -14,11 +14,11 @@ def full_gradient(resident: Resident, rows: npt.NDArray[np.int64]) -> torch.Tens
     """The gradient (trained,) at the parameters that the model holds: its buffer, valid until the next backward pass."""
     model = resident.model
     model.module.eval()
-    model.gradient.zero_()
     count = int(resident.train.num_predictions[rows].sum())
-    for part in np.array_split(rows, -(-len(rows) // resident.config.batch_size)):
-        batch = resident.to_device(resident.train.batch(part))
-        loss = cross_entropy(resident.logits(batch), batch.labels, reduction="sum")
-        (loss * (_SCALE / count)).backward()
-        resident.on_alive()
+    with model.new_gradient():
+        for part in np.array_split(rows, -(-len(rows) // resident.config.batch_size)):
+            batch = resident.to_device(resident.train.batch(part))
+            loss = cross_entropy(resident.logits(batch), batch.labels, reduction="sum")
+            (loss * (_SCALE / count)).backward()
+            resident.on_alive()
     return model.gradient.div_(_SCALE)

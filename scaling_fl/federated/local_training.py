@@ -42,19 +42,19 @@ def train_steps(
     num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
     num_predictions = 0
     for rate, indices in zip(rates, batches, strict=True):
-        model.gradient.zero_()
         of_batch = int(resident.train.num_predictions[indices].sum())
         num_predictions += of_batch
-        for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
-            batch = resident.to_device(resident.train.batch(micro_batch))
-            logits, labels = resident.logits(batch), batch.labels
-            for term in terms:
-                labels = term.labels(labels, logits.shape[1])
-            loss = cross_entropy(logits, labels, reduction="sum")
-            loss_sum += loss.detach()
-            num_correct += (logits.detach().argmax(-1) == labels).sum()
-            del logits  # the backward pass doesn't need them, and those of a language model are large
-            scaler.scale(loss / of_batch).backward()
+        with model.new_gradient():
+            for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
+                batch = resident.to_device(resident.train.batch(micro_batch))
+                logits, labels = resident.logits(batch), batch.labels
+                for term in terms:
+                    labels = term.labels(labels, logits.shape[1])
+                loss = cross_entropy(logits, labels, reduction="sum")
+                loss_sum += loss.detach()
+                num_correct += (logits.detach().argmax(-1) == labels).sum()
+                del logits  # the backward pass doesn't need them, and those of a language model are large
+                scaler.scale(loss / of_batch).backward()
         if terms or config.max_grad_norm is not None:
             scaler.unscale_(optimiser)
         for term in terms:

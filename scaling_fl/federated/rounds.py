@@ -53,12 +53,13 @@ def run(
         results: dict[str, Any] = {}
         with _timed(results, "train"):
             combination = aggregation.begin(worker_sites, collectives, state, round_)
+            mean = combination if aggregation.takes_params(combination, config) else None
             trained, start = [], time.perf_counter()
             for site in worker_sites.participants(round_):
                 observer.site_begins(site.number)
                 with _site_in_error_note(site, round_):
-                    delta, site_metrics = site.train(state.params, round_, state.extra)
-                combination.add(site.number, delta)
+                    row, site_metrics = site.train(state.params, round_, state.extra, mean is not None)
+                (combination.add if mean is None else mean.add_params)(site.number, row)
                 trained.append(site_metrics)
                 observer.site_ends(site.number, site_metrics.loss, site_metrics.accuracy)
             observer.sites_end()

@@ -56,14 +56,15 @@ class Site:
         return model.flat.clone()
 
     def train(
-        self, params: torch.Tensor, round_: int, extra: torch.Tensor = _NOTHING
+        self, params: torch.Tensor, round_: int, extra: torch.Tensor = _NOTHING, leave_params: bool = False
     ) -> tuple[torch.Tensor, SiteMetrics]:
         """Train locally from the server's `params` (size,) and `extra` (extra,), which are left unchanged.
 
         Returns delta = params − parameters after training, and what methods send beside it, (size + extra,): the model's
         buffer, valid until the next load. Data order and dropout are functions of (seed, round, site). The optimiser
         starts afresh unless `keep_optimiser` is set. Without a global model, the site continues from its own parameters.
-        Raises `JobFailed` if these diverge.
+        Raises `JobFailed` if these diverge. `leave_params`: return the parameters after training instead, for a sum that
+        subtracts them in the same pass over memory; not where `algorithms.shape_deltas`.
         """
         resident, config, model = self.resident, self.resident.config, self.resident.model
         kept = {} if resident.store is None else resident.store.load(self.number)
@@ -86,9 +87,10 @@ class Site:
         own = {} if config.aggregates else {"params": model.flat.clone()}
         if own and not max_abs(model.flat) < float("inf"):  # aggregation won't check: nothing is aggregated
             raise divergence_error([self.number])
-        delta = torch.sub(params.to(resident.device), model.flat, out=model.flat)
+        if not leave_params:
+            torch.sub(params.to(resident.device), model.flat, out=model.flat)
         for term in terms:
-            own |= term.finish(delta, model.extra, sum(rates))
+            own |= term.finish(model.flat, model.extra, sum(rates))
         if resident.store is not None:
             resident.store.save(self.number, round_, own | (state_tensors(optimiser) if config.keep_optimiser else {}))
         return model.row, SiteMetrics(self.number, loss_sum.item(), int(num_correct.item()), count)

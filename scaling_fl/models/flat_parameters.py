@@ -5,6 +5,8 @@ buffers (averaged, never optimised). Entries are aligned to 64 bytes. Tied param
 stay outside: they are not averaged, and every round starts from the server's. So does the base that `trainable` freezes.
 """
 
+import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -69,7 +71,7 @@ class Layout:
 
 
 class FlatModel:
-    """`module` with its parameters, gradients and float buffers as views of flat buffers.
+    """`module` with its parameters and float buffers as views of a flat buffer, and a flat gradient.
 
     `row`: (layout.size + extra,) float32, zeroed, on the module's device. The module's values are copied into its first
     part, `flat` (layout.size,), unless they are `arbitrary`. The rest, `extra`, travels with deltas.
@@ -86,8 +88,28 @@ class FlatModel:
             if not arbitrary:
                 view.copy_(tensors[name].data)
             tensors[name].data = view
-        for name, view in self.layout.views(self.gradient).items():
-            tensors[name].grad = view
+        self._gradients = self.layout.views(self.gradient)
+        self._unwritten: dict[str, torch.Tensor] = {}
+        for name in self._gradients:
+            tensors[name].register_post_accumulate_grad_hook(functools.partial(self._collect, name))
+
+    @contextlib.contextmanager
+    def new_gradient(self) -> Iterator[None]:
+        """`gradient` becomes the sum over the backward passes inside this context; a backward pass outside adds to it.
+
+        The first pass writes each part: zeroing the gradient and adding to it takes twice as many passes over memory.
+        """
+        self._unwritten = dict(self._gradients)
+        yield
+        while self._unwritten:  # parameters that no pass has reached
+            self._unwritten.popitem()[1].zero_()
+
+    def _collect(self, name: str, parameter: torch.Tensor) -> None:
+        """Move the gradient that a backward pass has left at a parameter to its place."""
+        found, parameter.grad = parameter.grad, None
+        assert found is not None
+        first = self._unwritten.pop(name, None) is not None
+        (self._gradients[name].copy_ if first else self._gradients[name].add_)(found)
 
     def load(self, values: torch.Tensor) -> None:
         """Load the float state `values` (layout.size,) and the server's integer buffers."""

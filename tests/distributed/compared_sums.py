@@ -34,6 +34,14 @@ def main(name: str, device: str) -> None:
                 print(f"{size} values: the largest is {largest.item()}, not {max_abs(row).item()}")
         if different := int((total[:size].cpu() != expected).sum()):
             print(f"{size} values: {different} sums differ")
+        server = rows(size + 1)[0][:size]
+        for row in rows(size):
+            largest = add_fixed(total[:size], row.to(device), SCALE, False, server.to(device))
+            expected += (server - row).mul(SCALE).long()
+            if largest.item() != max_abs(server - row).item():
+                print(f"{size} values: the largest difference is {largest.item()}, not {max_abs(server - row).item()}")
+        if different := int((total[:size].cpu() != expected).sum()):
+            print(f"{size} values: {different} sums of differences differ")
         if total[-1] != 7:
             print(f"{size} values: the value behind them was overwritten")
     for value in (math.inf, -math.inf, math.nan):

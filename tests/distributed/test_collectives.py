@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from scaling_fl.distributed import collectives as collectives_module
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import JobFailed, PeerLost
@@ -80,9 +81,48 @@ def test_exact_sums_are_bitwise_equal_for_any_assignment_of_sites(run_distribute
     assert not np.array_equal(floats, states[0]), "otherwise this test shows nothing"
 
 
+def subtract(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], how: dict[str, bool], late: bool
+) -> np.ndarray:
+    """Sites send parameters, of which the reader makes the delta if `late`. The server moves by the mean."""
+    collectives_module.CHUNK = dict.fromkeys(collectives_module.CHUNK, 100)
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", **how)  # type: ignore[arg-type]
+    server = torch.randn(SIZE, generator=torch.Generator().manual_seed(99))
+    collectives.state[0] = server
+    collectives.barrier()
+    total = collectives.weighted_sum()
+    for site in [rank] if how["single_site"] else [rank, rank + 3]:
+        params = torch.randn(SIZE, generator=torch.Generator().manual_seed(site))
+        early = site == 2 or not late  # site 2 sends its delta in any case
+        total.add(site, server - params if early else params, (site + 1) / 21, None if early else collectives.state[0])
+    for part, delta in collectives.weighted_mean(total):
+        collectives.state[0][part] -= delta
+    state = collectives.state[0].numpy().copy()
+    collectives.close()
+    return state
+
+
+@pytest.mark.parametrize("places", [["cpu"] * 3, ["cpu:0", "cpu:1", "cpu:0"]])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("single_site", [True, False])
+def test_deltas_that_the_reader_makes_have_the_same_mean_bit_by_bit(
+    run_distributed: Any, places: list[str], exact: bool, single_site: bool
+) -> None:
+    how = {"exact": exact, "single_site": single_site}
+    early, late = (run_distributed(subtract, 3, places, how, late) for late in (False, True))
+    for state in (*early, *late):
+        assert np.array_equal(state, early[0])
+    server = torch.randn(SIZE, generator=torch.Generator().manual_seed(99)).double()
+    sites = range(3) if single_site else range(6)
+    params = [torch.randn(SIZE, generator=torch.Generator().manual_seed(site)).double() for site in sites]
+    mean = sum((site + 1) / 21 * (server - params[site]) for site in sites)
+    np.testing.assert_allclose(late[0], (server - mean).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def diverge(
-    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single_site: bool
-) -> str:
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single_site: bool,
+    of_params: bool,
+) -> str:  # fmt: skip
     collectives = Collectives(
         rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=single_site
     )
@@ -90,16 +130,20 @@ def diverge(
     delta = torch.ones(SIZE)
     if rank == 1:
         delta[7] = value
-    total.add(rank + 4, delta, 1 / 3)
+    collectives.state[0].fill_(0.5)
+    collectives.barrier()
+    total.add(rank + 4, *((0.5 - delta, 1 / 3, collectives.state[0]) if of_params else (delta, 1 / 3)))
     if not single_site:
         total.add(rank + 14, torch.ones(SIZE), 1 / 3)
     try:
-        list(collectives.weighted_mean(total))
+        for part, mean in collectives.weighted_mean(total):
+            collectives.state[0][part] -= mean  # before the divergence is known
     except JobFailed as error:
         return str(error)
     return "no error"
 
 
+@pytest.mark.parametrize("of_params", [True, False])
 @pytest.mark.parametrize("single_site", [True, False])
 @pytest.mark.parametrize(
     ("value", "exact", "refused"),
@@ -109,9 +153,9 @@ def diverge(
     ],
 )  # fmt: skip
 def test_a_diverged_delta_stops_every_worker_and_names_the_site(
-    run_distributed: Any, value: float, exact: bool, refused: bool, single_site: bool
+    run_distributed: Any, value: float, exact: bool, refused: bool, single_site: bool, of_params: bool
 ) -> None:
-    messages = run_distributed(diverge, 3, value, exact, single_site)
+    messages = run_distributed(diverge, 3, value, exact, single_site, of_params)
     assert len(set(messages)) == 1
     message = "the parameters of site 5 are no longer finite after local training"
     assert messages[0].startswith(message if refused else "no error")

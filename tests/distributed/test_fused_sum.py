@@ -91,8 +91,8 @@ def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_p
 
 
 def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(total: torch.Tensor, addend: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
-        largest = fused_sum_c.add_fixed(total, addend, scale, first)
+    def wrong(total: torch.Tensor, row: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+        largest = fused_sum_c.add_fixed(total, row, scale, first)
         total[-1] += 1
         return largest
 
@@ -106,13 +106,19 @@ def test_the_mean_in_one_pass_is_that_of_one_sum_after_the_other(size: int, coun
     rows = [compared_sums.rows(size + seed)[0][:size].clone() for seed in range(count)]
     weights = [(number + 1) / (count * (count + 1) / 2) for number in range(count)]
     scales = [weight * weighted_sum.FIXED_POINT_SCALE for weight in weights]
-    total = sum(row.mul(scale).long() for row, scale in zip(rows, scales, strict=True))
+    server = compared_sums.rows(size)[1][:size].clone()
+    servers = [server if number % 2 else None for number in range(count)]
+    deltas = [row if of is None else of - row for row, of in zip(rows, servers, strict=True)]
+    total = sum(delta.mul(scale).long() for delta, scale in zip(deltas, scales, strict=True))
     mean = torch.full((size + 1,), 7.0)
-    assert fused_sum.mean_fixed(mean[:size], rows, scales).item() == max(row.abs().max().item() for row in rows)
+    largest = fused_sum.mean_fixed(mean[:size], rows, scales, servers)
+    assert torch.equal(largest, torch.stack(deltas).abs().amax(1))
     assert torch.equal(mean[:size], weighted_sum.to_float(total))
     assert mean[size] == 7.0
     rows[-1][size // 2] = float("nan")
-    assert fused_sum.mean_fixed(mean[:size], rows, scales).isnan()
+    found = fused_sum.mean_fixed(mean[:size], rows, scales, servers)
+    assert found.isnan().tolist() == [False] * (count - 1) + [True]
+    assert torch.equal(found[:-1], largest[:-1])
 
 
 def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

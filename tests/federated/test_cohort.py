@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import cohort
 
@@ -88,6 +89,16 @@ def test_the_expected_delta_of_a_cohort(sampling: str, count: int) -> None:
         assert sum(drawn.values()) == pytest.approx(1)
         means.append(sum(weight * deltas[site] for site, weight in drawn.items()))
     assert np.mean(means) == pytest.approx(expected, rel=0.07)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=50), st.integers(1, 80), st.integers(1, 10**6))
+def test_draws_by_examples_are_those_of_numpy(sizes: list[int], count: int, round_: int) -> None:
+    config = Config(sites_per_round=min(count, len(sizes)), sampling="by_examples")
+    rng = seeding.generator(config.seed, "cohort", round_)
+    drawn = Counter(rng.choice(len(sizes), config.sites_per_round, p=np.array(sizes) / sum(sizes)).tolist())
+    assert cohort.sample(config, sizes, round_) == {
+        site: drawn[site] / config.sites_per_round for site in sorted(drawn)
+    }
 
 
 @pytest.mark.parametrize("keys", [{}, {"sites_per_round": 6}, {"participation": 0.95}])

@@ -64,9 +64,9 @@ def test_the_term_by_hand() -> None:
 def test_every_mu_above_0_pulls(tmp_path: Path, mu: float) -> None:
     resident = builders.resident(tmp_path, Config(proximal_mu=mu), builders.bert())
     params, kept = resident.model.flat.clone(), dict[str, torch.Tensor]()
-    term = fedprox.begin(algorithms.Start(Site(0, SHARD, resident), 1, params, params[:0], kept))
-    assert (term is not None) == (mu > 0)
-    if term is not None:
+    terms = algorithms.local_terms(algorithms.Start(Site(0, SHARD, resident), 1, params, params[:0], kept))
+    assert len(terms) == (mu > 0)
+    for term in terms:
         gradient = torch.zeros(resident.model.layout.trained)
         term.add_gradient(gradient, params + 2)
         torch.testing.assert_close(gradient, torch.full_like(gradient, 2 * mu), rtol=1e-3, atol=0)

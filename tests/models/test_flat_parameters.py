@@ -87,19 +87,30 @@ def test_a_step_on_the_flat_buffer_equals_a_step_on_each_parameter(build: Any) -
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_gradients_accumulate_in_the_flat_gradient_until_it_is_zeroed() -> None:
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_new_gradient_is_the_sum_over_its_backward_passes(passes: int) -> None:
     module = Tied()
+    module.unused = torch.nn.Linear(3, 3)
+    plain = copy.deepcopy(module).eval()
     model = flatten(module)
     module.eval()
-    for times in (1, 2):
-        module(torch.tensor([1, 2])).sum().backward()
-        if times == 1:
-            once = model.gradient.clone()
-    torch.testing.assert_close(model.gradient, 2 * once)
-    assert once.abs().sum() > 0
-    assert module.frozen.weight.grad is None
-    model.gradient.zero_()
-    assert module.embedding.weight.grad.abs().sum() == 0
+    gradients = model.layout.views(model.gradient)
+    for view in gradients.values():
+        view.fill_(7.0)  # of the step before
+    batches = [torch.tensor([1, 2]), torch.tensor([5]), torch.tensor([2, 2, 3])][:passes]
+    with model.new_gradient():
+        for ids in batches:
+            module(ids).square().sum().backward()
+    for ids in batches:
+        plain(ids).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            assert torch.equal(gradients[name], expected), name
+    assert gradients["embedding.weight"].any()
+    assert plain.unused.weight.grad is None
+    assert all(parameter.grad is None for parameter in module.parameters()), "nothing is held twice"
+    assert not any(model.gradient[gap].any() for gap in model.layout.gaps())
 
 
 def test_load_restores_the_servers_float_state_and_integer_buffers() -> None:

@@ -5,11 +5,13 @@ An aggregation is made anew in each round, on every worker. `add` takes the delt
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 
+from scaling_fl.config.schema import Config
 from scaling_fl.distributed.collectives import Collectives
+from scaling_fl.federated import algorithms
 from scaling_fl.federated.aggregation import lora_error, lora_product, mean, private, qffl, robust, secure
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.worker_sites import WorkerSites
@@ -49,6 +51,11 @@ def begin(worker_sites: WorkerSites, collectives: Collectives, state: ServerStat
     """The configured aggregation, for a round."""
     given = worker_sites, collectives, state, round_
     return lora_error.watch(lora_product.begin(_configured(*given), *given), *given)
+
+
+def takes_params(combination: Aggregation, config: Config) -> TypeGuard[mean.Mean]:
+    """Whether sites' parameters will do in the place of their deltas: nothing but the mean looks at them."""
+    return type(combination) is mean.Mean and not algorithms.shape_deltas(config)
 
 
 def _configured(worker_sites: WorkerSites, collectives: Collectives, state: ServerState, round_: int) -> Aggregation:

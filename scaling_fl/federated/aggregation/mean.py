@@ -31,6 +31,10 @@ class Mean:
         """See `Aggregation`."""
         self.total.add(site, delta, self.weights[site])
 
+    def add_params(self, site: int, params: torch.Tensor) -> None:
+        """Take a site's parameters (size,) in the place of its delta: the sum subtracts them in the same pass over memory."""
+        self.total.add(site, params, self.weights[site], self.state.params)
+
     def combined(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Aggregation`."""
         for chunk, delta in self.collectives.weighted_mean(self.total):

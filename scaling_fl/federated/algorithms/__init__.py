@@ -1,7 +1,8 @@
 """What methods change in a site's local training, and what travels beside the parameters: one module each, with paper
 and formula.
 
-`begin(start)` returns a module's `LocalTerm` for one site and round, or `None` if the configuration doesn't ask for it.
+`used(config)` says whether the configuration asks for a module. `begin(start)` then returns its `LocalTerm` for one site and
+round, or `None` if the site has none.
 A module may also have `extra_size(config, layout)`, the number of values that the server keeps and sites change beside the
 parameters, `site_state(config, layout)`, what each site keeps between rounds: tensor names with sizes, and
 `own_params(config, layout, params, kept)`, the site's own model out of the server's. A new method is a new module and a name
@@ -82,7 +83,13 @@ def own_params(config: Config, layout: Layout, params: torch.Tensor, kept: Mappi
 
 def local_terms(start: Start) -> list[LocalTerm]:
     """The terms of a site that begins a round."""
-    return [term for module in _modules() if (term := module.begin(start)) is not None]
+    used = (module for module in _modules() if module.used(start.site.resident.config))
+    return [term for module in used if (term := module.begin(start)) is not None]
+
+
+def shape_deltas(config: Config) -> bool:
+    """Whether a site may send anything but the difference between the server's parameters and its own."""
+    return config.download != "fp32" or any(module.used(config) for module in _modules())
 
 
 def extra_size(config: Config, layout: Layout) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from scaling_fl import seeding
+from scaling_fl.config.schema import Config
 from scaling_fl.federated import attackers
 from scaling_fl.federated.algorithms import LocalTerm, Start
 from scaling_fl.models.flat_parameters import Layout
@@ -47,12 +48,18 @@ class Attack(LocalTerm):
         return {}
 
 
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.attack is not None
+
+
 def begin(start: Start) -> Attack | None:
     """See the package."""
     site, resident = start.site, start.site.resident
     config = resident.config
-    if config.attack is None or site.number not in attackers.drawn(config, config.all_sites):
+    if site.number not in attackers.drawn(config, config.all_sites):
         return None
+    assert config.attack is not None
     strength = config.attack_strength or (10.0 if config.attack == "scale" else 1.0)
     seed = seeding.torch_seed(config.seed, "attack", start.round, site.number)
     return Attack(config.attack, strength, seed, resident.model.layout)

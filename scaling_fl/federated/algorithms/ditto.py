@@ -39,12 +39,15 @@ class Ditto(LocalTerm):
         return {_OWN: self._own}
 
 
-def begin(start: Start) -> Ditto | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.ditto_lambda > 0
+
+
+def begin(start: Start) -> Ditto:
     """Train the site's own model. The resident model then holds the parameters that it held before."""
     site, resident = start.site, start.site.resident
     config, model = resident.config, resident.model
-    if config.ditto_lambda == 0:
-        return None
     before = model.flat.clone()
     server = start.params.to(resident.device)
     model.load(start.kept.get(_OWN, server))

@@ -54,11 +54,14 @@ class DynamicServer:
         trained.sub_(delta).sub_(h)
 
 
-def begin(start: Start) -> Dynamic | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.feddyn_alpha > 0
+
+
+def begin(start: Start) -> Dynamic:
     """See the package."""
     resident = start.site.resident
-    if resident.config.feddyn_alpha == 0:
-        return None
     dual = start.own(_DUAL)
     target = start.params[: len(dual)].to(resident.device) + dual
     return Dynamic(resident.config.feddyn_alpha, target, dual)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scaling_fl.config.schema import Config
 from scaling_fl.distributed.weighted_sum import CHUNK
 from scaling_fl.federated.algorithms import LocalTerm, Start
 
@@ -27,8 +28,12 @@ class Proximal(LocalTerm):
             gradient[chunk].add_(flat[chunk] - self.target[chunk], alpha=self.mu)
 
 
-def begin(start: Start) -> Proximal | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.proximal_mu > 0
+
+
+def begin(start: Start) -> Proximal:
     """See the package."""
     resident = start.site.resident
-    mu = resident.config.proximal_mu
-    return Proximal(mu, start.params.to(resident.device)) if mu > 0 else None
+    return Proximal(resident.config.proximal_mu, start.params.to(resident.device))

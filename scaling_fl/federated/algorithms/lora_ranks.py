@@ -13,11 +13,14 @@ from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.models.selection import personal_positions
 
 
-def begin(start: Start) -> Resting | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.lora_ranks is not None
+
+
+def begin(start: Start) -> Resting:
     """See the package."""
     resident, site = start.site.resident, start.site.number
-    if resident.config.lora_ranks is None:
-        return None
     # The rows and columns beyond the site's rank are 0, and stay so.
     at = beyond(resident.model.layout, of_site(resident.config, site)).to(resident.device)
     resident.model.flat[at] = 0

@@ -34,11 +34,15 @@ class Personal(LocalTerm):
         return {_OWN: own}
 
 
-def begin(start: Start) -> Personal | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.personal is not None
+
+
+def begin(start: Start) -> Personal:
     """See the package."""
     resident = start.site.resident
-    if resident.config.personal is None:
-        return None
+    assert resident.config.personal is not None
     at = personal_positions(resident.model.layout, resident.config.personal).to(resident.device)
     if _OWN in start.kept:
         resident.model.flat[at] -= start.kept[_OWN].to(resident.device)

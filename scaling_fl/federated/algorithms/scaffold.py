@@ -49,12 +49,15 @@ class Scaffold(LocalTerm):
         return {_CONTROL: new}
 
 
-def begin(start: Start) -> Scaffold | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.scaffold is not None
+
+
+def begin(start: Start) -> Scaffold:
     """See the package."""
     resident = start.site.resident
     config = resident.config
-    if config.scaffold is None:
-        return None
     server = start.extra.to(resident.device)
     own = start.own(_CONTROL)
     gradient = full_gradient(resident, start.site.shard).clone() if config.scaffold == "I" else None

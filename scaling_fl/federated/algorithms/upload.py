@@ -41,12 +41,15 @@ class Upload(LocalTerm):
         return {_ERROR: error.sub_(values)}
 
 
-def begin(start: Start) -> Upload | None:
+def used(config: Config) -> bool:
+    """See the package."""
+    return config.upload != "fp32"
+
+
+def begin(start: Start) -> Upload:
     """See the package."""
     resident = start.site.resident
     config = resident.config
-    if config.upload == "fp32":
-        return None
     seed = seeding.torch_seed(config.seed, "upload", start.round, start.site.number)
     error = start.own(_ERROR) if config.error_feedback else None
     layout = resident.model.layout
