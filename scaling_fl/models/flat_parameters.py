@@ -90,16 +90,23 @@ class FlatModel:
             tensors[name].data = view
         self._gradients = self.layout.views(self.gradient)
         self._unwritten: dict[str, torch.Tensor] = {}
-        for name in self._gradients:
-            tensors[name].register_post_accumulate_grad_hook(functools.partial(self._collect, name))
+        self._collects = _collects(flat.device)
+        for name, view in self._gradients.items():
+            if self._collects:
+                tensors[name].register_post_accumulate_grad_hook(functools.partial(self._collect, name))
+            else:
+                tensors[name].grad = view
 
     @contextlib.contextmanager
     def new_gradient(self) -> Iterator[None]:
         """`gradient` becomes the sum over the backward passes inside this context; a backward pass outside adds to it.
 
-        The first pass writes each part: zeroing the gradient and adding to it takes twice as many passes over memory.
+        On CPUs, the first pass writes each part: zeroing the gradient and adding to it takes twice as many passes over memory.
         """
-        self._unwritten = dict(self._gradients)
+        if self._collects:
+            self._unwritten = dict(self._gradients)
+        else:
+            self.gradient.zero_()
         yield
         while self._unwritten:  # parameters that no pass has reached
             self._unwritten.popitem()[1].zero_()
@@ -140,6 +147,11 @@ class FlatModel:
         """Return the state `values` (layout.size,) on the CPU, and the server's integer buffers, by tensor name."""
         arrays = {name: view.numpy() for name, view in self.layout.views(values).items()}
         return arrays | {name: initial.cpu().numpy() for name, (_, initial) in self._integers.items()}
+
+
+def _collects(device: torch.device) -> bool:
+    """Whether gradients are moved to their place by Python, for which a GPU would wait at each parameter."""
+    return device.type == "cpu"
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from scaling_fl.models import flat_parameters
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from tests import builders
 
@@ -87,8 +88,13 @@ def test_a_step_on_the_flat_buffer_equals_a_step_on_each_parameter(build: Any) -
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("collects", [True, False])
 @pytest.mark.parametrize("passes", [1, 2, 3])
-def test_a_new_gradient_is_the_sum_over_its_backward_passes(passes: int) -> None:
+def test_a_new_gradient_is_the_sum_over_its_backward_passes(
+    monkeypatch: pytest.MonkeyPatch, passes: int, collects: bool
+) -> None:
+    """As on CPUs, and as on GPUs, where autograd adds to it in place."""
+    monkeypatch.setattr(flat_parameters, "_collects", lambda device: collects)
     module = Tied()
     module.unused = torch.nn.Linear(3, 3)
     plain = copy.deepcopy(module).eval()
@@ -109,7 +115,11 @@ def test_a_new_gradient_is_the_sum_over_its_backward_passes(passes: int) -> None
             assert torch.equal(gradients[name], expected), name
     assert gradients["embedding.weight"].any()
     assert plain.unused.weight.grad is None
-    assert all(parameter.grad is None for parameter in module.parameters()), "nothing is held twice"
+    held = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    place = model.gradient.untyped_storage().data_ptr()
+    assert {grad.untyped_storage().data_ptr() for grad in held} == (set() if collects else {place}), (
+        "nothing is held twice"
+    )
     assert not any(model.gradient[gap].any() for gap in model.layout.gaps())
 
 
