@@ -90,9 +90,12 @@ def accumulate(
         else:
             _add_int64(total, row)
         return None
-    if total.dtype == torch.int64:
-        return _add_fixed(total, row, scale * FIXED_POINT_SCALE, first, server)
+    fixed = total.dtype == torch.int64
+    if fixed and total.is_contiguous() and row.is_contiguous() and not fused_sum.refusal(total.device):
+        return fused_sum.add_fixed(total, row, scale * FIXED_POINT_SCALE, first, server)
     delta = row if server is None else server - row
+    if fixed:
+        return _add_fixed(total, delta, scale * FIXED_POINT_SCALE, first)
     if first:
         torch.mul(delta, scale, out=total)
     else:
@@ -100,13 +103,8 @@ def accumulate(
     return None
 
 
-def _add_fixed(
-    total: torch.Tensor, row: torch.Tensor, scale: float, first: bool, server: torch.Tensor | None
-) -> torch.Tensor:
-    """total (n,) int64 ← total + scale × delta, truncated; returns the largest |delta|, NaN if any is NaN."""
-    if total.is_contiguous() and row.is_contiguous() and not fused_sum.refusal(total.device):
-        return fused_sum.add_fixed(total, row, scale, first, server)
-    delta = row if server is None else server - row
+def _add_fixed(total: torch.Tensor, delta: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+    """As the kernels of `fused_sum`, by torch's operations."""
     scaled = delta.mul(scale)
     if first:
         total.copy_(scaled)  # truncates, as long() does
