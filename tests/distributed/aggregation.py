@@ -1,8 +1,10 @@
 """The deltas of three sites, and a worker that takes part in their sum."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -47,3 +49,12 @@ def aggregate(
         "state": state, "pieces": pieces, "calls": calls, "gathered": gathered,
         "note": collectives.transport_note, "on gpu": collectives.worker_row.is_cuda,
     }  # fmt: skip
+
+
+def assert_mean(results: Sequence[dict[str, Any]]) -> None:
+    """Every worker of `aggregate` has the same state: the deltas' mean, weighted by examples."""
+    everyone = [delta for rank in range(3) for delta in deltas(rank)]
+    expected = sum(delta.double() * examples / 40 for _, delta, examples in everyone)
+    for result in results:
+        np.testing.assert_allclose(result["state"], expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(result["state"], results[0]["state"])
