@@ -5,8 +5,8 @@
 
 Both train LoRA of rank 8 on all linear layers of the same model, on the same conversations (rows with prompt and response) in
 the tokenizer's chat template, with the loss on responses alone, batches of 8, AdamW and all threads. Ours uses the
-environment that the launcher sets for workers, the Trainer the defaults. Tokens count without padding, whose share is in the last row. The Trainer shuffles
-plainly by default; `train_sampling_strategy="group_by_length"` comes closest to our batches.
+environment that the launcher sets for workers, the Trainer the defaults. Tokens count without padding, whose share is in the
+last row. The Trainer shuffles plainly by default; `train_sampling_strategy="group_by_length"` comes closest to our batches.
 """
 
 import argparse
@@ -132,7 +132,10 @@ def main() -> None:
                 ("default", "Trainer, default", "≥ 1.5"), ("`group_by_length`", "Trainer, group_by_length", "≥ 1"),
             )
         ]
-        + [("… padding, as a share of the tokens computed: the most that batches without padding could gain", f"{padding:.1%}", "", "", "")]
+        + [
+            ("… padding, as a share of the tokens computed: the most that batches without padding could gain",
+             f"{padding:.1%}", "", "", ""),
+        ]
     )  # fmt: skip
 
 
