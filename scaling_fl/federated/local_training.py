@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
+from scaling_fl.federated import step_in_backward
 from scaling_fl.federated.algorithms import LocalTerm
 from scaling_fl.federated.resident import Resident, precision
 
@@ -41,10 +42,14 @@ def train_steps(
     loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
     num_predictions = 0
+    of_matrices = step_in_backward.take_over(resident, optimiser, terms)
+    takers = step_in_backward.takers(of_matrices)
     for rate, indices in zip(rates, batches, strict=True):
         of_batch = int(resident.train.num_predictions[indices].sum())
         num_predictions += of_batch
-        with model.new_gradient():
+        for group in [group for each in (optimiser, *of_matrices.values()) for group in each.param_groups]:
+            group["lr"] = rate
+        with model.new_gradient(takers):
             for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
                 batch = resident.to_device(resident.train.batch(micro_batch))
                 logits, labels = resident.logits(batch), batch.labels
@@ -61,8 +66,6 @@ def train_steps(
             term.add_gradient(model.gradient, model.flat)
         if config.max_grad_norm is not None:
             clip(model.gradient, config.max_grad_norm)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         scaler.step(optimiser)
         scaler.update()
         resident.on_step() if counted else resident.on_alive()

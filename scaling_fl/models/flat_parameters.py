@@ -7,13 +7,15 @@ stay outside: they are not averaged, and every round starts from the server's. S
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+_Taker = Callable[[torch.Tensor], None]  # of the gradient of a parameter
 _ALIGNMENT = 16  # float32 values in 64 bytes: a cache line, and the widest vector load
 
 
@@ -90,32 +92,44 @@ class FlatModel:
             tensors[name].data = view
         self._gradients = self.layout.views(self.gradient)
         self._unwritten: dict[str, torch.Tensor] = {}
-        self._collects = _collects(flat.device)
+        self._takers: Mapping[str, _Taker] = {}
+        self.collects = _collects(flat.device)
         for name, view in self._gradients.items():
-            if self._collects:
+            if self.collects:
                 tensors[name].register_post_accumulate_grad_hook(functools.partial(self._collect, name))
             else:
                 tensors[name].grad = view
 
     @contextlib.contextmanager
-    def new_gradient(self) -> Iterator[None]:
+    def new_gradient(self, takers: Mapping[str, _Taker] = types.MappingProxyType({})) -> Iterator[None]:
         """`gradient` becomes the sum over the backward passes inside this context; a backward pass outside adds to it.
 
         On CPUs, the first pass writes each part: zeroing the gradient and adding to it takes twice as many passes over memory.
+        `takers`: by the names of parameters, who gets the gradient at once in the place of `gradient`, if the model
+        `collects`; there must be one backward pass.
         """
-        if self._collects:
-            self._unwritten = dict(self._gradients)
+        if self.collects:
+            self._unwritten, self._takers = dict(self._gradients), takers
         else:
             self.gradient.zero_()
         yield
         while self._unwritten:  # parameters that no pass has reached
-            self._unwritten.popitem()[1].zero_()
+            name, view = self._unwritten.popitem()
+            if name in takers:
+                takers[name](torch.zeros_like(view))
+            else:
+                view.zero_()
+        self._takers = {}
 
     def _collect(self, name: str, parameter: torch.Tensor) -> None:
         """Move the gradient that a backward pass has left at a parameter to its place."""
         found, parameter.grad = parameter.grad, None
         assert found is not None
         first = self._unwritten.pop(name, None) is not None
+        if name in self._takers:
+            assert first, f"a backward pass has reached {name} twice"
+            self._takers[name](found)
+            return
         (self._gradients[name].copy_ if first else self._gradients[name].add_)(found)
 
     def load(self, values: torch.Tensor) -> None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from scaling_fl.config.key import ABOVE_0, NOT_NEGATIVE, SEED, at_least, key, one_of
 
-# Elementwise optimisers only: each is run as one kernel over the flat parameter buffer (federated/local_optimiser.py).
+# Elementwise optimisers only: each is run over the flat parameter buffer, whole (federated/local_optimiser.py) or matrix by
+# matrix (federated/step_in_backward.py).
 OPTIMISERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "linear", "cosine")
 BASELINES = ("local_only", "centralised")
