@@ -77,7 +77,8 @@ def convert(source: str, target: Path) -> float:
             f"{source}: the hidden states differ by {difference:.1e}, more than {TOLERANCE}; please report it"
         )
     distilbert.save_pretrained(target)
-    export.save_tokenizer(tokenizer, target, tokenizer.model_max_length, loading.input_names(distilbert, pairs=True))
+    converted = loading.LoadedModel(distilbert, tokenizer, [])
+    export.save_tokenizer(converted, target, tokenizer.model_max_length, loading.input_names(distilbert, pairs=True))
     return difference
 
 

@@ -33,7 +33,7 @@ def export(send: Send, typed: Config) -> None:
     padding, _ = probe.prepare_padding(config.model, loaded, [], paired, config.max_seq_len, [])
     with tempfile.TemporaryDirectory() as prepared:
         names = loading.input_names(loaded.module, paired)
-        save_tokenizer(loaded.tokenizer, Path(prepared), config.max_seq_len, names)
+        save_tokenizer(loaded, Path(prepared), config.max_seq_len, names)
         num_sites = None if config.partition == "column" else config.all_sites
         names_of_labels = header["label_names"]
         results = header["metrics"] if config.site is None else {}  # they are another model's

@@ -34,7 +34,7 @@ _CONFLICTS = {
     "share_a": ("personal",),
     "products": (
         "personal", "aggregation", "secure_aggregation", "dp_clip", "fairness_q", "fednova", "feddyn_alpha",
-        "server_optimiser", "server_learning_rate", "server_momentum",
+        "server_optimiser", "server_learning_rate", "server_momentum", "download",
     ),
     "stack": ("keep_optimiser", "scaffold", "ditto_lambda"),
     "lora_ranks": ("scaffold", "feddyn_alpha", "ditto_lambda", "fine_tune_steps", "upload", "download"),

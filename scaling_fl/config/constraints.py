@@ -38,6 +38,11 @@ def check(config: "Config") -> None:
         )
     if config.export != "last" and not config.has_global_model:
         raise UserError(f"export={config.export}: {config.no_global_model} has no global model; leave out export")
+    if config.generate_examples and not config.has_global_model:
+        raise UserError(
+            f"generate_examples={config.generate_examples}: {config.no_global_model} has no global model, which would write them; "
+            "leave out generate_examples"
+        )
     if "choice_accuracy" in str(config.keep_best) and config.choices_column is None:
         raise UserError(f"keep_best={config.keep_best}: there are no choices; set choices_column as well")
     if str(config.keep_best).startswith("held_back.") and config.validation_fraction == 0:

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from scaling_fl.text import one_line
 
 Messages = Sequence[dict[str, str]]
 _CHUNK = 1000  # conversations per tokenizer call
+_REMEDY = "use another model, or a prompt and a response in each row with prompt_template"
 _TODAY = datetime.datetime(2024, 7, 26)  # for templates, so that tokens don't depend on the day; Llama's have this one
 
 
@@ -34,11 +36,11 @@ def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
         raise UserError(f"model={model}: its tokenizer doesn't say where in a text tokens are; use another model")
     if template is None and not tokenizer.chat_template:
         raise UserError(
-            f"model={model}: its tokenizer has no chat template; set prompt_template, such as "
-            "'Question: {prompt}\\nAnswer: {response}'"
+            f"model={model}: its tokenizer has no chat template; {_REMEDY}, such as 'Question: {{prompt}}\\nAnswer: {{response}}'"
         )
 
 
+@functools.cache
 def special_tokens(tokenizer: Any) -> list[str]:
     """Those with a role, such as the end token, and all others that the tokenizer never splits and calls special."""
     others = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -61,34 +63,42 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
     if template is not None:
         before, _, _ = template.partition("{response}")
         asked = _beginning(tokenizer) + before.replace("{prompt}", messages[0]["content"])
+        if not asked:
+            raise UserError(
+                "nothing stands before the response, so nothing predicts its first token; fill in the prompt, or write text "
+                "before it in prompt_template"
+            )
         return asked + messages[-1]["content"] + end, [
             (len(asked), len(asked) + len(messages[-1]["content"]) + len(end))
         ]
 
-    def rendered(count: int, prompt: bool) -> str:
+    def rendered(begun: Messages, prompt: bool = False) -> str:
         try:
             text: str = tokenizer.apply_chat_template(
-                list(messages[:count]), tokenize=False, add_generation_prompt=prompt, date_string=f"{_TODAY:%d %b %Y}"
+                list(begun), tokenize=False, add_generation_prompt=prompt, date_string=f"{_TODAY:%d %b %Y}"
             )
         except Exception as error:  # templates raise anything
             raise UserError(
                 f"the conversation that begins with {one_line(messages[0]['content'], 80)!r}: the model's chat template "
-                f"refuses it ({one_line(str(error), 200)}); correct the conversation, or set prompt_template"
+                f"refuses it ({one_line(str(error), 200)}); correct the conversation, or {_REMEDY}"
             ) from error
         return text
 
-    whole, spans = rendered(len(messages), prompt=False), list[tuple[int, int]]()
+    whole, spans = rendered(messages), list[tuple[int, int]]()
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        after = rendered(number + 1, prompt=False)
-        content = after.find(message["content"].strip())
-        # Templates don't write a conversation without messages.
-        before = rendered(number, prompt=True) if number else after[: max(0, content)]
+        after = rendered(messages[: number + 1])
+        if number:
+            before = rendered(messages[:number], prompt=True)
+        else:  # templates don't write a conversation without messages: it is what another content has in common
+            other = "y" if message["content"].strip().startswith("x") else "x"
+            both = zip(after, rendered([message | {"content": other}]), strict=False)
+            before = after[: sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))]
         if not (after.startswith(before) and whole.startswith(after)):
             raise UserError(
-                "the model's chat template writes a message otherwise if others follow, so the responses can't be told apart; "
-                "set prompt_template"
+                "the model's chat template doesn't write what precedes a response as it does without the response, or a "
+                f"conversation as it does without its end, so the responses can't be told apart; {_REMEDY}"
             )
         ends = [after.find(end, len(before)) + len(end)] if end in after[len(before) :] else []
         if not ends and number + 1 < len(messages):  # some templates end turns with a token of their own
@@ -96,7 +106,7 @@ def render(tokenizer: Any, messages: Messages, template: str | None) -> tuple[st
             others = [(after.find(token, content), token) for token in special_tokens(tokenizer)]
             ends = [place + len(token) for place, token in sorted(others) if place >= 0]
             if not ends:
-                raise UserError("the model's chat template doesn't end each response; set prompt_template")
+                raise UserError(f"the model's chat template doesn't end each response; {_REMEDY}")
         if not ends:
             whole, ends = after + end, [len(after) + len(end)]
         spans.append((len(before), ends[0]))
@@ -134,7 +144,15 @@ def write(
     folder.mkdir(parents=True)
     with open(folder / "tokens.bin", "wb") as tokens, open(folder / "predicted.bin", "wb") as predicted:
         for begin in range(0, len(texts), _CHUNK):
-            found = [render(tokenizer, json.loads(text), template) for text in texts[begin : begin + _CHUNK]]
+            found = list[tuple[str, list[tuple[int, int]]]]()
+            for text in texts[begin : begin + _CHUNK]:
+                try:
+                    found.append(render(tokenizer, json.loads(text), template))
+                except UserError as error:
+                    place = (
+                        "" if last_alone else f"conversation {begin + len(found) + 1:,}: "
+                    )  # choices have no numbers
+                    raise UserError(f"{place}{error}") from error
             if last_alone:
                 found = [(text, spans[-1:]) for text, spans in found]
             encoded = tokenizer(

@@ -148,7 +148,12 @@ def write(
                 text = texts[len(lengths) + number] + (
                     f" … {pairs[len(lengths) + number]}" if pairs is not None else ""
                 )
-                raise UserError(_has_special_token(tokenizer, rows[number].tolist(), empty, special, text))
+                place = f"text {len(lengths) + number + 1:,}, {one_line(text, 80)!r}"
+                token = _surplus(tokenizer, rows[number].tolist(), empty, special)
+                raise UserError(
+                    f"{place}: the model's tokenizer takes {token} in it for a special token; remove it from the text, or use "
+                    "another model"
+                )
             if end_token is not None:
                 rows = [row if len(row) and row[-1] == end_token else np.append(row, end_token) for row in rows]
             # A tokenizer without special tokens yields no token for an empty text; models reject an empty batch.
@@ -171,15 +176,10 @@ def _count(rows: Sequence[npt.NDArray[np.int64]], wanted: npt.NDArray[np.int64])
     return np.diff(before[np.concatenate([[0], np.cumsum([len(row) for row in rows])])])
 
 
-def _has_special_token(
-    tokenizer: Any, ids: Sequence[int], empty: Sequence[int], special: npt.NDArray[np.int64], text: str
-) -> str:
+def _surplus(tokenizer: Any, ids: Sequence[int], empty: Sequence[int], special: npt.NDArray[np.int64]) -> str:
+    """The first special token that is there more often than in the empty text."""
     surplus = Counter(number for number in ids if number in special) - Counter(empty)
-    token = tokenizer.convert_ids_to_tokens(next(iter(surplus)))
-    return (
-        f"the text {one_line(text, 80)!r}: the model's tokenizer takes {token} in it for a special token; remove it from the "
-        "text, or use another model"
-    )
+    return str(tokenizer.convert_ids_to_tokens(next(iter(surplus))))
 
 
 def training_batches(

@@ -1,5 +1,6 @@
 """What a language model writes: its responses to the first test conversations, or how it goes on with test documents."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ def generate(resident: Resident, params: torch.Tensor, rows: npt.NDArray[np.int6
     """
     resident.model.load(params)
     module, tokenizer = resident.model.module.eval(), resident.tokenizer
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=_MAX_TOKENS, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, use_cache=True,
-    )  # fmt: skip
+    limit = getattr(module.config, "max_position_embeddings", None) or sys.maxsize
     found = []
     for row in rows:
         prompt, expected = _parts(resident, int(row))
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=min(_MAX_TOKENS, limit - len(prompt)), eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, use_cache=True,
+        )  # fmt: skip
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(resident.device)
         with resident.autocast():
             whole = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -39,11 +39,12 @@ def export_errors(model: str) -> Iterator[None]:
         ) from error
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, max_seq_len: int, input_names: Sequence[str]) -> list[Path]:
+def save_tokenizer(loaded: LoadedModel, folder: Path, max_seq_len: int, input_names: Sequence[str]) -> list[Path]:
     """Save the tokenizer so that it yields the tensors `input_names`, truncated to `max_seq_len` tokens as in training.
 
     Returns its files. They name no path of this machine.
     """
+    tokenizer = loaded.tokenizer
     files = [path for path in map(Path, tokenizer.save_pretrained(folder)) if path.exists()]
     path = folder / "tokenizer_config.json"
     settings = {
@@ -55,6 +56,8 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_seq_len: int, input_names: 
     settings |= {
         "model_max_length": max_seq_len, "model_input_names": list(input_names), "padding_side": tokenizer.padding_side,
     }  # fmt: skip
+    if predicts_tokens(loaded.module) and tokenizer.chat_template:  # the template writes special tokens into the text
+        settings["split_special_tokens"] = False
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return files
 
@@ -139,7 +142,8 @@ def check_export(
         *chosen, truncation=True, max_length=max_length,
         return_token_type_ids="token_type_ids" in names, return_attention_mask="attention_mask" in names,
     )  # fmt: skip
-    exported = tokenizer(*chosen, truncation=True)
+    as_text = {"split_special_tokens": True} if predicts_tokens(loaded.module) else {}  # as texts are read in training
+    exported = tokenizer(*chosen, truncation=True, **as_text)
     if dict(exported) != dict(trained_on):
         raise ValueError("its tokenizer gives other tokens")
 

@@ -90,7 +90,7 @@ def load_model(model: str, label_names: tuple[str, ...], texts: list[str], max_s
             if type(config) not in auto_class._model_mapping:
                 raise UserError(
                     f"model={model}: {config.model_type} models "
-                    + ("don't classify texts" if label_names else "don't predict the next token, as task_name=lm needs")
+                    + ("don't classify texts" if label_names else "don't predict the next token, as language models do")
                     + "; use another model"
                 )
             if not label_names:

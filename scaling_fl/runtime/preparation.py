@@ -88,7 +88,7 @@ def prepare(send: Send, config: Config, folder: str, several_nodes: bool = False
         loaded.module.config.save_pretrained(work / "model")
         if task.predicts_tokens:
             loaded.module.generation_config.save_pretrained(work / "model")
-        tokenizer_files = export.save_tokenizer(loaded.tokenizer, work / "model", config.max_seq_len, input_names)
+        tokenizer_files = export.save_tokenizer(loaded, work / "model", config.max_seq_len, input_names)
         loaded = export.as_rebuilt(loaded, work / "model")
     base.freeze(loaded.module, config, loaded.new_parameters)
 

@@ -76,7 +76,10 @@ def write(
                 token_types=token_types, end_token=end_token, report=progress,
             )  # fmt: skip
 
-        notes += store(folder / name, split, what, "", build)
+        try:
+            notes += store(folder / name, split, what, "", build)
+        except UserError as error:
+            raise UserError(f"{'training' if name == 'train' else name} data, {error}") from error
     if task.test.choices is not None:
         what = f"tokenising the choices of {len(task.test):,} test texts"
 

@@ -84,7 +84,9 @@ def test_a_chat_template_without_end_tokens_gets_one_at_the_end() -> None:
     words = tokenizer(CHATML.replace(" [SEP]", ""))
     text, spans = conversations.render(words, CHAT[:2], None)
     assert [text[first:last] for first, last in spans] == ["forest\n[SEP]"]
-    with pytest.raises(UserError, match="chat template doesn't end each response; set prompt_template"):
+    with pytest.raises(
+        UserError, match="chat template doesn't end each response; use another model, or a prompt and a"
+    ):
         conversations.render(words, CHAT, None)
 
 
@@ -99,6 +101,30 @@ def test_a_chat_may_begin_with_the_assistant(tmp_path: Path) -> None:
     conversations.write(tmp_path / "store", words, [json.dumps(CHAT[1:])], 64, None)
     store = TokenStore(tmp_path / "store", words.pad_token_id)
     assert asked_for(store, 0, words) == ["forest", "[SEP]", "wheel", "brake", "[SEP]"]
+
+
+def test_an_opening_response_is_not_taken_for_what_the_template_says_before_it(tmp_path: Path) -> None:
+    words = tokenizer("<|system|> river drum stone [SEP]\n" + CHATML)
+    for content in ("drum", "xylophone"):
+        text, spans = conversations.render(words, [{"role": "assistant", "content": content}], None)
+        assert [text[first:last] for first, last in spans] == [f"{content} [SEP]"]
+        assert text[: spans[0][0]] == "<|system|> river drum stone [SEP]\n<|assistant|> "
+
+
+def test_a_response_that_nothing_precedes_is_refused() -> None:
+    chat, words = [{"role": "user", "content": ""}, CHAT[1]], tokenizer(None)
+    with pytest.raises(
+        UserError, match=r"nothing stands before the response.*fill in the prompt, or write text before it"
+    ):
+        conversations.render(words, chat, "{prompt}{response}")
+    assert conversations.render(words, chat, ":{prompt}{response}")[0] == ":forest[SEP]"
+
+
+def test_an_error_says_which_conversation_has_it(tmp_path: Path) -> None:
+    rows = [json.dumps(CHAT)] * 1203
+    rows[1201] = json.dumps([CHAT[0], {"role": "assistant", "content": "stop [SEP]"}])
+    with pytest.raises(UserError, match=r"^conversation 1,202: the text 'stop \[SEP\]': \[SEP\] is a special token"):
+        conversations.write(tmp_path / "store", tokenizer(), rows, 64, None)
 
 
 def test_what_a_template_refuses_is_named() -> None:
@@ -127,8 +153,17 @@ def test_a_template_begins_as_the_tokenizer_begins_texts() -> None:
 
 def test_a_chat_template_that_rewrites_earlier_messages_is_refused() -> None:
     words = tokenizer("{% for m in messages %}{{ loop.length }} {{ m['content'] }} [SEP]{% endfor %}")
-    with pytest.raises(UserError, match="writes a message otherwise if others follow"):
+    with pytest.raises(
+        UserError,
+        match=r"doesn't write what precedes a response as it does without.*can't be told apart; use another model",
+    ):
         conversations.render(words, CHAT, None)
+
+
+def test_a_chat_template_that_begins_a_response_otherwise_than_it_records_it_is_refused() -> None:
+    words = tokenizer(CHATML.replace("<|assistant|> {% endif", "<|assistant|> think {% endif"))
+    with pytest.raises(UserError, match="doesn't write what precedes a response as it does without"):
+        conversations.render(words, CHAT[:2], None)
 
 
 def byte_level() -> Any:
@@ -181,5 +216,7 @@ def test_special_tokens_in_a_message_are_refused() -> None:
 def test_a_tokenizer_without_chat_template_needs_a_template() -> None:
     conversations.check_tokenizer("m", tokenizer(), None)
     conversations.check_tokenizer("m", tokenizer(None), "{prompt} {response}")
-    with pytest.raises(UserError, match="model=m: its tokenizer has no chat template; set prompt_template"):
+    with pytest.raises(
+        UserError, match="model=m: its tokenizer has no chat template; use another model, or a prompt and a"
+    ):
         conversations.check_tokenizer("m", tokenizer(None), None)

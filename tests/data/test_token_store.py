@@ -192,10 +192,8 @@ def test_a_text_in_which_the_tokenizer_finds_a_special_token_is_refused(tmp_path
     )  # fmt: skip
     texts = ["river", "", "an unknown river", "river [SEP] river", "[CLS]"]
     pairs = ["river", "river", "river", "lake", "river"] if paired else None
-    said = (
-        rf"the text 'river \[SEP\] river{' … lake' * paired}': the model's tokenizer takes \[SEP\] in it for a special"
-    )
-    for before in (0, 1500):  # more than one chunk for the tokenizer
+    for before, number in ((0, "4"), (1500, "1,504")):  # more than one chunk for the tokenizer
+        said = rf"^text {number}, 'river \[SEP\] river{' … lake' * paired}': the model's tokenizer takes \[SEP\] in it for a"
         rows, second = ["river"] * before + texts, pairs and ["river"] * before + pairs
         with pytest.raises(UserError, match=said):
             token_store.write(tmp_path / f"after {before}", words, rows, np.zeros(len(rows), np.int64), 16, second)

@@ -177,7 +177,9 @@ def test_tied_weights_that_are_trained_whole_stand_in_the_adapter_for_each_of_th
         torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_merged_weights_have_the_type_of_the_pretrained_ones(small_config: Config, tmp_path: Path) -> None:
+def test_merged_weights_are_added_in_float32_and_have_the_type_of_the_pretrained_ones(
+    small_config: Config, tmp_path: Path
+) -> None:
     config = config_of(small_config, tmp_path, trainable="lora", lora_rank=2)
     transformers.AutoModelForCausalLM.from_pretrained(str(config.model)).bfloat16().save_pretrained(str(config.model))
     train(config, tmp_path / "work")
@@ -185,6 +187,16 @@ def test_merged_weights_have_the_type_of_the_pretrained_ones(small_config: Confi
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert transformers.AutoConfig.from_pretrained(folder).dtype == torch.bfloat16
+    before = safetensors.torch.load_file(Path(config.model) / "model.safetensors")
+    parts = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+    peft = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    in_bf16 = 0
+    for name in (name for name in parts if ".lora_A." in name):
+        matrix = name.removeprefix("base_model.model.").replace(".lora_A", "")
+        product = parts[name.replace("lora_A", "lora_B")] @ parts[name] * (peft["lora_alpha"] / peft["r"])
+        assert torch.equal(weights[matrix], (before[matrix].float() + product).bfloat16()), matrix
+        in_bf16 += int((weights[matrix] != before[matrix] + product.bfloat16()).sum())
+    assert in_bf16, "it would differ"
 
 
 def test_a_model_beyond_the_memory_is_refused_with_what_it_needs(

@@ -181,7 +181,7 @@ def test_an_export_beyond_the_memory_is_refused_before_training(
         prepared = tmp_path / str(number)
         prepared.mkdir()
         loaded.module.config.save_pretrained(prepared)
-        export.save_tokenizer(loaded.tokenizer, prepared, 16, ["input_ids", "attention_mask"])
+        export.save_tokenizer(loaded, prepared, 16, ["input_ids", "attention_mask"])
         base.freeze(loaded.module, config, loaded.new_parameters)
         needed = of_each * sum(parameter.numel() for parameter in loaded.module.parameters())
         monkeypatch.setattr(host, "free_memory", lambda needed=needed: float(needed))
@@ -205,7 +205,7 @@ def test_the_first_hundred_texts_are_tried_and_the_two_longest(
     loaded = loading.load_model(config.model, ("a", "b"), [], 16, 1)
     (tmp_path / "prepared").mkdir()
     loaded.module.config.save_pretrained(tmp_path / "prepared")
-    export.save_tokenizer(loaded.tokenizer, tmp_path / "prepared", 16, ["input_ids", "attention_mask"])
+    export.save_tokenizer(loaded, tmp_path / "prepared", 16, ["input_ids", "attention_mask"])
     write_folder = export.write_folder
 
     def damaged(module: Any, prepared: Path, target: Path) -> None:

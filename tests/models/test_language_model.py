@@ -122,7 +122,7 @@ def test_encoders_are_refused(tmp_path: Path, kind: str) -> None:
 
 def test_architectures_without_a_head_for_tokens_are_refused(tmp_path: Path) -> None:
     folder = str(builders.pretrained(tmp_path / "distilbert", "distilbert"))
-    with pytest.raises(UserError, match="distilbert models don't predict the next token, as task_name=lm needs"):
+    with pytest.raises(UserError, match="distilbert models don't predict the next token, as language models do"):
         loading.load_model(folder, (), [], 16, 1)
 
 
@@ -135,7 +135,7 @@ def test_a_decoder_is_padded_on_the_right_and_rebuilt_as_a_decoder(tmp_path: Pat
     assert padding == probe.Padding()
     probe.check_step(loaded.module, texts, padding, torch.device("cpu"), None)
     loaded.module.config.save_pretrained(tmp_path / "again")
-    save_tokenizer(loaded.tokenizer, tmp_path / "again", 16, ["input_ids"])
+    save_tokenizer(loaded, tmp_path / "again", 16, ["input_ids"])
     assert type(loading.rebuild_model(tmp_path / "again")) is type(loaded.module)
     assert loading.label_names(folder) == ()
     assert not loading.predicts_tokens(builders.bert())

@@ -66,7 +66,7 @@ def test_a_special_token_whose_characters_the_vocabulary_lacks_is_refused_in_a_t
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁river", -3.0), ("s", -4.0)]
     transformers.T5Tokenizer(vocab=pieces).save_pretrained(tmp_path / "base")
     tokenizer = load_text_tokenizer(str(tmp_path / "base"))
-    with pytest.raises(UserError, match="the text 'river </s> river': the model's tokenizer takes </s> in it"):
+    with pytest.raises(UserError, match="text 2, 'river </s> river': the model's tokenizer takes </s> in it"):
         token_store.write(tmp_path / "a", tokenizer, ["river", "river </s> river"], np.zeros(2, np.int64), 16)
     token_store.write(tmp_path / "b", tokenizer, ["river", "river < river"], np.zeros(2, np.int64), 16)
 

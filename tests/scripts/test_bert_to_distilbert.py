@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from scaling_fl.models import export
+from scaling_fl.models.loading import LoadedModel
 from tests import builders
 from tests.scripts.imported import imported
 
@@ -27,7 +28,8 @@ def bert_folder(folder: Path, model: type = transformers.BertModel, **changes: A
         for parameter in bert.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     bert.save_pretrained(folder)
-    export.save_tokenizer(builders.tokenizer(), folder, 24, ["input_ids", "token_type_ids", "attention_mask"])
+    loaded = LoadedModel(bert, builders.tokenizer(), [])
+    export.save_tokenizer(loaded, folder, 24, ["input_ids", "token_type_ids", "attention_mask"])
     return folder
 
 

@@ -37,6 +37,9 @@ def load(config: Config, report: Report) -> Task:
                 f"response_column={response}: prompt_column names the same column; choose different columns"
             )
         columns = {prompt: "prompt_column", response: "response_column"}
+    for key in ("label_column", "partition_column", "choices_column"):
+        if (name := getattr(config, key)) in columns:
+            raise UserError(f"{key}={name}: {columns[name]} names the same column; choose another, or leave out {key}")
     if config.label_column is not None:
         columns[config.label_column] = "label_column"
     of_test = {} if config.choices_column is None else {config.choices_column: "choices_column"}
