@@ -65,3 +65,19 @@ def test_reading_starts_no_threads(tmp_path: Path) -> None:
     path = tmp_path / predictions_file._TEXTS
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "2 0\n"
+
+
+def test_texts_are_kept_without_pandas_which_takes_long_to_import(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from scaling_fl.data.examples import Split
+from scaling_fl.tracking import predictions_file
+predictions_file.write_texts(Path(sys.argv[1]), Split(["a", "", "ëß"], np.zeros(3, np.int64), ["x", "漢字", ""]))
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+    assert predictions_file.table(tmp_path / "test_texts.parquet").to_pydict() == {
+        "text": ["a", "", "ëß"], "text_pair": ["x", "漢字", ""],
+    }  # fmt: skip
