@@ -14,7 +14,7 @@ from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident, precision
 from scaling_fl.models.flat_parameters import Entry, Layout
 
-MIN_SIZE = 2**16  # of the average matrix: below, Python at each of them takes longer than the memory
+MIN_SIZE = 2**19  # of the average matrix: below, Python at each of them takes longer than the memory
 
 
 def take_over(
