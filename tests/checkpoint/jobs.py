@@ -44,6 +44,11 @@ JOBS: list[tuple[int, bool, str, dict[str, Any]]] = [
         "task_name": "lm", "label_column": None, "model": "tiny", "num_sites": 3, "trainable": "lora", "lora_rank": 2,
         "keep_optimiser": True, "validation_fraction": 0.2,
     }),
+    (2, True, "cosine", {
+        "task_name": "instructions", "text_column": None, "label_column": None, "prompt_column": "body", "response_column": "topic",
+        "prompt_template": "{prompt} : {response}", "model": "tiny", "num_sites": 3, "weighting": "tokens", "sites_per_round": 2,
+        "max_seq_len": 32, "trainable": "lora", "lora_rank": 2, "lora_aggregation": "stack",
+    }),
     (2, False, "linear", {"num_sites": 3, "personal": "head", "site_test": "partitioned", "upload": "bf16"}),
     (1, True, "constant", {"num_sites": 3, "ditto_lambda": 0.5, "site_test": "held_back", "sites_per_round": 2}),
     (2, False, "linear", {
