@@ -1,3 +1,4 @@
+import fcntl
 import os
 from pathlib import Path
 
@@ -40,6 +41,53 @@ def test_the_lock_of_a_killed_run_is_taken_over_with_its_file(tmp_path: Path, mo
         assert left.read_text() == str(os.getpid())
         assert host.is_locked("news")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("by_third", [False, True])
+def test_a_run_whose_lock_file_the_owner_removes_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_third: bool
+) -> None:
+    """A third run may have made another file of that name by then: it and this run would hold locks on two files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place, flock = tmp_path / f"scaling_fl-{os.getuid()}-news.lock", fcntl.flock
+
+    def after_the_owner(file: object, how: int) -> None:
+        place.rename(tmp_path / "removed")  # rather than unlinked, so that no new file gets its number
+        if by_third:
+            place.write_text("4194304")
+        flock(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", after_the_owner)
+    with pytest.raises(UserError, match="job_name=news: another run of this job"), host.job_lock("news", None):
+        pass
+    assert place.exists() == by_third, "the file of the third run stays"
+
+
+def test_a_folder_is_the_same_with_the_home_folder_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    refused = pytest.raises(UserError, match="another run is writing there")
+    with host.job_lock("news", "~/out"), refused, host.job_lock("other", str(tmp_path / "out")):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "free"),
+    [("7000000", 8000, 5_500_000), ("max", 8000, 8_192_000), ("7000000", 5000, 5_120_000)],
+)
+def test_free_memory_is_what_both_the_machine_and_the_container_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, available: int, free: int
+) -> None:
+    """Of the 3,000,000 bytes in use, 1,500,000 are files that nobody has open, which make room."""
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal:       16000 kB\nMemFree: 1 kB\nMemAvailable:   {available} kB\n")
+    (group / "memory.stat").write_text("anon 1500000\ninactive_file 1500000\nactive_file 0\n")
+    (group / "memory.current").write_text("3000000\n")
+    (group / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(host, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert host.free_memory() == free
 
 
 def test_leftovers_of_a_killed_launcher_are_removed_but_not_folders_in_use(
