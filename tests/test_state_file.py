@@ -37,6 +37,14 @@ def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert np.array_equal(safetensors.numpy.load_file(tmp_path / "state")["w"], TENSORS["w"])
 
 
+def test_who_reads_a_state_keeps_it_while_another_takes_its_name(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", TENSORS, HEADER)
+    tensors, _ = read_state(tmp_path / "state")
+    write_state(tmp_path / "state", {name: array + 1 for name, array in TENSORS.items()}, HEADER)
+    assert np.array_equal(tensors["w"], TENSORS["w"])
+    assert np.array_equal(read_state(tmp_path / "state")[0]["w"], TENSORS["w"] + 1)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.data())
 def test_any_flipped_bit_and_any_truncation_is_detected(tmp_path: Path, data: st.DataObject) -> None:
