@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 import types
 from pathlib import Path
@@ -37,6 +38,33 @@ def test_a_lease_is_renewed_until_its_run_releases_it(tmp_path: Path, monkeypatc
     assert json.loads((tmp_path / FILE).read_text())["runs"] == "runs/4"
     lease.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_renewal_in_progress_ends_before_the_lease_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would write the lease again, and the next run would wait for a run that has ended."""
+    monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.01)
+    monkeypatch.setattr(lease_module, "_RELEASE_TIMEOUT", 0.1)
+    lease, steps = Lease(CheckpointStore(str(tmp_path)), "news"), list[str]()
+    begun, may_end, write = threading.Event(), threading.Event(), lease._write
+
+    def renew() -> None:
+        begun.set()
+        may_end.wait(120)
+        write()
+        steps.append("renewed")
+
+    lease.acquire()
+    monkeypatch.setattr(lease, "_write", renew)
+    monkeypatch.setattr(lease._storage, "remove", lambda name: steps.append(f"removed {name}"))
+    assert begun.wait(120)
+    lease.release()
+    may_end.set()
+    deadline = time.monotonic() + 120
+    while len(steps) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert steps == ["renewed", f"removed {FILE}"]
 
 
 def test_a_killed_run_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
