@@ -17,6 +17,7 @@ from scaling_fl.federated.local_optimiser import site_state_template
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.site import Site
 from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.models import selection
 from scaling_fl.models.flat_parameters import Layout
 from scaling_fl.state_file import write_state
 from tests import builders
@@ -222,3 +223,25 @@ def test_personal_parameters_do_not_travel() -> None:
     head = sum(entry.shape.numel() for entry in layout.entries if entry.name.startswith("classifier"))
     before = compression.traffic(Config(), layout, 0)
     assert [value - 4 * head for value in before] == list(compression.traffic(config, layout, 0))
+
+
+def test_a_compressed_upload_leaves_personal_parameters_alone(tmp_path: Path) -> None:
+    """None of them takes the place of a value that is sent, or waits to be sent; each stays at the site as trained."""
+    keys = {"num_sites": 3, "site_ids": [-1], "batch_size": 4, "personal": "head"}
+    kept = {}
+    for name, more in (("compressed", {"upload": "topk", "topk_share": 0.01}), ("plain", {})):
+        (tmp_path / name).mkdir()
+        config = Config.from_mapping(keys | more)
+        worker_sites, collectives, state = builders.worker(tmp_path / name, config, builders.bert(), SHARDS)
+        site = next(worker_sites.participants(1))
+        delta, _ = site.train(state.params, 1, state.extra)
+        collectives.close()
+        assert worker_sites.resident.store is not None
+        kept[name] = worker_sites.resident.store.load(site.number)
+        if more:
+            layout = worker_sites.resident.model.layout
+            num_sent = compression.num_kept(compression.num_travelling(config, layout), 0.01)
+            assert (delta != 0).sum() == num_sent
+            assert not kept[name]["upload_error"][selection.personal_positions(layout, "head")].any()
+    assert kept["plain"]["personal"].any()
+    assert torch.equal(kept["compressed"]["personal"], kept["plain"]["personal"])
