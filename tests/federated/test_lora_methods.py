@@ -10,6 +10,7 @@ import torch
 from scaling_fl import seeding
 from scaling_fl.config.schema import Config
 from scaling_fl.federated import aggregation
+from scaling_fl.federated.aggregation.lora_product import OfProducts
 from scaling_fl.models import adapters
 from tests import builders
 from tests.federated.test_robust import CASES, SHARDS
@@ -52,6 +53,18 @@ def test_robust_aggregation(tmp_path: Path, keys: dict[str, Any], by_hand: Any) 
     expected = by_hand(sent.astype(np.float64))
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_products_are_summed_in_the_order_of_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in that in which workers have trained them: the last digits would depend on the number of workers."""
+    config, summed = Config.from_mapping(KEYS | {"lora_aggregation": "stack"}), list[int]()
+    worker_sites, collectives, state = builders.worker(tmp_path, config, model(config), SHARDS)
+    combination: Any = aggregation.begin(worker_sites, collectives, state, 1)
+    combination.inner.sites = {site: {} for site in (5, 0, 3)}
+    monkeypatch.setattr(OfProducts, "_deltas", lambda self, sites: summed.extend(sites) or {})
+    list(combination.inner.combined())
+    collectives.close()
+    assert summed == [0, 3, 5]
 
 
 def test_masks_cancel(tmp_path: Path) -> None:
