@@ -49,6 +49,18 @@ def nats(resident: Any, store: Any, params: torch.Tensor, rows: Any) -> tuple[fl
     return sum(float(loss) * count for loss, count in found), sum(count for _, count in found)
 
 
+def right(resident: Any, store: Any, params: torch.Tensor, rows: Any) -> int:
+    """The number of tokens of some blocks that a model finds the most probable."""
+    resident.model.load(params)
+    module, found = copy.deepcopy(resident.model.module).eval(), 0
+    for row in rows:
+        batch = store.batch(np.array([row]))
+        with torch.no_grad():
+            guesses = module(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.positions].argmax(-1)
+        found += int((guesses == batch.labels).sum())
+    return found
+
+
 @pytest.mark.parametrize("more", [SHARE_A, {"baseline": "local_only"}])
 def test_bits_per_byte_are_the_mean_of_the_sites_own(
     alone: Callable[..., Any], tmp_path: Path, more: dict[str, Any]
@@ -108,3 +120,17 @@ def test_own_models_predict_the_tokens_of_their_sites_own_blocks(
         text = "".join(builders.texts_and_labels(8, 6)[0])
         per_byte = total / count / math.log(2) * len(resident.test.tokens) / len(text.encode())
         assert results["validation.bits_per_byte"] == pytest.approx(per_byte, rel=1e-5)
+
+
+def test_the_global_model_predicts_the_tokens_of_each_sites_own_blocks(
+    alone: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A block counts by its tokens, of which several are right."""
+    more = {"site_test": "partitioned", "optimiser": "adam", "learning_rate": 0.02, "num_rounds": 8}
+    resident, state, _, results = trained(alone, tmp_path, more)
+    hits = {site: right(resident, resident.test, state.params, TESTS[site]) for site in (0, 2)}
+    assert hits[2] > len(TESTS[2])
+    for site, of_site in hits.items():
+        total, count = nats(resident, resident.test, state.params, TESTS[site])
+        assert results[f"site.{site}.site_test.loss"] == pytest.approx(total / count, rel=1e-5)
+        assert results[f"site.{site}.site_test.accuracy"] == pytest.approx(of_site / count)
