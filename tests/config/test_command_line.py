@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,18 @@ def test_a_configuration_file_that_sets_a_key_twice_is_refused(
     else:
         with pytest.raises(UserError, match=f"{name}: it sets {repeated} twice; leave one of them out"):
             check_config_file(str(path))
+
+
+def test_a_pickled_configuration_is_refused_unread(tmp_path: Path) -> None:
+    """Sacred would load it, and run what it says."""
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    (tmp_path / "keys.pickle").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(
+        UserError, match=r"keys\.pickle: loading a pickle can run arbitrary code; write .* JSON or YAML"
+    ):
+        check_config_file(str(tmp_path / "keys.pickle"))
+    assert not (tmp_path / "made").exists()
