@@ -97,3 +97,6 @@ def test_the_name_of_the_job_may_stand_anywhere_in_the_folder() -> None:
     typed = Config.from_mapping({"checkpoints_dir": "s3://lab/{job_name}/out"}).named("a-1")
     assert (typed.job_name, typed.checkpoints_dir) == ("a-1", "s3://lab/a-1/out")
     assert Config.from_mapping({"checkpoints_dir": None}).named("news").checkpoints_dir is None
+    # Of the default folder, records keep the placeholder: typed again for another job, the keys mean another folder.
+    assert Config().named("news").to_record()["checkpoints_dir"] == "checkpoints/{job_name}"
+    assert typed.to_record()["checkpoints_dir"] == "s3://lab/a-1/out"
