@@ -11,7 +11,7 @@ from scaling_fl.errors import UserError
 from scaling_fl.sweep import cells, slurm
 from tests.scripts.executable import executable
 
-pytest.importorskip("submitit")
+SlurmJob = pytest.importorskip("submitit").SlurmJob
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,11 @@ def test_the_batch_file_asks_slurm_for_what_the_sweep_says(tmp_path: Path, monke
     assert "submitit.core._submit" in batch
     again = slurm.submit(todo, "s", tmp_path / "sweep", parameters, "slurm")
     assert again == ["s.seed-1: job 4711_0, already queued", "s.seed-2: job 4711_1, already queued"]
+    executable(tmp_path, "sbatch", f'cp "$1" {tmp_path}/batch; echo "Submitted batch job 4712"')
+    # The first job has ended, however far its cell has come: it is handed in once more.
+    SlurmJob(tmp_path / "sweep" / "slurm", "4711_0").paths.result_pickle.touch()
+    again = slurm.submit(todo, "s", tmp_path / "sweep", parameters, "slurm")
+    assert again == ["s.seed-1: job 4712", "s.seed-2: job 4711_1, already queued"]
 
 
 def test_a_parameter_that_slurm_does_not_have_is_one_error(tmp_path: Path) -> None:
