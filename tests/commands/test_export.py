@@ -147,10 +147,12 @@ def test_the_own_model_of_a_site_is_exported_on_request(
     tensors |= {tensor_name(1, kept): own.numpy(), tensor_name(0, kept): own.numpy() * 0}
     store = CheckpointStore(str(config.checkpoints_dir))
     store.probe()
-    store.save(4, tensors, checkpoint_header(plan, {}, None))
+    store.save(4, tensors, checkpoint_header(plan, {"validation.accuracy": 0.75}, None))
     typed = {"checkpoints_dir": config.checkpoints_dir, "job_name": "j"}
     export(MagicMock(), Config.from_mapping(typed | {"site": 1}))
-    _same(Path(store.url) / "model-round-000004-site-1", module.eval())
+    folder = Path(store.url) / "model-round-000004-site-1"
+    _same(folder, module.eval())
+    assert "## Results" not in (folder / "README.md").read_text(), "they are another model's"
     path, table = f"{store.url}/round-000004.safetensors", tmp_path / "own.csv"
     lines = test_evaluate.lines_of(Config(checkpoint=path, site=1, csv_path=str(table)))
     assert any("own model of site 1" in line for line in lines)
@@ -159,6 +161,8 @@ def test_the_own_model_of_a_site_is_exported_on_request(
         export(MagicMock(), Config.from_mapping(typed | {"site": 2}))
     if config.has_global_model:
         export(MagicMock(), Config.from_mapping(typed))
+        card = (Path(store.url) / "model-round-000004" / "README.md").read_text()
+        assert "## Results after round 4\n\n| metric | value |\n| --- | --- |\n| validation.accuracy | 0.7500 |" in card
     else:
         with pytest.raises(UserError, match=r"has no global model; add site=… for the own model of a site"):
             export(MagicMock(), Config.from_mapping(typed))
