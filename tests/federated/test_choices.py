@@ -91,7 +91,7 @@ def test_the_most_probable_choice_is_that_of_the_exported_model(
 
 
 def test_choices_are_tokenised_once(config: Config, tmp_path: Path) -> None:
-    def said(name: str) -> list[str]:
+    def said(name: str, config: Config = config) -> list[str]:
         events: list[dict[str, Any]] = []
         (tmp_path / name).mkdir()
         launcher.prepare(config, str(tmp_path / name), events.append)
@@ -102,6 +102,7 @@ def test_choices_are_tokenised_once(config: Config, tmp_path: Path) -> None:
     of_choices = "tokenising the choices of 11 test texts"
     assert said("first") == ["tokenising 37 training texts", "tokenising 11 test texts", of_choices]
     assert said("second") == []
+    assert len(said("other", dataclasses.replace(config, prompt_template="{prompt} , {response}"))) == 3
     path = Path(str(config.test_path))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"options": [*row["options"], "rain"]}) + "\n" for row in rows))
