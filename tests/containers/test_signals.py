@@ -101,4 +101,7 @@ def test_a_signal_before_the_job_runs_is_not_lost(copy: Path, folder: Path, envi
         )  # fmt: skip
         time.sleep(delay)
         job.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=30) == 143
+        assert job.wait(timeout=30) in (
+            143,
+            -signal.SIGTERM,
+        )  # which shells report as 143: bash had not begun the script
