@@ -1,5 +1,6 @@
 """Steps within the backward pass: they give what steps over the whole flat buffer give, where nothing needs the whole."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_what_needs_the_whole_gradient_gets_it(
 ) -> None:
     monkeypatch.setattr(step_in_backward, "MIN_SIZE", 0)
     config = Config(**keys)
-    changed = resident.__class__(**vars(resident) | {"config": config})
+    changed = dataclasses.replace(resident, config=config)
     assert not step_in_backward.take_over(changed, local_optimiser(config, resident.model), [])
 
 
