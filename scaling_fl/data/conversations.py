@@ -40,7 +40,7 @@ def check_tokenizer(model: str, tokenizer: Any, template: str | None) -> None:
         )
 
 
-@functools.cache
+@functools.cache  # asked for each message; some models have hundreds
 def special_tokens(tokenizer: Any) -> list[str]:
     """Those with a role, such as the end token, and all others that the tokenizer never splits and calls special."""
     others = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
