@@ -7,7 +7,7 @@ import huggingface_hub
 
 from scaling_fl.models.aliases import ALIASES
 
-_FILES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".bin")  # transformers loads the first kind where a folder has both
 _TINY = 4e6  # bytes
 
 
@@ -17,14 +17,15 @@ def weights_size(model: str) -> float | None:
         return _TINY
     source = ALIASES.get(model, model)
     folder = Path(os.path.expanduser(source))
-    if folder.is_dir():
-        sizes = [path.stat().st_size for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
-        return float(sum(sizes)) if sizes else None
-    for name in _FILES:
+    if not folder.is_dir():
         try:
-            found = huggingface_hub.try_to_load_from_cache(source, name)
+            config = huggingface_hub.try_to_load_from_cache(source, "config.json")
         except ValueError:  # not a hub id
             return None
-        if isinstance(found, str):
-            return float(os.path.getsize(found))
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+    for suffix in _SUFFIXES:
+        if sizes := [path.stat().st_size for path in folder.glob(f"*{suffix}")]:
+            return float(sum(sizes))
     return None

@@ -21,7 +21,7 @@ from scaling_fl.config.sections.run import CHECKPOINTS
 from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
-from scaling_fl.runtime import finished, job_page, launcher
+from scaling_fl.runtime import finished, launcher
 from scaling_fl.runtime.job_page import JobPage
 from scaling_fl.runtime.nodes import agreement, cluster_env
 from scaling_fl.runtime.nodes.control_link import SINGLE_NODE, ControlLink
@@ -162,8 +162,8 @@ class Job:
     def print_written(self) -> None:
         """Print the places of everything that was written, by kind."""
         records = self._tracker.locations() if self._tracker is not None else {}
-        if self._page is not None and self._page.drawn:
-            self._written["report"] = self._page.place or f"{records['run record'].partition(',')[0]}/{job_page.NAME}"
+        if self._page is not None and (location := self._page.location(records)):
+            self._written["report"] = location
         for what, where in (self._written | records).items():
             self.console.line(f"{what:<12} {where}")
 

@@ -1,7 +1,7 @@
 """The page of a finished job: drawn once, written beside the checkpoints, and attached to its records."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.config.schema import Config
@@ -28,9 +28,10 @@ class JobPage:
                 self._content = self._make(record) if wanted else b""
         return {NAME: self._content} if self._content else {}
 
-    @property
-    def drawn(self) -> bool:
-        return bool(self._content)
+    def location(self, records: Mapping[str, str]) -> str:
+        """Where it can be opened, of a job with these records by title; empty if it wasn't made, or is in databases alone."""
+        run = records.get("run record", "").partition(",")[0]
+        return (self.place or (run and f"{run}/{NAME}")) if self._content else ""
 
     def _make(self, record: Record) -> bytes:
         content = b""

@@ -22,7 +22,8 @@ Memory = dict[str, float]  # peak bytes of complete cells, by `shape`
 def shape(cell: Cell) -> str:
     """What the memory of a cell depends on."""
     config = cell.config
-    return f"{config.model} {config.batch_size}x{config.max_seq_len} {config.optimiser} {cell.num_processes}"
+    trained = f"{config.trainable} {config.optimiser}"
+    return f"{config.model} {config.batch_size}x{config.max_seq_len} {trained} {cell.num_processes}"
 
 
 def memory_of(cell: Cell, measured: Mapping[str, float]) -> float:
@@ -30,8 +31,11 @@ def memory_of(cell: Cell, measured: Mapping[str, float]) -> float:
     if (peak := measured.get(shape(cell))) is not None:
         return peak
     size = weights_size(cell.config.model)
-    copies = _COPIES.get(cell.config.optimiser, _COPIES_ADAM)
-    return cell.num_processes * (_PER_PROCESS + (_UNKNOWN if size is None else copies * size))
+    if size is None:
+        return cell.num_processes * (_PER_PROCESS + _UNKNOWN)
+    if cell.config.trainable == "lora":  # one base for all processes; what belongs to adapters is small
+        return cell.num_processes * _PER_PROCESS + size
+    return cell.num_processes * (_PER_PROCESS + _COPIES.get(cell.config.optimiser, _COPIES_ADAM) * size)
 
 
 @dataclass

@@ -114,4 +114,18 @@ def test_no_page_is_drawn_if_the_command_or_the_job_has_report_false(
     record = Record.from_events(read(records.job(tmp_path))[0])
     record.config["report"] = recorded
     drawn = JobPage(Config(job_name="news", checkpoints_dir=str(tmp_path / "out"), report=now), pytest.fail)
-    assert (drawn.of(record), drawn.drawn) == ({}, False)
+    assert drawn.of(record) == {}
+    assert drawn.location({"run record": "runs/1"}) == ""
+
+
+def test_a_page_is_named_where_it_can_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    record = Record.from_events(read(records.job(tmp_path))[0])
+    for checkpoints, kept, expected in (
+        (None, {"events": "runs/_events/news.jsonl", "run record": "runs/7, others/3"}, "runs/7/report.html"),
+        (None, {"events": "runs/_events/news.jsonl", "MongoDB": "run 7 in database lab"}, ""),
+        (str(tmp_path / "out"), {"run record": "runs/7"}, str(tmp_path / "out" / "report.html")),
+    ):
+        drawn = JobPage(Config(job_name="news", checkpoints_dir=checkpoints), pytest.fail)
+        assert drawn.of(record).keys() == {"report.html"}
+        assert drawn.location(kept) == expected

@@ -1,6 +1,7 @@
 """What a machine holds at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,18 +76,32 @@ def test_a_cell_never_needs_more_cores_than_there_are() -> None:
         assert machine().cores_of(cell(1, site_ids=site_ids, threads_per_site=threads)) == cores
 
 
-def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"0" * 1000)
-    assert weights_size(str(tmp_path)) == 1000
+def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 500)
     (tmp_path / "tokenizer.json").write_bytes(b"x" * 300)
-    assert weights_size(str(tmp_path)) == 1500, "weights in the older format, too; nothing else"
+    assert weights_size(str(tmp_path)) == 500, "weights in the older format; nothing else"
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"0" * 900)
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"0" * 600)
+    assert weights_size(str(tmp_path)) == 1500, "all parts, and the same weights in the older format don't count again"
     assert weights_size("lab/never-heard-of") is None
     assert weights_size("not a hub id") is None
+    assert weights_size("lab/in-parts") is None
+    of_the_hub = tmp_path / "cache" / "models--lab--in-parts"
+    (of_the_hub / "refs").mkdir(parents=True)
+    (of_the_hub / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(tmp_path, of_the_hub / "snapshots" / "c0ffee", ignore=lambda *_: ["cache"])
+    (of_the_hub / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+    assert weights_size("lab/in-parts") == 1500
     large = cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="sgd")
     assert slots.memory_of(large, {}) == 2 * (0.6e9 + 5 * 1500)
     assert slots.memory_of(large, {slots.shape(large): 7.0}) == 7.0
     assert slots.shape(large) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="adamw"))
+    adapters = cell(1, model=str(tmp_path), site_ids=[-1, -1, -1], optimiser="sgd", trainable="lora")
+    assert slots.memory_of(adapters, {}) == 3 * 0.6e9 + 1500, "one base for all"
+    assert slots.shape(adapters) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1, -1], optimiser="sgd"))
 
 
 @pytest.mark.parametrize(
