@@ -78,11 +78,12 @@ def _table(config: Config, key: str, columns: Wanted) -> tables.Table | None:
     wanted = tables.wanted(config, key, columns)
     if {os.path.splitext(path.lower())[1] for path in paths} == {".txt"}:
         if list(wanted) != ["text"]:
-            named = ("text_column", "label_column", "partition_column")
+            named = [name for name in wanted.values() if name is not None and getattr(config, name) is not None]
+            leave_out = f"{', '.join(named)} name some; leave them out, or use"
+            needed = f"task_name={config.task_name} reads {', '.join(wanted)}; use"
             raise UserError(
                 f"{key}={getattr(config, key)}: text files have no columns, but "
-                f"{', '.join(name for name in named if getattr(config, name) is not None)} name some; leave them out, or use "
-                "JSON lines"
+                f"{leave_out if 'text_column' in wanted.values() else needed} JSON lines"
             )
         return read_lines(paths, key)
     return tables.read(getattr(config, key), key, wanted)

@@ -142,3 +142,17 @@ def test_what_is_no_conversation_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load(tmp_path, row, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "read"),
+    [({}, "prompt, response"), ({"prompt_column": "q"}, "q, response"), ({"messages_column": "m"}, "m")],
+)
+def test_text_files_have_no_conversations(tmp_path: Path, keys: dict[str, str], read: str) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    paths = {"train_path": str(tmp_path / "a.txt"), "test_path": str(tmp_path / "a.txt")}
+    message = (
+        rf"^train_path=.*a\.txt: text files have no columns, but task_name=instructions reads {read}; use JSON lines$"
+    )
+    with pytest.raises(UserError, match=message):
+        load_task(Config.from_mapping({"task_name": "instructions", "site_ids": [-1]} | paths | keys))
