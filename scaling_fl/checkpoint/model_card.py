@@ -73,7 +73,7 @@ def model_card(
     if config.trainable == "lora" and not config.merge:
         auto_class = "AutoModelForSequenceClassification" if label_names else "AutoModelForCausalLM"
         labels = f", num_labels={len(label_names)}" if label_names else ""
-        usage = _ADAPTERS.format(auto_class=auto_class, base=hub_id(config.model), labels=labels)
+        usage = _ADAPTERS.format(auto_class=auto_class, base=hub_id(config.model) or "BASE", labels=labels)
         return (
             "\n\n".join(
                 [*head, "LoRA adapters, trained by federated learning with scaling_fl.", usage, *training_sections]

@@ -82,3 +82,20 @@ def test_small_and_odd_numbers_are_not_rounded() -> None:
     assert r"| learning\_rate | 2e-05 |" in rows
     assert r"| weight\_decay | 0.2500 |" in rows
     assert f"| validation.accuracy | {2 / 3} |" in rows
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "base"),
+    [
+        ("bert", NAMES, 'AutoModelForSequenceClassification.from_pretrained("bert-base-cased", num_labels=3)'),
+        ("lab/model-1", (), 'AutoModelForCausalLM.from_pretrained("lab/model-1")'),
+        ("/secret/model", (), 'AutoModelForCausalLM.from_pretrained("BASE")'),
+    ],
+)
+def test_the_card_of_adapters_says_what_they_are_loaded_beside(model: str, names: tuple[str, ...], base: str) -> None:
+    config = Config(model=model, job_name="news", trainable="lora", merge=False)
+    rows = model_card(config, names, 5, 12, {}).splitlines()
+    assert f"base = {base}" in rows
+    assert f"from transformers import {base.partition('.')[0]}" in rows
+    assert 'model = PeftModel.from_pretrained(base, "FOLDER/adapter")' in rows
+    assert not any("secret" in row for row in rows)
