@@ -65,6 +65,10 @@ def check(config: "Config") -> None:
             f"base_precision={config.base_precision} model=tiny: it has no pre-trained weights, so there is no base; leave out "
             "base_precision"
         )
+    if not config.merge and config.model == "tiny":
+        raise UserError(
+            "merge=False model=tiny: it has no pre-trained weights that the adapters could be loaded beside; leave out merge"
+        )
     if config.base_precision == "nf4" and config.trainable != "lora":
         raise UserError(
             f"base_precision=nf4 trainable={config.trainable}: four bits hold the layers that have adapters; set trainable=lora, "

@@ -97,6 +97,10 @@ def test_a_job_trains_beside_a_base_in_bf16(small_config: Config, tmp_path: Path
         ),
         ({"modules_to_save": "lm_head"}, "modules_to_save=lm_head: belongs to trainable=lora"),
         ({"merge": False}, "merge=False: belongs to trainable=lora"),
+        (
+            {"merge": False, "trainable": "lora", "model": "tiny"},
+            "merge=False model=tiny: it has no pre-trained weights that the adapters could be loaded beside; leave out m",
+        ),
     ],
 )
 def test_keys_without_a_frozen_base_are_refused(keys: dict[str, Any], message: str) -> None:
@@ -224,6 +228,8 @@ def test_a_delta_of_the_base_beyond_the_memory_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(host, "free_memory", lambda: 4.0 * count - 1)
     with pytest.raises(UserError, match=r"lora_aggregation=exact: .* take 0\.0 GiB .* free; lower lora_delta_rank"):
         base.freeze(builders.bert(), config)
+    with pytest.raises(UserError, match=r"free; set lora_delta_rank=16$"):  # eight times the adapters' own
+        base.freeze(builders.bert(), dataclasses.replace(config, lora_delta_rank=None))
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
