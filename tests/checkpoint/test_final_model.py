@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from scaling_fl.checkpoint.final_model import COMPLETE, is_exported
+from scaling_fl.checkpoint.final_model import COMPLETE, is_exported, publish
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
+from tests import builders
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,14 @@ def test_a_model_that_is_published_again_is_incomplete_until_all_its_files_are_t
     (tmp_path / "out" / "model" / "vocab.txt").rmdir()
     checkpoints.publish_folder(tmp_path / "new", "model", COMPLETE)
     assert (tmp_path / "out" / "model" / COMPLETE).exists()
+
+
+def test_each_file_of_a_model_that_is_published_is_progress(tmp_path: Path) -> None:
+    checkpoints, told = CheckpointStore(str(tmp_path / "out")), list[str]()
+    checkpoints.probe()
+    builders.tokenizer().save_pretrained(tmp_path / "prepared")
+    module, prepared = builders.bert(), tmp_path / "prepared"
+    publish(checkpoints, "model", 4, module, prepared, "a card", True, "float32", lambda: told.append("alive"))
+    assert len(told) == len(checkpoints.sizes("model")) > 3
+    assert is_exported(checkpoints, "model", 4)
+    assert checkpoints.read("model/README.md") == b"a card"

@@ -1,4 +1,7 @@
 import json
+import os
+import socket
+import tempfile
 import threading
 import time
 import types
@@ -36,6 +39,32 @@ def test_a_lease_is_renewed_until_its_run_releases_it(tmp_path: Path, monkeypatc
     while json.loads((tmp_path / FILE).read_text())["runs"] != "runs/4" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert json.loads((tmp_path / FILE).read_text())["runs"] == "runs/4"
+    (tmp_path / ".partial-file").touch()
+    (tmp_path / ".partial-folder").mkdir()
+    lease.release()
+    assert list(tmp_path.iterdir()) == [], "nor is anything left that was not finished"
+
+
+def test_a_lease_is_renewed_again_once_the_store_can_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another run would take over from one that is alive."""
+    monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.01)
+    lease, failures, renewed = Lease(CheckpointStore(str(tmp_path)), "news"), list[str](), threading.Event()
+    write = lease._storage.write_json
+
+    def write_later(name: str, value: object) -> None:
+        if len(failures) < 3:
+            failures.append(name)
+            raise UserError("no route to host")
+        write(name, value)
+        renewed.set()
+
+    lease.acquire()
+    monkeypatch.setattr(lease._storage, "write_json", write_later)
+    assert renewed.wait(120)
+    assert failures == [FILE] * 3
+    lease.ensure_held()
     lease.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -46,7 +75,7 @@ def test_a_renewal_in_progress_ends_before_the_lease_is_removed(
     """Otherwise it would write the lease again, and the next run would wait for a run that has ended."""
     monkeypatch.setattr(lease_module, "_RENEWAL_INTERVAL", 0.01)
     monkeypatch.setattr(lease_module, "_RELEASE_TIMEOUT", 0.1)
-    lease, steps = Lease(CheckpointStore(str(tmp_path)), "news"), list[str]()
+    lease, steps, threads = Lease(CheckpointStore(str(tmp_path)), "news"), list[str](), set(threading.enumerate())
     begun, may_end, write = threading.Event(), threading.Event(), lease._write
 
     def renew() -> None:
@@ -60,6 +89,8 @@ def test_a_renewal_in_progress_ends_before_the_lease_is_removed(
     monkeypatch.setattr(lease._storage, "remove", lambda name: steps.append(f"removed {name}"))
     assert begun.wait(120)
     lease.release()
+    assert steps == [], "the job doesn't wait for the store"
+    assert all(thread.daemon for thread in set(threading.enumerate()) - threads), "nor does its process"
     may_end.set()
     deadline = time.monotonic() + 120
     while len(steps) < 2 and time.monotonic() < deadline:
@@ -97,6 +128,7 @@ def test_a_dead_run_on_another_machine_is_waited_for_until_its_lease_expires(
     assert messages[0].startswith(
         "job news: a run on far renewed its lease 1 s ago; waiting up to 2 s for its next heartbeat"
     )
+    assert messages[1].startswith("job news: a run on far renewed its lease 0 s ago; waiting up to 3 s")
     assert len(messages) == 2
 
 
@@ -121,10 +153,41 @@ def test_a_live_run_on_another_machine_keeps_a_second_run_out(tmp_path: Path) ->
     write_other_lease(tmp_path, age=1.0)
 
     def renew(text: str) -> None:
-        write_other_lease(tmp_path, age=0.0)
+        (tmp_path / FILE).write_text(json.dumps(write_other_lease(tmp_path, age=0.0) | {"runs": "runs/4"}))
 
-    with pytest.raises(UserError, match=r"a run on far \(process 7\) is still writing to it; wait for it to end"):
+    message = r"a run on far \(process 7, recorded in runs/4\) is still writing to it; wait for it to end"
+    with pytest.raises(UserError, match=message):
         Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(renew)
+
+
+def test_a_run_that_ends_is_waited_for_no_longer(tmp_path: Path) -> None:
+    write_other_lease(tmp_path, age=1.0)
+    waiting: list[str] = []
+
+    def end(text: str) -> None:
+        waiting.append(text)
+        (tmp_path / FILE).unlink()
+
+    Lease(CheckpointStore(str(tmp_path)), "news").wait_until_free(end)
+    assert len(waiting) == 1
+
+
+def test_runs_that_do_not_see_each_others_lock_files_are_in_different_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lock files are in the machine's temporary folder, and each user has their own."""
+    user, places = os.getuid(), {lease_module._lock_scope(), lease_module._lock_scope()}
+    assert len(places) == 1
+    for owner, name, other in (
+        (os, "getuid", lambda: user + 1),
+        (tempfile, "gettempdir", lambda: str(tmp_path)),
+        (socket, "gethostname", lambda: "far"),
+        (Path, "read_text", lambda path: "another boot"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, other)
+            places.add(lease_module._lock_scope())
+    assert len(places) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
+from scaling_fl.checkpoint import resume
 from scaling_fl.checkpoint.header import check_header
 from scaling_fl.checkpoint.resume import agree_on_threads, check_finite, check_origin, expected_site_state
 from scaling_fl.config.schema import Config
@@ -96,3 +98,15 @@ def test_a_job_goes_on_with_the_padding_that_it_started_with(
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
         check_origin(Config(), header, found)
     check_origin(Config(), header | {"origin": None}, found)
+
+
+@pytest.mark.parametrize(("cohort", "refused"), [(2, False), (3, True)])
+def test_a_cohort_that_earlier_versions_drew_as_well_goes_on(cohort: int, refused: bool) -> None:
+    """Of three sites; their headers have no `cohort_rules`."""
+    config = Config(job_name="j", num_sites=3, site_ids=(-1,), sampling="by_examples", sites_per_round=cohort)
+    header = {"job_name": "j", "config": config.to_mapping(), "data_digest": "d"}
+    with pytest.raises(UserError, match="a cohort of all 3 sites was not") if refused else contextlib.nullcontext():
+        resume._check_same_job(config, header, "d", 3)
+    uniform = dataclasses.replace(config, sampling="uniform")
+    with contextlib.nullcontext() if refused else pytest.raises(UserError, match="sampling was 'by_examples'"):
+        resume._check_same_job(uniform, header, "d", 3)

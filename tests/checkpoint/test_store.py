@@ -8,6 +8,7 @@ import pytest
 
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.errors import UserError
+from tests.conftest import ObjectStore
 from tests.test_state_file import HEADER, TENSORS
 
 
@@ -153,3 +154,36 @@ def test_files_are_named_as_a_user_would_type_them(tmp_path: Path, slashes: str)
     assert store.url_of("model") == f"{tmp_path}/model"
     store.write_json("a.json", [1])
     assert (tmp_path / "a.json").read_text() == "[1]"
+
+
+def test_a_checkpoint_that_is_asked_for_and_cannot_be_used_is_named(
+    checkpoints: CheckpointStore, tmp_path: Path
+) -> None:
+    checkpoints.probe()
+    for round_ in (3, 5):
+        checkpoints.save(round_, TENSORS, HEADER)
+    checkpoints.fs.pipe_file(f"{checkpoints.root}/round-000003.safetensors", b"cut")
+    name = checkpoints.url_of("round-000003.safetensors")
+    with pytest.raises(UserError) as refusal:
+        checkpoints.fetch(3, tmp_path / "fetched")
+    assert str(refusal.value).startswith(f"{name}: it is damaged (SafetensorError: ")
+    assert str(refusal.value).endswith("); restore it, or choose another checkpoint")
+    with pytest.raises(UserError, match=r"cannot read round-000004\.safetensors \(FileNotFoundError"):
+        checkpoints.fetch(4, tmp_path / "fetched")
+    assert checkpoints.fetch(5, tmp_path / "fetched")[1]["round"] == 5
+
+
+def test_a_listing_shows_what_others_have_written_since(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environ.items():
+        monkeypatch.setenv(name, value)
+    store = CheckpointStore(f"{object_store.bucket}/jobs/j")
+    store.save(1, TENSORS, HEADER)
+    assert store.rounds() == [1]
+    object_store.fs.pipe_file(f"{object_store.bucket}/jobs/j/round-000004.safetensors", b"of another process")
+    assert store.rounds() == [4, 1]
+
+
+def test_a_part_of_an_upload_may_take_a_minute() -> None:
+    assert CheckpointStore("s3://lab/jobs").fs.config_kwargs["read_timeout"] > 60

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_a_chat_may_begin_with_the_assistant(tmp_path: Path) -> None:
     assert asked_for(store, 0, words) == ["forest", "[SEP]", "wheel", "brake", "[SEP]"]
 
 
+def test_the_first_token_of_all_is_never_predicted(tmp_path: Path) -> None:
+    words = tokenizer("{% for m in messages %}{{ m['content'] }} [SEP] {% endfor %}")
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT[1:])], 64, None)
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert asked_for(store, 0, words) == ["[SEP]", "wheel", "brake", "[SEP]"]
+    positions = store.batch(np.array([0])).positions
+    assert positions is not None
+    assert positions.tolist() == [0, 3, 4, 5], "of the tokens before: forest, the second [SEP], wheel, brake"
+
+
 def test_an_opening_response_is_not_taken_for_what_the_template_says_before_it(tmp_path: Path) -> None:
     words = tokenizer("<|system|> river drum stone [SEP]\n" + CHATML)
     for content in ("drum", "xylophone"):
@@ -149,6 +160,9 @@ def test_a_template_begins_as_the_tokenizer_begins_texts() -> None:
     text, spans = conversations.render(words, CHAT[:2], template)
     assert text == "[CLS]river stone : forest[SEP]"
     assert [text[first:last] for first, last in spans] == ["forest[SEP]"]
+    words = tokenizer(None)
+    words.bos_token = "[MASK]"  # which it has, but puts before no text
+    assert conversations.render(words, CHAT[:2], template)[0] == "river stone : forest[SEP]"
 
 
 def test_a_chat_template_that_rewrites_earlier_messages_is_refused() -> None:
@@ -220,3 +234,5 @@ def test_a_tokenizer_without_chat_template_needs_a_template() -> None:
         UserError, match="model=m: its tokenizer has no chat template; use another model, or a prompt and a"
     ):
         conversations.check_tokenizer("m", tokenizer(None), None)
+    with pytest.raises(UserError, match="model=m: its tokenizer doesn't say where in a text tokens are; use another"):
+        conversations.check_tokenizer("m", SimpleNamespace(is_fast=False, chat_template=CHATML), None)

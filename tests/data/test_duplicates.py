@@ -62,6 +62,7 @@ def test_the_same_file_for_training_and_test_is_noted_before_training(
     (tmp_path / "work").mkdir()
     plan: Plan = launcher.prepare(config, str(tmp_path / "work"), lambda event: None)
     assert any(n.startswith("test rows that repeat a training text: 24 of 24 (100.0%); most") for n in plan.notes)
-    assert "training rows that repeat an earlier text: 12 of 24 (50.0%)" in plan.notes
+    repeated = [note for note in plan.notes if note.startswith("training rows that repeat an earlier text")]
+    assert repeated == ["training rows that repeat an earlier text: 12 of 24 (50.0%)"], "once, of all rows"
     held_back = [note for note in plan.notes if note.startswith("held-back rows that repeat a training text: ")]
     assert [" of 6 (" in note for note in held_back] == [True] * (fraction > 0), "6 of 24 rows are held back"

@@ -5,7 +5,10 @@ import pytest
 
 from scaling_fl.data.examples import Split, Task
 
-SPLIT = Split(["ab", "c", "d"], np.array([0, 1, 2]), pairs=["x", "y", "z"], sites=["n", "s", "n"])
+SPLIT = Split(
+    ["ab", "c", "d"], np.array([0, 1, 2]), pairs=["x", "y", "z"], sites=["n", "s", "n"],
+    choices=[["ab", "o"], ["p", "c", "q"], ["d", "r"]],
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -15,6 +18,8 @@ SPLIT = Split(["ab", "c", "d"], np.array([0, 1, 2]), pairs=["x", "y", "z"], site
         {"pairs": ["x", "yz", ""]},
         {"texts": ["ab", "c", "dx"], "pairs": ["", "y", "z"]},
         {"pairs": None},
+        {"choices": None},
+        {"choices": [["ab", "o"], ["p", "c", "q"], ["r", "d"]]},
         {"labels": np.array([0, 2, 1])},
     ],
 )
@@ -42,3 +47,4 @@ def test_rows_are_taken_with_all_that_belongs_to_them() -> None:
         ["z", "x"],
         ["n", "n"],
     )
+    assert taken.choices == [["d", "r"], ["ab", "o"]]

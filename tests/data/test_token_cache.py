@@ -67,6 +67,7 @@ def test_a_damaged_store_is_rebuilt_with_a_note(tmp_path: Path, cache: Path, how
 def test_a_partial_store_left_by_a_killed_job_is_never_used(tmp_path: Path, cache: Path) -> None:
     def fail(folder: Path) -> None:
         Builder(b"half")(folder)
+        (folder / "types.bin").write_bytes(b"of another store")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -75,6 +76,7 @@ def test_a_partial_store_left_by_a_killed_job_is_never_used(tmp_path: Path, cach
     assert token_cache.link(tmp_path / "second", "k", build, unreported) == []
     assert (tmp_path / "second" / "tokens.bin").read_bytes() == b"tokens"
     assert sorted(path.name for path in cache.iterdir()) == ["k", "k.lock"]
+    assert sorted(path.name for path in (cache / "k").iterdir()) == ["labels.npy", "seal.json", "tokens.bin"]
 
 
 def test_a_job_builds_its_own_store_if_the_cache_is_not_writable(tmp_path: Path, cache: Path) -> None:
@@ -104,6 +106,9 @@ def test_the_key_depends_on_everything_that_the_tokens_depend_on(
     files = [tmp_path / "tokenizer.json"]
     first = token_cache.key("content", files, 128, False)
     assert token_cache.key("content", files, 128, False) == first
+    (tmp_path / "vocab.txt").write_text("river")
+    two = [tmp_path / "vocab.txt", *files]
+    assert token_cache.key("content", two, 128, False) == token_cache.key("content", two[::-1], 128, False) != first
     changed = {token_cache.key(*arguments) for arguments in (("c", files, 128, False), ("content", files, 64, False), ("content", files, 128, True))}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text("[]")
     changed.add(token_cache.key("content", files, 128, False))

@@ -258,3 +258,10 @@ def test_a_batch_is_one_tensor_on_its_way_to_a_device(tmp_path: Path) -> None:
             for name, part in sent._asdict().items():
                 assert (part is None) == (getattr(found, name) is None)
                 assert part is None or torch.equal(getattr(found, name), part)
+
+
+def test_documents_are_as_long_as_their_bytes_in_utf_8(tmp_path: Path) -> None:
+    words = builders.tokenizer()
+    texts = ["river", "", "é €", "stone \U0001f600"]
+    token_store.write(tmp_path / "store", words, texts, np.zeros(4, np.int64), None, end_token=words.eos_token_id)
+    assert TokenStore(tmp_path / "store", 0).num_bytes.tolist() == [5, 0, 2 + 1 + 3, 6 + 4]

@@ -159,6 +159,36 @@ def test_the_seed_draws_a_and_b_starts_at_zero() -> None:
         assert values.any() == (".lora_A." in name)
 
 
+def test_adapters_drop_the_share_of_values_that_the_key_says() -> None:
+    module = freeze(builders.bert(), dataclasses.replace(LORA, lora_dropout=0.3))
+    layer = module.bert.encoder.layer[0].intermediate.dense
+    with torch.no_grad():
+        layer.lora_A["default"].weight.fill_(1.0)
+        layer.lora_B["default"].weight.fill_(1.0)
+    x = torch.ones(1, layer.in_features)
+    module.train()
+    torch.manual_seed(1)
+    kept = layer.lora_dropout["default"](torch.ones(10_000))
+    # Binomial(10,000, 0.7), with a standard deviation of 46; what is kept counts 1 / 0.7 times.
+    assert int((kept > 0).sum()) == pytest.approx(7000, abs=5 * 46)
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert not torch.equal(layer(x), layer(x))
+    module.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize(("build", "kind"), [(builders.bert, "SEQ_CLS"), (builders.decoder, "CAUSAL_LM")])
+@pytest.mark.parametrize(
+    ("model", "named"), [("bert", "bert-base-cased"), ("lab/model-1", "lab/model-1"), ("tiny", None)]
+)
+def test_saved_adapters_name_their_base_and_its_kind(
+    tmp_path: Path, build: Any, kind: str, model: str, named: str | None
+) -> None:
+    adapters.save(freeze(build(), dataclasses.replace(LORA, model=model)), tmp_path)
+    described = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (described["base_model_name_or_path"], described["task_type"]) == (named, kind)
+
+
 def test_targets_are_a_part_of_the_layers_names() -> None:
     found = adapters.names(freeze(builders.bert(), dataclasses.replace(LORA, lora_targets="query|value")))
     assert {name.split(".")[6] for name in found} == {"query", "value"}

@@ -220,3 +220,14 @@ def test_the_first_hundred_texts_are_tried_and_the_two_longest(
     expected = pytest.raises(ValueError, match="its tokenizer gives other tokens")
     with expected if noticed or longest else contextlib.nullcontext():
         export.check_export(loaded, tmp_path / "prepared", texts, None)
+
+
+def test_the_saved_tokenizer_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    loaded = loading.load_model(str(builders.pretrained(tmp_path / "saved")), ("a", "b"), [], 16, 1)
+    (tmp_path / "words.txt").write_text("river")
+    loaded.tokenizer.init_kwargs |= {"words_file": str(tmp_path / "words.txt"), "remark": "/river/stone"}
+    (tmp_path / "prepared").mkdir()
+    export.save_tokenizer(loaded, tmp_path / "prepared", 16, ["input_ids"])
+    settings = json.loads((tmp_path / "prepared" / "tokenizer_config.json").read_text())
+    assert "words_file" not in settings
+    assert settings["remark"] == "/river/stone", "there is no such file"

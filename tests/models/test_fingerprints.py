@@ -23,7 +23,7 @@ def test_model_digest_excludes_newly_initialised_parameters(tmp_path: Path) -> N
     assert weights("tiny", seed=1) == weights("tiny", seed=2) != weights(model, seed=1)
 
 
-def test_token_digest_is_the_same_with_and_without_the_cache(tmp_path: Path) -> None:
+def test_token_digest_is_the_same_with_and_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unwritable cache, or another order of its files, doesn't make it another job."""
     names = ("cached", "plain", "other", "other test")
 
@@ -42,6 +42,12 @@ def test_token_digest_is_the_same_with_and_without_the_cache(tmp_path: Path) -> 
     cached, plain, *others = (fingerprints.tokens(tmp_path / name) for name in names)
     assert cached == plain
     assert len({plain, *others}) == 3, "another training set, another test set"
+    listed = Path.iterdir
+    for backwards in (True, False):
+        monkeypatch.setattr(
+            Path, "iterdir", lambda folder, backwards=backwards: iter(sorted(listed(folder), reverse=backwards))
+        )
+        assert fingerprints.tokens(tmp_path / "plain") == plain
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,8 @@ def test_nodes_differ_in_whatever_a_worker_reads(tmp_path: Path, changed: str, d
         folder.mkdir()
         for name in ("shards.npy", "bounds.npy", "held_back.npy"):
             np.save(folder / name, np.arange(5) + (name == change))
-        initial = {name: np.ones(3) + (name == change) for name in ("bias", "weight")}
+        names = ("weight", "bias") if change else ("bias", "weight")  # their order says nothing
+        initial = {name: np.full(3, len(name)) + (name == change) for name in names}
         return fingerprints.node_digests(folder, "data", "tokens", initial)
 
     first, second = digests(tmp_path / "first", ""), digests(tmp_path / "second", changed)

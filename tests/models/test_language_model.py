@@ -104,6 +104,15 @@ def test_the_merged_model_computes_the_same_even_if_its_output_layer_was_its_emb
     assert module.config.tie_word_embeddings == tied
 
 
+def test_the_cache_for_generation_is_on_in_the_export_alone(tmp_path: Path) -> None:
+    module = builders.decoder()
+    module.config.use_cache = False
+    (tmp_path / "prepared").mkdir()
+    write_folder(module, tmp_path / "prepared", tmp_path / "out")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").use_cache
+    assert not module.config.use_cache, "training has no use for it"
+
+
 def test_what_generation_is_configured_to_do_is_kept(small_config: Config, tmp_path: Path) -> None:
     config = config_of(small_config, tmp_path)
     transformers.GenerationConfig(temperature=0.25, do_sample=True, eos_token_id=3).save_pretrained(str(config.model))

@@ -238,3 +238,35 @@ def test_minus_one_is_no_limit_on_the_length(tmp_path: Path) -> None:
     transformers.XLNetModel(config).save_pretrained(tmp_path)
     builders.tokenizer().save_pretrained(tmp_path)
     assert load(str(tmp_path), max_seq_len=300)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [load, lambda model: loading.load_tokenizer(model, [], 16), loading.label_names],
+    ids=["all", "tokenizer", "labels"],
+)
+def test_the_own_code_of_a_model_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[str], object]
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = builders.pretrained(tmp_path / "model")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | own))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n")
+    with pytest.raises(UserError, match=r"cannot load it: .* without custom code"):
+        read(str(folder))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_sparse_attention_gets_full_attention_and_a_note(tmp_path: Path) -> None:
+    config = transformers.BigBirdConfig(
+        vocab_size=len(builders.tokenizer()), max_position_embeddings=64, **builders.TINY_SIZES
+    )
+    assert config.attention_type == "block_sparse"
+    transformers.BigBirdModel(config).save_pretrained(tmp_path)
+    builders.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert loaded.module.config.attention_type == "original_full"
+    (note,) = loaded.notes
+    assert note.startswith(f"model={tmp_path}: attention_type=block_sparse would hold until the first short batch only")
+    assert load(str(builders.pretrained(tmp_path / "bert"))).notes == ()

@@ -1,5 +1,6 @@
 """The trial of models: how they must be padded, and what they can't take."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -190,3 +191,29 @@ def test_a_model_that_replaces_its_own_parts_is_refused() -> None:
     loaded = loading.LoadedModel(Changing(), builders.tokenizer(), [])
     with pytest.raises(UserError, match="model=m: it replaces parts of itself when it is used"):
         probe.prepare_padding("m", loaded, ["river"], False, 16, [])
+
+
+class Changed(torch.nn.Module):
+    """A model whose logits something is added to."""
+
+    def __init__(self, inner: Any, added: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.inner, self.added = inner, added
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        logits = self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
+        return SimpleNamespace(logits=logits + self.added(attention_mask))
+
+
+def test_a_model_that_varies_from_call_to_call_is_noted() -> None:
+    notes: list[str] = []
+    module = Changed(architectures.build("bert"), lambda mask: torch.rand(len(mask), 1))
+    assert try_model(module, notes) == (False, 1), "no padding would help"
+    assert notes == ["model=m: its logits vary from call to call, so metrics can't be repeated exactly"]
+
+
+def test_a_decoder_whose_logits_depend_on_padding_is_refused() -> None:
+    assert probe.check_causal("m", builders.decoder(), extremes(), []) == probe.Padding()
+    module = Changed(builders.decoder(), lambda mask: (mask == 0).sum(1)[:, None, None])
+    with pytest.raises(UserError, match="model=m: its logits depend on padding; use another model"):
+        probe.check_causal("m", module, extremes(), [])

@@ -10,7 +10,7 @@ import transformers
 
 from scaling_fl.data import token_store
 from scaling_fl.errors import UserError
-from scaling_fl.models import loading
+from scaling_fl.models import loading, tiny
 from scaling_fl.models.text_tokenizer import load_text_tokenizer, with_padding_token
 from scaling_fl.models.tiny import tiny_tokenizer
 from tests import builders
@@ -24,7 +24,7 @@ def unigram(kind: Any, *special: str) -> Any:
     return kind(vocab=[*((token, 0.0) for token in special), *scores])
 
 
-def test_the_tiny_vocabulary_depends_on_the_words_and_not_on_their_order() -> None:
+def test_the_tiny_vocabulary_depends_on_the_words_and_not_on_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words that occur equally often are in alphabetical order; the most frequent come first."""
     texts = ["stone river", "river forest", "meadow"]
     first, second = (tiny_tokenizer(given).get_vocab() for given in (texts, [*reversed(texts)]))
@@ -32,6 +32,8 @@ def test_the_tiny_vocabulary_depends_on_the_words_and_not_on_their_order() -> No
     assert [word for word in sorted(first, key=first.__getitem__) if len(word) > 3 and word[0] not in "[#"] == [
         "river", "forest", "meadow", "stone",
     ]  # fmt: skip
+    monkeypatch.setattr(tiny, "VOCABULARY_SIZE", len(first) - 1)
+    assert first.keys() - tiny_tokenizer(texts).get_vocab().keys() == {"stone"}, "the last one finds no room"
 
 
 TOKENIZERS = {
@@ -102,3 +104,21 @@ def test_a_package_that_a_tokenizer_needs_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", needs)
     with pytest.raises(UserError, match=r"its tokenizer needs the package tiktoken: \./run-local\.sh -m pip install"):
         loading.load_tokenizer(str(builders.pretrained(tmp_path)), [], 16)
+
+
+@pytest.mark.parametrize(
+    ("roles", "pad"),
+    [({"eos_token": "[END]"}, "[END]"), ({"eos_token": "[END]", "pad_token": "[PAD]"}, "[PAD]"), ({}, None)],
+)
+def test_a_tokenizer_without_padding_token_pads_with_the_end_of_a_text(roles: dict[str, str], pad: str | None) -> None:
+    words = {word: number for number, word in enumerate(("[UNK]", "[PAD]", "[END]", "river", "stone"))}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **roles)
+    if pad is None:
+        with pytest.raises(
+            UserError, match="model=m: its tokenizer has neither a padding nor an end-of-sequence token"
+        ):
+            with_padding_token("m", tokenizer)
+        return
+    found = with_padding_token("m", tokenizer)
+    assert (found.pad_token, found.pad_token_id) == (pad, words[pad])

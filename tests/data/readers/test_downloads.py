@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,33 @@ def test_a_file_with_a_wrong_checksum_is_refused_and_discarded(server: Server, t
 
 def test_a_failure_reports_the_part_that_is_kept_and_the_remedy(server: Server, tmp_path: Path) -> None:
     server.cuts = [12_000_000] + [0] * 100
-    with pytest.raises(UserError, match=r"cannot download it .* MB of it are kept in .*\.part; run the command again"):
+    with pytest.raises(
+        UserError, match=r"cannot download it .*; 12\.0 MB of it are kept in .*\.part; run the command again"
+    ):
         fetch(server)
     assert CONTENT.startswith(part(tmp_path).read_bytes())
     assert part(tmp_path).stat().st_size > 1_000_000
     server.cuts = []
     assert fetch(server).read_bytes() == CONTENT
     assert server.requests[-1] > 1_000_000
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody checks it again: after a power cut, a file under its name must be whole."""
+    server.content, calls, fsync, rename = b"abc" * 1000, list[str](), os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"synced {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        calls.append(f"named {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    assert fetch(server, hashlib.md5(server.content).hexdigest()).read_bytes() == server.content
+    assert calls == ["synced file.bin.part", "named file.bin"]
 
 
 def test_a_missing_file_is_reported_at_once(server: Server) -> None:

@@ -44,7 +44,7 @@ def test_a_carriage_return_alone_ends_no_line_of_tsv_or_json(tmp_path: Path) -> 
     assert columns(lines) == {"text": ["a"], "label": [3]}
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.json"])
+@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.json", "T.JSONL"])
 def test_json_lines_keep_numbers_and_escapes(tmp_path: Path, name: str) -> None:
     lines = ['{"text": "a\\n\\u00e4 \u2028", "label": 3, "more": [1]}', '{"label": true, "text": ""}']
     path = write(tmp_path / name, "\r\n".join(lines).encode())
@@ -52,7 +52,7 @@ def test_json_lines_keep_numbers_and_escapes(tmp_path: Path, name: str) -> None:
 
 
 def test_parquet_is_read_in_row_groups_without_the_other_columns(tmp_path: Path) -> None:
-    size = 2500
+    size = 12_500  # more than are read at once
     table = pyarrow.table(
         {
             "other": pyarrow.nulls(size),
@@ -64,6 +64,7 @@ def test_parquet_is_read_in_row_groups_without_the_other_columns(tmp_path: Path)
     read = tables.read(str(tmp_path / "t.parquet"), "train_path", WANTED)
     assert read.columns == {"text": [f"text {i % 700}" for i in range(size)], "label": [i % 3 for i in range(size)]}
     assert read.location(2400, "text") == f"{tmp_path}/t.parquet, row 2401, column text"
+    assert read.location(12_400, "text") == f"{tmp_path}/t.parquet, row 12401, column text"
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "t.jsonl.gz"])

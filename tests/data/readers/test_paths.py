@@ -1,6 +1,8 @@
 """Paths, lists of them and patterns, on a disk, in memory and in object stores."""
 
+import http.server
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_format_of_a_url_is_determined_by_its_path() -> None:
     with pytest.raises(UserError, match=r"there is no such file, or it can't be reached"):
         columns("http://127.0.0.1:9/x.jsonl?download=true")
+    lines = b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(lines)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(lines)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = columns(f"http://127.0.0.1:{server.server_port}/x.jsonl?download=true")
+        server.shutdown()
+    assert found == {"text": ["a", "b"], "label": ["x", "y"]}
 
 
 def test_patterns_work_on_the_memory_file_system() -> None:

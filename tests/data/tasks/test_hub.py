@@ -194,3 +194,27 @@ def test_missing_and_empty_folders_are_refused_at_once(tmp_path: Path) -> None:
             load(name)
     with pytest.raises(UserError, match=rf"dataset={tmp_path}: cannot load it: EmptyDatasetError"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_configuration_of_a_data_set_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    """From the hub, from the library's cache, and from a folder of files."""
+    asked: list[tuple[str, str | None]] = []
+
+    def check_exists(*_: str) -> None:
+        if not reachable:
+            raise hf_hub.Unreachable("no answer")
+
+    def load_dataset(name: str, configuration: str | None = None) -> datasets.DatasetDict:
+        asked.append((name, configuration))
+        return datasets.DatasetDict(
+            {"train": datasets.Dataset.from_dict(TRAIN), "test": datasets.Dataset.from_dict(TEST)}
+        )
+
+    monkeypatch.setattr(hf_hub, "check_exists", check_exists)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("lab/news", str(tmp_path)):
+        load(name, dataset_config="english")
+    assert asked == [("lab/news", "english"), (str(tmp_path), "english")]
