@@ -184,3 +184,18 @@ def test_a_row_of_a_worker_without_sites_is_left_out(tmp_path: Path) -> None:
         means = [delta.clone() for _, delta in collectives.weighted_mean(collectives.weighted_sum())]
         assert torch.equal(torch.cat(means), torch.zeros(SIZE))
         collectives.close()
+
+
+def receive(rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str]) -> np.ndarray:
+    collectives = Collectives(rank, places, SIZE, memory, f"file://{folder}/rendezvous", num_moments=2)
+    if rank == 0:
+        collectives.state.copy_(torch.arange(3.0 * SIZE).view(3, SIZE))
+    collectives.broadcast_state()
+    state = collectives.state.numpy().copy()
+    collectives.close()
+    return state
+
+
+def test_every_memory_domain_receives_the_parameters_and_moments_of_worker_0(run_distributed: Any) -> None:
+    for state in run_distributed(receive, 3, ["cpu:0", "cpu:1", "cpu:1"]):
+        assert np.array_equal(state, np.arange(3 * SIZE).reshape(3, SIZE))

@@ -1,9 +1,11 @@
+import datetime
 import os
 import re
 import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -76,7 +78,9 @@ Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)""
     [
         (NO_ROOM, "DistBackendError", r"UserError: NCCL can't allocate 9\.2 MiB for .*: /dev/shm has \d+ MiB, of which \d+ MiB are free, expected 1024 MiB; set SHM_SIZE=1g"),
         ("NCCL error: remote process exited", "DistBackendError", "PeerLost: the connection to another worker broke: NCCL error"),
-        ("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'", "DistBackendError", "DistBackendError: NCCL error"),
+        ("NCCL error: unhandled cuda error, an illegal memory access", "DistBackendError", "DistBackendError: NCCL error"),
+        ("NCCL error: internal error, Cuda failure 2 'out of memory'", "DistBackendError", "DistBackendError: NCCL error"),
+        ("NCCL error: internal error, Failed to CUDA calloc 24 bytes", "DistBackendError", "DistBackendError: NCCL error"),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", "OutOfMemoryError", "OutOfMemoryError: CUDA out of memory"),
         ("CUDA error: an illegal memory access", "AcceleratorError", "AcceleratorError: CUDA error: an illegal"),
     ],
@@ -120,3 +124,13 @@ def test_numbers_arrive_bitwise(tmp_path: Path) -> None:
     numbers = [2.0**24 + 1, 1 / 3, 0.0, float("inf"), 1e-300]
     assert plane.all_gather_numbers(*numbers) == [numbers]
     plane.close()
+
+
+def test_workers_wait_for_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For slow sites, or one in a debugger; torch's own limits are 5 and 30 minutes. Leaders of domains wait as long."""
+    joined, grouped = Mock(), Mock()
+    monkeypatch.setattr(dist, "init_process_group", joined)
+    monkeypatch.setattr(dist, "new_group", grouped)
+    Collectives(0, ["cpu:0", "cpu:1"], 16, SharedMemory(), f"file://{tmp_path}/rendezvous")
+    limits = [joined.call_args.kwargs["timeout"], joined.call_args.kwargs["store"].timeout, grouped.call_args.args[1]]
+    assert all(limit >= datetime.timedelta(days=3) for limit in limits)

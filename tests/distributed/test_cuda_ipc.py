@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scaling_fl.distributed import cuda_ipc
 from scaling_fl.distributed.collectives import Collectives
@@ -36,7 +37,7 @@ def aggregate_like_gpus(
 
     pinned: list[torch.Tensor] = []
     finished: list[torch.device] = []
-    order: list[str] = []  # of exchanges with other workers and of synchronisations with the GPU
+    order: list[str] = []  # of exchanges with other workers, barriers, and synchronisations with the GPU
 
     def pin(memory: torch.Tensor, device: torch.device) -> bool:
         pinned.append(memory)
@@ -46,7 +47,8 @@ def aggregate_like_gpus(
     cuda_ipc.allocate, cuda_ipc.attach, cuda_ipc.pin = allocate, attach, pin
     cuda_ipc.release = lambda memory, allocated: released.append(allocated)
     torch.cuda.synchronize = lambda device: (finished.append(device), order.append("finish"))
-    exchange, mean = Collectives.all_gather_numbers, Collectives.weighted_mean
+    exchange, mean, barrier = Collectives.all_gather_numbers, Collectives.weighted_mean, dist.barrier
+    dist.barrier = lambda: (order.append("barrier"), barrier())
 
     def noted(self: Collectives, *values: float) -> list[list[float]]:
         order.append("exchange")
@@ -75,6 +77,8 @@ def test_workers_on_a_gpu_share_its_memory_or_all_use_host_memory(
         assert result["finished"] == {devices[rank]}
         # No row is read before its GPU has written it; no worker continues before all rows have been read.
         assert [before for before, what in pairwise(result["order"]) if what == "exchange"] == ["finish", "finish"]
+        # Nor does any pass a barrier before its GPU has written what others then read.
+        assert {before for before, what in pairwise(result["order"]) if what == "barrier"} <= {"finish"}
         assert result["pinned"] == bool(refuse)
         if refuse:
             assert result["note"].startswith("CUDA IPC isn't permitted here (")

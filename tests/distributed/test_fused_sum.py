@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,19 @@ def test_without_a_working_compiler_sums_take_torchs_operations(
     assert total.tolist() == [1 + 2**47, 1 - 2**49, 1 + 2**46]
 
 
+def test_a_source_that_has_changed_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update: nothing of the old version may be in use."""
+    source, text = tmp_path / "fixed_sum.c", fused_sum_c._SOURCE.read_text()
+    assert "0x1p-48f" in text
+    monkeypatch.setattr(fused_sum_c, "_SOURCE", source)
+    for version, expected in ((text, 3.0), (text.replace("0x1p-48f", "0x1p-47f"), 6.0)):
+        source.write_text(version)
+        fused_sum_c.library.cache_clear()
+        mean = torch.zeros(2)
+        fused_sum_c.mean_fixed(mean, [torch.full((2,), 3.0)], [2.0**48], [None])
+        assert mean.tolist() == [expected] * 2
+
+
 def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     package = tmp_path / "copy"
     package.mkdir()
@@ -90,13 +104,20 @@ def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_p
     assert len(list(package.rglob("*.so"))) == 1
 
 
-def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(total: torch.Tensor, row: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
+@pytest.mark.parametrize("wrong", ["sum", "largest", "mean", "largest of the mean"])
+def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    def add_fixed(total: torch.Tensor, row: torch.Tensor, scale: float, first: bool) -> torch.Tensor:
         largest = fused_sum_c.add_fixed(total, row, scale, first)
-        total[-1] += 1
-        return largest
+        total[-1] += int(wrong == "sum")
+        return largest + int(wrong == "largest")
 
-    monkeypatch.setattr(fused_sum, "add_fixed", wrong)
+    def mean_fixed(mean: torch.Tensor, *given: Any) -> torch.Tensor:
+        largest = fused_sum_c.mean_fixed(mean, *given)
+        mean[-1] += int(wrong == "mean")
+        return largest + int(wrong == "largest of the mean")
+
+    monkeypatch.setattr(fused_sum, "add_fixed", add_fixed)
+    monkeypatch.setattr(fused_sum, "mean_fixed", mean_fixed)
     assert fused_sum.refusal(CPU) == "its sums differ from torch's"
 
 

@@ -23,8 +23,20 @@ def test_two_views_share_the_same_memory(memory: SharedMemory) -> None:
     assert other[1, 2] == 7
 
 
-def test_too_little_memory_is_reported_in_gibibytes(memory: SharedMemory) -> None:
-    with pytest.raises(UserError, match=r"shared memory: \d+\.\d\d GiB of memory are free, 4096\.00 GiB are needed"):
+def test_without_anonymous_memory_a_file_that_is_deleted_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "memfd_create")
+    memory = SharedMemory()
+    one, other = memory.floats(2, 3), memory.floats(2, 3)
+    assert os.fstat(memory.descriptor).st_nlink == 0
+    memory.close()
+    one[1, 2] = 7
+    assert other.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 7.0]]
+
+
+def test_too_little_memory_is_reported_in_gibibytes(memory: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "free_memory", lambda: 7 * 2**29)
+    with pytest.raises(UserError, match=r"shared memory: 3\.50 GiB of memory are free, 4096\.00 GiB are needed"):
         memory.floats(2**20, 2**20)
 
 

@@ -17,6 +17,18 @@ def test_the_delta_buffer_can_be_reused_after_adding(dtype: torch.dtype) -> None
     assert total.sites == [4, 7]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_parameters_are_subtracted_from_the_servers_chunk_by_chunk(dtype: torch.dtype) -> None:
+    """The values of both repeat at other places than chunks begin."""
+    numbers = torch.arange(2**18 + 3)  # more than one chunk
+    server, first, second = numbers % 1000 + 1.0, numbers % 7 - 0.5, numbers % 11 + 2.0
+    total = WeightedSum(torch.full(server.shape, 99, dtype=dtype), single_site=False)
+    total.add(4, first, 0.25, server)
+    total.add(7, second, 0.5, server)
+    assert torch.equal(to_float(total.buffer), 0.25 * (server - first) + 0.5 * (server - second))
+    assert total.largest_delta == {4: (server - first).abs().max(), 7: (server - second).abs().max()}
+
+
 def test_a_single_sites_delta_stays_unscaled_in_the_buffer() -> None:
     row = torch.ones(3)
     total = WeightedSum(row, single_site=True)

@@ -38,6 +38,8 @@ def train_alone(rank: int, num_workers: int, memory: SharedMemory, folder: Path)
     evaluated = [evaluate(worker_sites.resident, torch.from_numpy(params), 0, 1) for params in own]
     accuracies = [sum(np.trace(batch.confusion) for batch in batches) / 23 for batches in evaluated]
     losses = [sum(batch.loss_sum for batch in batches) / 23 for batches in evaluated]
+    together = sum(batch.confusion for batches in evaluated for batch in batches)
+    assert state.confusion["validation"].tolist() == together.tolist(), "a sum over the sites' models"
     server = state.params.numpy().copy()
     collectives.close()
     return seen[-1], own, server, accuracies, losses

@@ -14,10 +14,13 @@ import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
-from scaling_fl.federated import choices, generation
+from scaling_fl.federated import choices, generation, round_evaluation
+from scaling_fl.federated.site import Site
 from scaling_fl.runtime import launcher
 from scaling_fl.tracking.record import Record
 from tests import builders
+from tests.federated.test_language_model import KEYS, blocks, plain_loss
+from tests.federated.training import SHARDS
 
 CHOICES = ["stone", "river stone", "cloud"]
 TEMPLATE = "{prompt} : {response}"
@@ -189,6 +192,79 @@ def test_without_a_global_model_choices_are_the_mean_over_own_models(config: Con
     assert len(results["local"]) == 2
 
 
+def test_choices_of_own_models_are_the_mean_over_all_sites(
+    alone: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over those that took no part in the round, and whatever their sizes."""
+    config = Config(num_sites=3, site_ids=(-1,), personal="head", sites_per_round=1)
+    worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
+    resident: Any = dataclasses.replace(worker_sites.resident, choices=object())
+    state.round = 1
+    monkeypatch.setattr(Site, "own_params", lambda self, params: torch.tensor([0.5, 0.75, 0.125])[self.number])
+    monkeypatch.setattr(choices, "scored", lambda resident, params, worker, num_workers, given: params)
+    monkeypatch.setattr(choices, "accuracies", lambda parts, given: {"validation.choice_accuracy": float(parts[0])})
+    found = round_evaluation._on_choices(dataclasses.replace(worker_sites, resident=resident), collectives, state)
+    assert found == {"validation.choice_accuracy": pytest.approx(1.375 / 3)}
+
+
+def test_responses_that_exceed_memory_are_scored_in_parts_and_are_no_steps_of_the_round(
+    alone: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.from_mapping(KEYS | {"val_batch_size": 4})
+    worker_sites, _, state = alone(config, builders.decoder(), blocks(tmp_path))
+    steps, alive = list[None](), list[None]()
+    resident = dataclasses.replace(
+        worker_sites.resident, on_step=lambda: steps.append(None), on_alive=lambda: alive.append(None)
+    )
+    store, plain = resident.test, choices.cross_entropy
+    given: Any = SimpleNamespace(store=store)
+
+    def small(logits: torch.Tensor, *args: Any, **keywords: Any) -> torch.Tensor:
+        if len(logits) > 20:  # four blocks have up to 32 tokens that are predicted
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(logits, *args, **keywords)
+
+    monkeypatch.setattr(choices, "cross_entropy", small)
+    rows, sums = choices.scored(resident, state.params, 0, 1, given)
+    assert sorted(rows) == list(range(len(store)))
+    resident.model.load(state.params)
+    for row, found in zip(rows, sums, strict=True):
+        with torch.no_grad():
+            loss, count = plain_loss(store, resident.model.module, np.array([row]))
+        assert found == pytest.approx(-loss.item() * count, rel=1e-4)
+    assert (len(steps), len(alive)) == (0, -(-len(store) // 4))
+
+
+def test_the_given_parameters_write_and_not_those_that_the_model_holds(
+    alone: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the model may have held those of a site. Prompts alone show special tokens."""
+    monkeypatch.setattr(generation, "_MAX_TOKENS", 6)
+    worker_sites, _, state = alone(Config.from_mapping(KEYS), builders.decoder(), blocks(tmp_path))
+    words, alive = builders.tokenizer(), list[None]()
+    resident = dataclasses.replace(worker_sites.resident, tokenizer=words, on_alive=lambda: alive.append(None))
+    rows, params = np.arange(len(resident.test)), state.params.clone()
+    others = torch.randn(len(params), generator=torch.Generator().manual_seed(3))
+    found = generation.generate(resident, params, rows)
+    assert len(alive) == len(rows)
+    written = generation.generate(resident, others, rows)
+    assert generation.generate(resident, params, rows) == found != written
+    assert any(words.eos_token in row["prompt"] for row in found)
+    assert not any(words.eos_token in row["expected"] + row["generated"] for row in found)
+
+
+def test_no_more_examples_are_written_than_there_are(
+    alone: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "generate", lambda resident, params, rows: [{"row": int(row) + 1} for row in rows])
+    worker_sites, collectives, state = alone(Config(num_sites=3), builders.bert(), SHARDS)
+    for asked, written in ((22, 22), (24, 23)):  # of 23 test rows
+        resident = dataclasses.replace(worker_sites.resident, config=Config(num_sites=3, generate_examples=asked))
+        asking = dataclasses.replace(worker_sites, resident=resident)
+        found = round_evaluation._generated(asking, collectives, state)
+        assert [row["row"] for row in found] == list(range(1, written + 1))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -263,8 +339,6 @@ def test_the_best_choices_need_choices() -> None:
 
 def test_sites_are_weighted_by_the_tokens_that_are_predicted(alone: Callable[..., Any], tmp_path: Path) -> None:
     """Of three sites with one, two and three documents of different lengths."""
-    from tests.federated.test_language_model import KEYS, blocks
-
     config = Config.from_mapping(KEYS | {"weighting": "tokens", "sites_per_round": 2})
     shards = blocks(tmp_path)
     worker_sites, _, _ = alone(config, builders.decoder(), shards)

@@ -119,6 +119,8 @@ def test_the_traffic_of_a_site() -> None:
     assert compression.traffic(Config(), layout, 7) == (whole + 28, whole + 28)
     assert compression.traffic(Config(upload="bf16"), layout, 0) == (whole, buffer + 2 * trained)
     assert compression.traffic(Config(download="bf16"), layout, 0) == (buffer + 2 * trained, whole)
+    largest = Config(upload="topk", topk_share=0.25)
+    assert compression.traffic(largest, layout, 0) == (whole, buffer + 8 * round(0.25 * trained))
     for baseline in ("local_only", "centralised"):
         assert compression.traffic(Config(baseline=baseline), layout, 0) == (0, 0)
 
@@ -193,6 +195,18 @@ def test_all_sites_train_from_the_parameters_as_they_arrive(tmp_path: Path) -> N
         received.append(arrived)
     assert torch.equal(*received)
     assert not torch.equal(received[0], start)
+
+
+def test_what_is_not_trained_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    """Frozen parameters, and float buffers."""
+    module = builders.bert()
+    module.bert.embeddings.requires_grad_(False)
+    resident = builders.resident(tmp_path, Config(download="int8"), module)
+    sent, trained = torch.randn(resident.model.layout.size), resident.model.layout.trained
+    arrived = Site(4, SHARD, resident)._downloaded(sent, 1)
+    assert 0 < trained < len(sent)
+    assert torch.equal(arrived[trained:], sent[trained:])
+    assert not torch.equal(arrived[:trained], sent[:trained])
 
 
 @pytest.mark.parametrize("keys", [{"upload": "bf16"}, {"upload": "int8", "download": "int8"}, {"upload": "topk"}])

@@ -35,6 +35,10 @@ def test_equal_steps_are_fedavg() -> None:
 def test_effective_steps_by_hand() -> None:
     plain = Config(learning_rate=0.1, num_rounds=2)
     assert fednova.effective_steps(plain, 1, 5) == pytest.approx(5)
+    rising = Config(learning_rate=0.1, num_rounds=2, warmup=1.0)
+    assert fednova.effective_steps(rising, 1, 2) == pytest.approx(1 / 4 + 3 / 4)
+    undamped = Config(learning_rate=0.1, num_rounds=2, lr_schedule="linear")
+    assert fednova.effective_steps(undamped, 2, 2) == pytest.approx((1 - 1.25 / 2) + (1 - 1.75 / 2))
     damped = Config(learning_rate=0.1, proximal_mu=2.0)
     assert fednova.effective_steps(damped, 1, 3) == pytest.approx(1 + 0.8 + 0.8**2)
     falling = Config(learning_rate=0.1, num_rounds=2, lr_schedule="linear", proximal_mu=2.0)

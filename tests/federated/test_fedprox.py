@@ -54,10 +54,14 @@ def test_it_is_algorithm_2_of_li_et_al_2020(alone: Callable[..., Any], max_grad_
     assert_same_movement(by_name(resident, state.params), server, start)
 
 
-def test_the_term_by_hand() -> None:
+def test_the_term_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient, flat = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0])  # the last value isn't trained
     fedprox.Proximal(0.5, torch.tensor([1.0, 6.0, 0.0])).add_gradient(gradient, flat)
     assert gradient.tolist() == [1 + 0.5 * 2, 2 - 0.5 * 1]
+    monkeypatch.setattr(fedprox, "CHUNK", {"cpu": 2})
+    gradient = torch.zeros(5)
+    fedprox.Proximal(0.5, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])).add_gradient(gradient, torch.full((6,), 2.0))
+    assert gradient.tolist() == [0.5, 0.0, -1.0, -3.0, -7.0], "each chunk once"
 
 
 @pytest.mark.parametrize("mu", [0.0, 1e-3, 0.5, 3.0])

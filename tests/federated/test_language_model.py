@@ -14,6 +14,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data.packing import pack
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.federated.evaluation import evaluate
+from scaling_fl.federated.full_gradient import full_gradient
 from scaling_fl.federated.local_batches import local_batches
 from scaling_fl.models import base
 from tests import builders
@@ -75,6 +76,7 @@ def test_sites_train_on_the_mean_loss_of_a_batch_s_tokens(
         total = sum(count for _, count in losses)
         assert results[round_]["train.loss"] == pytest.approx(sum(x * n for x, n in losses) / total, rel=1e-4)
         assert results[round_]["train.tokens"] == total
+        assert results[round_]["tokens_per_second"] == pytest.approx(total / results[round_]["seconds.train"])
     found = {name: value for name, value in by_name(resident, state.params).items() if name in trained}
     for part in (plain, start):
         for name in {name for name, _ in part.named_parameters(remove_duplicate=False)} - set(trained):
@@ -115,6 +117,19 @@ def test_hits_are_counted_among_predicted_tokens(alone: Callable[..., Any], tmp_
         hits += int((guesses[:-1] == batch.input_ids[0, 1:]).sum())
     assert sum(batch.num_correct for batch in batches) == hits
     assert 0 < hits < sum(batch.count for batch in batches)
+
+
+def test_a_full_gradient_is_that_of_the_mean_loss_over_all_tokens(alone: Callable[..., Any], tmp_path: Path) -> None:
+    """Of seven blocks, in two parts."""
+    worker_sites, _, _ = alone(Config.from_mapping(KEYS), builders.decoder(), blocks(tmp_path))
+    resident, rows = worker_sites.resident, np.array([5, 0, 3, 8, 1, 2, 9])
+    plain = copy.deepcopy(resident.model.module).eval()
+    loss, count = plain_loss(resident.train, plain, rows)
+    assert count > 2 * len(rows)
+    loss.backward()
+    found = resident.model.layout.views(full_gradient(resident, rows))
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def final(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config, shards: Any) -> Any:

@@ -14,6 +14,7 @@ from scaling_fl.federated import aggregation, server
 from scaling_fl.federated.aggregation.lora_product import truncated
 from scaling_fl.federated.algorithms import lora_ranks
 from scaling_fl.models import adapters, base
+from scaling_fl.models.flat_parameters import Layout
 from tests import builders
 from tests.federated.training import SHARDS, by_name, digest, train_federated
 
@@ -156,6 +157,25 @@ def test_truncation_is_that_of_eckart_and_young(shape: tuple[int, int], columns:
     assert whole == pytest.approx(float(values.sum()))
 
 
+@pytest.mark.parametrize("how", ["stack", "svd"])
+def test_the_one_site_of_a_centralised_baseline_counts_whole(alone: Callable[..., Any], how: str) -> None:
+    config = Config.from_mapping(KEYS | {"lora_aggregation": how, "baseline": "centralised"})
+    module = builders.bert(dropout=0.0)
+    base.freeze(module, config)
+    worker_sites, collectives, state = alone(config, module, SHARDS)
+    resident, combination = worker_sites.resident, aggregation.begin(worker_sites, collectives, state, 1)
+    (site,) = worker_sites.participants(1)
+    delta, _ = site.train(state.params, 1)
+    own = by_name(resident, state.params - delta)
+    combination.add(site.number, delta)
+    for chunk, combined in combination.combined():
+        server.optimiser(config).step(state, combined, chunk)
+    after = by_name(resident, state.params)
+    for layer in layers(own):
+        found = product(after, layer) if how == "svd" else product(after, layer, "delta") / SCALE
+        assert_equal(found, product(own, layer))
+
+
 def test_nobody_takes_part_and_nothing_changes(alone: Callable[..., Any]) -> None:
     config = Config.from_mapping(
         KEYS | {"lora_aggregation": "stack", "sampling": "poisson", "participation": 0.01, "num_rounds": 1}
@@ -233,6 +253,17 @@ def test_a_site_of_lower_rank_shares_its_rows_of_a_alone(alone: Callable[..., An
     row_of_each = sum(module.get_parameter(n).shape[1] for n in adapters.names(module) if adapters.MATRIX_A in n)
     results = train_federated(config, *alone(config, module, SHARDS))[-1]
     assert results["bytes.down"] == results["bytes.up"] == 4 * 6 * row_of_each
+
+
+def test_under_masks_a_site_sends_as_much_whatever_its_rank() -> None:
+    absent = []
+    for masked in (False, True):
+        config = Config.from_mapping(KEYS | {"lora_ranks": [1, 3], "secure_aggregation": masked})
+        module = builders.bert()
+        base.freeze(module, config)
+        absent.append(lora_ranks.num_absent(config, Layout(module), 1))
+    per_rank = sum(module.get_parameter(name).numel() for name in adapters.names(module)) // 3
+    assert absent == [2 * per_rank, 0]
 
 
 def final_digest(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config) -> str:

@@ -53,6 +53,12 @@ def test_metrics_of_predicted_tokens_have_a_perplexity_and_no_classes() -> None:
     )
 
 
+def test_the_perplexity_of_a_model_that_has_diverged_is_a_number_or_nan() -> None:
+    assert metrics.perplexity(2.0) == math.exp(2)
+    assert metrics.perplexity(1e4) == metrics.perplexity(float("inf")) == math.exp(700)
+    assert math.isnan(metrics.perplexity(float("nan")))
+
+
 def test_the_order_in_which_batches_arrive_does_not_matter_bitwise() -> None:
     one = np.array([[1, 0], [0, 1]])
     batches = [BatchMetrics(number, loss, 2, 2, one) for number, loss in enumerate((0.1, 0.2, 0.3))]

@@ -256,7 +256,7 @@ def test_fine_tuning_before_the_evaluation_changes_nothing_else(alone: Callable[
     results, params = [], []
     for name, keys in (("with", {"fine_tune_steps": 3}), ("without", {})):
         (tmp_path / name).mkdir()
-        config = Config.from_mapping(KEYS | keys)
+        config = Config.from_mapping(KEYS | {"lr_schedule": "linear"} | keys)  # which fine-tuning doesn't follow
         module = builders.bert(dropout=0.2)
         worker_sites, collectives, state = builders.worker(tmp_path / name, config, module, SHARDS)
         worker_sites, seen = with_tests(worker_sites, tmp_path / name), list[dict[str, Any]]()
@@ -290,22 +290,31 @@ def test_local_only_models_are_tested_on_their_own_rows(alone: Callable[..., Any
 
 
 @pytest.mark.parametrize(
-    ("keys", "own_steps"),
-    [({}, 0), ({"ditto_lambda": 0.5}, 2), ({"fine_tune_steps": 4}, 2 + 2 * 4), ({"fairness_q": 1.0}, 0)],
-)
+    ("keys", "own_steps", "others"),
+    [
+        ({}, 0, 0), ({"ditto_lambda": 0.5}, 2, 3 * 12), ({"fine_tune_steps": 4}, 2 + 2 * 4, 0), ({"fairness_q": 1.0}, 0, 3 * 3),
+        ({"scaffold": "I", "weighting": "uniform"}, 0, 3 * 12), ({"log_gradient_norms": True}, 0, 4 * 10),
+    ],
+)  # fmt: skip
 def test_the_progress_counts_local_steps_and_evaluation_batches(
-    alone: Callable[..., Any], tmp_path: Path, keys: dict[str, Any], own_steps: int
+    alone: Callable[..., Any], tmp_path: Path, keys: dict[str, Any], own_steps: int, others: int
 ) -> None:
-    """Not what methods train or evaluate beside that, such as Ditto's own models: the console plans without it."""
+    """Not what methods train or evaluate beside that, such as Ditto's own models: the console plans without it. Yet each of
+    their batches is a sign of life: a worker that gives none counts as hung.
+    """
     config = Config.from_mapping(KEYS | keys)
     worker_sites, collectives, state = alone(config, builders.bert(), SHARDS)
-    counted: list[None] = []
-    resident = dataclasses.replace(worker_sites.resident, on_step=lambda: counted.append(None))
+    counted, alive = list[None](), list[None]()
+    resident = dataclasses.replace(
+        worker_sites.resident, on_step=lambda: counted.append(None), on_alive=lambda: alive.append(None)
+    )
     worker_sites = with_tests(dataclasses.replace(worker_sites, resident=resident), tmp_path)
     rounds.run(config, worker_sites, collectives, state, SGD(), lambda *_: None)
     local = sum(-(-len(shard) // 4) for shard in SHARDS)
     batches = 1 + 1  # of the test set, and of all own test rows
+    assert local == 12
     assert len(counted) == 3 * (local + batches + own_steps) + batches
+    assert len(alive) == others
 
 
 def test_a_model_of_dittos_that_diverges_stops_the_job(alone: Callable[..., Any]) -> None:

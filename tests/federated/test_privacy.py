@@ -135,6 +135,17 @@ def test_a_clip_fits_into_the_sum_whatever_the_noise_and_the_share_of_sites(alon
     assert private.begin(worker_sites, collectives, state, 1).clip == pytest.approx(0.99 * 2**14 / 40)
 
 
+def test_the_noise_of_the_count_is_a_twentieth_of_the_sites_and_no_less_than_that_of_the_deltas() -> None:
+    """With half of that or less, no noise of the deltas would be enough."""
+    config = Config.from_mapping(KEYS | {"dp_clip_quantile": 0.5})
+    assert private.count_noise(config, 100.0) == 5
+    assert private.count_noise(config, 7.0) == 0.7
+    assert private.deltas_noise(config, 7.0) == pytest.approx((0.7**-2 - 1.4**-2) ** -0.5)
+    assert (
+        private.count_noise(Config.from_mapping(KEYS | {"dp_clip_quantile": 0.5, "dp_count_noise": 0.4}), 100.0) == 0.4
+    )
+
+
 def test_the_clip_finds_the_quantile(alone: Callable[..., Any]) -> None:
     """Lengths are 0.5 to 3.5: after many rounds with little noise, the clip is at the median, 2."""
     config = Config.from_mapping(

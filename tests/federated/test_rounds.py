@@ -1,3 +1,4 @@
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.server import SGD
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site import Site
+from scaling_fl.federated.worker_sites import Shards, SiteTests, write_shards
 from scaling_fl.progress import SiteObserver
 from tests import builders
 
@@ -79,13 +81,17 @@ def test_each_site_has_metrics_up_to_a_number_of_sites(
 ) -> None:
     assert metrics.MAX_SITES_WITH_METRICS == 64
     monkeypatch.setattr(metrics, "MAX_SITES_WITH_METRICS", most)
-    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16)
-    worker = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    config = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16, ditto_lambda=0.5)
+    worker_sites, collectives, state = builders.worker(tmp_path, config, builders.bert(), SHARDS)
+    write_shards(tmp_path / "tests", [np.arange(3), np.arange(3, 23)])
+    tests = SiteTests(worker_sites.resident.test, Shards(tmp_path / "tests"))
+    worker_sites = dataclasses.replace(worker_sites, tests=tests)
     seen: list[dict[str, float]] = []
-    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results))
-    worker[1].close()
-    assert ("site.1.train.loss" in seen[-1]) == each
-    assert "train.worst_site.loss" in seen[-1]
+    rounds.run(config, worker_sites, collectives, state, SGD(), lambda _, results: seen.append(results))
+    collectives.close()
+    for name in ("train", "site_test", "personal"):
+        assert (f"site.1.{name}.loss" in seen[-1]) == each
+        assert f"{name}.worst_site.accuracy" in seen[-1]
 
 
 def test_the_observer_is_told_of_each_site_in_order(tmp_path: Path) -> None:
@@ -130,11 +136,11 @@ def test_a_round_can_be_checkpointed_while_it_is_evaluated(tmp_path: Path, monke
     assert torch.equal(params, state.params)
 
 
-def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], list[float]]:
-    """Run a worker; return its seconds of training and the `seconds.idle` of each round."""
+def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Path) -> tuple[list[float], ...]:
+    """Run a worker; return its seconds of training, and the `seconds.idle` and `seconds.train` of each round."""
     config = Config(num_rounds=1, batch_size=16)
     worker = builders.worker(folder, config, builders.bert(), SHARDS, rank, num_workers, memory)
-    train, busy, idle = Site.train, list[float](), list[float]()
+    train, busy, idle, told = Site.train, list[float](), list[float](), list[float]()
     now = 0.0  # of a clock that advances only while a site trains
     rounds.time = types.SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
 
@@ -146,16 +152,22 @@ def busy_and_idle(rank: int, num_workers: int, memory: SharedMemory, folder: Pat
         return result
 
     Site.train = train_and_advance_clock  # type: ignore[assignment, method-assign]
-    rounds.run(config, *worker, SGD(), lambda _, results: idle.append(results["seconds.idle"]), reported=True)
+
+    def tell(_: ServerState, results: dict[str, float]) -> None:
+        idle.append(results["seconds.idle"])
+        told.append(results["seconds.train"])
+
+    rounds.run(config, *worker, SGD(), tell, reported=True)
     worker[1].close()
-    return busy, idle
+    return busy, idle, told
 
 
 def test_idle_time_is_the_mean_wait_for_the_slowest_worker(run_distributed: Any, tmp_path: Path) -> None:
     """The slower of two workers never waits, and the other waits for the difference: the mean is half of that."""
     builders.resident(tmp_path, Config(), builders.bert())  # writes the token stores
-    ((quick,), idle), ((slow,), idle_of_slow) = run_distributed(busy_and_idle, 2)
+    ((quick,), idle, told), ((slow,), idle_of_slow, told_by_slow) = run_distributed(busy_and_idle, 2)
     assert idle == idle_of_slow == [pytest.approx(abs(slow - quick) / 2)]
+    assert (told, told_by_slow) == ([quick], [slow])
 
 
 def test_federated_training_learns(tmp_path: Path) -> None:
@@ -222,6 +234,24 @@ def test_the_reported_learning_rate_is_the_one_at_the_end_of_the_round(tmp_path:
     rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results["learning_rate"]), reported=True)
     worker[1].close()
     assert seen == pytest.approx([0.075, 0.05, 0.025, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("keys", "more"),
+    [
+        ({"scaffold": "II", "optimiser": "sgd", "weighting": "uniform"}, lambda layout: 4 * layout.trained),
+        ({"secure_aggregation": True}, lambda layout: 2 * 32 + 2 * 48),  # the other site's keys and shares
+    ],
+)
+def test_the_bytes_of_a_round_count_what_methods_send_beside_the_parameters(
+    tmp_path: Path, keys: dict[str, Any], more: Any
+) -> None:
+    config, module = Config(site_ids=(-1, -1), num_rounds=1, batch_size=16, **keys), builders.bert()
+    size = sum(parameter.numel() for parameter in module.parameters())
+    worker, seen = builders.worker(tmp_path, config, module, SHARDS), list[dict[str, float]]()
+    rounds.run(config, *worker, SGD(), lambda _, results: seen.append(results), reported=True)
+    worker[1].close()
+    assert seen[0]["bytes.down"] == 2 * (4 * size + more(worker[0].resident.model.layout))
 
 
 def test_before_round_1_the_one_initial_model_is_evaluated_even_without_a_global_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from scaling_fl.federated.site import Site
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.state_file import write_state
 from tests import builders
-from tests.federated.training import SHARD
+from tests.federated.training import ADAPTERS, SHARD, model
 
 
 def test_delta_is_the_servers_parameters_minus_the_sites_after_training(resident: Resident) -> None:
@@ -218,3 +218,21 @@ def test_dropout_differs_by_seed_round_and_site_and_by_nothing_else(tmp_path: Pa
     for other in ({"site": 2}, {"round_": 2}, {"seed": 3}):
         assert not torch.allclose(delta(0.5, **other), first, atol=1e-5), other
         assert torch.equal(delta(0.0, **other), delta(0.0)), other
+
+
+def test_checkpointing_computes_layers_twice_and_changes_no_delta(tmp_path: Path) -> None:
+    """In one step, of adapters above frozen layers."""
+    deltas, calls = [], list[list[int]]()
+    for checkpointing in (False, True):
+        keys: dict[str, Any] = {"batch_size": len(SHARD), "optimiser": "sgd", "learning_rate": 0.1} | ADAPTERS
+        config = Config(gradient_checkpointing=checkpointing, **keys)
+        resident, computed = builders.resident(tmp_path, config, model(config)), list[int]()
+        layer = resident.model.module.bert.encoder.layer[0].intermediate
+        layer.register_forward_pre_hook(lambda *_, computed=computed: computed.append(1))
+        delta, _ = Site(0, SHARD, resident).train(resident.model.flat.clone(), 1)
+        deltas.append({name: view.clone() for name, view in resident.model.layout.views(delta).items()})
+        calls.append(computed)
+    assert [len(computed) for computed in calls] == [1, 2]
+    for name, delta in deltas[0].items():
+        torch.testing.assert_close(deltas[1][name], delta, rtol=1e-4, atol=1e-7, msg=name)
+    assert any("layer.0" in name and delta.any() for name, delta in deltas[0].items())

@@ -38,7 +38,8 @@ def test_the_plan_tells_what_was_found(small_config: Config, tmp_path: Path) -> 
     assert (plan.shard_sizes, plan.num_train, plan.num_test) == ((21, 20), 41, 9)
     assert plan.label_names == ("class 0", "class 1", "class 2")
     assert plan.new_parameters == ("classifier.bias", "classifier.weight")
-    assert [plan.step_range(site) for site in (0, 1)] == [(3, 3), (3, 3)]
+    unequal = dataclasses.replace(plan, shard_sizes=(37, 4))
+    assert [unequal.step_range(site) for site in (0, 1)] == [(5, 5), (1, 1)], "in batches of 8"
     assert RoundProgress(plan, 0).evaluation_steps == 1
     shards = Shards(tmp_path / "work")
     assert sorted(np.concatenate([shards[0], shards[1]]).tolist()) == list(range(41))
