@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import google.auth.exceptions
 import numpy as np
 import pytest
 
@@ -255,3 +256,12 @@ def test_the_stores_own_faults_are_transient(protocol: str, status: int, transie
     error.__cause__ = cause
     assert retries.is_transient(error, types.SimpleNamespace(protocol=(protocol,))) == transient
     assert not retries.is_transient(error, types.SimpleNamespace(protocol=("file", "local"))), "a disk's are permanent"
+
+
+def test_refused_credentials_of_google_are_asked_for_again_only_if_their_issuer_says_so() -> None:
+    gcs = types.SimpleNamespace(protocol=("gs", "gcs"))
+    for retryable in (True, False):
+        error = google.auth.exceptions.RefreshError("no token", retryable=retryable)
+        assert retries.is_transient(error, gcs) == retryable
+    assert retries.is_transient(ConnectionResetError(), gcs)
+    assert not retries.is_transient(PermissionError(), gcs)

@@ -138,6 +138,28 @@ def test_an_error_says_which_conversation_has_it(tmp_path: Path) -> None:
         conversations.write(tmp_path / "store", tokenizer(), rows, 64, None)
 
 
+def test_more_conversations_than_are_tokenised_at_once_keep_their_order(tmp_path: Path) -> None:
+    words, told = tokenizer(), list[tuple[float, float, str]]()
+    chats = [CHAT[:2]] * 1001 + [CHAT]
+    texts = [json.dumps(chat) for chat in chats]
+    conversations.write(tmp_path / "store", words, texts, 64, None, lambda *progress: told.append(progress))
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert store.num_predictions.tolist() == [2] * 1001 + [5]
+    assert [asked_for(store, row, words) for row in (0, 999, 1000)] == [["forest", "[SEP]"]] * 3
+    assert told == [(1000, 1002, "texts"), (1002, 1002, "texts")]
+
+
+def test_vocabularies_with_gaps_keep_their_ids(tmp_path: Path) -> None:
+    state = json.loads(builders.tokenizer().backend_tokenizer.to_str())
+    state["model"]["vocab"]["forest"] = 70_000
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="[SEP]", pad_token="[PAD]"
+    )
+    conversations.write(tmp_path / "store", words, [json.dumps(CHAT[:2])], 64, "{prompt} : {response}")
+    store = TokenStore(tmp_path / "store", words.pad_token_id)
+    assert store.batch(np.array([0])).labels.tolist() == [70_000, words.eos_token_id]
+
+
 def test_what_a_template_refuses_is_named() -> None:
     words = tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(

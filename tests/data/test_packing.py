@@ -1,9 +1,12 @@
 """Blocks of documents: nothing lost, nothing repeated, no site's text in another's."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
+from tokenizers import Tokenizer
 
 from scaling_fl import seeding
 from scaling_fl.data.packing import pack
@@ -88,3 +91,14 @@ def test_what_has_nothing_to_predict_is_refused(tmp_path: Path) -> None:
         pack(documents, [np.array([0])], 8, 1, tmp_path / "blocks", "train")
     with pytest.raises(UserError, match="max_seq_len=1: a block of one token"):
         pack(documents, [np.array([0])], 1, 1, tmp_path / "others", "train")
+
+
+def test_blocks_hold_numbers_as_large_as_the_documents_do(tmp_path: Path) -> None:
+    state = json.loads(builders.tokenizer().backend_tokenizer.to_str())
+    state["model"]["vocab"]["river"] = 70_000
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    write(tmp_path / "documents", words, ["stone river", "river"], np.zeros(2, np.int64), None)
+    documents = TokenStore(tmp_path / "documents", 0)
+    pack(documents, [np.arange(2)], 16, 1, tmp_path / "blocks", "train")
+    assert sorted(TokenStore(tmp_path / "blocks", 0).tokens) == sorted(documents.tokens)
+    assert list(documents.tokens).count(70_000) == 2

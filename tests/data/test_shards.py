@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scaling_fl.config.schema import Config
+from scaling_fl.data import partitioners
 from scaling_fl.data.examples import Split, Task
 from scaling_fl.data.shards import make_shards
 from scaling_fl.data.task_loader import load_task
@@ -44,8 +45,13 @@ def test_each_row_is_held_back_or_in_one_shard_of_at_least_the_minimum_size(
     if config.balanced:
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
     if config.alpha is not None and not config.balanced:
-        assert len(notes) == 1
-        assert f"to sites that had drawn fewer than min_examples_per_site={config.min_examples_per_site}" in notes[0]
+        drawn = partitioners.dirichlet(LABELS[trained], len(shards), config.data_seed, config.alpha)
+        held = np.bincount(drawn, minlength=len(shards))
+        missing = np.maximum(config.min_examples_per_site - held, 0).sum()
+        assert notes == [
+            f"{missing} of 160 training rows were moved from the largest sites to sites that had drawn fewer than "
+            f"min_examples_per_site={config.min_examples_per_site}"
+        ]
 
 
 def test_all_partitions_yield_different_shards() -> None:

@@ -78,7 +78,7 @@ def test_gpus_that_torch_does_not_find_are_refused_with_the_reason(
     assert find_devices(Config(site_ids=(-1, -1)), []) == ("cpu", "cpu")
 
 
-@pytest.mark.parametrize("hidden", ["", "-1", " "])
+@pytest.mark.parametrize("hidden", ["", "-1", " ", "NoDevFiles"])
 def test_gpus_that_are_hidden_on_purpose_are_not_missed(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
@@ -217,6 +217,9 @@ def test_a_process_that_was_forked_after_cuda_began_is_refused(cards: Driver, mo
     with pytest.raises(UserError, match=r"CUDA is in use in the process that the sites are forked from.*flash-attn"):
         find_devices(Config(site_ids=(0,)), [])
     assert find_devices(Config(site_ids=(-1,)), []) == ("cpu",), "the CPU is always there"
+    with pytest.raises(UserError, match="CUDA is in use in the process that the sites are forked from"):
+        gpus.set_up(torch.device("cuda:0"), Config())
+    gpus.set_up(torch.device("cpu"), Config())
 
 
 def test_a_model_is_evaluated_on_a_gpu_that_is_there(cards: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,3 +270,16 @@ def test_a_model_with_sparse_attention_gets_full_attention_and_a_note(tmp_path: 
     (note,) = loaded.notes
     assert note.startswith(f"model={tmp_path}: attention_type=block_sparse would hold until the first short batch only")
     assert load(str(builders.pretrained(tmp_path / "bert"))).notes == ()
+
+
+def test_the_architecture_is_what_logits_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job goes on with a newer library, which writes its own version into each configuration."""
+    module = load(str(builders.pretrained(tmp_path))).module
+    first = loading.architecture(module)
+    assert first["hidden_size"] == 16
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "99.0")
+    module.config.use_cache, module.config.dtype, module.config.output_hidden_states = True, torch.float16, True
+    module.config.architectures, module.config._name_or_path = ["Other"], "elsewhere"
+    assert loading.architecture(module) == first
+    module.config.hidden_dropout_prob = 0.3
+    assert loading.architecture(module) == first | {"hidden_dropout_prob": 0.3}

@@ -60,6 +60,8 @@ def test_padding_is_chosen_so_that_logits_do_not_depend_on_the_batch(
     found = probe.find_padding("m", module, texts, notes)
     assert (found == padding, len(notes)) == (True, 0 if says is None else 1), (found, notes)
     assert says is None or says in notes[0]
+    assert says is None or f"texts are padded to {padding[1]} tokens at least; " in notes[0]
+    assert says is None or f'padding="max_length", max_length={LENGTH}, truncation=True' in notes[0]
     alone = probe.forward(module, probe.inputs([texts.short], found, texts.pad_token_id))
     together = probe.forward(module, probe.inputs([texts.longest, texts.short], found, texts.pad_token_id))[1:]
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)

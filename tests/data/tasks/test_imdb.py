@@ -108,6 +108,11 @@ def test_the_unpacked_folder_or_its_parent_equals_the_archive(archive: str, tmp_
         (tmp_path / name).symlink_to(tmp_path / ROOT)
         assert load(str(tmp_path / name)).digest() == digest
         (tmp_path / name).unlink()
+    for number in (3, 14):
+        (tmp_path / ROOT / f"test/neg/{number}_2.txt").write_text("a single line")
+    assert [note.partition(" reviews")[0] for note in load(str(tmp_path)).notes] == [
+        "<br /> became a space in 1,000 training", "<br /> became a space in 998 test",
+    ]  # fmt: skip
     (tmp_path / ROOT / "test/pos/17_9.txt").unlink()
     with pytest.raises(
         UserError, match=r"expected 500 reviews in test/pos, found 499; use a complete copy of aclImdb_v1"
