@@ -22,3 +22,11 @@ def test_weights_in_the_hubs_cache_count_by_either_name_of_a_model(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", try_to_load_from_cache)
     sizes = [weights_size(model) for model in ("bert", "./nothing/bert-base-cased", "lab/model", "albert")]
     assert sizes == [700, None, 90, None]
+
+
+def test_weights_in_the_home_folder_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert weights_size("~/model") is None
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"x" * 300)
+    assert weights_size("~/model") == 300

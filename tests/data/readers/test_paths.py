@@ -115,3 +115,18 @@ def test_patterns_work_on_object_stores(object_store: ObjectStore, monkeypatch: 
         columns(f"{bucket}/none-*.csv")
     with pytest.raises(UserError, match=rf"train_path='{bucket}/none\.csv': there is no such file"):
         columns(f"{bucket}/none.csv")
+
+
+def test_a_tilde_is_the_home_folder_in_names_lists_and_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x[2]").mkdir()
+    for name in ("a.csv", "a,b.csv", "[1].csv", "x[2]/c.csv"):
+        write(tmp_path / name, f"text,label\n{name.replace(',', ' ')},x\n".encode())
+    assert paths.expand("~/a.csv, ~/a,b.csv,~/[1].csv", "train_path") == ["~/a.csv", "~/a,b.csv", "~/[1].csv"]
+    assert columns("~/a,b.csv,~/[1].csv,~/x[2]/*.csv")["text"] == ["a b.csv", "[1].csv", "x[2]/c.csv"]
+    with pytest.raises(UserError, match=r"it names .*/a\.csv twice"):
+        paths.expand(f"~/a.csv,{tmp_path}/a.csv", "train_path")
+    with pytest.raises(UserError, match=r"train_path='~/x\[2\]': it is a folder; name the files in it"):
+        columns("~/x[2]")

@@ -31,8 +31,10 @@ def load(dataset: str, **keys: object) -> Task:
     return load_task(Config(task_name="hub", dataset=dataset, **keys))  # type: ignore[arg-type]
 
 
-def test_a_saved_folder_keeps_its_label_names_in_order(tmp_path: Path) -> None:
+def test_a_saved_folder_keeps_its_label_names_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load(save(tmp_path / "saved", train=TRAIN, test=TEST))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load("~/saved").digest() == task.digest()
     assert task.label_names == ("sea", "air", "land")
     assert (task.train.texts, task.train.labels.tolist()) == (TRAIN["body"], TRAIN["topic"])
     assert (task.test.texts, task.test.labels.tolist()) == (TEST["body"], TEST["topic"])
