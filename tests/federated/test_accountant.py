@@ -164,6 +164,7 @@ def test_the_systems_noise_is_normal_and_never_the_same(monkeypatch: pytest.Monk
     monkeypatch.setattr(noise, "_CHUNK", 1000)
     assert torch.equal(noise.gaussian(2500, 7, 3), at_once)
     assert not torch.equal(noise.gaussian(2500, 7, 3), noise.gaussian(2500, 7, 4))
+    assert torch.equal(noise.gaussian(2500, 0, 3), noise.gaussian(2500, 0, 3)), "0 is a seed, too"
     assert len(noise.gaussian(1, None, 1)) == 1
 
 

@@ -88,6 +88,15 @@ def test_an_attacker_sends_noise_as_long_as_its_delta(two: tuple[Resident, int, 
     assert len(within) < layout.trained
 
 
+def test_the_upload_of_an_attacker_is_compressed_as_all_are(two: tuple[Resident, int, int]) -> None:
+    """Noise has no zeros."""
+    resident, bad, _ = two
+    compressed = {"upload": "topk", "topk_share": 0.1, "error_feedback": False}
+    sent = trained(resident, bad, attackers=2, attack="gaussian", **compressed)[0]
+    count = sum(view.numel() for view in resident.model.layout.views(sent).values())
+    assert (sent != 0).sum() == round(0.1 * count)
+
+
 def test_what_is_not_trained_has_no_part_in_an_attack(tmp_path: Path) -> None:
     """Running means of a batch norm move as at an honest site, and don't count in the length of the noise."""
     module = module_with_buffers()

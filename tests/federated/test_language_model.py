@@ -13,6 +13,7 @@ import torch
 from scaling_fl.config.schema import Config
 from scaling_fl.data.packing import pack
 from scaling_fl.distributed.shared_memory import SharedMemory
+from scaling_fl.federated.aggregation import qffl
 from scaling_fl.federated.evaluation import evaluate
 from scaling_fl.federated.full_gradient import full_gradient
 from scaling_fl.federated.local_batches import local_batches
@@ -130,6 +131,19 @@ def test_a_full_gradient_is_that_of_the_mean_loss_over_all_tokens(alone: Callabl
     found = resident.model.layout.views(full_gradient(resident, rows))
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_fairness_is_by_the_mean_loss_of_a_sites_tokens(alone: Callable[..., Any], tmp_path: Path) -> None:
+    """Not of its blocks, of which the last is shorter than the others."""
+    shards = blocks(tmp_path)
+    worker_sites, collectives, state = alone(
+        Config.from_mapping(KEYS | {"fairness_q": 1.0}), builders.decoder(), shards
+    )
+    combination = qffl.begin(worker_sites, collectives, state, 1)
+    module = worker_sites.resident.model.module.eval()
+    with torch.no_grad():
+        expected = {site: plain_loss(worker_sites.resident.train, module, rows)[0] for site, rows in enumerate(shards)}
+    assert combination.losses == pytest.approx({site: float(loss) for site, loss in expected.items()}, rel=1e-5)
 
 
 def final(rank: int, num_workers: int, memory: SharedMemory, folder: Path, config: Config, shards: Any) -> Any:
