@@ -61,6 +61,8 @@ def test_random_draws_are_the_same_each_time_and_in_range(tmp_path: Path) -> Non
     rows = varied(loaded(tmp_path, random={"count": 40, "seed": 3, "keys": keys}))
     assert rows == varied(loaded(tmp_path, random={"count": 40, "seed": 3, "keys": keys}))
     assert rows != varied(loaded(tmp_path, random={"count": 40, "seed": 4, "keys": keys}))
+    first = varied(loaded(tmp_path, random={"count": 40, "seed": 1, "keys": keys}))
+    assert varied(loaded(tmp_path, random={"count": 40, "keys": keys})) == first, "the seed is 1 if there is none"
     assert {row["batch_size"] for row in rows} == {4, 5, 6}
     assert {row["optimiser"] for row in rows} == {"sgd", "adamw"}
     rates = sorted(row["learning_rate"] for row in rows)
@@ -132,6 +134,7 @@ def test_long_and_equal_names_are_told_apart(tmp_path: Path) -> None:
         ({"random": {"count": 2}}, "random: expected count, seed and keys, found count"),
         ({"random": {"count": 2, "keys": {"seed": {"normal": [1, 2]}}}}, "random.seed: expected one of choice"),
         ({"random": {"count": 2, "keys": {"alpha": {"log_uniform": [0, 1]}}}}, "random.alpha: expected one of choice"),
+        ({"random": {"count": 2, "keys": {"batch_size": {"integer": [6, 4]}}}}, "random.batch_size: expected one of choice"),
         ({"grid": {"seed": list(range(200)), "data_seed": list(range(200))}}, "more than 10,000 cells"),
     ],
 )  # fmt: skip

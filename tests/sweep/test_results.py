@@ -82,7 +82,10 @@ def test_begun_cells_are_listed_and_complete_ones_are_averaged(tmp_path: Path, m
     assert [path.name for path in paths] == [
         "cells.csv", "results.csv", "results.parquet", "results.md", "results.tex", "report.html",
     ]  # fmt: skip
-    assert pd.read_csv(tmp_path / "out" / "cells.csv")["complete"].tolist() == [True, True, False]
+    listed = pd.read_csv(tmp_path / "out" / "cells.csv")
+    assert listed["complete"].tolist() == [True, True, False]
+    # 1,000 parameters of 4 bytes to 3 sites and back, in each of 2, 2 and 1 rounds.
+    assert listed["bytes"].tolist() == [48_000, 48_000, 24_000]
     tidy = pd.read_csv(tmp_path / "out" / "results.csv")
     accuracy = tidy[tidy["metric"] == "validation.accuracy"]
     assert accuracy[["learning_rate", "mean", "std", "n"]].to_numpy().tolist() == [[0.5, 0.75, 0.0, 2]]
@@ -94,3 +97,8 @@ def test_nothing_is_written_before_a_cell_has_begun(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert results.write("s", cells.named_cells("s", {}, [{"seed": 1}]), tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bar_in_a_value_is_no_border_of_the_table() -> None:
+    table = pd.DataFrame({"lora_targets": ["query|value"], "seeds": ["3"]})
+    assert results.markdown(table).splitlines()[2] == r"| query\|value | 3 |"

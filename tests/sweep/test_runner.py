@@ -67,6 +67,8 @@ def test_a_failing_cell_is_told_with_its_reason_and_the_others_complete(base: di
     assert f"{todo[1].name}: failed (Refused: train_path='nothing.csv'" in told
     again, _ = run(tmp_path, todo)
     assert set(again.failures) == set(found.failures)
+    log = (tmp_path / f"{todo[1].name}.log").read_text()
+    assert log.count("Refused: train_path='nothing.csv'") == 2, "a log keeps what earlier runs have said"
     assert [starts(cell) for cell in todo] == [1, 0, 1, 0], "complete cells are skipped"
 
 
@@ -238,13 +240,37 @@ class Job:
 
     number = 0
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, argv: list[str], env: dict[str, str], **_: Any) -> None:
         Job.number += 1
+        self.argv, self.env, self.signals = argv, env, list[int]()
         self.pid, self.returncode, self._looks = Job.number, 1, 0
 
     def poll(self) -> int | None:
         self._looks += 1
         return self.returncode if self._looks == 3 else None
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that a sweep starts, in their order."""
+    jobs: list[Job] = []
+
+    def popen(*arguments: Any, **more: Any) -> Job:
+        jobs.append(Job(*arguments, **more))
+        return jobs[-1]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "Popen", popen)
+    monkeypatch.setattr(runner, "_POLL", 0.0)
+    monkeypatch.setattr(slots, "memory_used", lambda process: 0.0)
+    return jobs
+
+
+def unseen(todo: list[Cell]) -> CellTable:
+    return CellTable("s", todo, console=Console(file=io.StringIO()))
 
 
 def test_the_memory_of_like_cells_is_the_highest_that_one_of_them_had(
@@ -263,3 +289,52 @@ def test_the_memory_of_like_cells_is_the_highest_that_one_of_them_had(
     assert places.measured == {slots.shape(todo[0]): 5.0}
     runner.save_memory(tmp_path, places.measured)
     assert runner.load_memory(tmp_path) == places.measured
+
+
+def test_a_sweep_that_is_stopped_lets_its_jobs_save_before_it_kills_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Job]
+) -> None:
+    todo = cells.named_cells("s", {"threads_per_site": 1, "site_ids": [-1]}, [{"seed": 1}, {"seed": 2}])
+    table, poll = unseen(todo), Job.poll
+    found = runner.Runner(tmp_path, slots.Slots(1, (), 100e9), table)
+
+    def stopped_meanwhile(job: Job) -> int | None:
+        found.stop()
+        return poll(job)
+
+    monkeypatch.setattr(Job, "poll", stopped_meanwhile)
+    found.run(todo)
+    assert [job.signals for job in started] == [[signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]]
+    assert (found.stopped, found.failures, table.counts()) == (True, {}, "2 waiting")
+
+
+def test_a_large_cell_is_not_overtaken_by_a_small_one(tmp_path: Path, started: list[Job]) -> None:
+    rows = [{"site_ids": [-1] * number, "seed": seed} for seed, number in enumerate((1, 2, 1))]
+    todo = cells.named_cells("s", {"threads_per_site": 1}, rows)
+    runner.Runner(tmp_path, slots.Slots(2, (), 100e9), unseen(todo)).run(todo)
+    assert [job.argv[3] for job in started] == [f"job_name={cell.name}" for cell in todo]
+
+
+def test_each_job_sees_the_gpus_that_it_was_given(tmp_path: Path, started: list[Job]) -> None:
+    todo = cells.named_cells("s", {"site_ids": [0]}, [{"seed": 1}, {"seed": 2}])
+    environ = {"CUDA_VISIBLE_DEVICES": "3,5", "HF_HOME": "/models"}
+    runner.Runner(tmp_path, slots.Slots(8, (3, 5), 100e9), unseen(todo), environ).run(todo)
+    assert [job.env for job in started] == [environ | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")]
+
+
+def test_a_cell_whose_run_elsewhere_dies_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Job]
+) -> None:
+    todo = cells.named_cells("s", {}, [{"seed": 1}])
+    looks: list[Cell] = []  # the run elsewhere lives for two of them
+
+    def is_held(cell: Cell) -> bool:
+        looks.append(cell)
+        return len(looks) < 3
+
+    monkeypatch.setattr(runner, "_ASK", 0.0)
+    monkeypatch.setattr(cells, "is_held", is_held)
+    monkeypatch.setattr(cells, "state", lambda cell: cells.State("complete" if started else "started"))
+    table = unseen(todo)
+    runner.Runner(tmp_path, slots.Slots(8, (), 100e9), table).run(todo)
+    assert (len(started), table.counts()) == (1, "1 complete")

@@ -12,6 +12,7 @@ import pytest
 from scaling_fl.models.weights import weights_size
 from scaling_fl.sweep import cells, slots
 from scaling_fl.sweep.cells import Cell
+from tests.scripts.executable import executable
 
 
 def cell(name: int, **keys: Any) -> Cell:
@@ -97,6 +98,10 @@ def test_memory_is_estimated_from_the_weights_and_replaced_by_what_was_measured(
     assert weights_size("lab/in-parts") == 1500
     large = cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="sgd")
     assert slots.memory_of(large, {}) == 2 * (0.6e9 + 5 * 1500)
+    for optimiser, moments in (("adagrad", 1), ("adamw", 2)):  # a copy each
+        other = cell(1, model=str(tmp_path), optimiser=optimiser)
+        assert slots.memory_of(other, {}) == 0.6e9 + (5 + moments) * 1500
+    assert slots.memory_of(cell(1, model="lab/never-heard-of", site_ids=[-1] * 3), {}) == 3 * (0.6e9 + 1.5e9)
     assert slots.memory_of(large, {slots.shape(large): 7.0}) == 7.0
     assert slots.shape(large) != slots.shape(cell(1, model=str(tmp_path), site_ids=[-1, -1], optimiser="adamw"))
     adapters = cell(1, model=str(tmp_path), site_ids=[-1, -1, -1], optimiser="sgd", trainable="lora")
@@ -135,3 +140,22 @@ def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPat
     assert found.gpus == (2, 3)
     assert found.cores == len(os.sched_getaffinity(0))
     assert found.memory > 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "answer", "gpus"),
+    [
+        (None, "echo 0; echo 1; echo 4", (0, 1, 4)),
+        (None, "echo NVIDIA-SMI has failed; exit 9", ()),
+        ("2, 3", "echo 0", (2, 3)),
+        ("", "echo 0; echo 1", ()),
+    ],
+)
+def test_gpus_are_those_that_jobs_would_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, answer: str, gpus: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("PATH", executable(tmp_path, "nvidia-smi", answer))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots.of_this_machine(None, {}).gpus == gpus

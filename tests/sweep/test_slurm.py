@@ -1,6 +1,7 @@
 """Cells handed to Slurm by submitit: its local and debug executors, and the batch file for Slurm itself."""
 
 import json
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def test_a_preempted_cell_is_queued_again_with_the_same_command() -> None:
     assert again.function.words == command.words
 
 
+def test_a_job_that_fails_is_a_failure_for_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 3))
+    with pytest.raises(RuntimeError, match=r"^exit status 3$"):
+        slurm.Command(["with", "job_name=a"])()
+
+
 def test_the_batch_file_asks_slurm_for_what_the_sweep_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = executable(tmp_path, "sbatch", f'cp "$1" {tmp_path}/batch; echo "Submitted batch job 4711"')
     executable(tmp_path, "srun", "exit 0")
@@ -69,6 +76,8 @@ def test_the_batch_file_asks_slurm_for_what_the_sweep_says(tmp_path: Path, monke
     SlurmJob(tmp_path / "sweep" / "slurm", "4711_0").paths.result_pickle.touch()
     again = slurm.submit(todo, "s", tmp_path / "sweep", parameters, "slurm")
     assert again == ["s.seed-1: job 4712", "s.seed-2: job 4711_1, already queued"]
+    slurm.submit(todo, "s", tmp_path / "other", {}, "slurm")
+    assert "#SBATCH --time=1440\n" in (tmp_path / "batch").read_text(), "without a limit of the sweep's own, a day"
 
 
 def test_a_parameter_that_slurm_does_not_have_is_one_error(tmp_path: Path) -> None:
