@@ -196,3 +196,10 @@ def test_a_pickled_configuration_is_refused_unread(tmp_path: Path) -> None:
     ):
         check_config_file(str(tmp_path / "keys.pickle"))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("content", "found"), [("- 3\n", "a list"), ("3\n", "a int"), ("\n", "nothing")])
+def test_a_configuration_file_holds_keys(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"c\.yaml: expected keys and values, found {found}; write a line such as"):
+        check_config_file(str(tmp_path / "c.yaml"))

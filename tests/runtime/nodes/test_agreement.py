@@ -152,3 +152,18 @@ def test_nodes_with_different_devices_or_precision_are_refused(theirs: dict[str,
     other = part(environment={"torch": "3", "precision": "fp32"})
     plan = agreement.join_plans(mine, Told(1, {0: part(), 2: other}))  # type: ignore[arg-type]
     assert plan.notes == ("node 2 has a different environment from node 0 (torch 3, not 2)",)
+
+
+def test_only_places_and_processes_may_differ_between_nodes() -> None:
+    """A key is in this list because of what it does: a new one belongs here only if no other node depends on it."""
+    places = {"train_path", "test_path", "dataset", "model", "checkpoints_dir", "job_name"}
+    own = places | {"site_ids", "threads_per_site", "author", "stall_timeout", "verbosity"}
+    keys = Config().to_mapping()
+    refused = dict[str, str]()
+    for name in keys:
+        try:
+            agreement.agree_on_config(Config(), Told(0, {1: keys | {name: "another"}}))  # type: ignore[arg-type]
+        except UserError as error:
+            refused[name] = str(error)
+    assert keys.keys() - refused.keys() == own
+    assert all(f"different configurations: {name}='another' and" in told for name, told in refused.items())

@@ -53,6 +53,8 @@ KEYS = (
     Row("texts longer than the model supports", ("max_seq_len=65: model=./model takes at most 64 tokens; lower max_seq_len",), {"max_seq_len": 65}),
     Row("fewer sites than processes", ("num_sites=1: fewer than the 2 processes in site_ids; raise num_sites or shorten site_ids",), {"num_sites": 1}),
     Row("a cohort larger than the number of sites", ("sites_per_round=9: there are 2 sites; lower it",), {"sites_per_round": 9}),
+    Row("more attackers than sites", ("attackers=6: there are 5 sites; lower it",), {"num_sites": 5, "attack": "scale", "attackers": 6}),
+    Row("a cohort too small for its faulty sites", ("aggregation=krum faulty_sites=1: needs 5 or more sites in a round, found 4",), {"num_sites": 9, "sites_per_round": 4, "aggregation": "krum", "faulty_sites": 1, "weighting": "uniform"}),
     Row("a cohort set by two keys", ("sites_per_round=2 participation=0.5: both set the number of sites per round; leave one of them out",), {"sites_per_round": 2, "participation": 0.5}),
     Row("no participation", ("participation=0.0: expected a number above 0, up to 1",), {"participation": 0.0}),
     Row("an unknown sampling", ("sampling='size': expected one of uniform, by_examples",), {"sampling": "size"}),
