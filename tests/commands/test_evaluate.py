@@ -66,6 +66,7 @@ def test_a_checkpoint_is_measured_with_the_keys_of_its_job(job: tuple[Config, An
     path = f"{config.checkpoints_dir}/round-000007.safetensors"
     lines = lines_of(Config(checkpoint=path, csv_path=str(tmp_path / "own.csv"), threads_per_site=1))
     assert f"checkpoint {config.checkpoints_dir}: round 7 of job j, model={config.model}" in lines
+    assert f"task csv, {config.test_path}: 9 test rows; max_seq_len=16" in lines
     check(lines, tmp_path / "own.csv", module, Path(str(config.test_path)))
     # Another file, without some of the labels.
     rows = [f"class {label},{text}" for text, label in zip(*builders.texts_and_labels(30, 9), strict=True) if label]

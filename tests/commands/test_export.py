@@ -49,6 +49,10 @@ def test_the_tiny_model_is_exported_with_the_vocabulary_of_its_data(
 ) -> None:
     config = dataclasses.replace(small_config, model="tiny")
     store = _start(config, tmp_path / "work")
+    (tmp_path / "new.csv").write_text("topic,body\nclass 1,river\nclass 2,stone\n")
+    other = Config(checkpoints_dir=config.checkpoints_dir, job_name="j", test_path=str(tmp_path / "new.csv"))
+    title = f"task csv, {tmp_path}/new.csv: 2 test rows; max_seq_len=16"
+    assert title in test_evaluate.lines_of(other), "the vocabulary is that of the job's own data"
     # The data have moved since.
     moved = {}
     for key in ("train_path", "test_path"):

@@ -52,13 +52,17 @@ def test_what_is_no_checkpoint_is_refused(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_the_newest_checkpoint_of_a_job_is_meant_unless_one_is_named(job: tuple[Config, Any], tmp_path: Path) -> None:
+def test_the_newest_checkpoint_of_a_job_is_meant_unless_one_is_named(
+    job: tuple[Config, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = str(job[0].checkpoints_dir)
     Path(out, "round-000003.safetensors").touch()
     assert JobCheckpoint(MagicMock(), Config(job_name="j", checkpoints_dir=out)).round == 7
     assert JobCheckpoint(MagicMock(), Config(checkpoints_dir=out)).round == 7
     with pytest.raises(UserError, match=r"round-000003\.safetensors: it is damaged"):
         JobCheckpoint(MagicMock(), Config(checkpoint=f"{out}/round-000003.safetensors"))
+    monkeypatch.chdir(out)
+    assert JobCheckpoint(MagicMock(), Config(checkpoint="round-000007.safetensors")).round == 7
 
 
 def test_a_test_file_that_is_typed_replaces_the_jobs_part_of_its_training_file(job: tuple[Config, Any]) -> None:
