@@ -1,11 +1,15 @@
 """run-local.sh, on a copy of it with requirements that need no download."""
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +66,7 @@ def test_arguments_and_exit_status_pass_through_unchanged(run: Run, copy: Path) 
 def test_the_environment_is_made_once_and_renewed_when_the_requirements_change(run: Run, copy: Path) -> None:
     shutil.rmtree(copy / ".venv", ignore_errors=True)
     first = run("--no-docker", "scripts/show.py", "0")
-    assert "creating .venv" in first.stderr
+    assert f"creating .venv with {sys.executable}\n" in first.stderr, "the interpreter that PYTHON names"
     assert "installing requirements.txt" in first.stderr
     second = run("--no-docker", "scripts/show.py", "0")
     assert (second.returncode, second.stderr) == (0, ""), "nothing to do, nothing to say"
@@ -82,11 +86,13 @@ def test_a_broken_environment_is_recreated(run: Run, copy: Path, damage: str) ->
     assert "creating .venv" in done.stderr
 
 
-def test_development_modules_bring_their_requirements(run: Run, copy: Path) -> None:
+@pytest.mark.parametrize("module", ["pytest", "ruff", "mypy", "mkdocs"])
+def test_development_modules_bring_their_requirements(run: Run, copy: Path, module: str) -> None:
     run("--no-docker", "scripts/show.py", "0")
-    done = run("--no-docker", "-m", "pytest", "--version")
+    (copy / ".venv" / ".requirements-dev.txt.installed").unlink(missing_ok=True)
+    done = run("--no-docker", "-m", module, "--version")
     assert "installing requirements-dev.txt" in done.stderr
-    assert "No module named pytest" in done.stderr, "this copy's requirements are empty"
+    assert f"No module named {module}" in done.stderr, "this copy's requirements are empty"
     assert done.returncode == 1
 
 
@@ -130,6 +136,11 @@ def test_a_call_says_so_while_another_holds_the_lock(run: Run, copy: Path) -> No
             assert "another call is installing .venv; waiting until it is done" in waiting.stderr.readline()
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert waiting.communicate()[0] == "7\n"
+
+
+def test_a_job_that_runs_keeps_no_other_call_waiting(run: Run) -> None:
+    done = run("--no-docker", "-c", "import fcntl; fcntl.flock(open('.venv.lock'), fcntl.LOCK_EX | fcntl.LOCK_NB)")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_scripts_are_found_from_any_folder(run: Run, tmp_path: Path) -> None:
@@ -221,6 +232,114 @@ def test_the_container_is_the_callers(run: Run, copy: Path, tmp_path: Path, kind
     run("scripts/show.py", "a b", PATH=path, RECORD=str(record), RUNTIME="", KIND=kind, COMPOSE_FILE="", cwd=tmp_path)
     assert record.read_text().startswith(f"{user}\n{tmp_path}\n")
     assert "<main><scripts/show.py><a b>" in record.read_text()
+
+
+# A job that is part of RECORD: its image is built, and it runs, each with the status that a test chooses.
+JOB = (
+    RECORD
+    + r"""
+case "$*" in
+*" build main") echo "no base image"; exit ${BUILD:-0} ;;
+*" main scripts/show.py") [ -d data ] || exit 99; [ -z "$WRITES" ] || touch data/x; exit ${STATUS:-0} ;;
+esac
+"""
+)
+
+
+@pytest.mark.parametrize(("build", "status"), [(3, 0), (0, 7)])
+def test_the_status_is_that_of_the_job_or_of_a_build_that_fails(
+    run: Run, tmp_path: Path, build: int, status: int
+) -> None:
+    path, record = docker(tmp_path, JOB), tmp_path / "record"
+    environ = {"BUILD": str(build), "STATUS": str(status), "RUNTIME": "", "KIND": "", "COMPOSE_FILE": ""}
+    done = run("scripts/show.py", PATH=path, RECORD=str(record), cwd=tmp_path, **environ)
+    assert done.returncode == (build or status)
+    failed = "no base image\nrun-local.sh: the image could not be built (--no-docker runs without one)\n"
+    assert (failed in done.stderr, "<main><scripts/show.py>" in record.read_text()) == (build > 0, build == 0)
+
+
+def test_nothing_of_a_container_is_left(run: Run, tmp_path: Path) -> None:
+    path, record = docker(tmp_path, JOB), tmp_path / "record"
+    run(
+        "scripts/show.py", PATH=path, RECORD=str(record), RUNTIME="", KIND="", COMPOSE_FILE="", cwd=tmp_path, STATUS="1"
+    )
+    *_, ran, _, _, removed, _, _, down = record.read_text().splitlines()
+    (name,) = re.findall("<--name><([^>]*)>", ran)
+    assert removed == f"<rm><--force><{name}>"
+    assert down.startswith(f"<compose><--project-name><{name}>")
+    assert down.endswith("<down><--remove-orphans><--timeout><0>")
+
+
+@pytest.mark.parametrize(("there", "writes", "left"), [(False, "", False), (False, "1", True), (True, "", True)])
+def test_a_mount_point_that_nobody_has_used_is_removed(
+    run: Run, tmp_path: Path, there: bool, writes: str, left: bool
+) -> None:
+    """Without it, the engine would make it, as root."""
+    path, record = docker(tmp_path, JOB), tmp_path / "record"
+    (tmp_path / "work").mkdir()
+    if there:
+        (tmp_path / "work" / "data").mkdir()
+    environ = {"RUNTIME": "", "KIND": "", "COMPOSE_FILE": "", "WRITES": writes}
+    done = run("scripts/show.py", PATH=path, RECORD=str(record), cwd=tmp_path / "work", **environ)
+    assert (done.returncode, (tmp_path / "work" / "data").exists()) == (0, left)
+
+
+def test_each_copy_has_an_image_of_its_own_and_all_of_a_user_a_cache(copy: Path, tmp_path: Path) -> None:
+    """So that none runs the code of another."""
+    shutil.copy(copy / "run-local.sh", tmp_path)
+    names = RECORD + """echo "names $SCALING_FL_IMAGE $SCALING_FL_CACHE" >>"$RECORD"\n"""
+    environ = os.environ | {"PATH": docker(tmp_path, names), "RUNTIME": "", "KIND": "", "COMPOSE_FILE": ""}
+    found = []
+    for number, folder in enumerate((copy, tmp_path, copy)):
+        record = tmp_path / str(number)
+        done = subprocess.run(
+            [str(folder / "run-local.sh"), "-c", "0"], env=environ | {"RECORD": str(record)}, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 0
+        (of_run,) = {line for line in record.read_text().splitlines() if line.startswith("names ")}
+        found.append(of_run.split()[1:])
+    images, caches = zip(*found, strict=True)
+    assert images[0] == images[2] != images[1]
+    assert set(caches) == {f"scaling_fl-cache-{os.getuid()}"}
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "INT"), (signal.SIGTERM, "TERM"), (signal.SIGHUP, "HUP")])
+@pytest.mark.parametrize("during", ["build", "job"])
+def test_a_signal_ends_the_build_or_is_passed_on_to_the_job_once(
+    copy: Path, tmp_path: Path, number: signal.Signals, name: str, during: str
+) -> None:
+    """A job saves its last round, and its status is returned."""
+    body = (
+        RECORD
+        + r"""
+case "$*" in
+*" build main") [ "$DURING" = job ] || { echo begun >>"$RECORD"; exec sleep 1000; } ;;
+"kill --signal "*) touch "$RECORD.killed" ;;
+*" main scripts/show.py") echo begun >>"$RECORD"; n=0
+    until [ -e "$RECORD.killed" ] || [ $n = 999 ]; do n=$((n + 1)); sleep 0.05; done; sleep 0.5; exit 77 ;;
+esac
+"""
+    )
+    record = tmp_path / "record"
+    record.touch()
+    environ = {"RECORD": str(record), "RUNTIME": "", "KIND": "", "COMPOSE_FILE": "", "DURING": during}
+    process = subprocess.Popen(
+        [str(copy / "run-local.sh"), "scripts/show.py"], cwd=tmp_path, env=os.environ | environ | {"PATH": docker(tmp_path, body)},
+        stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while "begun" not in record.read_text():  # the test's time-out is the limit
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        expected = 77 if during == "job" else 130 if number == signal.SIGINT else 143
+        assert process.wait(60) == expected
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    passed_on = [line for line in record.read_text().splitlines() if line.startswith("<kill>")]
+    assert [line.rpartition("<")[0] for line in passed_on] == [f"<kill><--signal><{name}>"] * (during == "job")
+    assert ("<main><scripts/show.py>" in record.read_text()) == (during == "job")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -29,6 +29,8 @@ NO_DRIVER = pytest.mark.skipif(
     [
         ({"TORCH_INDEX": "http://y"}, "", False, "http://y", "from TORCH_INDEX=http://y"),
         ({}, "TORCH_INDEX='http://z' # ours", False, "http://z", "from TORCH_INDEX=http://z"),
+        ({}, "export TORCH_INDEX=http://w", False, "http://w", "from TORCH_INDEX=http://w"),
+        ({}, "TORCH_INDEX=http://v\nTORCH_INDEX=http://w", False, "http://w", "from TORCH_INDEX=http://w"),
         ({"TORCH_INDEX": ""}, "TORCH_INDEX=http://z", False, None, "unpacking 2 packages"),
         ({}, "", True, None, "unpacking 2 packages"),
         pytest.param({}, "", False, CPU, "no NVIDIA driver: installing torch==9.9 without CUDA", marks=NO_DRIVER),
