@@ -1,3 +1,4 @@
+import inspect
 import multiprocessing
 import multiprocessing.util
 import os
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from scaling_fl.config.schema import Config
 from scaling_fl.errors import JobFailed, PeerLost, UserError
 from scaling_fl.runtime import fork_server, launcher
 from scaling_fl.runtime.nodes.cluster_env import Node
 from scaling_fl.runtime.nodes.control_link import ControlLink
 from tests import builders
 from tests.conftest import free_port
+from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -85,8 +88,14 @@ def test_any_other_cause_takes_precedence_over_a_lost_connection(cause: str) -> 
         start(fail, ("lose the peer",), ("lose the peer",), (cause,))
 
 
-def test_the_cause_on_another_node_takes_precedence_over_a_lost_connection_here() -> None:
-    """Node 1's only child loses its connection and ends. Node 1 hasn't finished, and waits for the cause."""
+def test_the_cause_on_another_node_takes_precedence_over_a_lost_connection_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Node 1's only child loses its connection and ends. Node 1 hasn't finished, and waits for the cause.
+
+    It waits longer than for a cause of its own: node 0 must end its processes before it tells.
+    """
+    monkeypatch.setattr(launcher, "_CAUSE_GRACE", 0.0)
     ended, port = threading.Event(), free_port()
 
     def node_0() -> int:
@@ -239,3 +248,28 @@ def test_a_child_that_cannot_be_killed_does_not_hold_the_launcher(monkeypatch: p
         assert stuck[0] not in multiprocessing.active_children(), "Python's end would wait for it"
     finally:
         stuck[0].kill()
+
+
+def test_a_preparation_that_hangs_is_noticed_and_nodes_may_all_wait_for_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signature, given = inspect.signature(launcher.run_children), dict[str, Any]()
+
+    def run_children(*arguments: Any, **more: Any) -> None:
+        given.update(signature.bind(*arguments, **more).arguments)
+        given["on_event"]({"event": "prepared", "plan": plan()})
+
+    monkeypatch.setattr(launcher, "run_children", run_children)
+    assert launcher.prepare(Config(stall_timeout=77.0), "/none", pytest.fail) == plan()
+    assert (given["stall_timeout"], given["all_may_block"]) == (77.0, True)
+
+
+def report_temporary_folder(send: Send) -> None:
+    send({"event": "folder", "folder": tempfile.gettempdir()})
+
+
+def test_temporary_files_of_children_are_in_the_work_folder(tmp_path: Path) -> None:
+    """It is removed with the job, also if a child is killed. Where there is none, they are where all others are."""
+    (tmp_path / "work").mkdir()
+    found = [start(report_temporary_folder, (), folder=folder) for folder in (str(tmp_path / "work"), "/none")]
+    assert [event["folder"] for (event,) in found] == [str(tmp_path / "work"), tempfile.gettempdir()]

@@ -5,8 +5,10 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ import pytest
 from scaling_fl.errors import JobFailed
 from scaling_fl.progress import waiting
 from scaling_fl.runtime import launcher
+from scaling_fl.runtime.nodes import control_link
+from scaling_fl.runtime.nodes.cluster_env import Node
+from scaling_fl.runtime.nodes.control_link import ControlLink
+from tests.conftest import free_port
 from tests.tracking.builders import plan
 
 Send = Callable[[dict[str, Any]], None]
@@ -69,6 +75,40 @@ def test_a_child_without_progress_ends_the_job_with_its_stack_trace(children: tu
             f"{__name__}:get_stuck", [(how,) for how in children], names, "/none", lambda event: None, 5.0
         )
     assert multiprocessing.active_children() == []
+
+
+def test_nodes_whose_processes_all_wait_for_each_other_are_deadlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node tells the others when its own all wait. Here node 0 has none, and says so once node 1 has."""
+    monkeypatch.setattr(control_link, "_HEARTBEAT_INTERVAL", 0.1)
+    ended, port = threading.Event(), free_port()
+
+    def node_0() -> bool:
+        link = ControlLink(Node(0, 2, "127.0.0.1", port), print)
+        (peer,) = link.peers
+        link.begin_phase()
+        deadline = time.monotonic() + 60
+        while not peer.blocked and time.monotonic() < deadline:
+            peer.receive(pytest.fail)
+            time.sleep(0.01)
+        link.blocked = peer.blocked
+        if not link.blocked:
+            link.announce_end(JobFailed("node 1 says nothing"))
+        ended.wait(240)
+        link.close()
+        return link.blocked
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(node_0)
+        link = ControlLink(Node(1, 2, "127.0.0.1", port), print)
+        try:
+            with pytest.raises(JobFailed, match=r"^child 0 made no progress for 2 s"):
+                launcher.run_children(
+                    f"{__name__}:get_stuck", [("waiting",)], ["child 0"], "/none", lambda event: None, 2.0, link
+                )
+        finally:
+            ended.set()
+            link.close()
+        assert other.result(240), "node 1 has said that its process waits"
 
 
 def test_the_message_about_a_hang_ends_with_what_to_try() -> None:

@@ -1,5 +1,6 @@
 """Failures, lost nodes and stop requests reach the other nodes over their control links."""
 
+import signal
 import socket
 import threading
 import time
@@ -238,3 +239,24 @@ def test_a_message_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, se
         assert peer.blocked != lost
         theirs.shutdown(socket.SHUT_RDWR)
         sender.join()
+
+
+def test_a_node_asks_node_0_to_stop_the_job_and_gives_it_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(signals, "_remote", [])
+    heard = threading.Event()
+
+    def act(link: ControlLink) -> Any:
+        if link.node.rank == 1:
+            signals._received.append(signal.SIGTERM)
+            asked = link.request_stop()
+            heard.wait(60)
+            return asked, link.grace
+        deadline = time.monotonic() + 60
+        while not signals._remote and time.monotonic() < deadline:
+            link.peers[0].receive(pytest.fail)
+        heard.set()
+        return link.request_stop(), link.grace
+
+    assert [node.result(240) for node in run_nodes(2, act)] == [(False, 0.0), (True, 5.0)]
+    assert signals._remote == [signal.SIGTERM], "so that the exit status is the same everywhere"

@@ -154,3 +154,36 @@ def test_a_node_that_reconnects_replaces_its_dead_predecessor(
             links.callback(node.result(240).close)
         results = [pool.submit(node.result().all_gather, node.result().node.rank) for node in nodes]
         assert [result.result(240) for result in results] == [[0, 1, 2]] * 3
+
+
+def test_a_node_that_is_there_is_told_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, waits = free_port(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        node_1 = pool.submit(ControlLink, Node(1, 3, "127.0.0.1", port), lambda text: waits.set())
+        assert waits.wait(120)
+        monkeypatch.setattr(link_module, "_RENDEZVOUS_TIMEOUT", 3.0)  # of node 0 alone
+        with pytest.raises(UserError, match=r"^node 2 of 3 didn't connect within"):
+            ControlLink(Node(0, 3, "127.0.0.1", port), lambda text: None)
+        with pytest.raises(UserError, match=r"^node 2 of 3 didn't connect; check that the command is running there$"):
+            node_1.result(240)
+
+
+def test_a_node_that_has_waited_for_the_last_one_does_not_count_as_silent() -> None:
+    """Until all are there, node 0 reads nothing, and nobody sends heartbeats."""
+    port, link = free_port(), list[ControlLink]()
+    node_0 = threading.Thread(target=lambda: link.append(ControlLink(Node(0, 3, "127.0.0.1", port), print)))
+    node_0.start()
+    with contextlib.ExitStack() as others:
+        for rank in (1, 2):
+            began = time.monotonic()
+            while True:
+                try:
+                    other = others.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.05)
+            other.sendall(json.dumps(["scaling_fl", rank, 3]).encode() + b"\n")
+            time.sleep(0.3)  # until node 0 has admitted it
+        node_0.join(240)
+        assert [peer.progress_at > began for peer in link[0].peers] == [True, True]
+        link[0].close()
