@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 
 from scaling_fl.checkpoint.store import CheckpointStore
+from scaling_fl.federated.best_round import BestRound
 from scaling_fl.federated.server_state import ServerState
 from scaling_fl.federated.site_state import SiteStateStore
 from scaling_fl.runtime.coordinator import Coordinator
@@ -43,12 +44,15 @@ Build = Callable[..., tuple[Coordinator, ServerState, Events, CheckpointStore]]
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    def build(round_: int = 0, store: SiteStateStore | None = None, **keys: Any) -> Any:
+    def build(
+        round_: int = 0, store: SiteStateStore | None = None, of_plan: dict[str, Any] | None = None, **keys: Any
+    ) -> Any:
         model, events = builders.flat_model(), Events()
         block = torch.stack([model.flat.clone(), torch.full_like(model.flat, 0.5)])
         state = ServerState(block[0], model.layout.trained, round_, moments=block[1:])
         plan = tracking_builders.plan(str(tmp_path / "out"), round_)
-        plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, num_rounds=9, **keys))
+        config = dataclasses.replace(plan.config, num_rounds=9, **keys)
+        plan = dataclasses.replace(plan, config=config, **of_plan or {})
         folder = CheckpointStore(str(tmp_path / "out"))
         folder.probe()
         return Coordinator(events, plan, model, block, state, store), state, events, folder  # type: ignore[arg-type]
@@ -124,6 +128,35 @@ def test_a_resumed_job_that_is_stopped_at_once_saves_nothing(build: Build) -> No
     assert (folder.rounds(), events) == ([], [{"event": "stopped"}])
 
 
+def test_a_resumed_job_knows_the_best_round_and_the_results_of_before(build: Build, tmp_path: Path) -> None:
+    history = {str(round_): {"validation.loss": 1 / 2**round_} for round_ in (1, 2, 3)}
+    before = {"best": BestRound("validation.loss", 3, 0.125), "history": history}
+    coordinator, state, _, _ = build(round_=3, of_plan=before, keep_best="validation.loss")
+    state.round = 4
+    coordinator.report({"validation.loss": 0.25})
+    coordinator._writer.wait()
+    _, header = builders.read(tmp_path / "out" / "round-000004.safetensors")
+    assert header["best"] == {"metric": "validation.loss", "round": 3, "value": 0.125}
+    assert header["history"] == history
+
+
+def test_a_round_that_was_saved_before_its_evaluation_is_saved_again_with_it(build: Build, tmp_path: Path) -> None:
+    coordinator, _, _, _ = build(round_=4, of_plan={"reported": False})
+    coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    _, header = builders.read(tmp_path / "out" / "round-000004.safetensors")
+    assert (header["reported"], header["metrics"]) == (True, RESULTS)
+
+
+def test_checkpoints_that_cannot_be_removed_are_a_note(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator, state, events, _ = build()
+    monkeypatch.setattr(CheckpointStore, "prune", lambda *_: "cannot remove old checkpoints")
+    state.round = 1
+    coordinator.report(RESULTS)
+    coordinator._writer.wait()
+    assert events[-1] == {"event": "said", "text": "note: cannot remove old checkpoints"}
+
+
 def test_the_best_round_stays_and_older_checkpoints_go(build: Build, tmp_path: Path) -> None:
     coordinator, state, _, folder = build(keep_best="validation.loss", keep_checkpoints=1)
     for round_, loss in ((1, 0.5), (2, 0.25), (3, float("nan")), (4, 0.75)):
@@ -186,6 +219,7 @@ def test_each_exported_folder_has_the_model_and_the_results_of_its_round(build: 
         card = (folder / "README.md").read_text().splitlines()
         assert f"## Results after round {round_}" in card
         assert f"| validation.loss | {loss} |" in card
+    assert {"event": "said", "text": "best round by validation.loss: 2, with 0.1250"} in events
     assert [event["path"] for event in events if event["event"] == "model"] == [
         str(tmp_path / "out" / "model"), str(tmp_path / "out" / "model-best"),
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What children find when they start."""
 
+import contextlib
 import gc
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scaling_fl.runtime import fork_server
 from tests.conftest import ROOT
 
 COMMAND = """
@@ -47,3 +49,13 @@ def test_children_start_with_everything_imported(adapters: bool) -> None:
         text=True, timeout=600, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == {"peft": adapters, "worker": True, "frozen": True}, done.stderr
+
+
+def test_the_main_module_is_hidden_while_children_start_alone() -> None:
+    main = sys.modules["__main__"]
+    seen = []
+    with contextlib.suppress(OSError), fork_server.hidden_main():
+        seen.append(sys.modules["__main__"])
+        raise OSError("a child can't be started")
+    assert sys.modules["__main__"] is main
+    assert seen != [main]

@@ -1,7 +1,10 @@
 import os
+import platform
 
+import numpy as np
 import pytest
 import torch
+import transformers
 
 from scaling_fl.config.schema import Config
 from scaling_fl.errors import UserError
@@ -58,8 +61,11 @@ def test_more_threads_than_cores_are_noted() -> None:
 
 def test_the_environment_of_a_job_names_what_its_bits_depend_on() -> None:
     found = environment(Config(precision="bf16"), ("cpu",))
-    assert found["processor"].endswith(torch.backends.cpu.get_cpu_capability())
-    assert (found["torch"], found["precision"]) == (torch.__version__, "bf16")
+    assert found == {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "numpy": np.__version__, "precision": "bf16",
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }  # fmt: skip
 
 
 def test_a_gpu_is_named_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from scaling_fl.config.schema import Config
-from scaling_fl.errors import JobFailed, OutOfMemory, UserError
+from scaling_fl.errors import JobFailed, NodeLost, OutOfMemory, UserError
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.runtime import launcher
 from scaling_fl.runtime.job import Job
@@ -75,7 +75,7 @@ def test_an_interrupted_job_says_what_is_saved(
     assert job.after_interrupt() == "", "node 0 says it"
 
 
-def test_a_job_that_is_out_of_memory_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_a_restart_cannot_help_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
     def fail(error: Exception) -> None:
@@ -85,7 +85,9 @@ def test_a_job_that_is_out_of_memory_is_not_restarted(monkeypatch: pytest.Monkey
     job, plan = Job(contextlib.ExitStack()), builders.plan("out")
     job.plan = replace(plan, config=replace(plan.config, max_restarts=3))
     monkeypatch.setattr(job, "_prepare", lambda config: job.plan)
-    for error, expected in ((OutOfMemory("cuda:0: out of memory"), 1), (JobFailed("a bug"), 4)):
+    for error, expected in (
+        (OutOfMemory("cuda:0: out of memory"), 1), (NodeLost("node 1 is lost"), 1), (JobFailed("a bug"), 4),
+    ):  # fmt: skip
         attempts.clear()
         monkeypatch.setattr(launcher, "train", lambda *_, error=error: fail(error))
         with pytest.raises(type(error)):
@@ -111,3 +113,20 @@ def test_the_work_folder_of_a_failed_attempt_is_removed_before_the_next_is_fille
         for _ in range(3):
             job._prepare(builders.plan().config)
     assert [path.exists() for path in folders] == [False] * 3
+
+
+def test_the_folder_that_vertex_ai_names_is_that_of_jobs_that_name_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_CHECKPOINT_DIR", "gs://lab/out")
+    job = Job(contextlib.ExitStack())
+    typed = (Config.checkpoints_dir, "mine", None)
+    found = [job.config_of(Config(checkpoints_dir=folder).to_mapping()).checkpoints_dir for folder in typed]
+    assert found == ["gs://lab/out", "mine", None]
+
+
+def test_a_job_ends_at_its_next_event_if_another_run_writes_its_checkpoints() -> None:
+    job = Job(contextlib.ExitStack())
+    job.plan, job._tracker = builders.plan("out"), Mock()
+    job._lease = Mock(ensure_held=Mock(side_effect=UserError("a run on far has taken over")))
+    with pytest.raises(UserError, match="a run on far has taken over"):
+        job._on_event({"event": "round", "round": 3, "metrics": {}})
+    job._tracker.event.assert_not_called()

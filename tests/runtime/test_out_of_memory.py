@@ -23,9 +23,10 @@ def explained(error: Exception, config: Config, device: str = "cuda:1") -> str:
 def test_what_was_needed_and_what_needs_less_is_named() -> None:
     error = torch.OutOfMemoryError(ON_GPU)
     error.add_note("at site 3, in round 7")
-    assert explained(error, Config(site_ids=(1, 1), batch_size=16, max_seq_len=200)) == (
+    large = Config(site_ids=(1, 1), batch_size=16, max_seq_len=200, gradient_accumulation_steps=3)
+    assert explained(error, large) == (
         "cuda:1: out of memory at site 3, in round 7; 2.34 GiB more were needed, of a total capacity of 79.11 GiB; set "
-        "gradient_accumulation_steps=2, which splits each batch of 16, or set gradient_checkpointing=True, or lower "
+        "gradient_accumulation_steps=6, which splits each batch of 16, or set gradient_checkpointing=True, or lower "
         "batch_size=16 or max_seq_len=200, or name each GPU less often in site_ids"
     )
     small = Config(site_ids=(1,), batch_size=4, gradient_accumulation_steps=4, gradient_checkpointing=True)

@@ -54,6 +54,41 @@ def test_the_plan_counts_every_label_at_each_site_also_those_that_it_lacks(
     expected = [[int((part == label).sum()) for label in range(3)] for part in (ordered[:21], ordered[21:])]
     assert expected[0][2] == 0 == expected[1][0]
     assert [list(counts) for counts in plan.label_counts] == expected
+    shares = [np.array([count for count in counts if count]) / sum(counts) for counts in expected]
+    assert plan.shard_entropies == pytest.approx([-float((share * np.log2(share)).sum()) for share in shares])
+    assert plan.shard_entropies[0] != pytest.approx(plan.shard_entropies[1])
+
+
+def test_the_plan_tells_what_is_trained_and_what_sites_test_by_themselves(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, trainable="head", site_test="held_back", site_test_fraction=0.12)
+    plan = prepare(config, tmp_path / "work")
+    module = transformers.AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=3)
+    assert plan.num_parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert plan.num_trained == 3 * module.config.hidden_size + 3, "of the classifier alone"
+    # 0.12 × 21 = 2.52, and 0.12 × 20 = 2.4
+    assert (plan.site_test_sizes, plan.shard_sizes, plan.num_train) == ((3, 2), (18, 18), 36)
+
+
+def test_held_back_rows_that_sites_train_on_are_noted(small_config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text("topic,body\n" + "class 0,river\nclass 1,engine\n" * 20)
+    config = dataclasses.replace(small_config, train_path=str(path), test_path=str(path), validation_fraction=0.2)
+    assert (
+        "held-back rows that repeat a training text: 8 of 8 (100.0%); most of them do, so held-back metrics say little about "
+        "new texts: remove duplicates from the training file"
+    ) in prepare(config, tmp_path / "work").notes
+
+
+def test_a_model_that_cannot_recompute_activations_is_refused(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    (tmp_path / "work").mkdir()
+    config = dataclasses.replace(small_config, gradient_checkpointing=True)
+    with pytest.raises(
+        UserError, match=r"^gradient_checkpointing=True: BertForSequenceClassification doesn't support it"
+    ):
+        prepare_module.prepare(Mock(), config, str(tmp_path / "work"))
 
 
 def test_the_moments_of_a_server_optimiser_start_where_its_paper_says(small_config: Config, tmp_path: Path) -> None:

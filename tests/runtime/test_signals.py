@@ -100,3 +100,20 @@ def test_a_terminal_that_is_told_closed_twice_puts_off_no_end(
         assert not receive(signal.SIGHUP, signal.SIGHUP)
         signals.start_shutdown_timer()
     assert timers == [100.0 + 14.0 - 107.0]
+
+
+def test_signals_that_nohup_ignores_stay_ignored_and_the_end_of_the_shutdown_ignores_all() -> None:
+    before, timer = [signal.getsignal(stop) for stop in signals.STOP_SIGNALS], signal.getitimer(signal.ITIMER_REAL)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signals.install()
+        found = [signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        assert found == [signals._receive, signals._receive, signal.SIG_IGN]
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+        signals.ignore()
+        assert [signal.getsignal(stop) for stop in signals.STOP_SIGNALS] == [signal.SIG_IGN] * 3
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "no time-out interrupts it either"
+    finally:
+        for stop, handler in zip(signals.STOP_SIGNALS, before, strict=True):
+            signal.signal(stop, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scaling_fl.checkpoint import store
 from scaling_fl.checkpoint.final_model import COMPLETE
 from scaling_fl.config.schema import Config
+from scaling_fl.distributed import fused_sum
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import UserError
 from scaling_fl.federated.run_plan import Plan
@@ -184,3 +186,38 @@ def test_a_job_that_is_asked_to_stop_and_cannot_publish_says_why(
             train_with_storage("broken", plan, interrupt)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_workers_have_the_threads_of_the_plan_and_the_first_says_what_is_slow(
+    small_config: Config, tmp_path: Path
+) -> None:
+    plan = dataclasses.replace(prepare(small_config, tmp_path / "work"), threads=(os.cpu_count() or 1) + 1)
+    memory, events = SharedMemory(), list[dict[str, Any]]()
+    jobs = [(plan, rank, memory) for rank in range(2)]
+    try:
+        launcher.run_children(f"{__name__}:without_a_compiler", jobs, ["0", "1"], plan.folder, events.append)
+    finally:
+        memory.close()
+    assert [event["threads"] for event in events if event["event"] == "threads"] == [plan.threads] * 2
+    assert [event["text"] for event in events if event["event"] == "said"] == [
+        "note: sums of deltas are slower than with a C compiler: there is no cc"
+    ]
+
+
+def without_a_compiler(send: Any, plan: Plan, rank: int, memory: SharedMemory) -> None:
+    """Run a worker; then send the number of its threads."""
+    fused_sum.refusal = lambda device: "there is no cc"
+    worker.work(send, plan, rank, memory)
+    send({"event": "threads", "threads": torch.get_num_threads()})
+
+
+def test_a_job_has_the_noise_that_its_epsilon_needs(small_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        small_config, num_rounds=2, weighting="uniform", dp_clip=0.5, dp_epsilon=8.0, dp_delta=0.01, dp_seed=3
+    )
+    plan, events = prepare(config, tmp_path / "work"), list[dict[str, Any]]()
+    assert any(f"noise multiplier {plan.noise_multiplier:.4g}; after all 2 rounds ε = " in note for note in plan.notes)
+    launcher.train(plan, events.append)
+    spent = [event["metrics"].get("dp.epsilon_pld", 0.0) for event in events if event["event"] == "round"]
+    assert spent[1] < 0.9 * spent[2]
+    assert 0.97 * 8 < spent[2] <= 8

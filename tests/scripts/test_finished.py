@@ -139,3 +139,11 @@ def test_what_other_machines_have_is_never_remembered(
     of_hub = dataclasses.replace(config, model="someone/something")
     finished.remember(place, of_hub, finished.inputs(of_hub), 3)
     assert place.with_suffix(".finished.json").exists(), "its weights have no part in what is said"
+
+
+def test_what_another_version_has_found_out_is_found_out_again(
+    history: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert recall(*history) is not None
+    monkeypatch.setattr("scaling_fl.__version__", "99.0")
+    assert recall(*history) is None
