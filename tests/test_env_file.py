@@ -53,6 +53,14 @@ def test_what_no_variable_can_hold_is_refused(tmp_path: Path, text: str, found: 
     assert "ENV_FILE_A" not in os.environ, "nothing is set"
 
 
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(
+        UserError, match=r"\.env: cannot read it \(Is a directory\); correct its permissions, or remove it"
+    ):
+        env_file.load(tmp_path / ".env")
+
+
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"A=caf\xe9")
     with pytest.raises(UserError, match=r"\.env: expected UTF-8 text; save the file as UTF-8"):

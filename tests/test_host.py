@@ -125,3 +125,32 @@ def test_a_user_without_a_home_folder_is_refused_unless_the_cache_is_elsewhere(m
     monkeypatch.delenv("XDG_CACHE_HOME")
     with pytest.raises(UserError, match="HOME: not set, and user 2147483643 has no entry in /etc/passwd; set HOME to"):
         host.cache_folder()
+
+
+def test_a_limit_that_the_system_does_not_tell_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on another system than Linux; nor that of the container, by version 1 of control groups, for one."""
+    monkeypatch.setattr(host, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert host.free_memory() == float("inf")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:   5000 kB\n")
+    assert host.free_memory() == 5_120_000
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, content in (("memory.stat", "anon 1\n"), ("memory.current", "9\n"), ("memory.max", "10\n")):
+        (group / name).write_text(content)
+    assert host.free_memory() == 5_120_000
+
+
+def test_the_most_similar_name_in_the_folder_or_among_those_that_are_known_is_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Train.csv").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path, meant in (
+        ("train.csv", "Train.csv"), ("~/trian.csv", "~/Train.csv"), (f"{tmp_path}/Train.cvs/", f"{tmp_path}/Train.csv"),
+        ("PAPERS", "paper"),
+    ):  # fmt: skip
+        assert host.did_you_mean(path, ["demo", "paper"]) == f" (did you mean {meant}?)"
+    for path in ("zzz", "Train.csv", "none/train.csv", "s3://lab/train.csv", "a\0/b"):
+        assert host.did_you_mean(path, ["demo", "paper"]) == ""

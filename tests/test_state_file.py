@@ -98,3 +98,16 @@ def test_unknown_versions_and_foreign_files_are_refused(tmp_path: Path, monkeypa
     (tmp_path / "list").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(Damaged):
         read_state(tmp_path / "list")
+
+
+def test_each_tensor_begins_at_a_multiple_of_its_width(tmp_path: Path) -> None:
+    """So that it can be used where it is mapped into memory."""
+    tensors = TENSORS | {"a": np.array([True, False, True])}
+    write_state(tmp_path / "state", tensors, HEADER)
+    content = (tmp_path / "state").read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    head = json.loads(content[8 : 8 + size])
+    for name, array in tensors.items():
+        start, stop = head[name]["data_offsets"]
+        assert (8 + size + start) % array.itemsize == 0, name
+        assert content[8 + size + start : 8 + size + stop] == array.tobytes()

@@ -1,10 +1,12 @@
 import itertools
+import sys
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_fl.text import blocks, num_columns, one_line, padded, short_names, wrapped
+from scaling_fl.text import blocks, for_stderr, num_columns, one_line, padded, short_names, wrapped
 
 
 def test_names_that_fit_or_differ_early_are_shown_from_their_beginning() -> None:
@@ -81,3 +83,13 @@ def test_long_lines_are_broken_between_words_and_short_ones_are_kept(width: int)
 def test_a_path_that_fits_a_line_of_its_own_is_not_broken() -> None:
     path = "checkpoints/20261127-005149-f920/round-000001.safetensors"
     assert wrapped(f"checkpoint   {path}", 60) == f"checkpoint\n  {path}"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"), [(True, "one two three four\n  five six"), (False, "one two three four five six")]
+)
+def test_messages_are_broken_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: str) -> None:
+    """A program that reads them looks for whole lines."""
+    monkeypatch.setattr(sys, "stderr", Mock(isatty=lambda: terminal))
+    monkeypatch.setenv("COLUMNS", "20")
+    assert for_stderr("one two three four five six") == shown
