@@ -49,9 +49,10 @@ class EventLog:
         self._rounds = rounds_of(events)
         if not events:
             self.append("created", job_name=path.stem, job_id=uuid.uuid4().hex)
-        elif _is_unfinished(events):
-            self.append("died", at=events[-1]["time"])
         self.end = next((event["event"] for event in reversed(events) if event["event"] in ENDS), None)
+        if _is_unfinished(events):
+            self.append("died", at=events[-1]["time"])
+            self.end = "died"  # whatever the end of an earlier run was
 
     def append(self, event: str, **fields: Any) -> None:
         """Append one event with these JSON `fields`. It survives a kill of the process."""
