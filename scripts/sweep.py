@@ -74,7 +74,11 @@ def sweep(files: list[str], updates: list[str], report: bool, options: argparse.
     if report or options.dry_run or options.print_commands:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     if report:
-        return _print_results(found.name, all_cells, folder)
+        if not _print_results(found.name, all_cells, folder):
+            raise UserError(
+                f"sweep {found.name}: none of its {len(all_cells)} jobs has started; run it without `report`"
+            )
+        return 0
     states = {cell.name: cells.state(cell) for cell in all_cells}
     if changed := [state.reason for state in states.values() if state.status == "changed"]:
         raise UserError(
@@ -110,18 +114,19 @@ def sweep(files: list[str], updates: list[str], report: bool, options: argparse.
         return 130
     for name, reason in running.failures.items():
         print(for_stderr(f"failed: {name}: {reason}\n  {folder / name}.log"), file=sys.stderr)
-    return max(_print_results(found.name, all_cells, folder), int(bool(running.failures)))
+    _print_results(found.name, all_cells, folder)
+    return int(bool(running.failures))
 
 
-def _print_results(name: str, all_cells: "Sequence[Cell]", folder: Path) -> int:
+def _print_results(name: str, all_cells: "Sequence[Cell]", folder: Path) -> bool:
+    """Write and print the results; returns whether there are any, because a job has started."""
     from scaling_fl.sweep import results
 
     paths = results.write(name, all_cells, folder)
-    if not paths:
-        raise UserError(f"sweep {name}: none of its {len(all_cells)} jobs has started; run it without `report`")
-    print((folder / "results.md").read_text(), end="")
-    print(*paths, sep="\n")
-    return 0
+    if paths:
+        print((folder / "results.md").read_text(), end="")
+        print(*paths, sep="\n")
+    return bool(paths)
 
 
 if __name__ == "__main__":

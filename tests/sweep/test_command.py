@@ -1,14 +1,20 @@
 """scripts/sweep.py as users call it, without training."""
 
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 
+from scaling_fl.sweep import results, runner
+from scaling_fl.sweep.cells import Cell
 from tests import zygote
 from tests.conftest import ROOT, clean_environment
 from tests.reporting import builders
+from tests.scripts.imported import imported
 
 Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -75,3 +81,67 @@ def test_jobs_of_the_same_names_with_other_settings_are_refused(sweep: Sweep, tm
     assert done.returncode == 1
     assert "Refused: sweep study: 1 of its jobs ran with other settings: " in done.stderr
     assert "or set --name" in done.stderr
+
+
+class Runner:
+    """Runs nothing: the first cell completes, and the others fail; or `presses` stops it."""
+
+    ran: ClassVar[list[str]] = []
+    fails: ClassVar[bool] = False
+    presses: ClassVar[Callable[[], None] | None] = None
+
+    def __init__(self, folder: Path, places: Any, view: Any):
+        self.failures: dict[str, str] = {}
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def run(self, todo: Sequence[Cell]) -> None:
+        Runner.ran = [cell.name for cell in todo]
+        if Runner.fails:
+            self.failures = {cell.name: "Refused: why" for cell in todo[1:]}
+        if Runner.presses is not None:
+            Runner.presses()
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, in a folder with a sweep of three jobs, of which the second is complete."""
+    monkeypatch.chdir(tmp_path)
+    base = "batch_size: 4, num_local_epochs: 2, num_sites: 3, checkpoints_dir: null, num_rounds: 2"
+    (tmp_path / "study.yaml").write_text(f"base: {{{base}}}\ngrid: {{seed: [1, 2, 3]}}\n")
+    (tmp_path / "runs" / "_events").mkdir(parents=True)
+    builders.job(tmp_path / "runs" / "_events", "study.seed-2", seed=2)
+    monkeypatch.setattr(runner, "Runner", Runner)
+    monkeypatch.setattr(results, "write", lambda *_: [])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return imported("sweep")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_exit_status_says_whether_a_job_has_failed_and_complete_ones_are_skipped(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    monkeypatch.setattr(Runner, "fails", fails)
+    assert script.main(["study.yaml"]) == int(fails)
+    assert Runner.ran == ["study.seed-1", "study.seed-3"]
+    said = capsys.readouterr()
+    assert "sweep study: 3 cells, 1 complete; logs in runs/_sweeps/study\n" in said.out
+    failure = "failed: study.seed-3: Refused: why\n  runs/_sweeps/study/study.seed-3.log\n"
+    assert said.err == (failure if fails else "")
+    assert Path("runs/_sweeps/study/memory.json").exists()
+    assert script.main(["study.yaml", "--print-commands"]) == 0
+    assert [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()] == ["seed=1", "seed=3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_sweep_and_says_how_it_goes_on(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(Runner, "presses", lambda: handlers[number](number, None))
+    assert script.main(["study.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped: type the same command again to go on\n"
+    assert Path("runs/_sweeps/study/memory.json").exists()
