@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from pathlib import Path
@@ -6,10 +7,11 @@ import pytest
 
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.progress import Event
+from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.file_record import FileRecord
-from scaling_fl.tracking.record import Record
+from scaling_fl.tracking.record import Record, utc
 from scaling_fl.tracking.replay import Mirror, Replay
 from tests.tracking import builders
 
@@ -181,4 +183,69 @@ def test_an_interruption_before_the_thread_starts_does_not_hide_itself(tmp_path:
     replay = Replay(log.path, FileRecord(tmp_path / "runs"))
     replay.finish()
     assert not replay.wait(1)
+    log.close()
+
+
+def test_events_that_arrive_during_a_write_are_written_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "_MIN_PAUSE", 0.01)
+    log, target = builders.job(tmp_path), FlakyTarget()
+    replay, write = Replay(log.path, target), target.write
+
+    def meanwhile(record: Record, new: list[Event], path: Path) -> None:
+        write(record, new, path)
+        if len(target.written) == 1:
+            log.append("completed")
+            replay.finish()
+
+    monkeypatch.setattr(target, "write", meanwhile)
+    replay.start()
+    assert replay.wait(120)
+    assert sum(new for new, _ in target.written) == len(log.path.read_bytes().splitlines())
+    log.close()
+
+
+def test_a_job_shows_that_it_is_alive_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = builders.job(tmp_path)
+    replay = Replay(log.path, FileRecord(tmp_path / "runs"))
+
+    def heartbeat(now: float) -> str:
+        """The one in the record after a step at this time."""
+        with monkeypatch.context() as patch:
+            patch.setattr(replay_module.time, "time", lambda: now)
+            replay.step()
+        return str(json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["heartbeat"])
+
+    assert [heartbeat(now) for now in (2e9, 2e9 + 10)] == [utc(now).isoformat() for now in (2e9, 2e9 + 10)]
+    log.append("completed")
+    log.close()
+    assert heartbeat(2e9 + 20) == utc(events.read(log.path)[0][-1]["time"]).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("throttled", "fails", "seconds", "pauses"),
+    [
+        (True, False, 0.0, [1.0]), (True, False, 0.5, [5.0]), (True, True, 0.5, [10.0]), (False, False, 0.5, []),
+        (False, True, 0.0, [10.0]),
+    ],
+)  # fmt: skip
+def test_a_slow_target_has_longer_pauses_and_one_that_fails_is_asked_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, throttled: bool, fails: bool, seconds: float, pauses: list[float]
+) -> None:
+    log, target = builders.job(tmp_path), FlakyTarget()
+    target.throttled, target.fail_in = throttled, "write" if fails else None
+    replay, now, paused = Replay(log.path, target), [100.0], list[float]()
+    step = replay.step
+
+    def takes() -> None:
+        step()
+        now[0] += seconds
+
+    monkeypatch.setattr(replay, "step", takes)
+    monkeypatch.setattr(replay_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(replay._closing, "wait", paused.append)
+    monkeypatch.setattr(replay._new_events, "wait", lambda timeout: replay.finish())
+    replay._run()
+    assert paused == pauses
     log.close()
