@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_a_record_whose_first_writing_breaks_off_is_found_again(
 def test_each_job_keeps_its_own_number(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "4").mkdir(parents=True)  # not written by this program
+    (runs / "4" / "info.json").write_text("[1]")
+    (runs / "7 copies").mkdir()
     (runs / "_sources").mkdir()
     for name in ("a", "b"):
         log = builders.job(tmp_path, name)
@@ -94,8 +97,45 @@ def test_each_job_keeps_its_own_number(tmp_path: Path) -> None:
     record = FileRecord(runs)
     Replay(again.path, record).step()
     assert record.location() == str(runs / "5")
-    assert [path.name for path in sorted(runs.iterdir())] == ["4", "5", "6", "_sources"]
+    assert [path.name for path in sorted(runs.iterdir())] == ["4", "5", "6", "7 copies", "_sources"]
     ids = [events.job_id(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
     assert [find(runs, str(id_)) for id_ in ids] == [runs / "5", runs / "6"]
     assert len(read(runs / "5" / "info.json")["starts"]) == 2
     assert (runs / "5" / "cout.txt").read_text() == "hello\n", "not twice"
+
+
+def test_a_number_that_another_job_takes_at_the_same_time_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def slower(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == "1":
+            os.makedirs(path, exist_ok=True)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", slower)
+    record = FileRecord(tmp_path / "runs")
+    record.open("this job")
+    assert record.location() == str(tmp_path / "runs" / "2")
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, write = builders.job(tmp_path), Path.write_bytes
+    replay = Replay(log.path, FileRecord(tmp_path / "runs"))
+    replay.step()
+    before = read(tmp_path / "runs" / "1" / "run.json")
+
+    def half(path: Path, content: bytes) -> None:
+        write(path, content[: len(content) // 2])
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        builders.round_(log, 3, 0.125)
+        replay.step()
+    assert replay.trouble is not None
+    assert read(tmp_path / "runs" / "1" / "run.json") == before
+    log.close()

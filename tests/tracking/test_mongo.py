@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gridfs
 import pymongo
@@ -11,6 +12,7 @@ from bson import ObjectId
 
 from scaling_fl.errors import UserError
 from scaling_fl.tracking import events
+from scaling_fl.tracking import mongo as mongo_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.mongo import MongoEntry
 from scaling_fl.tracking.mongo_address import Address
@@ -95,6 +97,11 @@ def test_a_job_keeps_its_number_and_its_name_is_unique(tmp_path: Path, mongo: st
     Replay(log.path, resumed).step()
     assert resumed.location() == "run 1 in database lab"
     assert len(database(mongo).runs.find_one()["info"]["starts"]) == 2
+    old = tmp_path / "old.jsonl"
+    old.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-1]))
+    stale = Replay(old, MongoEntry(Address(f"mongodb://{mongo}", "lab")))
+    stale.step()
+    assert stale.describe_trouble().startswith(f"MongoDB at {mongo} has later events than {old}; bring it up to date")
     restarted = EventLog(log.path)
     builders.start(restarted, after_round=0)
     builders.round_(restarted, 1, 0.9)
@@ -191,3 +198,14 @@ def test_50_mb_of_output_and_thousands_of_points_fit(tmp_path: Path, mongo: str)
     content = b"".join(chunks.find_one({"files_id": file["_id"], "n": n})["data"] for n in numbers)
     assert content == b"hello\n" + 50 * (text.encode() + b"\n")
     assert database(mongo).metrics.find_one({"name": "train.loss"})["steps"] == list(range(1, 5000))
+
+
+def test_a_number_that_another_job_takes_at_the_same_time_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, entry = Mock(), MongoEntry(Address("mongodb://h", "lab"))
+    runs.find_one.side_effect = [None, {"_id": 4}, {"_id": 5}]  # the job's entry; the newest one, twice
+    runs.insert_one.side_effect = [pymongo.errors.DuplicateKeyError("5"), None]
+    monkeypatch.setattr(entry, "_database", lambda: {"runs": runs})
+    monkeypatch.setattr(mongo_module.time, "sleep", lambda seconds: None)
+    assert entry.open("this job") == 0.0
+    assert runs.insert_one.call_args.args[0] == {"_id": 6, "info": {"job_id": "this job"}, "status": "RUNNING"}
+    assert entry.location() == "run 6 in database lab"
