@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -151,10 +152,20 @@ def test_the_account_or_the_token_is_sent(answers: Answers) -> None:
     assert answers.signed == [None, of_uri, of_names, f"Bearer {SECRET}"]
 
 
-def test_certificates_are_checked_unless_the_variables_say_otherwise() -> None:
-    assert server("https://h", INSECURE_TLS="true").verify is False
+def test_a_token_that_the_server_repeats_is_not_shown(answers: Answers) -> None:
+    answers.answer = (403, "text/plain", f"{SECRET} has expired".encode())
+    assert "… has expired" in explain_failure(server(f"http://127.0.0.1:{answers.server_port}", TOKEN=SECRET))
+
+
+def test_certificates_are_checked_unless_the_variables_say_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("true", "True", "1"):
+        assert server("https://h", INSECURE_TLS=value).verify is False
     assert server("https://h", INSECURE_TLS="false").verify is True
-    assert server("https://h", SERVER_CERT_PATH="/ca.pem").verify == "/ca.pem"
+    authorities = server("https://h", SERVER_CERT_PATH="/ca.pem")
+    assert authorities.verify == "/ca.pem"
+    monkeypatch.setattr(requests, "request", asked := Mock(return_value=Mock(status_code=200, content=b"")))
+    authorities.call("GET", "mlflow")
+    assert asked.call_args.kwargs["verify"] == "/ca.pem"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """MongoDB's address, from the environment or the flag `-m`: its forms, and no password in any message."""
 
 import traceback
+import urllib.parse
 
 import pymongo
 import pytest
@@ -39,7 +40,10 @@ def test_credentials_are_escaped_and_never_shown() -> None:
     assert (parsed["username"], parsed["password"]) == ("me@lab", PASSWORD)
     assert parsed["nodelist"] == [("h", 1)]
     assert found.hosts == "h:1"
-    assert PASSWORD not in MongoEntry(found).explain(ValueError(f"bad {PASSWORD} in {found.url}"))
+    escaped = urllib.parse.quote_plus(PASSWORD)
+    said = MongoEntry(found).explain(ValueError(f"bad {PASSWORD} or {escaped} in {found.url}"))
+    assert PASSWORD not in said
+    assert escaped not in said
 
 
 def test_no_variables_mean_no_mongodb_and_missing_ones_are_named() -> None:
@@ -49,6 +53,8 @@ def test_no_variables_mean_no_mongodb_and_missing_ones_are_named() -> None:
         mongo_address.from_environment({"SACRED_DATABASE": "d"})
     with pytest.raises(UserError, match="SACRED_DATABASE is not set"):
         mongo_address.from_environment({"SACRED_HOST": "h"})
+    with pytest.raises(UserError, match="SACRED_USER is not set"):
+        mongo_address.from_environment({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_PASSWORD": "p"})
     with pytest.raises(UserError, match="SACRED_PASSWORD is not set"):
         mongo_address.from_environment({"SACRED_HOST": "h", "SACRED_DATABASE": "d", "SACRED_USER": "u"})
 
@@ -65,6 +71,7 @@ def test_a_full_url_is_used_as_it_is() -> None:
         ({"SACRED_MONGO_URL": "db:27017"}, "expected mongodb://HOST:PORT/DATABASE"),
         ({"SACRED_MONGO_URL": "mongodb://me:secret@h:1"}, "names no database; append /NAME"),
         ({"SACRED_MONGO_URL": url, "SACRED_HOST": "h"}, "SACRED_MONGO_URL and SACRED_HOST are both set"),
+        ({"SACRED_MONGO_URL": url, "SACRED_USER": "u"}, "SACRED_MONGO_URL and SACRED_USER are both set"),
         ({"SACRED_MONGO_URL": "mongodb://me:a?secret@h:1/lab?w=1"}, "an @ after the servers; write / as %2F"),
         ({"SACRED_MONGO_URL": "mongodb://me:a/secret@h:1/lab"}, "an @ after the servers"),
         ({"SACRED_MONGO_URL": "mongodb:/me:secret@h:1/lab"}, "expected mongodb://HOST:PORT/DATABASE"),
