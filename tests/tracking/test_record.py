@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from scaling_fl.tracking import events
+from scaling_fl.tracking import record as record_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.record import OUTPUT_END, Record, utc
 from tests.tracking import builders
@@ -142,7 +143,8 @@ def test_the_result_is_the_last_and_the_best_value_of_each_metric(tmp_path: Path
     for number, accuracy, loss in ((3, 0.75, 0.25), (4, 0.5, "nan")):
         log.append("round", round=number, metrics={
             "train.loss": loss, "validation.accuracy": accuracy, "site.0.train.loss": 9.0, "validation.examples": 8,
-            "train.best_site.loss": 7.0,
+            "train.best_site.loss": 7.0, "validation.tokens": 9, "validation.perplexity": 8.0 + number,
+            "validation.bits_per_byte": number / 4,
         })  # fmt: skip
     log.append("completed")
     log.close()
@@ -150,7 +152,11 @@ def test_the_result_is_the_last_and_the_best_value_of_each_metric(tmp_path: Path
     assert Record.from_events(events.read(log.path)[0]).entry["result"] == {
         "round": 4,
         "train": {"loss": {"last": "nan", "best": 0.25, "best_round": 2}},
-        "validation": {"accuracy": {"last": 0.5, "best": 0.75, "best_round": 3}},
+        "validation": {
+            "accuracy": {"last": 0.5, "best": 0.75, "best_round": 3},
+            "perplexity": {"last": 12.0, "best": 11.0, "best_round": 3},
+            "bits_per_byte": {"last": 1.0, "best": 0.75, "best_round": 3},
+        },
     }
 
 
@@ -176,3 +182,13 @@ def test_a_job_that_starts_again_drops_the_rounds_of_its_first_run(tmp_path: Pat
     record = Record.from_events(events.read(log.path)[0])
     assert record.points("train.loss")["values"] == [0.9]
     assert record.metrics.keys() == {"train.loss", "only.in.1"}
+
+
+def test_of_very_many_sites_only_the_file_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database refuses documents that are too large."""
+    monkeypatch.setattr(record_module, "MAX_SHARD_ROWS", 1)
+    log = builders.job(tmp_path)
+    log.close()
+    record = Record.from_events(events.read(log.path)[0])
+    assert record.info["shards"] == [{"site": 0, "examples": 5}]
+    assert record.artifacts()["shards.csv"] == b"site,examples\n0,5\n1,4\n"
