@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.metadata
 import json
 import time
@@ -8,24 +9,31 @@ import pytest
 
 from scaling_fl.checkpoint.store import CheckpointStore
 from scaling_fl.federated import attackers
+from scaling_fl.federated.run_plan import Plan
 from scaling_fl.progress import Event
 from scaling_fl.tracking import events
 from scaling_fl.tracking import replay as replay_module
+from scaling_fl.tracking import tracker as tracker_module
 from scaling_fl.tracking.events import EventLog
 from scaling_fl.tracking.file_record import FileRecord
 from scaling_fl.tracking.record import Record
-from scaling_fl.tracking.replay import Mirror, Target
+from scaling_fl.tracking.replay import Mirror, Replay, Target
 from scaling_fl.tracking.tracker import Tracker
 from tests.tracking import builders
 
+REPOSITORY: dict[str, Any] = {"url": "u", "commit": "c", "dirty": False}
 
-def started(tmp_path: Path, targets: list[Target], say: Any = pytest.fail, **plan: Any) -> Tracker:
-    (tmp_path / "base").mkdir(exist_ok=True)
-    (tmp_path / "base" / "m.py").write_text("print()\n")
-    tracker = Tracker(EventLog(tmp_path / "news.jsonl"), builders.plan(**plan), targets, say)
+
+def started(
+    tmp_path: Path, targets: list[Target], say: Any = pytest.fail, of: Plan | None = None, source: str = "print()\n",
+    repositories: tuple[dict[str, Any], ...] = (REPOSITORY, REPOSITORY), **plan: Any,
+) -> Tracker:  # fmt: skip
+    (tmp_path / "base").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "base" / "m.py").write_text(source)
+    tracker = Tracker(EventLog(tmp_path / "news.jsonl"), of or builders.plan(**plan), targets, say)
     experiment = {
         "name": "scaling_fl", "base_dir": str(tmp_path / "base"), "sources": [("m.py", "md5")], "dependencies": [],
-        "repositories": [{"url": "u", "commit": "c", "dirty": False}] * 2,
+        "repositories": list(repositories),
     }  # fmt: skip
     tracker.started_event(experiment, "train", {"hostname": "h"}, None, {}, {"comment": "c", "path": Path("x")}, None)
     return tracker
@@ -69,7 +77,7 @@ def test_events_of_sacred_and_workers_are_in_the_event_file_and_in_all_records(t
     assert (lines[2]["start"]["after_round"], lines[2]["config"]["job_name"]) == (2, "news")
     assert lines[-2]["sets"] == {"validation": [[1, 1], [1, 0]]}, "the last evaluation"
     experiment = lines[2]["sacred"]["experiment"]
-    assert experiment["repositories"] == [{"url": "u", "commit": "c", "dirty": False}]
+    assert experiment["repositories"] == [REPOSITORY]
     assert {f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")} <= set(
         experiment["dependencies"]
     )
@@ -184,3 +192,70 @@ def test_predictions_that_cannot_be_recorded_are_a_note(tmp_path: Path) -> None:
     assert len(said) == 1
     assert said[0].startswith("note: the predictions can't be recorded (FileNotFoundError: ")
     assert "predictions" not in [line["event"] for line in events.read(tmp_path / "news.jsonl")[0]]
+
+
+def test_sites_are_recorded_with_their_labels_and_a_device_if_it_is_theirs_alone(tmp_path: Path) -> None:
+    def lines(of: Plan) -> list[dict[str, Any]]:
+        started(tmp_path / str(of.num_sites), [], of=of)
+        return events.read(tmp_path / str(of.num_sites) / "news.jsonl")[0]
+
+    each = dataclasses.replace(builders.plan(), devices=("cuda:0", "cpu"), label_counts=((2, 3), (4, 0)))
+    assert lines(each)[-1]["shards"] == [
+        {"site": 0, "examples": 5, "label_entropy_bits": 1.0, "device": "cuda:0", "label_counts": [2, 3]},
+        {"site": 1, "examples": 4, "label_entropy_bits": 0.5, "device": "cpu", "label_counts": [4, 0]},
+    ]
+    plan = builders.plan(keys={"sites_per_round": 1})
+    shared = dataclasses.replace(plan, shard_sizes=(5, 4, 7), shard_entropies=(1.0, 0.5, 0.25))
+    *_, start, shards = lines(shared)
+    assert not any("device" in row for row in shards["shards"])
+    resolved = start["info"]["resolved"]
+    assert [resolved[name] for name in ("num_sites", "sites_per_round", "processes")] == [3, 1, 2]
+
+
+def test_a_source_file_that_has_changed_is_recorded_again(tmp_path: Path) -> None:
+    for source in ("print(1)\n", "print(1)\n", "print(2)\n"):
+        started(tmp_path, [], source=source).interrupted_event(None, "INTERRUPTED")
+    sources = [line["text"] for line in events.read(tmp_path / "news.jsonl")[0] if line["event"] == "source"]
+    assert sources == ["print(1)\n", "print(2)\n"]
+
+
+@pytest.mark.parametrize(
+    ("commit", "repositories"),
+    [
+        ("c0ffee", [{"url": "", "commit": "c0ffee", "dirty": False}]),
+        ("c0ffee-dirty", [{"url": "", "commit": "c0ffee", "dirty": True}]),
+        ("", []),
+    ],
+)
+def test_without_a_repository_the_commit_is_the_one_that_the_image_was_built_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str, repositories: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("SCALING_FL_COMMIT", commit)
+    started(tmp_path, [], repositories=())
+    (start,) = (line for line in events.read(tmp_path / "news.jsonl")[0] if line["event"] == "started")
+    assert start["sacred"]["experiment"]["repositories"] == repositories
+
+
+def test_a_full_disk_at_the_end_of_a_job_is_no_further_error(tmp_path: Path) -> None:
+    tracker = started(tmp_path, [FileRecord(tmp_path / "runs")])
+    tracker._log._file = open("/dev/full", "ab")  # noqa: SIM115 (the tracker closes it)
+    tracker.failed_event(None, ["no space left"])
+    assert not tracker.replays[0]._thread.is_alive()
+
+
+def test_the_end_of_a_job_waits_for_all_records_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloud gives few seconds to a machine that it takes back."""
+    now, waited = [100.0], list[float]()
+
+    def wait(replay: Replay, timeout: float) -> bool:
+        waited.append(timeout)
+        now[0] += 5.0
+        return True
+
+    tracker = started(tmp_path, [FileRecord(tmp_path / name) for name in "abc"])
+    monkeypatch.setattr(Replay, "wait", wait)
+    monkeypatch.setattr(tracker_module.time, "monotonic", lambda: now[0])
+    tracker.interrupted_event(None, "INTERRUPTED")
+    assert waited == [8.0, 3.0, 0.0]
+    for replay in tracker.replays:
+        replay._thread.join(120)
