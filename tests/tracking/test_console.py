@@ -215,3 +215,22 @@ def test_the_note_on_divergence_appears_once(capsys: pytest.CaptureFixture[str])
     for round_ in (3, 4):
         console.event({"event": "round", "round": round_, "metrics": {"train.loss": 99.0}}, plan())
     assert capsys.readouterr().out.count("is far above") == 1
+
+
+def test_with_verbosity_quiet_progress_is_recorded_but_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    now, recorded = 100.0, list[str]()
+    monkeypatch.setattr("scaling_fl.tracking.console.time.monotonic", lambda: now)
+    console = Console()
+    console.verbosity, console.listener = "quiet", recorded.append
+    for done in (1, 2):
+        console.event(working("downloading", done))
+        now += 99
+    for done in (0, 1):
+        console.event(progress(1, 3, done, 1, done), plan())
+        now += 99
+    assert [text.split(":")[0] for text in recorded[:1]] == ["downloading"]
+    assert "round 3/10: 1 of 3 steps" in recorded[1]
+    assert capsys.readouterr().out == ""

@@ -34,6 +34,7 @@ def test_the_time_left_is_estimated_from_the_first_round_and_then_from_all_round
     followed = job(clock)
     assert (followed.started, followed.seconds_left) == (False, None)
     followed.progress(progress(0, 0, 1))
+    assert followed.fraction == 0, "the evaluation before round 1 is no round"
     clock.passes(5)
     followed.round_done(0, {})
     assert followed.seconds_left is None, "the evaluation before round 1 says nothing about a round"

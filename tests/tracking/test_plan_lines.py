@@ -19,6 +19,21 @@ def of(num_sites: int, **keys: Any) -> Plan:
     )
 
 
+def test_each_site_has_its_steps_and_its_device() -> None:
+    made = plan(keys={"batch_size": 2, "local_epochs_range": (1, 3)})
+    first, *lines = plan_lines(dataclasses.replace(made, devices=("cuda:1", "cuda:0")))
+    assert first.startswith("2 sites on cuda:0, cuda:1, 1 thread each; aggregation through the memory of the GPU, NCCL")
+    # 5 and 4 examples in batches of 2: 3 and 2 steps in an epoch.
+    assert [line.split() for line in lines if line.split()[0].isdecimal()] == [
+        ["0", "5", "1.000", "bits", "3", "to", "9", "cuda:1"], ["1", "4", "0.500", "bits", "2", "to", "6", "cuda:0"],
+    ]  # fmt: skip
+
+
+def test_many_sites_are_summed_up_below_the_table() -> None:
+    made = dataclasses.replace(of(18), shard_sizes=(40, *range(10, 27)))
+    assert "   … and 2 more; examples per site: 10 to 40, median 18" in list(plan_lines(made))
+
+
 def test_long_conversations_are_counted() -> None:
     made = dataclasses.replace(of(2), label_names=(), unit="conversations", num_truncated=1234)
     (line,) = [line for line in plan_lines(made) if line.startswith("task ")]

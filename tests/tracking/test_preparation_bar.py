@@ -25,6 +25,7 @@ def test_the_preparation_has_a_bar_for_each_step() -> None:
     console.event(working("downloading", 12.4))
     console.event(working("reading", 1))
     assert re.search(r"downloading .*12/30\S* MB", screen.getvalue())
+    assert re.search(r"reading .*1/30\S* MB", screen.getvalue())
     assert console._live is not None
     console.event(working("reading", 30))
     assert console._live is None, "it is done"

@@ -166,6 +166,12 @@ def test_a_loss_far_above_that_of_guessing_is_noted() -> None:
         "note: round 4: the test loss 1.612e5 is far above 0.6931, that of guessing among 2 classes; if it stays there, "
         f"lower learning_rate={Config().learning_rate:g} or server_learning_rate"
     )
+    assert note.endswith("or set max_grad_norm=1.0")
     note = divergence_note(many, 2, {"train.loss": 6.3})
     assert note is not None
     assert "training loss 6.3000 is far above 2.0794" in note
+    tokens = of({"max_grad_norm": 2.0}, label_names=(), vocab_size=1000)  # ln 1000 = 6.9078
+    note = divergence_note(tokens, 2, {"train.loss": 20.8})
+    assert note is not None
+    assert "6.9078, that of guessing among 1,000 tokens; " in note
+    assert note.endswith("or lower max_grad_norm")

@@ -71,6 +71,21 @@ def test_the_file_grows_at_its_end_and_a_resume_discards_the_rounds_that_are_run
     assert [(point.step, point.value) for point in reader.Scalars("train/loss")][:2] == steps[:2]
 
 
+def test_a_job_that_starts_over_has_none_of_its_earlier_points(tmp_path: Path) -> None:
+    """Not even that of round 0, which it evaluates again."""
+    log = EventLog(tmp_path / "news.jsonl")
+    builders.start(log)
+    for number in (0, 1):
+        builders.round_(log, number, 0.5)
+    builders.start(log)
+    builders.round_(log, 0, 0.25)
+    replay(log, tmp_path)
+    assert {tag: points for tag, points in scalars(tmp_path / "news").items() if points} == {
+        "train/loss": [(0, 0.25)],
+        "only/in.0": [(0, 1.5)],
+    }
+
+
 def test_a_replay_from_the_start_writes_the_same_file(tmp_path: Path) -> None:
     log = builders.job(tmp_path)
     replay(log, tmp_path)
