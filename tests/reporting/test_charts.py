@@ -135,6 +135,8 @@ def test_cells_of_the_confusion_matrix_are_shares_of_the_true_label(found: Frame
     shares = {(row["label"], row["predicted"]): row["share"] for row in rows}
     expected = {("sport", "sport"): 3 / 4, ("sport", "art"): 1 / 4, ("art", "sport"): 2 / 9, ("art", "art"): 7 / 9}
     assert shares == pytest.approx(expected)
+    both = pd.concat([found.confusion, found.confusion.assign(set="held_back", examples=8)])
+    assert data_of(confusion.draw(found._replace(confusion=both))) == rows, "held-back rows aren't counted"
 
 
 def test_accuracy_over_sites_has_mean_and_worst_tenth(tmp_path: Path) -> None:
@@ -161,3 +163,23 @@ def test_a_label_that_never_occurs_has_shares_of_0(found: Frames) -> None:
         for row in data_of(confusion.draw(found._replace(confusion=cells)))
     }
     assert shares == {("sport", "sport"): 0, ("sport", "art"): 0, ("art", "sport"): 0.25, ("art", "art"): 0.75}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shown"),
+    [(("train",), 0), (("train", "site_test"), 1), (("train", "site_test", "personal"), 2)],
+)
+def test_accuracy_over_sites_is_that_of_the_last_round_on_own_test_rows_if_there_are_any(
+    tmp_path: Path, kinds: tuple[str, ...], shown: int
+) -> None:
+    """Twelve sites, in reversed order of accuracy: the worst tenth are two."""
+    others = {
+        f"site.{site}.{kind}.accuracy": [0.875, (11 - site + at) / 32] for site in range(12) for at, kind in enumerate(kinds)
+    }  # fmt: skip
+    rows = data_of(site_accuracy_chart.draw(frames.load(builders.cell(tmp_path, "job", [0.5] * 3, others=others))))
+    assert [(row["site"], row["value"]) for row in rows if "share" in row] == [
+        (11 - rank, (rank + shown) / 32) for rank in range(12)
+    ]
+    assert {row["what"]: row["value"] for row in rows if "what" in row} == {
+        "mean of the sites": (5.5 + shown) / 32, "mean of the worst tenth": (0.5 + shown) / 32
+    }  # fmt: skip

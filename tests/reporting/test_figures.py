@@ -83,8 +83,10 @@ def test_bad_input_is_refused_in_one_line(
 
 def test_a_damaged_record_is_named_and_the_others_are_drawn(report: Report, tmp_path: Path) -> None:
     (tmp_path / "runs" / "_events" / "damaged.jsonl").write_text("{}\n")
-    done = report("runs", "--figures", "out")
+    done = report("runs", "--figures", "out", "--output", "page.html")
     assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "page.html"
+    assert "damaged.jsonl: no run has started there" in (tmp_path / "page.html").read_text()
     assert done.stderr == "note: runs/_events/damaged.jsonl is left out: no run has started there\n"
 
 

@@ -67,6 +67,13 @@ def test_jobs_without_the_measure_are_compared_by_accuracy(tmp_path: Path) -> No
     assert outcomes.compared(builders.sweep(tmp_path, *cells)) == ACCURACY
 
 
+def test_jobs_without_any_results_have_no_say(tmp_path: Path) -> None:
+    waiting = {"num_sites": 8, "learning_rate": 0.5, "accuracies": [], "ending": None}
+    found = builders.sweep(tmp_path, *_cells("validation.perplexity"), waiting)
+    assert len(found.runs) == 5
+    assert outcomes.compared(found) == PERPLEXITY
+
+
 def test_tables_name_the_measures_of_language_models(tmp_path: Path) -> None:
     found = builders.sweep(tmp_path, *_cells("validation.perplexity", "validation.choice_accuracy"))
     table = results.as_table(results.aggregated(found.runs, ["num_sites", "learning_rate"]))

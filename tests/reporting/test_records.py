@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pymongo
 import pytest
 
 from scaling_fl.errors import UserError
@@ -60,8 +61,11 @@ def checkpoints(runs: Path, folder: Path) -> list[Any]:
 def test_each_kind_of_record_gives_the_same_frames(
     runs: Path, tmp_path: Path, place: Callable[[Path, Path], list[Any]]
 ) -> None:
-    expected = frames.load(runs / "_events" / "news.jsonl")
-    assert_same(frames.load(*place(runs, tmp_path), runs=runs), expected)
+    sources, history = place(runs, tmp_path), runs / "_events" / "news.jsonl"
+    assert_same(frames.load(*sources, runs=runs), frames.load(history))
+    (one,), (other,) = (records.find(*names, runs=runs).records for names in (sources, [history]))
+    assert (one.output, one.generations) == (other.output, builders.GENERATIONS)
+    assert one.output.count("note: ") == 2
 
 
 def test_entries_in_mongodb_give_the_same_frames(tmp_path: Path, mongo: str) -> None:
@@ -70,7 +74,12 @@ def test_entries_in_mongodb_give_the_same_frames(tmp_path: Path, mongo: str) -> 
         replay = Replay(builders.job(tmp_path, name, loss=0.25), MongoEntry(database))  # this server stores no NaN
         replay.step()
         assert replay.trouble is None, replay.describe_trouble()
+    pymongo.MongoClient(f"mongodb://{mongo}")["lab"].runs.insert_one({"_id": 9, "info": {"job_id": "damaged"}})
     assert_same(frames.load(database=database), frames.load(tmp_path / "one.jsonl", tmp_path / "two.jsonl"))
+    found = records.find(database=database)
+    assert found.skipped == {"run 9 in database lab": "KeyError: 'config'"}
+    assert [record.output.count("note: ") for record in found.records] == [2, 2]
+    assert [record.generations for record in found.records] == [builders.GENERATIONS] * 2
 
 
 def test_an_object_store_gives_the_same_frames(runs: Path, object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +104,10 @@ def test_a_folder_of_runs_gives_every_job_once_and_the_most_recent_record_of_it(
         "news": 2,
         "reviews": 3,
     }
+    places = [runs / "1", runs / "_events" / "news.jsonl"]
+    for sources in (places, reversed(places)):
+        (newest,) = records.find(*sources).records
+        assert newest.result()["round"] == 2
 
 
 def test_damaged_and_foreign_records_are_named_and_left_out(runs: Path) -> None:
