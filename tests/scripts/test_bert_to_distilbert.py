@@ -53,12 +53,24 @@ def test_the_hidden_states_are_the_same(script: ModuleType, tmp_path: Path, caps
 
 def test_the_settings_are_carried_over(script: ModuleType, tmp_path: Path) -> None:
     source = bert_folder(
-        tmp_path / "bert", hidden_dropout_prob=0.13, attention_probs_dropout_prob=0.07, initializer_range=0.05
-    )
+        tmp_path / "bert", hidden_dropout_prob=0.13, attention_probs_dropout_prob=0.07, initializer_range=0.05,
+        hidden_act="relu", pad_token_id=3,
+    )  # fmt: skip
     script.convert(str(source), tmp_path / "new")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "new")
     assert (config.dropout, config.attention_dropout, config.initializer_range) == (0.13, 0.07, 0.05)
     assert (config.dim, config.hidden_dim, config.n_heads, config.n_layers) == (16, 32, 2, 2)
+    assert (config.activation, config.pad_token_id) == ("relu", 3)
+
+
+@pytest.mark.parametrize("difference", [2e-5, float("nan")])
+def test_a_model_that_computes_something_else_is_not_written(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
+) -> None:
+    monkeypatch.setattr(script, "largest_difference", lambda bert, distilbert: difference)
+    with pytest.raises(SystemExit, match=f"the hidden states differ by {difference:.1e}, more than"):
+        script.main([str(bert_folder(tmp_path / "bert")), str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     (tmp_path / "runs" / "1").mkdir(parents=True)  # MongoDB's first run will be number 1
     done = command(
         *words, "job_name=20261122_230300", "checkpoints_dir=out", "author=1e5", "-c", "a comment", "-n", "news",
-        cold=True, SACRED_HOST=mongo, SACRED_DATABASE="lab",
+        "-m", f"{mongo}:second", cold=True, SACRED_HOST=mongo, SACRED_DATABASE="lab",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     record = tmp_path / "runs" / "2"
@@ -72,7 +72,9 @@ def test_a_run_is_recorded_in_files_and_mongodb_and_its_model_is_usable(
     assert "\x1b" not in captured
     assert "\r" not in captured
 
-    database = pymongo.MongoClient(f"mongodb://{mongo}", serverSelectionTimeoutMS=5000)["lab"]
+    client: Any = pymongo.MongoClient(f"mongodb://{mongo}", serverSelectionTimeoutMS=5000)
+    assert client["second"].runs.find_one()["status"] == "COMPLETED"
+    database = client["lab"]
     entry = database.runs.find_one({"config.job_name": "20261122_230300"})
     assert entry is not None
     assert (entry["_id"], entry["status"]) == (1, "COMPLETED")
