@@ -82,6 +82,7 @@ def test_a_long_round_has_a_line_with_the_time_every_minute_without_a_terminal(
     assert after(59, 1, 3, 2, None, 0, (1, 0.5, 0.5)) == ""
     console.event({"event": "round", "round": 3, "metrics": {}}, the_plan)
     capsys.readouterr()
+    assert after(5, 0, 4, 0, 0, 0) == "", "a row was printed"
     assert after(90, 1, 3, 2) == "", "it arrives after the round's row"
     assert "round 4/10: 1 of 3 steps" in after(1, 0, 4, 1, 0, 1), "what round 3 did doesn't count"
     assert after(59, 1, 4, 1, 1, 1) == ""
@@ -234,3 +235,24 @@ def test_with_verbosity_quiet_progress_is_recorded_but_not_printed(
     assert [text.split(":")[0] for text in recorded[:1]] == ["downloading"]
     assert "round 3/10: 1 of 3 steps" in recorded[1]
     assert capsys.readouterr().out == ""
+
+
+def test_other_nodes_show_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().plan(dataclasses.replace(plan(), nodes=(0, 1), node=1))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "this is node 1: node 0 shows the rounds, and keeps records and checkpoints"
+    ]
+
+
+def test_a_site_far_above_the_others_is_noted_by_the_loss_of_guessing_among_the_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0.5 is more than half of ln 2, for two classes, but less than half of ln 8, for eight."""
+    two = dataclasses.replace(plan(), shard_sizes=(4,) * 8, shard_entropies=(1.0,) * 8)
+    losses = {f"site.{site}.train.loss": 0.5 if site == 3 else 0.01 for site in range(8)}
+    noted = []
+    for labels in ("ab", "abcdefgh"):
+        of = dataclasses.replace(two, label_names=tuple(labels))
+        Console().event({"event": "round", "round": 3, "metrics": losses}, of)
+        noted.append("of site 3 is far above" in capsys.readouterr().out)
+    assert noted == [True, False]

@@ -56,6 +56,15 @@ def test_the_time_left_is_estimated_from_the_first_round_and_then_from_all_round
     assert followed.rounds_done == 2
 
 
+def test_the_time_left_follows_the_last_ten_rounds(clock: Clock) -> None:
+    followed = job(clock, {"num_rounds": 20})
+    followed.round_done(0, {})
+    for round_ in range(1, 13):
+        clock.passes(500 if round_ <= 2 else 10)
+        followed.round_done(round_, {})
+    assert followed.seconds_left == pytest.approx(8 * 10)
+
+
 def test_the_very_beginning_of_the_first_round_says_nothing_about_the_time(clock: Clock) -> None:
     followed = job(clock, shard_sizes=(320, 640))  # 40 and 80 steps
     followed.round_done(0, {})

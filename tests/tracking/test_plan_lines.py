@@ -29,6 +29,20 @@ def test_each_site_has_its_steps_and_its_device() -> None:
     ]  # fmt: skip
 
 
+def test_the_model_and_the_task_are_described() -> None:
+    made = dataclasses.replace(
+        plan(keys={"trainable": "head", "model": "bert", "task_name": "imdb"}), num_parameters=2_340_000,
+        num_trained=1234, new_parameters=tuple("abcde"), num_truncated=7,
+    )  # fmt: skip
+    lines = list(plan_lines(made))
+    assert lines[1] == "model bert: Bert, 2.3 M parameters, 1,234 of them trained, new: a, b, c, d, …"
+    assert lines[2].startswith(
+        "task imdb: 9 training and 3 test examples, 2 classes; 7 training texts reach max_seq_len"
+    )
+    kept = list(plan_lines(dataclasses.replace(plan(keys={"model": "bert"}), new_parameters=())))
+    assert kept[1] == "model bert: Bert, 0.0 M parameters, its classification head kept"
+
+
 def test_many_sites_are_summed_up_below_the_table() -> None:
     made = dataclasses.replace(of(18), shard_sizes=(40, *range(10, 27)))
     assert "   … and 2 more; examples per site: 10 to 40, median 18" in list(plan_lines(made))
