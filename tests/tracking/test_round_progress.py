@@ -62,6 +62,8 @@ def test_only_this_nodes_sites_and_batches_count() -> None:
     parts = [RoundProgress(of({"val_batch_size": 2}, node=node, **fields), 1) for node in (0, 1)]
     assert [list(part.sites) for part in parts] == [[0], [1]]
     assert [part.evaluation_steps for part in parts] == [2, 1]
+    central = [RoundProgress(of({"baseline": "centralised"}, node=node, **fields), 1) for node in (0, 1)]
+    assert [list(part.sites) for part in central] == [[0], []], "worker 0 trains all data"
 
 
 def test_sites_wait_train_and_are_done() -> None:

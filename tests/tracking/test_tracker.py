@@ -208,6 +208,7 @@ def test_sites_are_recorded_with_their_labels_and_a_device_if_it_is_theirs_alone
     shared = dataclasses.replace(plan, shard_sizes=(5, 4, 7), shard_entropies=(1.0, 0.5, 0.25))
     *_, start, shards = lines(shared)
     assert not any("device" in row for row in shards["shards"])
+    assert start["info"]["num_parameters"] == 9
     resolved = start["info"]["resolved"]
     assert [resolved[name] for name in ("num_sites", "sites_per_round", "processes")] == [3, 1, 2]
 
