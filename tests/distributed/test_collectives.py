@@ -1,5 +1,6 @@
 """Weighted sums over workers: the right mean, exact, finite, and never from a stale row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from scaling_fl.distributed import collectives as collectives_module
+from scaling_fl.distributed import fused_sum
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
 from scaling_fl.errors import JobFailed, PeerLost
@@ -118,10 +120,10 @@ def test_deltas_that_the_reader_makes_have_the_same_mean_bit_by_bit(
 
 def diverge(
     rank: int, num_workers: int, memory: SharedMemory, folder: Path, value: float, exact: bool, single_site: bool,
-    of_params: bool,
+    of_params: bool, places: Sequence[str] = ("cpu",) * 3,
 ) -> str:  # fmt: skip
     collectives = Collectives(
-        rank, ["cpu"] * num_workers, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=single_site
+        rank, places, SIZE, memory, f"file://{folder}/rendezvous", exact=exact, single_site=single_site
     )
     total = collectives.weighted_sum()
     delta = torch.ones(SIZE)
@@ -157,6 +159,28 @@ def test_a_diverged_delta_stops_every_worker_and_names_the_site(
     message = "the parameters of site 5 are no longer finite after local training"
     assert messages[0].startswith(message if refused else "no error")
     assert ("or moved by 16384 or more" in messages[0]) == (refused and exact)
+
+
+def diverge_in_one_chunk(
+    rank: int, num_workers: int, memory: SharedMemory, folder: Path, places: list[str], kernel: bool
+) -> str:
+    """Only the delta itself is too large: a third of it, which is in the mean, isn't."""
+    collectives_module.CHUNK = dict.fromkeys(collectives_module.CHUNK, 100)
+    if not kernel:
+        fused_sum.refusal = lambda device: "there is no compiler"  # type: ignore[assignment]
+    return diverge(rank, num_workers, memory, folder, -16384.0, True, True, False, places)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("places", [["cpu"] * 3, ["cpu:0", "cpu:1", "cpu:0"]])
+def test_a_delta_that_is_too_large_in_the_first_of_several_chunks_is_noticed(
+    run_distributed: Any, places: list[str], kernel: bool
+) -> None:
+    messages = run_distributed(diverge_in_one_chunk, 3, places, kernel)
+    assert len(set(messages)) == 1
+    assert messages[0].startswith(
+        "the parameters of site 5 are no longer finite after local training, or moved by 16384"
+    )
 
 
 def test_waiting_is_announced_around_every_collective_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import transformers
 from scaling_fl.config.schema import Config
 from scaling_fl.data.task_loader import load_task
 from scaling_fl.errors import UserError
+from scaling_fl.models.text_tokenizer import load_text_tokenizer
 from scaling_fl.runtime import launcher
 from tests import builders
 from tests.checkpoint.test_resume import train
@@ -133,3 +134,17 @@ def test_a_classifier_reads_special_tokens_as_text_even_if_its_tokenizer_has_a_c
     train(small_config, tmp_path / "work")
     exported = transformers.AutoTokenizer.from_pretrained(Path(str(small_config.checkpoints_dir)) / "model")
     assert exported("river [SEP] stone")["input_ids"].count(exported.sep_token_id) == 1
+
+
+def test_a_language_model_without_a_chat_template_reads_special_tokens_as_text(
+    small_config: Config, tmp_path: Path
+) -> None:
+    """A template writes special tokens into the text that it makes; without one, all that they can be is text."""
+    folder = builders.pretrained(tmp_path / "llama", "llama")
+    config = dataclasses.replace(small_config, task_name="lm", label_column=None, iid_split=True, model=str(folder))
+    train(config, tmp_path / "work")
+    exported = transformers.AutoTokenizer.from_pretrained(Path(str(config.checkpoints_dir)) / "model")
+    text = "river [SEP] stone [SEP] drum"
+    ids = exported(text)["input_ids"]
+    assert ids.count(exported.sep_token_id) == exported("river")["input_ids"].count(exported.sep_token_id)
+    assert ids == load_text_tokenizer(str(folder))(text)["input_ids"]
