@@ -122,6 +122,22 @@ def test_a_damaged_checkpoint_is_set_aside_unless_the_job_is_refused(small_confi
     assert (tmp_path / "out" / "round-000002.safetensors.damaged").exists()
 
 
+@pytest.mark.parametrize(("reported", "known"), [(True, ["1", "2", "3"]), (False, ["1", "2"])])
+def test_a_resumed_job_knows_the_results_of_every_round_that_was_reported(
+    small_config: Config, tmp_path: Path, reported: bool, known: list[str]
+) -> None:
+    """The checkpoint of round 3 has its own results beside those of the rounds before, final or not."""
+    plan = prepare(small_config, tmp_path / "new")
+    tensors, _ = read_state(tmp_path / "new" / "state.safetensors")
+    results: dict[str, dict[str, float | str]] = {str(n): {"train.loss": 1 / 2**n} for n in (1, 2, 3)}
+    before = {name: results[name] for name in ("1", "2")}
+    header = checkpoint_header(plan, results["3"], None, reported, before)
+    CheckpointStore(str(tmp_path / "out")).save(3, tensors, header)
+    resumed = prepare(dataclasses.replace(small_config, num_rounds=5), tmp_path / "resumed")
+    assert (resumed.round, resumed.reported, resumed.metrics) == (3, reported, results["3"])
+    assert resumed.history == {name: results[name] for name in known}
+
+
 def test_a_job_with_other_threads_or_versions_goes_on_and_says_so(small_config: Config, tmp_path: Path) -> None:
     plan = prepare(small_config, tmp_path / "first")
     launcher.train(plan, lambda event: None)
