@@ -10,6 +10,7 @@ from typing import Any
 
 from scaling_fl import host
 from scaling_fl.config import flags
+from scaling_fl.config.parsing import list_like
 from scaling_fl.config.schema import Config
 from scaling_fl.config.sections.commands import COMMANDS
 from scaling_fl.errors import UserError
@@ -102,11 +103,13 @@ def check_words(words: Sequence[str]) -> None:
 
 def _check_lists(words: Sequence[str]) -> None:
     """Refuse a list with spaces, of which the shell makes several words, such as `site_ids=[0,` and `-1]`."""
+    lists = {field.name: field for field in dataclasses.fields(Config) if "tuple" in str(field.type)}
     for number, word in enumerate(words):
-        if word.startswith(("site_ids=[", "site_ids=(")) and not word.rstrip().endswith(("]", ")")):
+        key, _, value = word.partition("=")
+        if key in lists and value.startswith(("[", "(")) and not value.rstrip().endswith(("]", ")")):
             rest = words[number + 1 :]
             length = next((i for i, other in enumerate(rest, 1) if other.endswith(("]", ")"))), 0)
-            whole = "".join([word, *rest[:length]]) if length else "site_ids=[0,0]"
+            whole = "".join([word, *rest[:length]]) if length else list_like(lists[key])
             raise UserError(f"{word}: expected a list without spaces; write {whole}")
 
 

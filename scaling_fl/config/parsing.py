@@ -1,6 +1,7 @@
 """Parsing of a single value: converted to the type of its key, or refused with a remedy."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -45,15 +46,21 @@ def parse(field: Any, hint: Any, value: Any) -> Any:
             )
         value = float(value) if abs(value) < 2.0**1000 else math.inf  # float() overflows on larger integers
     else:  # tuple[int, ...]
-        if isinstance(value, int) and not isinstance(value, bool):
+        if type(value) is int and field.metadata["valid"]((value,)):
             raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[{value}]")
         if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
-            raise UserError(f"{field.name}={value!r}: expected {expected}; write {field.name}=[0,0], without spaces")
+            raise UserError(f"{field.name}={value!r}: expected {expected}; write {list_like(field)}, without spaces")
         value = tuple(value)
     valid = field.metadata["valid"]
     if valid is not None and not valid(value):
         raise UserError(f"{field.name}={original!r}: expected {expected}")
     return value
+
+
+def list_like(field: Any) -> str:
+    """KEY=LIST as it is written in a command, with the example that the field's expected values name."""
+    (example,) = re.findall(r"\[.+?\]", field.metadata["expected"])
+    return f"{field.name}={example}"
 
 
 def _as_number(text: str, kind: type[int] | type[float]) -> int | float | str:

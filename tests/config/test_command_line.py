@@ -92,7 +92,12 @@ def test_any_text_survives_the_command_line(text: str) -> None:
         ("with num_rounds=3 demo num_rounds=4", "num_rounds=4: num_rounds=3 is there as well; leave one of them out"),
         ("with seed=1 seed=1", "seed=1: seed=1 is there as well; leave one of them out"),
         ("with site_ids=[0, -1, 2] demo", "site_ids=[0,: expected a list without spaces; write site_ids=[0,-1,2]"),
-        ("with site_ids=[0, demo", "site_ids=[0,: expected a list without spaces; write site_ids=[0,0]"),
+        ("with site_ids=[0, demo", "site_ids=[0,: expected a list without spaces; write site_ids=[0,0,1,1]"),
+        ("with lora_ranks=[4, 8] demo", "lora_ranks=[4,: expected a list without spaces; write lora_ranks=[4,8]"),
+        (
+            "with local_epochs_range=(2, demo",
+            "local_epochs_range=(2,: expected a list without spaces; write local_epochs_range=[1,5]",
+        ),
         ("-q with demo", "-q: nothing starts queued runs; leave it out"),
         ("with demo -s sqlite://x", "-s sqlite://x: there is no record in SQL; records go to runs/"),
         ("--tiny_db=x with demo", "--tiny_db x: there is no record in TinyDB; records go to runs/"),

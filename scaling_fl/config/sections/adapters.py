@@ -47,7 +47,7 @@ class AdapterKeys:
         None,
         "ranks of the sites' adapters, at most `lora_rank`, dealt in turn: 4,8,16 gives site 0 rank 4 and site 3 rank 4 again; "
         "the other rows of A and columns of B are 0 at the site",
-        "whole numbers, 1 or more",
+        "whole numbers such as [4,8,16], 1 or more",
         lambda ranks: len(ranks) > 0 and min(ranks) >= 1,
     )
     lora_aggregation: str = key(

@@ -20,7 +20,7 @@ KEYS = (
     Row("a number for text", ("model=7: expected text; in a config file, put it in quotes",), {"model": 7}),
     Row("a fraction for a count", ("batch_size=1.5: expected a whole number",), {"batch_size": 1.5}),
     Row("a number for a list", ("site_ids=2: ", "write site_ids=[2]"), {"site_ids": 2}),
-    Row("text for a list", ("site_ids='0,0': ", "write site_ids=[0,0], without spaces"), {"site_ids": "0,0"}),
+    Row("text for a list", ("site_ids='0,0': ", "write site_ids=[0,0,1,1], without spaces"), {"site_ids": "0,0"}),
     Row("no sites", ("site_ids=[]: expected a list of GPU indices such as [0,0,1,1]",), {"site_ids": []}),
     Row("sites on GPU and CPU", ("site_ids=[0, -1]: ", "or of -1 for the CPU, without mixing the two"), {"site_ids": [0, -1]}),
     Row("NaN for a number", ("learning_rate=nan: expected a number above 0",), {"learning_rate": float("nan")}),
