@@ -237,7 +237,8 @@ def test_with_verbosity_quiet_progress_is_recorded_but_not_printed(
     assert capsys.readouterr().out == ""
 
 
-def test_other_nodes_show_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_nodes_show_no_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     Console().plan(dataclasses.replace(plan(), nodes=(0, 1), node=1))
     assert capsys.readouterr().out.splitlines()[1:] == [
         "this is node 1: node 0 shows the rounds, and keeps records and checkpoints"
