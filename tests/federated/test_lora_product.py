@@ -306,7 +306,7 @@ def test_the_result_does_not_depend_on_the_workers(run_distributed: Any, tmp_pat
         ({"lora_ranks": [1, 2], "upload": "topk"}, "lora_ranks upload=topk: it would move the parameters beyond"),
         ({"lora_ranks": [1, 2], "download": "int8"}, "lora_ranks download=int8: it would move the parameters beyond"),
         ({"lora_delta_rank": 2}, "lora_delta_rank=2: belongs to lora_aggregation=exact or stack"),
-        ({"lora_ranks": [0]}, r"lora_ranks=.*expected whole numbers, 1 or more"),
+        ({"lora_ranks": [0]}, r"lora_ranks=.*expected whole numbers such as \[4,8,16\], 1 or more"),
     ],
 )  # fmt: skip
 def test_keys_that_contradict_each_other_are_refused(more: dict[str, Any], message: str) -> None:

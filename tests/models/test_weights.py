@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from scaling_fl.models.weights import weights_size
@@ -12,14 +11,15 @@ def test_weights_in_the_hubs_cache_count_by_either_name_of_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cached = {("bert-base-cased", "pytorch_model.bin"): 700, ("lab/model", "model.safetensors"): 90}
-    for (source, _), size in cached.items():
-        (tmp_path / source.replace("/", "-")).write_bytes(b"x" * size)
-
-    def try_to_load_from_cache(source: str, name: str) -> str | None:
-        return str(tmp_path / source.replace("/", "-")) if (source, name) in cached else None
-
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", try_to_load_from_cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = {"bert-base-cased": ("pytorch_model.bin", 700), "lab/model": ("model.safetensors", 90)}
+    for source, (name, size) in cached.items():
+        of_the_hub = tmp_path / "cache" / f"models--{source.replace('/', '--')}"
+        (of_the_hub / "refs").mkdir(parents=True)
+        (of_the_hub / "refs" / "main").write_text("c0ffee")
+        (of_the_hub / "snapshots" / "c0ffee").mkdir(parents=True)
+        (of_the_hub / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+        (of_the_hub / "snapshots" / "c0ffee" / name).write_bytes(b"x" * size)
     sizes = [weights_size(model) for model in ("bert", "./nothing/bert-base-cased", "lab/model", "albert")]
     assert sizes == [700, None, 90, None]
 
