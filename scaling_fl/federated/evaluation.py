@@ -12,7 +12,6 @@ from scaling_fl.federated.metrics import BatchMetrics
 from scaling_fl.federated.resident import Examples, Resident
 
 
-@torch.inference_mode()
 def evaluate(
     resident: Resident,
     params: torch.Tensor,
@@ -29,10 +28,21 @@ def evaluate(
     a batch. If a batch exceeds the GPU's memory, it and all later ones are split. `counted`: whether the progress of the
     round counts the batches.
     """
-    resident.model.load(params)
+    with resident.model.reading(params), torch.inference_mode():
+        return _evaluated(resident, worker, num_workers, examples or resident.test_set, on_logits, counted)
+
+
+def _evaluated(
+    resident: Resident,
+    worker: int,
+    num_workers: int,
+    examples: Examples,
+    on_logits: Callable[[npt.NDArray[np.int64], torch.Tensor], None] | None,
+    counted: bool,
+) -> list[BatchMetrics]:
     resident.model.module.eval()
     pending = []
-    store, rows = examples or resident.test_set
+    store, rows = examples
     num_labels = resident.model.module.config.num_labels if store.predicted is None else 0
     fitting = resident.config.evaluation_batch_size(len(rows))
     batches = token_store.evaluation_batches(store, rows, fitting)

@@ -86,6 +86,7 @@ class FlatModel:
         self.gradient = _zeros(self.layout.trained, flat.device)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._integers = {name: (tensors[name], tensors[name].clone()) for name in self.layout.integer_names}
+        self._parameters = {name: t for name, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
         for name, view in self.layout.views(flat).items():
             if not arbitrary:
                 view.copy_(tensors[name].data)
@@ -135,6 +136,34 @@ class FlatModel:
     def load(self, values: torch.Tensor) -> None:
         """Load the float state `values` (layout.size,) and the server's integer buffers."""
         self.flat.copy_(values)
+        self._load_integers()
+
+    @contextlib.contextmanager
+    def reading(self, values: torch.Tensor) -> Iterator[None]:
+        """Inside this context, the module computes with `values` (layout.size,), which nothing may change.
+
+        On the same device, its parameters are views of them, without a copy: workers read the server's memory at once.
+        Buffers are copied, as a forward pass may write to them.
+        """
+        if values.device != self.flat.device:
+            self.load(values)
+            yield
+            return
+        own, given = self.layout.views(self.flat), self.layout.views(values)
+        for name, view in own.items():
+            if name in self._parameters:
+                self._parameters[name].data = given[name]
+            else:
+                view.copy_(given[name])
+        self._load_integers()
+        try:
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                if name in own:
+                    parameter.data = own[name]
+
+    def _load_integers(self) -> None:
         for buffer, initial in self._integers.values():
             buffer.copy_(initial)
 

@@ -59,6 +59,7 @@ def running(adapters: bool = False) -> Any:
             os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
     preloaded = [
+        "scaling_fl.runtime.preloading",
         "scaling_fl.runtime.preparation",
         "scaling_fl.runtime.worker",
         *["scaling_fl.models.peft_alone"] * adapters,

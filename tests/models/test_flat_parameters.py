@@ -71,6 +71,37 @@ def test_flattening_keeps_values_and_tied_parameters(build: Any) -> None:
         assert sum(".albert_layers." in entry.name for entry in model.layout.entries) == 16
 
 
+def test_values_are_read_where_they_are_and_the_models_own_come_back() -> None:
+    """The values may be the server's, which other processes read: a forward pass writes to copies of buffers alone."""
+    module = Tied()
+    model, plain = flatten(module), copy.deepcopy(module)
+    own, given = model.flat.clone(), model.flat + 1
+    before = given.clone()
+    for tensor in (*plain.parameters(), plain.norm.running_mean, plain.norm.running_var):
+        tensor.data += 1
+    ids = torch.tensor([1, 2, 3])
+    with model.reading(given):
+        assert module.embedding.weight.data_ptr() == given.data_ptr(), "no copy"
+        torch.testing.assert_close(module.eval()(ids), plain.eval()(ids))
+        module.train()(ids)  # writes to the statistics of the normalisation
+        assert not torch.equal(module.norm.running_mean, plain.norm.running_mean)
+        assert module.norm.num_batches_tracked == 1
+    assert torch.equal(given, before)
+    end = model.layout.trained + 32  # with the frozen matrix
+    assert torch.equal(model.flat[:end], own[:end])
+    assert all(p.untyped_storage().data_ptr() == model.flat.untyped_storage().data_ptr() for p in module.parameters())
+    with pytest.raises(KeyError), model.reading(given):
+        raise KeyError
+    assert module.embedding.weight.data_ptr() == model.flat.data_ptr()
+    with model.reading(given):
+        assert module.norm.num_batches_tracked == 0, "of the server"
+    with (
+        pytest.raises(NotImplementedError, match="copy"),
+        model.reading(given.to("meta")),
+    ):  # copied from another device
+        pass
+
+
 @pytest.mark.parametrize("build", [albert, builders.bert])
 def test_a_step_on_the_flat_buffer_equals_a_step_on_each_parameter(build: Any) -> None:
     module = build()

@@ -51,8 +51,17 @@ def _docstrings(library: Path, module: str) -> list[str]:
     for file in files:
         if not file.is_file() or {"test", "tests"} & set(file.relative_to(library).parts):
             continue
-        for node in ast.walk(ast.parse(file.read_bytes())):
+        for node in _statements(ast.parse(file.read_bytes())):
             docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None
             if docstring and len(docstring.split()) >= 4:
                 found.append(docstring)
+    return found
+
+
+def _statements(module: ast.Module) -> list[ast.AST]:
+    """The module and all of its statements, in the order of `ast.walk`, which would look into their expressions as well."""
+    found: list[ast.AST] = [module]
+    for node in found:  # the list grows
+        for name in ("body", "cases", "handlers", "orelse", "finalbody"):
+            found += getattr(node, name, ())
     return found
