@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import altair as alt
 import jinja2
-import vl_convert
 
 from scaling_fl.errors import UserError
-from scaling_fl.reporting import facts, figures, frames, outcomes
+from scaling_fl.reporting import facts, figures, frames, libraries, outcomes
 from scaling_fl.reporting.charts import differences
 from scaling_fl.reporting.records import Found
 from scaling_fl.tracking.record import Record
@@ -66,13 +65,8 @@ def render(found: list[Record], skipped: Mapping[str, str] = MappingProxyType({}
         skipped=skipped,
         style=_file("report.css"),
         script=_file("report.js"),
-        libraries=_libraries().replace("</script", "<\\/script"),
+        libraries=libraries.javascript().replace("</script", "<\\/script"),
     )
-
-
-def _libraries() -> str:
-    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub lacks the default
-    return bundle
 
 
 def _file(name: str) -> str:

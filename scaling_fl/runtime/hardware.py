@@ -25,7 +25,7 @@ def environment(config: Config, devices: Sequence[str]) -> dict[str, str]:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch, which the launcher would have to import
         "transformers": transformers.__version__,
         "numpy": np.__version__,
         "processor": processor,
