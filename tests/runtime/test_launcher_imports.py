@@ -21,8 +21,8 @@ def test_no_event_of_a_job_makes_it_import_torch(tmp_path: Path) -> None:
         "site_ids=[-1,-1]", "num_rounds=1", "max_seq_len=16",
     ]  # fmt: skip
     code = (
-        f"import runpy, sys\nsys.argv = ['train_federated.py', *{words}]\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\nfinally: print({{'torch', 'transformers'}} & {{*sys.modules}})"
+        "import atexit, runpy, sys\natexit.register(lambda: print({'torch', 'transformers'} & {*sys.modules}))\n"
+        f"sys.argv = ['train_federated.py', *{words}]\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
