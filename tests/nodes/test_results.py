@@ -74,6 +74,7 @@ def test_adapters_and_what_they_add_to_the_base_are_the_same_on_two_machines(
     assert_same(state(machines[0].folder, 2), expected)
 
 
+@pytest.mark.thorough
 def test_latency_between_machines_does_not_change_the_result(
     machines: list[Machine], files: Path, on_one: dict[str, Any]
 ) -> None:

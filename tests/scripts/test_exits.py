@@ -40,11 +40,11 @@ def database(mongo: str) -> Iterator[Line]:
     ("outage", "end"),
     [
         ("stalled", "SIGTERM"),
-        ("stalled", "SIGINT twice"),
         ("down", "a worker is killed"),
         *(
             pytest.param(outage, end, marks=pytest.mark.thorough)
             for outage, end in (
+                ("stalled", "SIGINT twice"),
                 ("down", "SIGTERM"),
                 ("unresolvable", "SIGTERM"),
                 ("down", "SIGINT twice"),

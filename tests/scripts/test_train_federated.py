@@ -197,7 +197,7 @@ def test_a_job_keeps_its_data_and_checkpoints_in_an_object_store(
 
 
 def test_the_demo_learns_without_any_download(command: Command, tmp_path: Path) -> None:
-    done = command("with", "demo", "num_rounds=4", HF_HUB_OFFLINE="1")
+    done = command("with", "demo", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     metrics: dict[str, Any] = json.loads((tmp_path / "runs" / "1" / "metrics.json").read_text())
     accuracy = metrics["validation.accuracy"]["values"]
