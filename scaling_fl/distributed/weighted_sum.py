@@ -41,7 +41,7 @@ class WeightedSum:
             self.scale, self.of_params = weight, server is not None
         else:
             row = row.to(self.buffer.device)
-            length, largest = CHUNK[self.buffer.device.type], []
+            length, largest = len(row) if self._in_one_pass else CHUNK[self.buffer.device.type], []
             for start in range(0, len(row), length):
                 chunk = slice(start, start + length)
                 part, of_server = row[chunk], None if server is None else server[chunk]
@@ -52,6 +52,12 @@ class WeightedSum:
             self.largest_delta[site] = torch.stack(largest).max().item()
             self.scale = 1.0
         self.sites.append(site)
+
+    @property
+    def _in_one_pass(self) -> bool:
+        """Whether a kernel takes a whole row without temporary memory, and its calls cost more than small pieces."""
+        device = self.buffer.device
+        return device.type == "cpu" and self.buffer.dtype == torch.int64 and not fused_sum.refusal(device)
 
     def diverged_sites(self, limit: float, largest: Sequence[float] | None) -> list[int]:
         """Return the sites whose delta isn't finite or reaches `limit`.

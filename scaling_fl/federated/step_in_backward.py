@@ -12,32 +12,31 @@ import torch
 from scaling_fl.federated.algorithms import LocalTerm
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident, precision
-from scaling_fl.models.flat_parameters import Entry, Layout
+from scaling_fl.models.flat_parameters import FlatModel, Layout
 
-MIN_SIZE = 2**19  # of the average matrix: below, Python at each of them takes longer than the memory
+MIN_SIZE = 2**17  # of a matrix: below, Python at each of them takes longer than the memory
 
 
 def take_over(
     resident: Resident, optimiser: torch.optim.Optimizer, terms: Sequence[LocalTerm]
 ) -> dict[str, torch.optim.Optimizer]:
-    """Take the matrices from a fresh optimiser of the flat buffer, which keeps the vectors.
+    """Take the large matrices from a fresh optimiser of the flat buffer, which keeps all else.
 
     Returns an optimiser for each matrix by its name, or none where something needs the whole gradient of a step.
     """
     config, model = resident.config, resident.model
     whole = bool(terms) or config.max_grad_norm is not None or precision(config, resident.device) == "fp16"
     once = config.gradient_accumulation_steps == 1 and not config.gradient_checkpointing
-    if whole or not once or config.keep_optimiser or not model.collects or not _large(model.layout):
+    if whole or not once or config.keep_optimiser or not model.collects:
         return {}
-    (of_matrices,) = optimiser.param_groups[0]["params"]
-    of_matrices.grad = None  # torch leaves out what has no gradient
+    large, others = _matrices(model.layout)
+    if not large:
+        return {}
+    optimiser.param_groups[0]["params"] = [_part(model, span, gradient=True) for span in others]
     kind, options = TORCH_OPTIMISERS[config.optimiser]
-    matrices = _matrices(model.layout)
-    ends = [*(matrix.start for matrix in matrices[1:]), model.layout.decayed]
-    parts = [torch.nn.Parameter(model.flat[matrix.start : end]) for matrix, end in zip(matrices, ends, strict=True)]
     return {
-        matrix.name: kind([part], lr=config.learning_rate, weight_decay=config.weight_decay, **options)
-        for matrix, part in zip(matrices, parts, strict=True)
+        name: kind([_part(model, span)], lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+        for name, span in large.items()
     }
 
 
@@ -55,9 +54,22 @@ def _step(optimiser: torch.optim.Optimizer, gradient: torch.Tensor) -> None:
     part.grad = None
 
 
-def _matrices(layout: Layout) -> list[Entry]:
-    return [entry for entry in layout.entries if entry.start < layout.decayed]
+def _part(model: FlatModel, span: slice, gradient: bool = False) -> torch.nn.Parameter:
+    part = torch.nn.Parameter(model.flat[span])
+    part.grad = model.gradient[span] if gradient else None
+    return part
 
 
-def _large(layout: Layout) -> bool:
-    return layout.decayed >= MIN_SIZE * max(1, len(_matrices(layout)))
+def _matrices(layout: Layout) -> tuple[dict[str, slice], list[slice]]:
+    """The places of large matrices by name, with the padding after each; and of all others, neighbours together."""
+    large, others = dict[str, slice](), list[slice]()
+    matrices = [entry for entry in layout.entries if entry.start < layout.decayed]
+    ends = [*(matrix.start for matrix in matrices[1:]), layout.decayed]
+    for matrix, end in zip(matrices, ends, strict=True):
+        if matrix.shape.numel() >= MIN_SIZE:
+            large[matrix.name] = slice(matrix.start, end)
+        elif others and others[-1].stop == matrix.start:
+            others[-1] = slice(others[-1].start, end)
+        else:
+            others.append(slice(matrix.start, end))
+    return large, others

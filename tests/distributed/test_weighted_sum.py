@@ -1,7 +1,10 @@
+from unittest import mock
+
 import pytest
 import torch
 
-from scaling_fl.distributed.weighted_sum import WeightedSum, accumulate, divergence_error, max_abs, to_float
+from scaling_fl.distributed import fused_sum
+from scaling_fl.distributed.weighted_sum import CHUNK, WeightedSum, accumulate, divergence_error, max_abs, to_float
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
@@ -107,3 +110,19 @@ def test_max_abs_covers_both_signs_and_propagates_nan() -> None:
 )
 def test_the_sites_that_diverged_are_listed(sites: list[int], limit: float, said: str) -> None:
     assert said in str(divergence_error(sites, limit))
+
+
+def test_a_kernel_takes_a_whole_row_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call from Python for each small piece takes as long as the piece."""
+    kernel = mock.Mock(wraps=fused_sum.add_fixed)
+    monkeypatch.setattr(fused_sum, "add_fixed", kernel)
+    fused_sum.refusal(torch.device("cpu"))  # its trial calls the kernel
+    kernel.reset_mock()
+    rows = torch.linspace(-1, 1, 2 * CHUNK["cpu"] + 5).repeat(2, 1)
+    rows[1, 7] = -3.0
+    total = WeightedSum(torch.empty(rows.shape[1], dtype=torch.int64), False)
+    for site, row in enumerate(rows):
+        total.add(site, row, 0.25)
+    assert kernel.call_count == 2
+    assert total.largest_delta == {0: 1.0, 1: 3.0}
+    assert torch.equal(total.buffer, (rows * 0.25 * 2.0**48).long().sum(0))

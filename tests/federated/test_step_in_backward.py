@@ -54,6 +54,23 @@ def test_an_architecture_takes_the_steps_of_the_flat_buffer(
     assert_equal(tmp_path, monkeypatch, config, kind)
 
 
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("rank", [0, 1, -1])
+def test_large_matrices_alone_take_their_steps_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rank: int
+) -> None:
+    """The others share steps with their neighbours in the flat buffer."""
+    config = Config(batch_size=13, weight_decay=0.1, learning_rate=1e-2, num_local_epochs=2, optimiser="adamw")
+    monkeypatch.setattr(step_in_backward, "MIN_SIZE", 10**9)
+    expected, loss, _ = trained(tmp_path, config, architectures.build(kind))
+    module = architectures.build(kind)
+    sizes = sorted({p.numel() for p in module.parameters() if p.ndim >= 2})
+    monkeypatch.setattr(step_in_backward, "MIN_SIZE", sizes[rank])
+    found, same_loss, _ = trained(tmp_path, config, module)
+    assert torch.equal(found, expected)
+    assert same_loss == loss
+
+
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_an_optimiser_takes_the_steps_of_the_flat_buffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimiser: str
@@ -97,17 +114,15 @@ def test_terms_of_methods_and_small_matrices_and_gpus_get_the_whole_gradient(
     resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = resident.model.layout
-    matrices = [entry for entry in layout.entries if entry.start < layout.decayed]
-    average = layout.decayed // len(matrices)
+    sizes = {entry.name: entry.shape.numel() for entry in layout.entries if entry.start < layout.decayed}
 
     def taken(terms: Any = ()) -> set[str]:
         return set(step_in_backward.take_over(resident, local_optimiser(resident.config, resident.model), terms))
 
     assert not taken()
-    monkeypatch.setattr(step_in_backward, "MIN_SIZE", average + 1)
-    assert not taken()
-    monkeypatch.setattr(step_in_backward, "MIN_SIZE", average)
-    assert taken() == {entry.name for entry in matrices}
+    for size in sorted(sizes.values()):
+        monkeypatch.setattr(step_in_backward, "MIN_SIZE", size)
+        assert taken() == {name for name in sizes if sizes[name] >= size}
     assert not taken([object()])
     monkeypatch.setattr(resident.model, "collects", False)
     assert not taken()
