@@ -27,7 +27,8 @@ def test_local_training() -> None:
 
 
 def test_rounds() -> None:
-    (pfl,) = _ratios("round_overhead", "a round, against pfl-research, a process per core")
+    claim = "a round, against pfl-research, "  # in the faster of two ways
+    (pfl,) = _ratios("round_overhead", f"{claim}one process") + _ratios("round_overhead", f"{claim}a process per core")
     (flower,) = _ratios("round_overhead", "… against Flower")
     assert f"with little training takes {1 / pfl:.2f} of pfl-research's time and {1 / flower:.2f} of Flower's" in README
     (hosted,) = _ratios("hosting", "a round of 100 out of 10,000 sites, against 100 out of 100: time")
