@@ -130,29 +130,27 @@ def main() -> None:
     first = {name: statistics.median(row["first"] for row in rows) for name, rows in results.items()}
     fastest = min((name for name in rounds if name.startswith("pfl")), key=rounds.__getitem__)
 
-    def against(ours: str, peer: str, bar: str, faster: bool = False) -> tuple[str, str, str, str]:
-        mine, theirs = rounds[ours], rounds[peer]
+    def against(
+        seconds: dict[str, float], ours: str, peer: str, bar: str, faster: bool = False
+    ) -> tuple[str, str, str, str]:
+        mine, theirs = seconds[ours], seconds[peer]
         return f"{mine:.2f} s", f"{theirs:.2f} s", f"{theirs / mine if faster else mine / theirs:.2f}", bar
-
-    def start(peer: str, bar: str) -> tuple[str, str, str, str]:
-        mine, theirs = first["a process per core"], first[peer]
-        return f"{mine:.2f} s", f"{theirs:.2f} s", f"{mine / theirs:.2f}", bar
 
     measure.table(
         [
-            (f"a round, against {fastest}", *against("a process per core", fastest, "≥ 1.6", faster=True)),
-            ("… against Flower", *against("a process per core", "Flower", "≥ 4", faster=True)),
-            ("… against the bare steps", *against("a process per core", "bare, a process per core", "≤ 1.3")),
+            (f"a round, against {fastest}", *against(rounds, "a process per core", fastest, "≥ 1.6", faster=True)),
+            ("… against Flower", *against(rounds, "a process per core", "Flower", "≥ 4", faster=True)),
+            ("… against the bare steps", *against(rounds, "a process per core", "bare, a process per core", "≤ 1.3")),
             (
                 "… against the bare steps with our memory settings",
-                *against("a process per core", "bare, a process per core, our settings", "≤ 1.3"),
+                *against(rounds, "a process per core", "bare, a process per core, our settings", "≤ 1.3"),
             ),
             (
                 "a round with a process per site, against the same of the bare steps with our memory settings",
-                *against("a process per site", "bare, a process per site, our settings", "≤ 1.3"),
+                *against(rounds, "a process per site", "bare, a process per site, our settings", "≤ 1.3"),
             ),
-            ("start to first round, against Flower", *start("Flower", "≤ 0.3")),
-            (f"… against {fastest}", *start(fastest, "≤ 0.8")),
+            ("start to first round, against Flower", *against(first, "a process per core", "Flower", "≤ 0.3")),
+            (f"… against {fastest}", *against(first, "a process per core", fastest, "≤ 0.8")),
         ]
     )
 

@@ -55,7 +55,7 @@ class WeightedSum:
 
     @property
     def _in_one_pass(self) -> bool:
-        """Whether a kernel takes a whole row without temporary memory, and its calls cost more than small pieces."""
+        """Whether a kernel takes a whole row without temporary memory: calling it for each piece takes time."""
         device = self.buffer.device
         return device.type == "cpu" and self.buffer.dtype == torch.int64 and not fused_sum.refusal(device)
 

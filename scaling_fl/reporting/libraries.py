@@ -1,13 +1,13 @@
 """The JavaScript that draws charts in a page: Vega, from the package vl-convert."""
 
 import contextlib
-import os
 from importlib.metadata import version
 
 import vl_convert
 import xxhash
 
 from scaling_fl import host
+from scaling_fl.checkpoint.storage import Storage
 from scaling_fl.errors import UserError
 
 _PREFIX = f"vega-{version('vl-convert-python')}-"
@@ -24,7 +24,5 @@ def javascript() -> str:
     with contextlib.suppress(OSError, UserError):
         content, folder = bundle.encode(), host.cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{_PREFIX}{os.getpid()}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / f"{_PREFIX}{xxhash.xxh3_64_hexdigest(content)}.js")
+        Storage(str(folder), "XDG_CACHE_HOME").write(f"{_PREFIX}{xxhash.xxh3_64_hexdigest(content)}.js", content)
     return bundle
