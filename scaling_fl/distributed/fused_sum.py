@@ -32,7 +32,7 @@ def add_fixed(
 def refusal(device: torch.device) -> str:
     """Why there is no kernel for `device`, by a trial against torch's operations; empty if there is one."""
     generator = torch.Generator().manual_seed(0)
-    values = (torch.rand(2, _NUM_TRIED, generator=generator) - 0.5).to(device)
+    values = (torch.rand(4, _NUM_TRIED, generator=generator) - 0.5).to(device)
     total = torch.empty(_NUM_TRIED, dtype=torch.int64, device=device)
     scale = 0.3 * 2.0**48
     try:
@@ -40,10 +40,11 @@ def refusal(device: torch.device) -> str:
         same = torch.equal(total, values.mul(scale).long().sum(0))
         same &= [value.item() for value in found] == values.abs().amax(1).tolist()
         if device.type == "cpu":
-            mean, delta = torch.empty(_NUM_TRIED), values[0] - values[1]
-            largest = mean_fixed(mean, list(values), [scale, scale], [None, values[0]])
-            same &= torch.equal(largest, torch.stack([values[0], delta]).abs().amax(1))
-            same &= torch.equal(mean, (values[0].mul(scale).long() + delta.mul(scale).long()).mul(2.0**-48))
+            mean, server = torch.empty(_NUM_TRIED), values[0]
+            largest = mean_fixed(mean, list(values), [scale] * 4, [None, None, server, server])
+            deltas = torch.stack([*values[:2], *(server - values[2:])])
+            same &= torch.equal(largest, deltas.abs().amax(1))
+            same &= torch.equal(mean, deltas.mul(scale).long().sum(0).mul(2.0**-48))
     except Exception as error:  # neither Triton nor torch say what they raise where there is no compiler
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if same else "its sums differ from torch's"

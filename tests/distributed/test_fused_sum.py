@@ -122,13 +122,15 @@ def test_a_kernel_whose_sums_differ_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("size", [1, 15, 2047, 2048, 2049, 6000])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_mean_in_one_pass_is_that_of_one_sum_after_the_other(size: int, count: int) -> None:
+@pytest.mark.parametrize("with_server", ["", "1", "01", "00", "11", "10", "0111011", "1000100"])
+def test_the_mean_in_one_pass_is_that_of_one_sum_after_the_other(size: int, with_server: str) -> None:
+    """Neighbours that both have a server, or both have none, are added in pairs."""
+    count = max(1, len(with_server))
     rows = [compared_sums.rows(size + seed)[0][:size].clone() for seed in range(count)]
     weights = [(number + 1) / (count * (count + 1) / 2) for number in range(count)]
     scales = [weight * weighted_sum.FIXED_POINT_SCALE for weight in weights]
     server = compared_sums.rows(size)[1][:size].clone()
-    servers = [server if number % 2 else None for number in range(count)]
+    servers = [server if number == "1" else None for number in with_server.ljust(count, "0")]
     deltas = [row if of is None else of - row for row, of in zip(rows, servers, strict=True)]
     total = sum(delta.mul(scale).long() for delta, scale in zip(deltas, scales, strict=True))
     mean = torch.full((size + 1,), 7.0)
@@ -136,10 +138,12 @@ def test_the_mean_in_one_pass_is_that_of_one_sum_after_the_other(size: int, coun
     assert torch.equal(largest, torch.stack(deltas).abs().amax(1))
     assert torch.equal(mean[:size], weighted_sum.to_float(total))
     assert mean[size] == 7.0
-    rows[-1][size // 2] = float("nan")
-    found = fused_sum.mean_fixed(mean[:size], rows, scales, servers)
-    assert found.isnan().tolist() == [False] * (count - 1) + [True]
-    assert torch.equal(found[:-1], largest[:-1])
+    for bad in range(count):
+        value, rows[bad][size // 2] = rows[bad][size // 2].item(), float("nan")
+        found = fused_sum.mean_fixed(mean[:size], rows, scales, servers)
+        assert found.isnan().tolist() == [number == bad for number in range(count)]
+        assert torch.equal(found[~found.isnan()], largest[~found.isnan()])
+        rows[bad][size // 2] = value
 
 
 def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
