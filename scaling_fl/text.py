@@ -2,7 +2,6 @@
 
 import itertools
 import operator
-import re
 import shutil
 import sys
 import textwrap
@@ -12,13 +11,21 @@ from collections.abc import Collection, Iterator, Sequence
 
 NOT_TEXT = "expected text, found a NUL or bytes that are not UTF-8; save the file as UTF-8 text"
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _JOINERS = "\u200c\u200d"  # unprintable for Python, but part of words (Persian, Hindi) and of emoji
 
 
 def is_text(value: str) -> bool:
     """Whether `value` is text, rather than decoded binary data or another encoding."""
-    return "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
+    return "\0" not in value and (value.isascii() or _is_unicode(value))
+
+
+def _is_unicode(value: str) -> bool:
+    """Whether no character is a surrogate. The encoder looks several times faster than a regular expression."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def are_texts(values: Collection[str]) -> bool:

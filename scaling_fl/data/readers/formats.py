@@ -15,7 +15,7 @@ from scaling_fl.data.readers.batches import Batch, Row, Wanted, batched
 from scaling_fl.data.readers.columns import check_columns, listed
 from scaling_fl.data.readers.paths import file_system
 from scaling_fl.data.readers.separated import read_csv, read_tsv
-from scaling_fl.data.readers.unexpected import CSV, JSON_LINES, PARQUET, TSV, check_start
+from scaling_fl.data.readers.unexpected import JSON_LINES, PARQUET, TSV, check_start, head
 from scaling_fl.errors import UserError
 
 
@@ -43,20 +43,18 @@ def batches(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | Non
                 yield from _parquet(file, path, wanted)
             return
         tabs, lines = ending in (".tsv", ".tab"), ending in (".jsonl", ".ndjson", ".json")
+        if not (tabs or lines):
+            with _open(path, "rb", compression=compression) as file:
+                yield from read_csv(file, path, wanted, headerless)
+            return
         # Undecodable bytes become surrogates, so that errors can name their row.
-        options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n" if tabs or lines else ""}
+        options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
         with _open(path, "rt", compression=compression, **options) as file:
-            head = _head(file)
-            first = head[-1] if head else ""
-            if first.strip():
-                check_start(path, len(head), first, JSON_LINES if lines else TSV if tabs else CSV)
-            content = itertools.chain(head, file)
+            content = itertools.chain(head(file, path, JSON_LINES if lines else TSV), file)
             if lines:
                 yield from batched([*wanted], _json_lines(content, path, wanted))
-            elif tabs:
-                yield from read_tsv(content, path, wanted, headerless)
             else:
-                yield from read_csv(head, file, path, wanted, headerless)
+                yield from read_tsv(content, path, wanted, headerless)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -72,16 +70,6 @@ def batches(path: str, key: str, wanted: Wanted, headerless: Sequence[str] | Non
 
 def _open(path: str, mode: str, **options: Any) -> OpenFile:
     return fsspec.open(path, mode, **options) if "://" in path else OpenFile(*file_system(path), mode, **options)
-
-
-def _head(file: Iterable[str]) -> list[str]:
-    """The lines up to the first that isn't blank."""
-    head = []
-    for line in file:
-        head.append(line)
-        if line.strip():
-            break
-    return head
 
 
 def _json_lines(file: Iterable[str], path: str, wanted: Wanted) -> Iterator[Row]:

@@ -1,7 +1,6 @@
 """Rows of CSV and TSV files, whose fields are named by a header or by the task. Errors name the row."""
 
 import csv
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
@@ -9,15 +8,16 @@ from typing import IO
 from scaling_fl.data.readers import csv_blocks
 from scaling_fl.data.readers.batches import Batch, Row, Wanted, batched
 from scaling_fl.data.readers.columns import check_columns, listed, plain
-from scaling_fl.data.readers.unexpected import check_separator
+from scaling_fl.data.readers.source import Source
+from scaling_fl.data.readers.unexpected import CSV, check_separator, head
 from scaling_fl.errors import UserError
 from scaling_fl.text import NOT_TEXT, is_text
 
 csv.field_size_limit(2**31 - 1)  # reviews can exceed the default of 131,072 characters
 
 OTHER_COLUMNS = "for a file with other columns, use task_name=csv text_column=… label_column=…"
-_BLOCK = 2**16  # characters read at once; a core's cache holds what they are split into
-_LONGEST = 2**24  # characters of a record that blocks are joined for
+_BLOCK = 2**17  # bytes read at once; a core's cache holds what they are split into
+_LONGEST = 2**24  # bytes of a record that blocks are joined for
 
 
 class Layout:
@@ -61,9 +61,9 @@ class Layout:
             yield number, [record[position] for position in self.positions]
 
     def may_repeat_header(self, columns: list[list[str]]) -> bool:
-        """Whether a value in the shortest column is its name."""
-        shortest = min(range(len(columns)), key=lambda index: sum(map(len, columns[index])))
-        return self._plain[shortest] in set(map(plain, set(columns[shortest])))
+        """Whether a value in the shortest of the wanted columns is its name."""
+        shortest = min(range(len(columns)), key=lambda index: sum(map(len, columns[index][:5])))  # of the first values
+        return self._plain[self.positions[shortest]] in set(map(plain, set(columns[shortest])))
 
 
 class _CsvRecords:
@@ -94,16 +94,17 @@ class _CsvRecords:
         return self.number, record
 
 
-def read_csv(
-    head: Sequence[str], file: IO[str], path: str, wanted: Wanted, headerless: Sequence[str] | None
-) -> Iterator[Batch]:
-    """The rows of a file whose first lines are `head`. Raises `UserError`."""
-    lines = iter(head)
+def read_csv(file: IO[bytes], path: str, wanted: Wanted, headerless: Sequence[str] | None) -> Iterator[Batch]:
+    """The rows of a file. Raises `UserError`."""
+    source = Source(file, keep=True)
+    lines = source.lines()
+    first = head(lines, path, CSV)
+    left = iter(first)
 
     def check_first() -> None:
-        check_separator(path, ",", [head[-1].strip()], [*wanted], len(headerless or ()))
+        check_separator(path, ",", [first[-1].strip()], [*wanted], len(headerless or ()))
 
-    records = _CsvRecords(itertools.chain(lines, file), path, check_first)
+    records = _CsvRecords(itertools.chain(left, lines), path, check_first)
     layout = None
     for number, record in records:
         if record:
@@ -112,22 +113,24 @@ def read_csv(
             break
     if layout is None:
         return
-    number, line, text, more = records.number, records.line, "".join(lines), "…"
+    block = "".join(left).encode("utf-8", "surrogateescape") + source.rest()
+    number, line, more = records.number, records.line, b"more"
     while more:
         more = file.read(_BLOCK)
-        text += more
-        taken = csv_blocks.take(text, len(layout.header), last=not more) if len(text) <= _LONGEST else None
-        if taken is None or layout.may_repeat_header(taken[0]):
+        block += more
+        taken = None
+        if len(block) <= _LONGEST:
+            taken = csv_blocks.take(block, len(layout.header), layout.positions, last=not more)
+        if taken is None or layout.may_repeat_header(taken.columns):
             # From here on, the careful reader: it knows what is right, and names what isn't.
-            rest = itertools.chain(io.StringIO(text + file.readline(), newline=""), file)
+            rest = Source(file, block).lines()
             yield from batched(layout.wanted, layout.rows(_CsvRecords(rest, path, check_first, number, line)))
             return
-        columns, rest_text = taken
-        numbers = range(number + 1, number + 1 + len(columns[0]))
-        yield Batch({layout.header[position]: columns[position] for position in layout.positions}, numbers)
+        numbers = range(number + 1, number + 1 + len(taken.columns[0]))
+        yield Batch(dict(zip(layout.wanted, taken.columns, strict=True)), numbers)
         number += len(numbers)
-        line += csv_blocks.num_lines(text) - csv_blocks.num_lines(rest_text)
-        text = rest_text
+        line += taken.num_lines
+        block = block[taken.length :]
 
 
 def read_tsv(lines: Iterable[str], path: str, wanted: Wanted, headerless: Sequence[str] | None) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 
 from scaling_fl.errors import UserError
 from scaling_fl.text import is_text, one_line
@@ -33,6 +34,17 @@ _OTHER_FORMATS = (  # how a file of another format begins; bytes that are not UT
 
 # How JSON begins. A column of a CSV file may be called {name} or [name], as SQL Server writes them.
 _JSON = re.compile(r"""\{\s*("|\}|$)|\[\s*([\[{"]|$)""")
+
+
+def head(lines: Iterable[str], path: str, expected: str) -> list[str]:
+    """The lines of a file up to the first that isn't blank. Raises `UserError` as `check_start`."""
+    found = []
+    for line in lines:
+        found.append(line)
+        if line.strip():
+            check_start(path, len(found), line, expected)
+            break
+    return found
 
 
 def check_start(path: str, row: int, first: str, expected: str) -> None:
