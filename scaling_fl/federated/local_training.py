@@ -42,14 +42,15 @@ def train_steps(
     loss_sum = torch.zeros((), dtype=torch.float64, device=resident.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=resident.device)
     num_predictions = 0
-    of_matrices = step_in_backward.take_over(resident, optimiser, terms)
-    takers = step_in_backward.takers(of_matrices)
+    batches = list(batches)
+    of_matrices = step_in_backward.take_over(resident, optimiser, terms, batches)
+    optimisers = [optimiser, *(step.optimiser for step in of_matrices.values())]
     for rate, indices in zip(rates, batches, strict=True):
         of_batch = int(resident.train.num_predictions[indices].sum())
         num_predictions += of_batch
-        for group in [group for each in (optimiser, *of_matrices.values()) for group in each.param_groups]:
+        for group in [group for each in optimisers for group in each.param_groups]:
             group["lr"] = rate
-        with model.new_gradient(takers):
+        with step_in_backward.gradients(model, of_matrices):
             for micro_batch in np.array_split(indices, min(config.gradient_accumulation_steps, len(indices))):
                 batch = resident.to_device(resident.train.batch(micro_batch))
                 logits, labels = resident.logits(batch), batch.labels

@@ -1,6 +1,7 @@
 """The resident model of a worker: one model, device and set of token stores for all its sites."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.data.choices import Choices
 from scaling_fl.federated.site_state import SiteStateStore
+from scaling_fl.models import token_table
 from scaling_fl.models.flat_parameters import FlatModel
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +62,12 @@ class Resident:
             enable({"use_reentrant": False})
         if self.config.compile:
             self.model.module.compile(dynamic=True)  # batches differ in length
+
+    @functools.cached_property
+    def token_table(self) -> tuple[str, torch.nn.Embedding] | None:
+        """The token embeddings and the name of their parameter, if a step can leave rows out; found by a forward pass."""
+        batch = self.to_device(self.train.batch(np.array([0])))
+        return token_table.find(self.model.module, batch.input_ids, lambda: self.logits(batch))
 
     @property
     def test_set(self) -> Examples:

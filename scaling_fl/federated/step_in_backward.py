@@ -1,14 +1,18 @@
 """On CPUs, a matrix takes its step within the backward pass, while it and its gradient are in the processor's caches.
 
 A gradient is dropped after its step, so the flat gradient takes no memory for matrices. The optimisers are elementwise:
-the values are those of one step over the flat buffer.
+the values are those of one step over the flat buffer. Of token embeddings, the rows that a site can reach take steps.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from scaling_fl.federated import touched_rows
 from scaling_fl.federated.algorithms import LocalTerm
 from scaling_fl.federated.local_optimiser import TORCH_OPTIMISERS
 from scaling_fl.federated.resident import Resident, precision
@@ -17,12 +21,35 @@ from scaling_fl.models.flat_parameters import FlatModel, Layout
 MIN_SIZE = 2**17  # of a matrix: below, Python at each of them takes longer than the memory
 
 
+class MatrixStep:
+    """A step of one matrix, with the padding after it in the flat buffer: `optimiser` is over this part alone."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer):
+        self.optimiser = optimiser
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        """Make a step with the gradient of the matrix."""
+        (part,) = self.optimiser.param_groups[0]["params"]
+        # A kernel rounds the values that don't fill a vector otherwise: the step includes the padding after the matrix.
+        padding = len(part) - gradient.numel()
+        part.grad = torch.nn.functional.pad(gradient.reshape(-1), (0, padding)) if padding else gradient.reshape(-1)
+        self.optimiser.step()
+        part.grad = None
+
+
+Steps = Mapping[str, MatrixStep | touched_rows.TouchedRows]  # by the name of the matrix
+
+
 def take_over(
-    resident: Resident, optimiser: torch.optim.Optimizer, terms: Sequence[LocalTerm]
-) -> dict[str, torch.optim.Optimizer]:
+    resident: Resident,
+    optimiser: torch.optim.Optimizer,
+    terms: Sequence[LocalTerm],
+    batches: Sequence[npt.NDArray[np.int64]],
+) -> Steps:
     """Take the large matrices from a fresh optimiser of the flat buffer, which keeps all else.
 
-    Returns an optimiser for each matrix by its name, or none where something needs the whole gradient of a step.
+    Returns what makes a step of each with its gradient; nothing where something needs the whole gradient of a step.
+    `batches`: the examples of the steps.
     """
     config, model = resident.config, resident.model
     whole = bool(terms) or config.max_grad_norm is not None or precision(config, resident.device) == "fp16"
@@ -34,24 +61,25 @@ def take_over(
         return {}
     optimiser.param_groups[0]["params"] = [_part(model, span, gradient=True) for span in others]
     kind, options = TORCH_OPTIMISERS[config.optimiser]
-    return {
-        name: kind([_part(model, span)], lr=config.learning_rate, weight_decay=config.weight_decay, **options)
-        for name, span in large.items()
-    }
+    make = functools.partial(kind, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+    of_tokens: dict[str, touched_rows.TouchedRows] = {}
+    if config.weight_decay == 0 and not config.compile and resident.token_table is not None:
+        name, table = resident.token_table
+        ids = touched_rows.ids(table, resident.train, batches) if name in large else None
+        if ids is not None:
+            of_tokens[name] = touched_rows.TouchedRows(table, ids, lambda rows: make([rows]))
+    return {name: of_tokens.get(name) or MatrixStep(make([_part(model, span)])) for name, span in large.items()}
 
 
-def takers(optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, Callable[[torch.Tensor], None]]:
-    """What makes a step of each matrix with its gradient."""
-    return {name: functools.partial(_step, optimiser) for name, optimiser in optimisers.items()}
-
-
-def _step(optimiser: torch.optim.Optimizer, gradient: torch.Tensor) -> None:
-    (part,) = optimiser.param_groups[0]["params"]
-    # A kernel rounds the values that don't fill a vector otherwise: the step includes the padding after the matrix.
-    padding = len(part) - gradient.numel()
-    part.grad = torch.nn.functional.pad(gradient.reshape(-1), (0, padding)) if padding else gradient.reshape(-1)
-    optimiser.step()
-    part.grad = None
+@contextlib.contextmanager
+def gradients(model: FlatModel, steps: Steps) -> Iterator[None]:
+    """As `FlatModel.new_gradient`: inside this context, the backward pass makes the steps of matrices."""
+    with contextlib.ExitStack() as stack:
+        for step in steps.values():
+            if isinstance(step, touched_rows.TouchedRows):
+                stack.enter_context(step.sparse())
+        stack.enter_context(model.new_gradient(steps))
+        yield
 
 
 def _part(model: FlatModel, span: slice, gradient: bool = False) -> torch.nn.Parameter:

@@ -107,7 +107,7 @@ def test_what_needs_the_whole_gradient_gets_it(
     monkeypatch.setattr(step_in_backward, "MIN_SIZE", 0)
     config = Config(**keys)
     changed = dataclasses.replace(resident, config=config)
-    assert not step_in_backward.take_over(changed, local_optimiser(config, resident.model), [])
+    assert not step_in_backward.take_over(changed, local_optimiser(config, resident.model), [], [np.arange(3)])
 
 
 def test_terms_of_methods_and_small_matrices_and_gpus_get_the_whole_gradient(
@@ -117,7 +117,8 @@ def test_terms_of_methods_and_small_matrices_and_gpus_get_the_whole_gradient(
     sizes = {entry.name: entry.shape.numel() for entry in layout.entries if entry.start < layout.decayed}
 
     def taken(terms: Any = ()) -> set[str]:
-        return set(step_in_backward.take_over(resident, local_optimiser(resident.config, resident.model), terms))
+        optimiser = local_optimiser(resident.config, resident.model)
+        return set(step_in_backward.take_over(resident, optimiser, terms, [np.arange(3)]))
 
     assert not taken()
     for size in sorted(sizes.values()):
