@@ -34,6 +34,7 @@ COPY . .
 # Any user must be able to read the code, however strict the builder's umask was.
 RUN python -m compileall -q scaling_fl scripts && \
     python -c "from scaling_fl.distributed import fused_sum_c; fused_sum_c.library()" && \
+    python -c "from scaling_fl.federated import fast_dropout; fast_dropout.enable()" && \
     chmod -R a+rX .
 
 # docker-compose.yaml runs the container with the caller's ids, so that results belong to the caller. A user without an

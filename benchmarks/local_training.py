@@ -23,12 +23,14 @@ import numpy as np, torch
 from scaling_fl.config.schema import Config
 from scaling_fl.data import token_store
 from scaling_fl.data.task_loader import load_task
+from scaling_fl.federated import fast_dropout
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.site import Site
 from scaling_fl.models.flat_parameters import FlatModel, Layout
 from scaling_fl.models.loading import load_model
 model, path, threads, batches = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
+fast_dropout.enable()
 config = Config(task_name="agnews", train_path=path, test_path=path, model=model)
 task = load_task(config)
 loaded = load_model(model, task.label_names, [], config.max_seq_len, 1)

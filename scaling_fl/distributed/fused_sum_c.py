@@ -1,49 +1,27 @@
-"""The sum in fixed point on CPUs, by a C function. The first job on a machine compiles it, in less than a second."""
+"""The sum in fixed point on CPUs, by C functions."""
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
+from scaling_fl import c_library
+
 _SOURCE = Path(__file__).with_name("fixed_sum.c")
-_FLAGS = ("-O3", "-shared", "-fPIC")
-_TIMEOUT = 60  # seconds
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled function. Raises OSError or a SubprocessError if it can't be compiled here."""
-    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
-    built = _SOURCE.parent / "__pycache__" / f"fixed_sum.{platform.machine()}-{digest}.so"
-    if not built.exists():
-        _compile(built)
-    found = ctypes.CDLL(str(built))
+    """The compiled functions; raises what `c_library.compiled` raises."""
+    found = c_library.compiled(_SOURCE)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     found.add_fixed.argtypes = (pointer, pointer, pointer, size, ctypes.c_float, ctypes.c_int)
     found.add_fixed.restype = ctypes.c_uint32
     found.mean_fixed.argtypes = (pointer, pointer, pointer, pointer, pointer, ctypes.c_int, size)
     found.mean_fixed.restype = None
     return found
-
-
-def _compile(target: Path) -> None:
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "g++", "clang"))), None)
-    if compiler is None:
-        raise FileNotFoundError("no C compiler")
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # several workers may compile at the same time
-        made = Path(folder) / target.name
-        command = [compiler, "-x", "c", *_FLAGS, "-o", str(made), str(_SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
-        os.replace(made, target)
 
 
 def add_fixed(

@@ -66,7 +66,7 @@ class Resident:
     @functools.cached_property
     def token_table(self) -> tuple[str, torch.nn.Embedding] | None:
         """The token embeddings and the name of their parameter, if a step can leave rows out; found by a forward pass."""
-        batch = self.to_device(self.train.batch(np.array([0])))
+        batch = self.to_device(self.train.batch(np.array([self.train.lengths.argmin()])))
         return token_table.find(self.model.module, batch.input_ids, lambda: self.logits(batch))
 
     @property

@@ -11,7 +11,7 @@ from scaling_fl.data import choices, token_store
 from scaling_fl.distributed import fused_sum, shared_tensors
 from scaling_fl.distributed.collectives import Collectives
 from scaling_fl.distributed.shared_memory import SharedMemory
-from scaling_fl.federated import algorithms, cohort, rounds, server
+from scaling_fl.federated import algorithms, cohort, fast_dropout, rounds, server
 from scaling_fl.federated.resident import Resident
 from scaling_fl.federated.run_plan import Plan
 from scaling_fl.federated.server_state import ServerState, fill_state
@@ -38,6 +38,8 @@ def _work(send: Send, plan: Plan, rank: int, memory: SharedMemory) -> None:
     rendezvous = plan.rendezvous or f"file://{plan.folder}/rendezvous"
     folder, device = Path(plan.folder), torch.device(plan.devices[rank])
     gpus.set_up(device, plan.config)
+    if device.type == "cpu":
+        fast_dropout.enable()
     shards = Shards(folder)
     num_sites, precision = len(shards.sizes), plan.environment["precision"]  # as the data and the hardware have them
     config = dataclasses.replace(

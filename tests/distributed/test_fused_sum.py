@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from scaling_fl import c_library
 from scaling_fl.distributed import fused_sum, fused_sum_c, weighted_sum
 from tests.distributed import compared_sums
 
@@ -63,7 +64,7 @@ def test_without_a_working_compiler_sums_take_torchs_operations(
     source = tmp_path / "fixed_sum.c"
     shutil.copy(fused_sum_c._SOURCE, source)
     monkeypatch.setattr(fused_sum_c, "_SOURCE", source)
-    monkeypatch.setattr(fused_sum_c, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(c_library, "_TIMEOUT", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path))
     if compiler != "none":
         (tmp_path / "cc").write_text(f"#!/bin/sh\nexec {'/bin/false' if compiler == 'fails' else '/bin/sleep 60'}\n")
@@ -90,18 +91,16 @@ def test_a_source_that_has_changed_is_compiled_anew(tmp_path: Path, monkeypatch:
 
 
 def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
-    package = tmp_path / "copy"
-    package.mkdir()
-    for name in ("fixed_sum.c", "fused_sum_c.py"):
-        shutil.copy(fused_sum_c._SOURCE.parent / name, package)
-    code = "import torch, fused_sum_c as c; print(c.add_fixed(torch.ones(2).long(), torch.ones(2), 1.0, False).item())"
-    script = [sys.executable, "-c", code]
+    source = tmp_path / "one.c"
+    source.write_text("int one(void) { return 1; }")
+    code = "import pathlib, sys; from scaling_fl.c_library import compiled; print(compiled(pathlib.Path(sys.argv[1])).one())"
+    script = [sys.executable, "-c", code, str(source)]
     processes = [
-        subprocess.Popen(script, cwd=package, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(script, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(3)
     ]
-    assert [process.communicate()[0] for process in processes] == ["1.0\n"] * 3
-    assert len(list(package.rglob("*.so"))) == 1
+    assert [process.communicate()[0] for process in processes] == ["1\n"] * 3
+    assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
 @pytest.mark.parametrize("wrong", ["sum", "largest", "mean", "largest of the mean"])
