@@ -25,7 +25,7 @@ _kept: list[torch.library.Library] = []  # what lets go of it lets go of the ker
 
 def enable() -> None:
     """From now on, draw so in this process; unless a trial shows that PyTorch draws otherwise, or there is no compiler."""
-    if _kept or not _is_same():
+    if _kept or not hasattr(torch.library, "get_kernel") or not _is_same():  # old versions lack it
         return
     original = torch.library.get_kernel(f"aten::{_OPERATOR}", "CPU")
     library = torch.library.Library("aten", "IMPL")

@@ -65,6 +65,6 @@ def ids(table: torch.nn.Embedding, store: TokenStore, batches: Sequence[npt.NDAr
         return None
     touched = np.zeros(table.num_embeddings, bool)
     touched[store.pad_token_id] = True
-    for example in np.unique(np.concatenate(batches)):
+    for example in np.unique(np.concatenate([np.empty(0, np.int64), *batches])):  # a site may make no step
         touched[store.tokens[store.offsets[example] : store.offsets[example + 1]]] = True
     return torch.from_numpy(touched.nonzero()[0]) if touched.sum() <= SHARE * len(touched) else None

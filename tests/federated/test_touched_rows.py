@@ -112,10 +112,10 @@ def test_texts_that_reach_most_rows_take_steps_of_the_whole_table(
     resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = resident.model.module.get_input_embeddings()
-    for examples in ([[0]], [[0, 3], [3, 1]], [np.arange(40)]):
+    for examples in ([], [[0]], [[0, 3], [3, 1]], [np.arange(40)]):
         batches = [np.array(batch) for batch in examples]
-        shown = torch.cat([resident.train.batch(batch).input_ids.flatten() for batch in batches])
-        expected = sorted({*shown.tolist(), resident.train.pad_token_id})
+        shown = torch.cat([torch.empty(0), *(resident.train.batch(batch).input_ids.flatten() for batch in batches)])
+        expected = sorted({*map(int, shown), resident.train.pad_token_id})
         for share, given in ((1.0, expected), (len(expected) / len(table.weight), expected), (0.01, None)):
             monkeypatch.setattr(touched_rows, "SHARE", share)
             found = touched_rows.ids(table, resident.train, batches)
