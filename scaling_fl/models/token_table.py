@@ -9,7 +9,7 @@ import torch
 def find(module: Any, ids: torch.Tensor, forward: Callable[[], torch.Tensor]) -> tuple[str, torch.nn.Embedding] | None:
     """The embeddings of the tokens and the name of their parameter, or None where a step may need more of the table.
 
-    `forward` makes an output from the tokens `ids`, once, without dropout. The table must be used at these tokens alone,
+    `forward` makes an output from the tokens `ids`, once, in evaluation mode. The table must be used at these tokens alone,
     once: not by a layer that shares it, nor as a matrix.
     """
     try:
@@ -26,7 +26,8 @@ def find(module: Any, ids: torch.Tensor, forward: Callable[[], torch.Tensor]) ->
     trained, table.sparse = module.training, True
     module.eval()
     try:
-        (gradient,) = torch.autograd.grad(forward().sum(), table.weight, allow_unused=True)
+        with torch.random.fork_rng([]):  # some architectures draw in evaluation, too
+            (gradient,) = torch.autograd.grad(forward().sum(), table.weight, allow_unused=True)
     except (RuntimeError, NotImplementedError):  # an operation that takes no sparse gradient
         return None
     finally:
