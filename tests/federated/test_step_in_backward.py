@@ -38,14 +38,7 @@ def assert_equal(folder: Path, monkeypatch: pytest.MonkeyPatch, config: Config, 
     assert loss == expected_loss
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind in USUAL else pytest.mark.thorough)
-        for kind in architectures.ALL
-        if kind not in architectures.EXCLUDED
-    ],
-)
+@pytest.mark.parametrize("kind", architectures.cases(*USUAL))
 def test_an_architecture_takes_the_steps_of_the_flat_buffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -45,6 +46,13 @@ EXCLUDED = {
     "perceiver": "its 262,144 byte positions need a gigabyte",
     "reformer": "it trains on texts of one length only, and is refused",
 }
+
+
+def cases(*usual: str) -> list[Any]:
+    """All that can be used, as parameters of a test; those that are not `usual` are for thorough runs."""
+    return [
+        pytest.param(kind, marks=() if kind in usual else pytest.mark.thorough) for kind in ALL if kind not in EXCLUDED
+    ]
 
 
 def build(kind: str, **changes: Any) -> Any:

@@ -70,14 +70,7 @@ def test_padding_is_chosen_so_that_logits_do_not_depend_on_the_batch(
 USUAL = ("bert", "convbert", "funnel", "xlnet")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind in USUAL else pytest.mark.thorough)
-        for kind in architectures.ALL
-        if kind not in architectures.EXCLUDED
-    ],
-)
+@pytest.mark.parametrize("kind", architectures.cases(*USUAL))
 def test_texts_of_every_length_have_the_same_logits_in_every_batch(kind: str) -> None:
     module = architectures.build(kind)
     texts = probe.tokenised_extremes(builders.tokenizer(), ["river stone engine violin " * 3], False, False, LENGTH)
